@@ -1,0 +1,36 @@
+"""The bottom rung: the gradient dot product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from curvfluence.curvature.base import Block, Curvature
+from curvfluence.curvature.operators import DiagonalOperator
+from curvfluence.curvature.rung import Rung
+from curvfluence.damping import Absolute
+from curvfluence.problem import Problem
+
+
+@dataclass(frozen=True)
+class Identity(Rung):
+    """C = 0, w ignored, λ = 1: I[q, n] = g_qᵀ g_n / N. Its scores have no units."""
+
+    def build(self, problem: Problem) -> Curvature:
+        count = problem.parameters.count
+        zero = torch.zeros_like(problem.decay)
+        every = Block(
+            "all",
+            problem.parameters.names,
+            torch.arange(count),
+            DiagonalOperator(zero),
+            "identity",
+        )
+        return Curvature(
+            rung=self.name,
+            parameters=problem.parameters,
+            blocks=(every,),
+            decay=zero,
+            fixed_damping=Absolute(1.0),
+        )

@@ -1,0 +1,122 @@
+"""U diag(Λ) Uᵀ with U = U_B ⊗ U_A, on a layer's weights stored as (out, in).
+
+K-FAC has Λ = λ_B λ_Aᵀ, EK-FAC the diagonal of the layer's block in the same basis. With vec
+row-major, (U_B ⊗ U_A) vec(V) = vec(U_B V U_Aᵀ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.base import Operator, require_positive
+from curvfluence.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerEigen(Operator):
+    """Cost of a product or a solve: O(o² i + o i²) time a vector; memory o² + i² + o i."""
+
+    out_basis: Tensor  # U_B, (o, o)
+    in_basis: Tensor  # U_A, (i, i); a bias is the last input
+    values: Tensor  # Λ, (o, i)
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.values.numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.out_basis.nbytes + self.in_basis.nbytes + self.values.nbytes
+
+    def rotate(self, v: Tensor) -> Tensor:
+        """Uᵀ v as [..., o, i]."""
+        v_koi = v.reshape(*v.shape[:-1], *self.values.shape)
+        return self.out_basis.T @ v_koi @ self.in_basis
+
+    def rotate_back(self, v_koi: Tensor) -> Tensor:
+        """U v as [..., n]."""
+        return (self.out_basis @ v_koi @ self.in_basis.T).flatten(-2)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self.rotate_back(self.values * self.rotate(v))
+
+    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        """Exact, also where the bias (the last input) has another decay than the weight.
+
+        diag(w) is then w₀ I + δ I ⊗ e eᵀ with e the bias input: diagonal in U_B and of rank one in
+        U_A, so one Sherman-Morrison step for each of the o output directions.
+        """
+        weight_decay, delta = self._split(decay)
+        denominator = self.values + (weight_decay + damping)
+        self._require_positive(denominator)
+        x_koi = self.rotate(v) / denominator
+        if delta != 0:
+            u_i = self.in_basis[-1]
+            scaled_oi = u_i / denominator
+            gain_o = 1 + delta * (u_i * scaled_oi).sum(-1)
+            self._require_positive(gain_o)
+            x_koi = x_koi - (delta / gain_o * (x_koi @ u_i))[..., None] * scaled_oi
+        return self.rotate_back(x_koi)
+
+    def _require_positive(self, values: Tensor) -> None:
+        eps = torch.finfo(values.dtype).eps
+        smallest, largest = float(values.min()), float(values.max())
+        what = "the damped eigenvalues"
+        require_positive(smallest, largest, n=sum(self.values.shape), eps=eps, what=what)
+
+    def _split(self, decay: Tensor) -> tuple[float, float]:
+        """w₀ and δ with decay = w₀ everywhere and w₀ + δ on the last input."""
+        w_oi = decay.reshape(self.values.shape)
+        first, last = w_oi[0, 0], w_oi[0, -1]
+        if bool((w_oi[:, :-1] != first).any()) or bool((w_oi[:, -1] != last).any()):
+            raise InputError(
+                "a Kronecker block needs one weight decay for its weight and one for its bias; seen "
+                f"values from {float(w_oi.min()):.3g} to {float(w_oi.max()):.3g}"
+            )
+        return float(first), float(last - first)
+
+    def to_dense(self) -> Tensor:
+        basis = torch.kron(self.out_basis.contiguous(), self.in_basis.contiguous())
+        return (basis * self.values.flatten()) @ basis.T
+
+    def eigenvalues(self) -> Tensor:
+        return self.values.flatten()
+
+    def mean_eigenvalue(self) -> float:
+        return float(self.values.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredKronecker(KroneckerEigen):
+    """K-FAC inverted with factored damping: (A + π√λ I) ⊗ (B + √λ/π I), Martens & Grosse 2015 §6.3.
+
+    π² = (tr A / i) / (tr B / o), and λ here is damping + w, which must be uniform in the block.
+    It is not the inverse of C + diag(w) + λI, but cheaper for rank-one vectors.
+    """
+
+    out_values: Tensor  # λ_B, (o,)
+    in_values: Tensor  # λ_A, (i,)
+
+    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        weight_decay, delta = self._split(decay)
+        if delta != 0:
+            raise InputError(
+                "factored damping needs the same weight decay for a layer's weight and bias: keep "
+                "the bias in a block of its own (joint_bias=False), or use exact damping"
+            )
+        root = (weight_decay + damping) ** 0.5
+        pi = float((self.in_values.mean() / self.out_values.mean()).sqrt())
+        out = self.out_values + root / pi
+        inp = self.in_values + root * pi
+        denominator = torch.outer(out, inp)
+        self._require_positive(denominator)
+        return self.rotate_back(self.rotate(v) / denominator)
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigendecomposition of a small symmetric matrix, in float64 whatever its dtype."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)

@@ -1,0 +1,78 @@
+"""Dense blocks between two layers: Σ_n X_n ⊗ (ã_m ã_lᵀ)_n by one Khatri-Rao GEMM.
+
+The (m, l) block of a sum of rows s ⊗ a, taken over columns first (X_n = Σ_c s^m s^lᵀ), is
+
+    M[(p, q), (r, s)] = Σ_n X_n[p, r] ã^m_n[q] ã^l_n[s]
+
+so N P_m P_l multiplications serve all columns at once, C times fewer than the rows' own Gram. On
+the diagonal (m = l) both X and ã ãᵀ are symmetric: a quarter of that suffices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class PairSum:
+    """T = Σ_n X_n[p, r] ã^m_n[q] ã^l_n[s], accumulated over chunks of n."""
+
+    def __init__(self, *, symmetric: bool) -> None:
+        self._symmetric = symmetric
+        self._total: Tensor | None = None
+        self._sizes = (0, 0, 0, 0)
+
+    def add(self, x_bpr: Tensor, left_bq: Tensor, right_bs: Tensor) -> None:
+        """Add the terms of a chunk; with `symmetric`, X = Xᵀ and left is right."""
+        _, p, r = x_bpr.shape
+        q, s = left_bq.shape[1], right_bs.shape[1]
+        self._sizes = (p, q, r, s)
+        if self._symmetric:
+            x = x_bpr[:, *torch.triu_indices(p, p)]
+            rows, columns = torch.triu_indices(q, q)
+            a = left_bq[:, rows] * left_bq[:, columns]
+        else:
+            x = x_bpr.flatten(1)
+            a = (left_bq[:, :, None] * right_bs[:, None, :]).flatten(1)
+        if self._total is None:
+            self._total = x.T @ a
+        else:
+            self._total.addmm_(x.T, a)
+
+    def add_cross(self, g_bp: Tensor, e_bqr: Tensor, right_bs: Tensor) -> None:
+        """Add Σ_n g[p] E[q, r] ã^l[s]; q counts the inputs of m without the bias."""
+        left = (g_bp[:, :, None] * right_bs[:, None, :]).flatten(1)  # [B, p s]
+        shape = (g_bp.shape[1], right_bs.shape[1], *e_bqr.shape[1:])
+        self._cross_add((left.T @ e_bqr.flatten(1)).reshape(shape).permute(0, 2, 3, 1))
+
+    def add_diagonal(self, g_bp: Tensor, slope_bq: Tensor, right_bs: Tensor) -> None:
+        """`add_cross` with E = diag(slope): q = r, one row fewer in the product."""
+        left = (g_bp[:, :, None] * right_bs[:, None, :]).flatten(1)
+        p, s, q = g_bp.shape[1], right_bs.shape[1], slope_bq.shape[1]
+        terms_pqs = (left.T @ slope_bq).reshape(p, s, q).transpose(1, 2)
+        self._cross_add(torch.diag_embed(terms_pqs.transpose(1, 2)).permute(0, 2, 3, 1))
+
+    def _cross_add(self, terms_pqrs: Tensor) -> None:
+        assert self._total is not None
+        p, q, r, s = self._sizes
+        width = terms_pqrs.shape[1]  # q, less the bias where m has one
+        self._total.view(p, r, q, s)[:, :, :width, :] += terms_pqrs.transpose(1, 2)
+
+    def block(self) -> Tensor:
+        """[p, q, r, s]."""
+        assert self._total is not None
+        p, q, r, s = self._sizes
+        if not self._symmetric:
+            return self._total.reshape(p, r, q, s).transpose(1, 2)
+        full = self._total[_triangle(p)][:, _triangle(q)]
+        return full.reshape(p, p, q, q).transpose(1, 2)
+
+
+def _triangle(size: int) -> Tensor:
+    """Place of (i, j) in the packed upper triangle, [size²]."""
+    rows, columns = torch.triu_indices(size, size)
+    place = torch.empty(size, size, dtype=torch.long)
+    number = torch.arange(len(rows))
+    place[rows, columns] = number
+    place[columns, rows] = number
+    return place.flatten()

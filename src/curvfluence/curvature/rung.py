@@ -1,0 +1,82 @@
+"""A rung of the ladder: a request for a curvature. `fit` turns (problem, rung) into the value."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+from curvfluence.curvature.base import Block, Curvature
+from curvfluence.curvature.layerwise import fisher_notes
+from curvfluence.errors import CoverageError, CurvfluenceWarning
+from curvfluence.fisher import TYPE2_LIMIT, Fisher, Type2, default_fisher
+from curvfluence.problem import Problem
+
+
+class Rung(ABC):
+    """Settings only; cheap to make."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @abstractmethod
+    def build(self, problem: Problem) -> Curvature:
+        """The curvature of `problem` at its weights. Call `fit`, which also times and checks."""
+
+
+@dataclass(frozen=True)
+class FisherRung(Rung):
+    """A rung below GGN. `fisher` is by default type2 up to 64 output columns, mc(8) above;
+    `joint_bias=False` gives a layer's bias a block of its own."""
+
+    fisher: Fisher | None = None
+    joint_bias: bool = True
+
+    @abstractmethod
+    def build_blocks(self, problem: Problem, fisher: Fisher) -> tuple[Block, ...]:
+        """The rung's blocks under a Fisher type."""
+
+    def build(self, problem: Problem) -> Curvature:
+        fisher = default_fisher(problem) if self.fisher is None else self.fisher
+        notes, warning = fisher_notes(problem, fisher)
+        if self.fisher is None and not isinstance(fisher, Type2):
+            columns = problem.loss.columns(problem.n_outputs)
+            notes = (
+                *notes,
+                f"{fisher.name} by default: {columns} output columns an example are more than "
+                f"{TYPE2_LIMIT}",
+            )
+        if warning is not None:
+            warnings.warn(warning, CurvfluenceWarning, stacklevel=4)
+        return Curvature(
+            rung=self.name,
+            parameters=problem.parameters,
+            blocks=self.build_blocks(problem, fisher),
+            decay=problem.decay,
+            fisher=fisher.name,
+            notes=notes,
+        )
+
+
+def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
+    """The curvature of `problem` under `rung`.
+
+    Parameters that no rule of the rung covers get its fallback (the exact GGN block up to 2,048
+    parameters, else its diagonal) and are listed in `coverage`; with `strict=True` they raise
+    `CoverageError` instead.
+    """
+    start = time.perf_counter()
+    curvature = rung.build(problem)
+    if problem.decoupled_decay and any(problem.weight_decay.values()):
+        note = "weight decay was decoupled (AdamW): recorded, not added to the curvature"
+        curvature = replace(curvature, notes=(*curvature.notes, note))
+    lost = [line for line in curvature.coverage if line.fallback]
+    if strict and lost:
+        listed = "; ".join(f"{', '.join(c.parameters)}: {c.rule}" for c in lost)
+        raise CoverageError(
+            f"{rung.name} has no rule for {curvature.fallback_share:.1%} of the parameters "
+            f"({listed}). Use BlockGGN, GGN or Hessian, or strict=False to accept the fallbacks"
+        )
+    return curvature.with_cost(time.perf_counter() - start)

@@ -1,0 +1,93 @@
+"""λ: absolute, relative to the curvature's own scale, or chosen against a truth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from curvfluence.errors import InputError
+
+
+class Damping(ABC):
+    """How much λI is added to C + diag(w), given the mean eigenvalue of each block of C."""
+
+    @abstractmethod
+    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
+        """λ of each block."""
+
+
+def _require_amount(kind: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise InputError(f"{kind} damping must be finite and >= 0; seen {value}")
+
+
+@dataclass(frozen=True)
+class Absolute(Damping):
+    """The same λ everywhere, in the units of C (loss per squared parameter)."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _require_amount("Absolute", self.value)
+
+    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
+        return (self.value,) * len(mean_eigenvalues)
+
+
+@dataclass(frozen=True)
+class Relative(Damping):
+    """λ = value × the mean eigenvalue of C (mean absolute for H), taken before w is added.
+
+    Per block for block-diagonal rungs; one number for GGN and Hessian. Without units.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _require_amount("Relative", self.value)
+
+    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
+        return tuple(self.value * mean for mean in mean_eigenvalues)
+
+
+class Judge(Protocol):
+    """A truth that can say how well predictions for its left-out groups match it."""
+
+    @property
+    def left_out(self) -> Tensor:
+        """[m, N]: how much of each training example each group leaves out."""
+        ...
+
+    def judge(self, predicted_mq: Tensor) -> tuple[float, float]:
+        """(score on the validation queries, score on the held-out queries); higher is better."""
+        ...
+
+
+@dataclass(frozen=True)
+class BestOf(Damping):
+    """Of `candidates`, the one whose group predictions match `truth` best on validation queries.
+
+    The score that a result reports is the one on the held-out queries. Cost: one solve and one
+    score matrix a candidate. Errors: `InputError` without a truth.
+    """
+
+    candidates: tuple[Damping, ...]
+    truth: Judge | None = None
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise InputError("BestOf needs at least one candidate")
+        if any(isinstance(candidate, BestOf) for candidate in self.candidates):
+            raise InputError("BestOf cannot choose among BestOf")
+        if self.truth is None:
+            raise InputError(
+                "BestOf without a truth: there is nothing to choose by. Give it retrained "
+                "subsets (truth=...), or use Relative(0.1)"
+            )
+
+    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
+        raise InputError("BestOf is resolved by influence(), which has queries to choose by")

@@ -1,0 +1,129 @@
+"""Examples in a fixed order: what scores are indexed by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+from curvfluence.errors import InputError, NonFiniteError
+
+Source: TypeAlias = "Examples | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs [N, ...] and targets [N, ...]; example n is row n of both.
+
+    Errors: `InputError` for mismatched lengths or no example; `NonFiniteError` naming the first
+    example that holds a NaN or infinity.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if self.inputs.ndim == 0 or self.targets.ndim == 0:
+            raise InputError("inputs and targets need a first axis over examples")
+        if len(self.inputs) != len(self.targets):
+            raise InputError(
+                f"{len(self.inputs)} inputs but {len(self.targets)} targets: one of each an example"
+            )
+        if len(self.inputs) == 0:
+            raise InputError("no examples: the set is empty")
+        for what, rows in (("input", self.inputs), ("target", self.targets)):
+            require_finite(rows, what)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: slice | Tensor) -> Examples:
+        return Examples(self.inputs[index], self.targets[index])
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(start, inputs, targets) of at most `size` examples at a time, in order."""
+        for start in range(0, len(self), size):
+            yield start, self.inputs[start : start + size], self.targets[start : start + size]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Examples:
+        """On `device`; floating inputs in `dtype`. Targets keep their kind (labels stay integers)."""
+        inputs = self.inputs.to(device)
+        targets = self.targets.to(device)
+        return Examples(
+            inputs.to(dtype) if inputs.is_floating_point() else inputs,
+            targets.to(dtype) if targets.is_floating_point() else targets,
+        )
+
+    @staticmethod
+    def of(source: Source, name: str) -> Examples:
+        """From tensors, a `Dataset` of (input, target) or a `DataLoader` that keeps the order.
+
+        A `DataLoader` that shuffles, samples or drops its last batch raises `InputError`: scores
+        must line up with indices. The global random state is left as found.
+        """
+        if isinstance(source, Examples):
+            return source
+        try:
+            if isinstance(source, DataLoader):
+                _require_order(source, name)
+                return _collect(source, name)
+            if isinstance(source, Dataset):
+                return _collect(DataLoader(source, batch_size=256), name)
+            if not (isinstance(source, tuple | list) and len(source) == 2):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InputError(
+                    f"expected (inputs, targets), a Dataset or a DataLoader; seen {type(source)}"
+                )
+            inputs, targets = source
+            return Examples(torch.as_tensor(inputs), torch.as_tensor(targets))
+        except InputError as error:
+            raise type(error)(f"{name}: {error}") from None
+
+
+def require_finite(rows: Tensor, what: str, start: int = 0) -> None:
+    """Raise `NonFiniteError` with the index of the first example whose row is not finite."""
+    if not (rows.is_floating_point() or rows.is_complex()):
+        return
+    finite = rows.isfinite()
+    if bool(finite.all()):
+        return
+    bad = (~finite.reshape(len(rows), -1).all(-1)).nonzero().flatten()
+    raise NonFiniteError(
+        f"{what} of example {start + int(bad[0])} is NaN or infinite "
+        f"({len(bad)} such examples): remove or repair them"
+    )
+
+
+def _require_order(loader: DataLoader[Any], name: str) -> None:
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if type(sampler) is not SequentialSampler or (
+        loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+    ):
+        raise InputError(
+            f"the DataLoader draws its examples by {type(sampler).__name__}: scores would not line "
+            "up with indices. Build it with shuffle=False, or pass the dataset itself"
+        )
+    if loader.drop_last:
+        raise InputError("the DataLoader has drop_last=True: the last examples would get no score")
+
+
+def _collect(loader: DataLoader[Any], name: str) -> Examples:
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):  # DataLoader draws a seed from the global generator
+        for batch in loader:
+            if not (isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2):
+                raise InputError(
+                    f"a batch must be (inputs, targets) tensors; seen {type(batch).__name__}"
+                )
+            x, y = cast("tuple[Any, Any]", batch)
+            inputs.append(torch.as_tensor(x))
+            targets.append(torch.as_tensor(y))
+    if not inputs:
+        raise InputError("no examples: the set is empty")
+    if loader.batch_size is None:
+        return Examples(torch.stack(inputs), torch.stack(targets))
+    return Examples(torch.cat(inputs), torch.cat(targets))

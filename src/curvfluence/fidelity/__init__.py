@@ -1,0 +1,46 @@
+"""How far influence agrees with retraining: order (LDS), certainty, ceiling and size."""
+
+from __future__ import annotations
+
+from curvfluence.fidelity.bootstrap import (
+    Axes,
+    Difference,
+    Interval,
+    Intervals,
+    Replicates,
+    Resamples,
+    bootstrap_lds,
+    interval,
+    intervals,
+    paired_difference,
+    resamples,
+)
+from curvfluence.fidelity.calibration import Calibration, calibrate, calibrate_queries
+from curvfluence.fidelity.ceiling import Ceiling, reliability, spearman_brown
+from curvfluence.fidelity.lds import LDS, Sweep, lds, query_halves, spearman, undefined
+
+__all__ = [
+    "spearman",
+    "undefined",
+    "Sweep",
+    "query_halves",
+    "lds",
+    "LDS",
+    "Axes",
+    "Resamples",
+    "resamples",
+    "Replicates",
+    "bootstrap_lds",
+    "Interval",
+    "interval",
+    "Intervals",
+    "intervals",
+    "Difference",
+    "paired_difference",
+    "Ceiling",
+    "reliability",
+    "spearman_brown",
+    "Calibration",
+    "calibrate",
+    "calibrate_queries",
+]

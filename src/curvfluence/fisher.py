@@ -1,0 +1,93 @@
+"""Which columns stand for the labels: exact expectation, sampled, or the training labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+from curvfluence.gradients import Columns
+from curvfluence.problem import Problem
+
+TYPE2_LIMIT = 64  # output columns an example up to which the exact expectation is the default
+DEFAULT_DRAWS = 8
+FEW_SURPRISES = 50.0
+
+
+class Fisher(ABC):
+    """Columns s with (1/N) Σ_n Σ_c (Jᵀs)(Jᵀs)ᵀ the GGN, an estimate of it, or a stand-in for it."""
+
+    name: str
+
+    @abstractmethod
+    def columns(self, problem: Problem) -> Columns:
+        """(output, target) -> [B, K, C]; each call starts the random draws anew."""
+
+    def surprising_labels(self, problem: Problem) -> float | None:
+        """Expected number of drawn labels that differ from the likeliest; None if none is drawn."""
+        return None
+
+
+@dataclass(frozen=True)
+class Type2(Fisher):
+    """The exact expectation over labels: the columns of S. Makes the ladder a ladder."""
+
+    name = "type2"
+
+    def columns(self, problem: Problem) -> Columns:
+        return problem.loss.factor
+
+
+@dataclass(frozen=True)
+class MonteCarlo(Fisher):
+    """`draws` labels drawn from the model's own distribution for each example, scaled 1/√draws.
+
+    Unbiased for the GGN, but on a well-fitted model nearly every drawn label is the expected one
+    and its column nearly zero: the factor rests on the few surprising labels, N (1 − mean p_max) ×
+    draws of them in expectation.
+    """
+
+    draws: int = DEFAULT_DRAWS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise InputError(f"mc needs at least one draw; seen {self.draws}")
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"mc({self.draws})"
+
+    def columns(self, problem: Problem) -> Columns:
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draw(output: Tensor, target: Tensor) -> Tensor:
+            return problem.loss.sample(output, target, draws=self.draws, generator=generator)
+
+        return draw
+
+    def surprising_labels(self, problem: Problem) -> float | None:
+        surprise = problem.loss.surprise(problem.outputs(problem.train, "training set"))
+        return None if surprise is None else float(surprise.sum()) * self.draws
+
+
+@dataclass(frozen=True)
+class Empirical(Fisher):
+    """The training labels' own gradients: (1/N) Σ g_n g_nᵀ. No estimate of the GGN."""
+
+    name = "empirical"
+
+    def columns(self, problem: Problem) -> Columns:
+        def gradient(output: Tensor, target: Tensor) -> Tensor:
+            return problem.loss.gradient(output, target)[:, :, None]
+
+        return gradient
+
+
+def default_fisher(problem: Problem) -> Fisher:
+    """type2 while an example has at most 64 output columns, mc(8) above."""
+    few = problem.loss.columns(problem.n_outputs) <= TYPE2_LIMIT
+    return Type2() if few else MonteCarlo()

@@ -1,0 +1,193 @@
+"""Per-example rows Jᵀs: factored (a, s) where a layer allows, dense elsewhere.
+
+A gradient is the row whose column is ∂ℓ/∂f; the factor Z of the GGN has the rows of S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
+
+from curvfluence.data import Examples, require_finite
+from curvfluence.layers import Coverage, LinearLayer, capture
+from curvfluence.parameters import Parameters
+from curvfluence.problem import Problem
+
+Columns: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (output, target) -> [B, K, C]
+
+CHUNK = 4096  # examples a pass
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """C rows for each of N examples.
+
+    Linear layer l: the row's weight part is s ⊗ a, with a [N, i] and s [N, C, o]. Parameters
+    without such a rule: dense [N, C, R], in the order of `rest`.
+    """
+
+    parameters: Parameters
+    layers: tuple[LinearLayer, ...]
+    a: tuple[Tensor, ...]
+    s: tuple[Tensor, ...]
+    rest: tuple[str, ...]
+    dense: Tensor
+
+    def to_dense(self) -> Tensor:
+        """[N, C, P]."""
+        n, c = self.dense.shape[:2]
+        rows = self.dense.new_empty(n, c, self.parameters.count)
+        slices = self.parameters.slices
+        for layer, a_ni, s_nco in zip(self.layers, self.a, self.s, strict=True):
+            rows[..., slices[layer.weight]] = (s_nco[..., None] * a_ni[:, None, None, :]).flatten(2)
+            if layer.bias is not None:
+                rows[..., slices[layer.bias]] = s_nco
+        start = 0
+        for name in self.rest:
+            place = slices[name]
+            width = place.stop - place.start
+            rows[..., place] = self.dense[..., start : start + width]
+            start += width
+        return rows
+
+    def inner(self, x_qp: Tensor) -> Tensor:
+        """⟨x_q, row_nc⟩, [Q, N, C], without forming a row.
+
+        Cost: 2 Q N o i a layer for X a, then 2 Q N C o.
+        """
+        q = len(x_qp)
+        n, c = self.dense.shape[:2]
+        total = x_qp.new_zeros(q, n, c)
+        slices = self.parameters.slices
+        for layer, a_ni, s_nco in zip(self.layers, self.a, self.s, strict=True):
+            x_qoi = x_qp[:, slices[layer.weight]].reshape(q, layer.out_features, layer.in_features)
+            xa_qon = (x_qoi.reshape(-1, layer.in_features) @ a_ni.T).reshape(q, -1, n)
+            if layer.bias is not None:
+                xa_qon += x_qp[:, slices[layer.bias], None]
+            if c == 1:
+                total[..., 0] += (xa_qon * s_nco[:, 0, :].T).sum(1)
+            else:
+                total += torch.einsum("qon,nco->qnc", xa_qon, s_nco)
+        if self.rest:
+            x_qr = torch.cat([x_qp[:, slices[name]] for name in self.rest], dim=1)
+            total += (x_qr @ self.dense.reshape(n * c, -1).T).reshape(q, n, c)
+        return total
+
+    def weighted_sum(self, weights_mn: Tensor) -> Tensor:
+        """Σ_n weights_mn row_n for single-column rows, [m, P]: the gradients of groups."""
+        m = len(weights_mn)
+        total = weights_mn.new_empty(m, self.parameters.count)
+        slices = self.parameters.slices
+        for layer, a_ni, s_nco in zip(self.layers, self.a, self.s, strict=True):
+            s_no = s_nco[:, 0, :]
+            pulled_mon = weights_mn[:, None, :] * s_no.T
+            total[:, slices[layer.weight]] = (pulled_mon.flatten(0, 1) @ a_ni).reshape(m, -1)
+            if layer.bias is not None:
+                total[:, slices[layer.bias]] = weights_mn @ s_no
+        start = 0
+        for name in self.rest:
+            place = slices[name]
+            width = place.stop - place.start
+            total[:, place] = weights_mn @ self.dense[:, 0, start : start + width]
+            start += width
+        return total
+
+
+def rows_in_chunks(
+    problem: Problem,
+    covered: Coverage,
+    examples: Examples,
+    columns: Columns,
+    *,
+    what: str,
+    chunk: int = CHUNK,
+) -> Iterator[tuple[int, Rows]]:
+    """(start, rows) of successive chunks of examples, in order.
+
+    Errors: `NonFiniteError` names the first example whose output or row is not finite.
+    """
+    rest = tuple(name for name in problem.parameters.names if name in covered.others)
+    for start, x, y in examples.chunks(chunk):
+        seen = capture(problem, covered.layers, x)
+        output = seen.output.detach()
+        require_finite(output, f"model output for {what}", start)
+        columns_bkc = columns(output, y)
+        require_finite(columns_bkc, f"output gradient of {what}", start)
+        s = seen.pullback(columns_bkc) if covered.layers else {}
+        dense = _dense_rows(problem, rest, x, columns_bkc)
+        for rows in (*s.values(), dense):
+            require_finite(rows, f"gradient of {what}", start)
+        yield (
+            start,
+            Rows(
+                parameters=problem.parameters,
+                layers=covered.layers,
+                a=tuple(seen.inputs[layer.name] for layer in covered.layers),
+                s=tuple(s[layer.name] for layer in covered.layers),
+                rest=rest,
+                dense=dense,
+            ),
+        )
+
+
+def _dense_rows(
+    problem: Problem, rest: tuple[str, ...], inputs: Tensor, columns_bkc: Tensor
+) -> Tensor:
+    """Jᵀs for parameters without a rule, [B, C, R], by vmap over examples and columns."""
+    b, _, c = columns_bkc.shape
+    if not rest:
+        return columns_bkc.new_empty(b, c, 0)
+
+    def one(x: Tensor, columns_kc: Tensor) -> Tensor:
+        def output(*values: Tensor) -> Tensor:
+            theta = {**problem.theta, **dict(zip(rest, values, strict=True))}
+            return problem.forward(x[None], theta)[0]
+
+        _, pull = vjp(output, *(problem.theta[name] for name in rest))
+        pulled: tuple[Tensor, ...] = vmap(pull)(columns_kc.T)
+        return torch.cat([value.reshape(c, -1) for value in pulled], dim=1)
+
+    width = sum(problem.theta[name].numel() for name in rest)
+    # vmapped activations and rows: keep one slice near 64 MiB of rows
+    step = max(1, 2**24 // max(1, c * width))
+    parts = [
+        vmap(one)(inputs[k : k + step], columns_bkc[k : k + step]) for k in range(0, b, step)
+    ]
+    return torch.cat(parts).detach()
+
+
+def _concatenate(parts: list[Rows]) -> Rows:
+    first = parts[0]
+    return Rows(
+        parameters=first.parameters,
+        layers=first.layers,
+        a=tuple(torch.cat([p.a[k] for p in parts]) for k in range(len(first.layers))),
+        s=tuple(torch.cat([p.s[k] for p in parts]) for k in range(len(first.layers))),
+        rest=first.rest,
+        dense=torch.cat([p.dense for p in parts]),
+    )
+
+
+def training_gradients(problem: Problem, covered: Coverage) -> Rows:
+    """g_n = ∇ℓ_n of every training example, factored."""
+
+    def columns(output: Tensor, target: Tensor) -> Tensor:
+        return problem.loss.gradient(output, target)[:, :, None]
+
+    found = rows_in_chunks(problem, covered, problem.train, columns, what="training set")
+    return _concatenate([rows for _, rows in found])
+
+
+def query_gradients(problem: Problem, covered: Coverage) -> Rows:
+    """g_q = ∇m_q of every query, factored."""
+
+    def columns(output: Tensor, target: Tensor) -> Tensor:
+        return problem.measurement.gradient(output, target)[:, :, None]
+
+    found = rows_in_chunks(problem, covered, problem.queries, columns, what="queries")
+    return _concatenate([rows for _, rows in found])

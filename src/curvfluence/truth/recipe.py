@@ -1,0 +1,232 @@
+"""How a model was trained, so that it can be trained again without some of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import signature
+from math import ceil, cos, isfinite, pi
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from curvfluence.errors import InputError
+from curvfluence.losses import Loss
+from curvfluence.parameters import Parameters
+
+Setting: TypeAlias = "float | bool | tuple[float, ...]"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimiser of `torch.optim` and its settings, `lr` among them.
+
+    Weight decay is the recipe's, since influence needs it too. `decoupled` says whether the
+    optimiser shrinks the weights by itself (AdamW), in which case training minimised no J.
+
+    Errors: `InputError` for a setting the optimiser does not have, an lr that is not positive, a
+    `weight_decay`, or an optimiser that needs a closure.
+    """
+
+    kind: type[torch.optim.Optimizer]
+    settings: Mapping[str, Setting] = field(default_factory=dict[str, Setting])
+
+    def __post_init__(self) -> None:
+        if self.kind is torch.optim.LBFGS:
+            raise InputError("LBFGS needs a closure and is not supported: use a first-order one")
+        known = set(signature(self.kind).parameters) - {"params"}
+        unknown = sorted(set(self.settings) - known)
+        if unknown:
+            raise InputError(f"{self.kind.__name__} has no settings {unknown}; it has {known}")
+        if "weight_decay" in self.settings:
+            raise InputError("weight_decay belongs to the Recipe, not to the optimiser's settings")
+        lr = self.settings.get("lr")
+        if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
+            raise InputError(f"the optimiser needs a finite lr > 0; seen {lr!r}")
+
+    @property
+    def lr(self) -> float:
+        return float(self.settings["lr"])  # pyright: ignore[reportArgumentType]
+
+    @property
+    def decoupled(self) -> bool:
+        by_setting = bool(self.settings.get("decoupled_weight_decay", False))
+        return by_setting or issubclass(self.kind, torch.optim.AdamW)
+
+    def build(
+        self, groups: list[dict[str, Any]], *, fused: bool = False
+    ) -> torch.optim.Optimizer:
+        """The optimiser over parameter groups that each name their `weight_decay`.
+
+        `fused` asks for torch's one-pass kernel where this optimiser has one.
+        """
+        accepted = signature(self.kind).parameters
+        if "weight_decay" not in accepted and any(g["weight_decay"] for g in groups):
+            raise InputError(f"{self.kind.__name__} has no weight decay: set the recipe's to 0")
+        extra = {"fused": True} if fused and "fused" in accepted else {}
+        return self.kind(groups, **{**self.settings, **extra})
+
+
+def sgd(lr: float, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:
+    """v ← μ v + g, θ ← θ − lr v."""
+    settings: dict[str, Setting] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
+    return Optimizer(torch.optim.SGD, settings)
+
+
+def adam(lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
+    """Adam with the decay coupled: the gradient is that of J."""
+    return Optimizer(torch.optim.Adam, {"lr": lr, "betas": betas, "eps": eps})
+
+
+def adamw(lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
+    """Adam with the decay decoupled: θ shrinks by lr·w each step, outside of the gradient."""
+    return Optimizer(torch.optim.AdamW, {"lr": lr, "betas": betas, "eps": eps})
+
+
+class Schedule(Protocol):
+    """What the learning rate is multiplied by at each step, counted from 0."""
+
+    def factor(self, step: int, total_steps: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """lr_t = lr."""
+
+    def factor(self, step: int, total_steps: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """lr_t = lr (final + (1 − final) (1 + cos(π t / T)) / 2): from lr at t = 0 towards final·lr."""
+
+    final: float = 0.0
+
+    def factor(self, step: int, total_steps: int) -> float:
+        return self.final + (1 - self.final) * (1 + cos(pi * step / total_steps)) / 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training as a function of (data, seeds): minimise J by minibatches.
+
+    `architecture` builds a fresh model on each call; what it draws from torch's CPU generator is
+    its initialisation. The model trains in the mode it is built in. Each step takes the batch mean
+    of `loss`, clips the gradient's norm to `clip_norm` if given, and hands it to `optimizer`
+    with the decay of each parameter (a number, or one by name; parameters not named get 0).
+
+    Exactly one of `epochs` and `steps`: with `steps` every retraining takes as many, whatever the
+    subset's size, and its last epoch may be cut short. The last batch of an epoch may be smaller.
+
+    Errors: `InputError` for settings that make no training run.
+    """
+
+    architecture: Callable[[], nn.Module]
+    loss: Loss
+    optimizer: Optimizer
+    batch_size: int
+    epochs: int | None = None
+    steps: int | None = None
+    schedule: Schedule = Constant()
+    weight_decay: float | Mapping[str, float] = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.architecture, nn.Module):
+            raise InputError(
+                "architecture must build a fresh model: pass a function, such as "
+                "lambda: nn.Sequential(...), not a model"
+            )
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(
+                f"give exactly one of epochs and steps; seen epochs={self.epochs}, "
+                f"steps={self.steps}"
+            )
+        for name in ("batch_size", "epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a whole number >= 1; seen {value!r}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
+            raise InputError(f"clip_norm must be finite and > 0; seen {self.clip_norm}")
+        decay = self.weight_decay
+        for value in decay.values() if isinstance(decay, Mapping) else (decay,):
+            if not isfinite(value) or value < 0:
+                raise InputError(f"weight_decay must be finite and >= 0; seen {value}")
+
+    def steps_per_epoch(self, n: int) -> int:
+        return ceil(n / self.batch_size)
+
+    def total_steps(self, n: int) -> int:
+        """Steps of a run over n examples."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * self.steps_per_epoch(n)
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        return self.optimizer.lr * self.schedule.factor(step, total_steps)
+
+    def build(
+        self,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """A fresh model initialised from `seed`; the global generator is left as found."""
+        with torch.random.fork_rng(devices=[]):
+            # Only the CPU generator: torch.manual_seed would also reset the accelerators'.
+            torch.default_generator.manual_seed(seed)
+            model = self.architecture()
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"architecture must return an nn.Module; it returned {type(model)}")
+        # The copy keeps modules that the architecture shares between calls out of training.
+        return deepcopy(model).to(device=device, dtype=dtype)
+
+    def initial(self, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The trainable parameters that a run with this `init_seed` starts from."""
+        named = self.build(seed, dtype).named_parameters()
+        return {name: p.detach().clone() for name, p in named if p.requires_grad}
+
+    def decay(self, parameters: Parameters) -> dict[str, float]:
+        """w by parameter name."""
+        return parameters.per_parameter(self.weight_decay, "weight_decay")
+
+    def describe(self) -> dict[str, Any]:
+        """All settings as JSON-able values; equal recipes give equal descriptions.
+
+        Code is described by name only (the architecture by the model's repr), so two different
+        initialisations of one architecture, or two versions of one function, look the same.
+        """
+        return {
+            "architecture": repr(self.build(0)),
+            "loss": _plain(self.loss),
+            "optimizer": {
+                "kind": f"{self.optimizer.kind.__module__}.{self.optimizer.kind.__qualname__}",
+                **{k: _plain(v) for k, v in sorted(self.optimizer.settings.items())},
+            },
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "schedule": _plain(self.schedule),
+            "weight_decay": _plain(self.weight_decay),
+            "clip_norm": self.clip_norm,
+        }
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"kind": type(value).__qualname__, **own}
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', '')}.{name}"

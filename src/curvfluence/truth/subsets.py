@@ -1,0 +1,146 @@
+"""Which examples each retraining sees, and what leaving one out means for the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The subset is the training set: what the recipe would have done on that data.
+
+    Minibatches are drawn from the kept examples and averaged over them, so the normaliser is the
+    number kept and the minibatches differ from the full run's. Weights must be 0 or 1.
+    """
+
+    def own(self, weights_n: Tensor) -> tuple[Tensor, Tensor]:
+        """(index, weight) of the examples that a run steps through, each [n]."""
+        index = weights_n.nonzero().flatten()
+        return index, torch.ones(len(index), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """The run goes through all N examples in its usual minibatches, each loss times its weight.
+
+    The batch mean still divides by the whole batch: the normaliser stays N, as in J₋ₙ = (1/N)
+    Σ_{m≠n} ℓ_m + ½ Σ w θ². Answers "this very run": same initialisation and minibatches.
+    """
+
+    def own(self, weights_n: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.arange(len(weights_n)), weights_n.double()
+
+
+@dataclass(frozen=True, eq=False)
+class Subsets:
+    """m subsets of N examples as weights [m, N], and the way of retraining on them.
+
+    The prediction for subset s is Σ_n left_out[s, n] · influence[q, n].
+
+    Errors: `InputError` for negative or non-finite weights, a subset of nothing, or weights other
+    than 0 and 1 where the subset is to be a training set of its own.
+    """
+
+    weights: Tensor
+    way: Kept | Weighted = Kept()
+
+    def __post_init__(self) -> None:
+        weights = torch.as_tensor(self.weights)
+        if weights.dtype is not torch.bool:
+            weights = weights.double()
+        object.__setattr__(self, "weights", weights)
+        if weights.ndim != 2 or 0 in weights.shape:
+            raise InputError(f"weights must be [m, N]; seen shape {tuple(weights.shape)}")
+        if not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise InputError("the weights of examples must be finite and >= 0")
+        if isinstance(self.way, Kept) and not bool(((weights == 0) | (weights == 1)).all()):
+            raise InputError(
+                "with Kept() an example is in or out: weights must be 0 or 1. Use Weighted() to "
+                "weight examples"
+            )
+        empty = (weights.double().sum(1) == 0).nonzero().flatten()
+        if len(empty):
+            raise InputError(f"subset {int(empty[0])} holds no example ({len(empty)} such subsets)")
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    @property
+    def n(self) -> int:
+        """N, the number of training examples that the subsets are subsets of."""
+        return self.weights.shape[1]
+
+    @property
+    def left_out(self) -> Tensor:
+        """1 − weights, [m, N] float64: the coefficients of a group's prediction."""
+        return 1.0 - self.weights.double()
+
+    def own(self, subset: int) -> tuple[Tensor, Tensor]:
+        """(index, weight) of the examples that a run on this subset steps through."""
+        return self.way.own(self.weights[subset])
+
+
+def random_subsets(
+    n: int, *, keep: float, count: int, seed: int, way: Kept | Weighted = Kept()
+) -> Subsets:
+    """`count` different subsets that each KEEP round(keep · n) examples, uniform without
+    replacement.
+
+    Errors: `InputError` where no such subsets exist.
+    """
+    size = round(keep * n)
+    if not (0 < keep <= 1 and 1 <= size <= n):
+        raise InputError(f"keep must lie in (0, 1] and leave an example; seen {keep} of {n}")
+    if count < 1 or comb(n, size) < count:
+        raise InputError(
+            f"cannot draw {count} different subsets of {size} of {n} examples; "
+            f"there are {comb(n, size)}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[bytes, Tensor] = {}
+    while len(drawn) < count:
+        row = torch.zeros(n, dtype=torch.bool)
+        row[torch.randperm(n, generator=generator)[:size]] = True
+        drawn.setdefault(row.numpy().tobytes(), row)
+    return Subsets(torch.stack(list(drawn.values())), way)
+
+
+def leave_one_out(
+    n: int, indices: Sequence[int] | Tensor, way: Kept | Weighted = Weighted()
+) -> Subsets:
+    """One subset for each index: everything but that example."""
+    rows = torch.as_tensor(indices, dtype=torch.long).flatten()
+    _require_inside(rows, n)
+    weights = torch.ones(len(rows), n, dtype=torch.bool)
+    weights[torch.arange(len(rows)), rows] = False
+    return Subsets(weights, way)
+
+
+def down_weight(
+    n: int, groups: Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor], epsilon: float
+) -> Subsets:
+    """Weight 1 − ε on each group of examples (an index is a group of one), always `Weighted`.
+
+    The change of a measurement, divided by ε, tends to the derivative as ε → 0.
+    """
+    if not 0 < epsilon <= 1:
+        raise InputError(f"epsilon must lie in (0, 1]; seen {epsilon}")
+    weights = torch.ones(len(groups), n, dtype=torch.float64)
+    for row, group in zip(weights, groups, strict=True):
+        index = torch.as_tensor(group, dtype=torch.long).flatten()
+        _require_inside(index, n)
+        row[index] = 1 - epsilon
+    return Subsets(weights, Weighted())
+
+
+def _require_inside(index: Tensor, n: int) -> None:
+    outside = index[(index < 0) | (index >= n)]
+    if len(outside):
+        raise InputError(f"example {int(outside[0])} is outside 0..{n - 1}")
