@@ -87,7 +87,7 @@ def test_coverage_of_the_crossed_interval_and_of_paired_differences(name):
     population = np.mean(
         [world.draw(rng, 0.5, models=60, subsets=2, queries=100)[3] for _ in range(30)], axis=0
     ).max(1)
-    covered, differences, holds, centre, values = [], [], [], [], []
+    covered, basic, differences, holds, centre, values = [], [], [], [], [], []
     below = above = 0
     for k in range(SIMULATIONS):
         first, second, truth, _ = world.draw(rng, 0.5)
@@ -99,6 +99,7 @@ def test_coverage_of_the_crossed_interval_and_of_paired_differences(name):
         below += found.high < population[0]
         above += found.low > population[0]
         covered.append(found.low <= population[0] <= found.high)
+        basic.append(2 * a.value - found.high <= population[0] <= 2 * a.value - found.low)
         holds.append(found.low <= a.value <= found.high)
         values.append(a.value)
         centre.append((a.draws.mean() - a.value) / a.draws.std())
@@ -106,8 +107,9 @@ def test_coverage_of_the_crossed_interval_and_of_paired_differences(name):
         differences.append(paired.low <= population[0] - population[1] <= paired.high)
     print(
         f"\n{name}: population {population[0]:.3f}, mean LDS {np.mean(values):.3f} "
-        f"(sd {np.std(values):.4f}); covered {np.mean(covered):.3f} (too low {below / SIMULATIONS:.3f}"
-        f", too high {above / SIMULATIONS:.3f}), of differences {np.mean(differences):.3f}; "
+        f"(sd {np.std(values):.4f}); covered {np.mean(covered):.3f} "
+        f"(too low {below / SIMULATIONS:.3f}, too high {above / SIMULATIONS:.3f}), "
+        f"by the basic interval {np.mean(basic):.3f}, of differences {np.mean(differences):.3f}; "
         f"draws off centre by {np.mean(centre):+.2f} sd, holds the value {np.mean(holds):.2f}"
     )
     # Where three models differ much the interval is known to be short; see `interval`.

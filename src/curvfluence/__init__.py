@@ -1,0 +1,93 @@
+"""Influence functions under every curvature approximation, measured against retraining."""
+
+from curvfluence._version import __version__
+from curvfluence.curvature import (
+    EKFAC,
+    GGN,
+    KFAC,
+    Abs,
+    BlockGGN,
+    Clip,
+    Curvature,
+    Diagonal,
+    Hessian,
+    Identity,
+    Plain,
+    Rung,
+    Truncate,
+    fit,
+)
+from curvfluence.damping import Absolute, BestOf, Damping, Relative
+from curvfluence.data import Examples
+from curvfluence.errors import (
+    CoverageError,
+    CurvfluenceError,
+    CurvfluenceWarning,
+    InputError,
+    NonFiniteError,
+    SingularError,
+)
+from curvfluence.fisher import Empirical, Fisher, MonteCarlo, Type2
+from curvfluence.influence import influence, self_influence
+from curvfluence.losses import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss
+from curvfluence.measurement import (
+    CustomMeasurement,
+    LogProbability,
+    LossMeasurement,
+    Margin,
+    Measurement,
+)
+from curvfluence.problem import Problem
+from curvfluence.scores import Scores
+
+__all__ = [
+    # what was trained, and what is asked
+    "Problem",
+    "Examples",
+    "Loss",
+    "CrossEntropy",
+    "MSE",
+    "BinaryCrossEntropy",
+    "CustomLoss",
+    "Measurement",
+    "LossMeasurement",
+    "Margin",
+    "LogProbability",
+    "CustomMeasurement",
+    # the ladder
+    "Rung",
+    "Identity",
+    "Diagonal",
+    "KFAC",
+    "EKFAC",
+    "BlockGGN",
+    "GGN",
+    "Hessian",
+    "Abs",
+    "Plain",
+    "Clip",
+    "Truncate",
+    "Fisher",
+    "Type2",
+    "MonteCarlo",
+    "Empirical",
+    "fit",
+    "Curvature",
+    # damping
+    "Damping",
+    "Absolute",
+    "Relative",
+    "BestOf",
+    # the answer
+    "influence",
+    "self_influence",
+    "Scores",
+    # what can go wrong
+    "CurvfluenceError",
+    "InputError",
+    "NonFiniteError",
+    "SingularError",
+    "CoverageError",
+    "CurvfluenceWarning",
+    "__version__",
+]

@@ -50,7 +50,7 @@ class Examples:
             yield start, self.inputs[start : start + size], self.targets[start : start + size]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Examples:
-        """On `device`; floating inputs in `dtype`. Targets keep their kind (labels stay integers)."""
+        """On `device`; floating inputs in `dtype`. Integer labels stay integers."""
         inputs = self.inputs.to(device)
         targets = self.targets.to(device)
         return Examples(

@@ -148,16 +148,14 @@ def _dense_rows(
             theta = {**problem.theta, **dict(zip(rest, values, strict=True))}
             return problem.forward(x[None], theta)[0]
 
-        _, pull = vjp(output, *(problem.theta[name] for name in rest))
+        pull = vjp(output, *(problem.theta[name] for name in rest))[1]
         pulled: tuple[Tensor, ...] = vmap(pull)(columns_kc.T)
         return torch.cat([value.reshape(c, -1) for value in pulled], dim=1)
 
     width = sum(problem.theta[name].numel() for name in rest)
     # vmapped activations and rows: keep one slice near 64 MiB of rows
     step = max(1, 2**24 // max(1, c * width))
-    parts = [
-        vmap(one)(inputs[k : k + step], columns_bkc[k : k + step]) for k in range(0, b, step)
-    ]
+    parts = [vmap(one)(inputs[k : k + step], columns_bkc[k : k + step]) for k in range(0, b, step)]
     return torch.cat(parts).detach()
 
 

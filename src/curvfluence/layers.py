@@ -7,7 +7,7 @@ forward pass; its `pullback` sends columns at the model's output down to ∂/∂
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -153,11 +153,9 @@ def _explains(problem: Problem, layer: LinearLayer, inputs: Tensor) -> bool:
     calls, output = _record(problem, (layer.name,), inputs, parameters)
     probe = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype, device=output.device)
     a_bi, edge = calls[layer.name][0]
-    found = torch.autograd.grad(
-        output,
-        [edge, *parameters.values()],
-        probe.reshape(output.shape),
-        allow_unused=True,
+    wrt: list[Any] = [edge, *parameters.values()]
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        output, wrt, probe.reshape(output.shape), allow_unused=True
     )
     g_bo = found[0]
     if g_bo is None:  # the layer's output does not reach the model's
@@ -192,7 +190,7 @@ def _record(
 @contextmanager
 def _hooked(
     model: nn.Module, calls: dict[str, list[tuple[Tensor, GradientEdge]]]
-) -> Iterator[None]:
+) -> Generator[None]:
     modules = dict(model.named_modules())
 
     def record(name: str) -> Any:

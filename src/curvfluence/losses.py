@@ -98,9 +98,10 @@ def _complement(u_nk: Tensor) -> Tensor:
     top_n1 = u_nk.argmax(-1, keepdim=True)
     v_nk = u_nk.scatter_add(-1, top_n1, torch.ones_like(u_nk[:, :1]))
     scaled_nk = u_nk / (1 + u_nk.gather(-1, top_n1))
-    q_nkk = torch.eye(k, dtype=u_nk.dtype, device=u_nk.device) - v_nk[:, :, None] * scaled_nk[
-        :, None, :
-    ]
+    q_nkk = (
+        torch.eye(k, dtype=u_nk.dtype, device=u_nk.device)
+        - v_nk[:, :, None] * scaled_nk[:, None, :]
+    )
     # Row k is −u_j exactly: v_k = 1 + u_k cancels the denominator.
     q_nkk = q_nkk.scatter(1, top_n1[:, :, None].expand(n, 1, k), -u_nk[:, None, :])
     kept = torch.arange(k - 1, device=u_nk.device).expand(n, k - 1)
@@ -199,9 +200,9 @@ class CrossEntropy(Loss):
     ) -> Tensor:
         """√R (p − e_ŷ) with ŷ drawn from p: what a Fisher of sampled labels uses."""
         p_nk = output.softmax(-1)
-        labels_nd = torch.multinomial(
-            p_nk.cpu(), draws, replacement=True, generator=generator
-        ).to(output.device)
+        labels_nd = torch.multinomial(p_nk.cpu(), draws, replacement=True, generator=generator).to(
+            output.device
+        )
         scale_n = (self._mass(output, target).sum(-1) / draws).sqrt()
         drawn = [_residual(p_nk, labels_nd[:, d]) * scale_n[:, None] for d in range(draws)]
         return torch.stack(drawn, dim=-1)

@@ -182,5 +182,7 @@ def _snapshot(
             raise InputError(f"parameter {name} holds a NaN or infinity")
     kinds = {(value.device, value.dtype) for value in theta.values()}
     if len(kinds) > 1:
-        raise InputError(f"the parameters must share one device and dtype; seen {sorted(map(str, kinds))}")
+        raise InputError(
+            f"the parameters must share one device and dtype; seen {sorted(map(str, kinds))}"
+        )
     return theta, copied

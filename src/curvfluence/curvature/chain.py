@@ -107,8 +107,8 @@ def _forward(
     for block, activations in zip(blocks, chain.activations, strict=True):
         weight = problem.theta[block.layer.weight]
         module = dict(problem.model.named_modules())[block.layer.name]
-        bias = module.bias
-        if bias is not None:
+        bias = None
+        if isinstance(module, nn.Linear) and module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
             name = f"{block.layer.name}.bias" if block.layer.name else "bias"
             bias = problem.theta[name] if name in problem.theta else problem.state[name]
         z = torch.nn.functional.linear(a, weight, bias)
@@ -153,7 +153,12 @@ def chain_hessian(problem: Problem, covered: Coverage, chain: Chain, chunk: int 
     return assemble(problem, blocks, sums)
 
 
-def _add_chunk(sums: dict[tuple[int, int], PairSum], layers: list[_Layer], delta_bk: Tensor, columns_bck: Tensor) -> None:
+def _add_chunk(
+    sums: dict[tuple[int, int], PairSum],
+    layers: list[_Layer],
+    delta_bk: Tensor,
+    columns_bck: Tensor,
+) -> None:
     top = len(layers) - 1
     last = layers[top]
     # g, s and Ĥ of each layer, from the top down
@@ -180,7 +185,9 @@ def _add_chunk(sums: dict[tuple[int, int], PairSum], layers: list[_Layer], delta
         _add_cross(sums, layers, grads[m], m)
 
 
-def _add_cross(sums: dict[tuple[int, int], PairSum], layers: list[_Layer], g_bp: Tensor, m: int) -> None:
+def _add_cross(
+    sums: dict[tuple[int, int], PairSum], layers: list[_Layer], g_bp: Tensor, m: int
+) -> None:
     """g_m[p] (∂a_{m-1}/∂z_k)[q, r] ã_k[s] for k < m: how layer m's inputs move with layer k."""
     through = None  # ∂a_{m-1}/∂z_k, [B, q, r]
     for k in range(m - 1, -1, -1):

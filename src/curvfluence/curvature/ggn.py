@@ -121,5 +121,3 @@ def _corners(problem: Problem, block: LayerBlock) -> list[tuple[slice, slice]]:
     if block.with_bias and block.layer.bias is not None:
         corners.append((slices[block.layer.bias], slice(width, width + 1)))
     return corners
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -183,7 +183,9 @@ def hessian_matrix(problem: Problem) -> tuple[Tensor, str]:
     covered = coverage(problem)
     chain = find_chain(problem, covered)
     if chain is not None:
-        return chain_hessian(problem, covered, chain), "exact, analytic for a chain of Linear layers"
+        return chain_hessian(
+            problem, covered, chain
+        ), "exact, analytic for a chain of Linear layers"
     ggn, _ = ggn_matrix(problem)
     return ggn.add_(residual_hessian(problem)), "exact, from Hessian-vector products"
 
@@ -200,7 +202,7 @@ def residual_hessian(problem: Problem, *, examples: int = 512, vectors: int = 64
         def weighted(theta: Tensor, x: Tensor = x, delta: Tensor = delta) -> Tensor:
             return (problem.forward(x, parameters.unflatten(theta)) * delta).sum()
 
-        def product(v: Tensor, weighted: object = weighted) -> Tensor:
+        def product(v: Tensor, weighted: Callable[[Tensor], Tensor] = weighted) -> Tensor:
             return jvp(grad(weighted), (flat,), (v,))[1]
 
         for start in range(0, len(flat), vectors):

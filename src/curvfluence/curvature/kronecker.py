@@ -73,8 +73,8 @@ class KroneckerEigen(Operator):
         first, last = w_oi[0, 0], w_oi[0, -1]
         if bool((w_oi[:, :-1] != first).any()) or bool((w_oi[:, -1] != last).any()):
             raise InputError(
-                "a Kronecker block needs one weight decay for its weight and one for its bias; seen "
-                f"values from {float(w_oi.min()):.3g} to {float(w_oi.max()):.3g}"
+                "a Kronecker block needs one weight decay for its weight and one for its bias; "
+                f"seen values from {float(w_oi.min()):.3g} to {float(w_oi.max()):.3g}"
             )
         return float(first), float(last - first)
 

@@ -98,8 +98,8 @@ def fisher_notes(problem: Problem, fisher: Fisher) -> tuple[tuple[str, ...], str
     if surprising >= FEW_SURPRISES:
         return (*notes, text), None
     warning = (
-        f"{text}; below about {FEW_SURPRISES:.0f} a sampled factor is nearly zero and its scores are "
-        "mostly noise. Use Type2(), or more draws"
+        f"{text}; below about {FEW_SURPRISES:.0f} a sampled factor is nearly zero and its "
+        "scores are mostly noise. Use Type2(), or more draws"
     )
     return (*notes, text), warning
 

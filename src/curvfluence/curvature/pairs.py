@@ -28,7 +28,8 @@ class PairSum:
         q, s = left_bq.shape[1], right_bs.shape[1]
         self._sizes = (p, q, r, s)
         if self._symmetric:
-            x = x_bpr[:, *torch.triu_indices(p, p)]
+            rows, columns = torch.triu_indices(p, p)
+            x = x_bpr[:, rows, columns]
             rows, columns = torch.triu_indices(q, q)
             a = left_bq[:, rows] * left_bq[:, columns]
         else:

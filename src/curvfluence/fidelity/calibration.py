@@ -34,8 +34,8 @@ def calibrate(predicted: Floats, true: Floats) -> Calibration:
     `calibrate_queries` lets each query have its line.
     Expect a slope near 1 for small removals or down-weights only. Subsets that keep a fraction α
     leave the linear prediction short by about 1/α, and by more with leverage (2.35 for ridge
-    regression at α = .5): a slope above 1 is then no fault. For leave-one-out of a random example on
-    a net the truth is mostly trajectory noise, which lowers r and not the expected slope.
+    regression at α = .5): a slope above 1 is then no fault. For leave-one-out of a random example
+    on a net the truth is mostly trajectory noise, which lowers r and not the expected slope.
     Cost: O(n).
     Raises: InputError for different shapes, fewer than two pairs or constant predictions (the slope
     is then undefined); NonFiniteError.

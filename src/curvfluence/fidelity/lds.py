@@ -44,7 +44,7 @@ def spearman(predicted: Floats, truth: Floats) -> Floats:
 def undefined(predicted: Floats, truth: Floats) -> Mask:
     """Where one side is constant over the last axis, so that `spearman` has put a 0: [...]."""
     x, y = _paired(predicted, truth)
-    return (np.ptp(x, axis=-1) == 0) | (np.ptp(y, axis=-1) == 0)
+    return (x == x[..., :1]).all(-1) | (y == y[..., :1]).all(-1)
 
 
 def _paired(predicted: Floats, truth: Floats) -> tuple[Floats, Floats]:

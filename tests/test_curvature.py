@@ -1,0 +1,520 @@
+"""Every rung against the dense matrix in float64: one abstract case, ten lines a rung."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import curvfluence as cf
+from curvfluence.curvature import Rung
+from curvfluence.curvature.kronecker import KroneckerEigen
+from tests import oracles
+from tests.problems import all_problems, chain_problem, make, mixed_problem, mlp, seeded
+
+PROBLEMS = all_problems()
+TOLERANCE = 1e-10  # float64; the issue's bar for matvec and to_dense
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert found.shape == wanted.shape
+    error = float((found - wanted).abs().max())
+    assert error <= tolerance * max(1.0, float(wanted.abs().max())), error
+
+
+class CurvatureCase:
+    """What holds of any rung; a subclass names the rung and its dense oracle."""
+
+    rungs: tuple[Rung, ...]
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        raise NotImplementedError
+
+    def inverse(self, problem: cf.Problem, rung: Rung, damping: float) -> Tensor:
+        """The dense matrix that `solve` inverts, at one λ."""
+        dense = self.oracle(problem, rung) + torch.diag(problem.decay)
+        return dense + damping * torch.eye(len(dense), dtype=dense.dtype)
+
+    @pytest.fixture(params=PROBLEMS, ids=str)
+    def problem(self, request: pytest.FixtureRequest) -> cf.Problem:
+        return PROBLEMS[request.param]
+
+    def test_is_the_dense_oracle(self, problem: cf.Problem) -> None:
+        for rung in self.rungs:
+            close(cf.fit(problem, rung).to_dense(), self.oracle(problem, rung))
+
+    def test_matvec(self, problem: cf.Problem) -> None:
+        v = torch.randn(2, 3, problem.parameters.count, dtype=torch.float64)
+        for rung in self.rungs:
+            wanted = v @ self.oracle(problem, rung)
+            close(cf.fit(problem, rung).matvec(v), wanted)
+
+    def test_solve_inverts_at_absolute_damping(self, problem: cf.Problem) -> None:
+        v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
+        for rung in self.rungs:
+            x = cf.fit(problem, rung).solve(v, cf.Absolute(0.01))
+            residual = (x @ self.inverse(problem, rung, 0.01) - v).norm() / v.norm()
+            assert residual <= 1e-10
+
+    def test_eigenvalues(self, problem: cf.Problem) -> None:
+        for rung in self.rungs:
+            wanted = torch.linalg.eigvalsh(self.oracle(problem, rung))
+            close(cf.fit(problem, rung).eigenvalues(), wanted)
+
+    def test_every_parameter_is_covered_once(self, problem: cf.Problem) -> None:
+        for rung in self.rungs:
+            curvature = cf.fit(problem, rung)
+            index = torch.cat([block.index for block in curvature.blocks])
+            assert torch.equal(index.sort().values, torch.arange(problem.parameters.count))
+            names = [name for line in curvature.coverage for name in line.parameters]
+            assert sorted(names) == sorted(problem.parameters.names)
+            assert not any(line.fallback for line in curvature.coverage)
+
+
+class RelativeCase(CurvatureCase):
+    """Rungs of one or more blocks whose λ follows their mean eigenvalue."""
+
+    def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
+        raise NotImplementedError
+
+    def test_solve_at_relative_damping(self, problem: cf.Problem) -> None:
+        v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
+        for rung in self.rungs:
+            dense = self.oracle(problem, rung)
+            damped = dense + torch.diag(problem.decay)
+            for index in self.groups(problem, rung):
+                # mean eigenvalue of the block, before w is added
+                mean = torch.linalg.eigvalsh(dense[index[:, None], index]).abs().mean()
+                damped[index, index] += 0.1 * mean
+            damped = self.treated(damped, dense, problem, rung)
+            x = cf.fit(problem, rung).solve(v, cf.Relative(0.1))
+            assert (x @ damped - v).norm() / v.norm() <= 1e-10
+
+    def treated(
+        self, damped: Tensor, dense: Tensor, problem: cf.Problem, rung: Rung
+    ) -> Tensor:
+        return damped
+
+
+def joint_groups(problem: cf.Problem, rung: Rung) -> list[Tensor]:
+    indices = [index for _, index in oracles.layer_indices(problem).values()]
+    if getattr(rung, "joint_bias", True):
+        return [index.flatten() for index in indices]
+    return [
+        torch.arange(place.start, place.stop) for place in problem.parameters.slices.values()
+    ]
+
+
+class TestIdentity(CurvatureCase):
+    rungs = (cf.Identity(),)
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        return torch.zeros(problem.parameters.count, problem.parameters.count).double()
+
+    def inverse(self, problem: cf.Problem, rung: Rung, damping: float) -> Tensor:
+        return torch.eye(problem.parameters.count, dtype=torch.float64)  # λ = 1, w ignored
+
+
+class TestDiagonal(RelativeCase):
+    rungs = (cf.Diagonal(), cf.Diagonal(joint_bias=False), cf.Diagonal(fisher=cf.Empirical()))
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        empirical = getattr(rung, "fisher", None) == cf.Empirical()
+        full = (oracles.dense_empirical if empirical else oracles.dense_ggn)(problem)
+        return torch.diag(full.diagonal())
+
+    def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
+        return joint_groups(problem, rung)
+
+
+class TestKFAC(RelativeCase):
+    rungs = (cf.KFAC(), cf.KFAC(joint_bias=False))
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        assert isinstance(rung, cf.KFAC)
+        dense = torch.zeros(problem.parameters.count, problem.parameters.count).double()
+        for name, (layer, index) in oracles.layer_indices(problem).items():
+            a, b = oracles.kronecker_factors(problem, name)
+            places = index.flatten()
+            if rung.joint_bias or layer.bias is None:
+                dense[places[:, None], places] = torch.kron(b, a)
+            else:
+                weight, bias = index[:, :-1].flatten(), index[:, -1]
+                dense[weight[:, None], weight] = torch.kron(b, a[:-1, :-1].contiguous())
+                dense[bias[:, None], bias] = b
+        return dense
+
+    def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
+        return joint_groups(problem, rung)
+
+    def test_exact_for_one_datum(self) -> None:
+        """With N = 1 and one column, C = s sᵀ ⊗ a aᵀ = B ⊗ A on every layer block."""
+        seeded()
+        problem = make(mlp(5, 4, 2), cf.CrossEntropy(), outputs=2, n=1)
+        close(cf.fit(problem, cf.KFAC()).to_dense(), cf.fit(problem, cf.BlockGGN()).to_dense())
+
+    def test_exact_for_a_deep_linear_net_under_mse(self) -> None:
+        """S and ∂f/∂z do not depend on the example, so the mean of the product factorises."""
+        seeded()
+        problem = make(mlp(5, 4, 6, 3, activation=torch.nn.Identity), cf.MSE())
+        close(cf.fit(problem, cf.KFAC()).to_dense(), cf.fit(problem, cf.BlockGGN()).to_dense())
+
+    def test_is_not_exact_elsewhere(self) -> None:
+        problem = chain_problem()
+        difference = cf.fit(problem, cf.KFAC()).to_dense() - cf.fit(problem, cf.BlockGGN()).to_dense()
+        assert difference.norm() > 1e-3
+
+    def test_factored_damping(self) -> None:
+        """(A + π√λ I) ⊗ (B + √λ/π I), Martens & Grosse 2015, with λ + w in place of λ."""
+        problem = chain_problem()
+        curvature = cf.fit(problem, cf.KFAC(factored_damping=True))
+        v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
+        x = curvature.solve(v, cf.Absolute(0.03))
+        for name, (_, index) in oracles.layer_indices(problem).items():
+            a, b = oracles.kronecker_factors(problem, name)
+            total = 0.03 + 0.01
+            pi = ((a.trace() / len(a)) / (b.trace() / len(b))).sqrt()
+            a = a + pi * total**0.5 * torch.eye(len(a)).double()
+            b = b + total**0.5 / pi * torch.eye(len(b)).double()
+            places = index.flatten()
+            close(x[:, places], v[:, places] @ torch.kron(b, a).inverse())
+
+    def test_factored_damping_refuses_a_bias_with_its_own_decay(self) -> None:
+        problem = PROBLEMS["bias without decay"]
+        v = torch.ones(problem.parameters.count, dtype=torch.float64)
+        with pytest.raises(cf.InputError, match="joint_bias=False"):
+            cf.fit(problem, cf.KFAC(factored_damping=True)).solve(v, cf.Absolute(0.1))
+        apart = cf.KFAC(factored_damping=True, joint_bias=False)
+        assert cf.fit(problem, apart).solve(v, cf.Absolute(0.1)).isfinite().all()
+
+
+class TestEKFAC(RelativeCase):
+    rungs = (cf.EKFAC(), cf.EKFAC(joint_bias=False))
+
+    def basis(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        """U, [P, P]: the eigenbasis that the fitted value names (ties make it not unique)."""
+        dense = torch.zeros(problem.parameters.count, problem.parameters.count).double()
+        for block in cf.fit(problem, rung).blocks:
+            operator = block.operator
+            assert isinstance(operator, KroneckerEigen)
+            dense[block.index[:, None], block.index] = torch.kron(
+                operator.out_basis.contiguous(), operator.in_basis.contiguous()
+            )
+        return dense
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        """U diag(Uᵀ (GGN block) U) Uᵀ."""
+        u = self.basis(problem, rung)
+        mask = oracles.block_mask(problem, joint_groups(problem, rung))
+        blocks = oracles.dense_ggn(problem) * mask
+        return u @ torch.diag((u.T @ blocks @ u).diagonal()) @ u.T
+
+    def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
+        return joint_groups(problem, rung)
+
+    def test_basis_diagonalises_kfac(self, problem: cf.Problem) -> None:
+        u = self.basis(problem, cf.EKFAC())
+        rotated = u.T @ TestKFAC().oracle(problem, cf.KFAC()) @ u
+        close(rotated, torch.diag(rotated.diagonal()))
+
+    def test_never_further_from_the_block_than_kfac(self, problem: cf.Problem) -> None:
+        block = cf.fit(problem, cf.BlockGGN()).to_dense()
+        corrected = (cf.fit(problem, cf.EKFAC()).to_dense() - block).norm()
+        plain = (cf.fit(problem, cf.KFAC()).to_dense() - block).norm()
+        assert corrected <= plain * (1 + 1e-12) + 1e-12
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_never_further_with_sampled_labels_either(self, seed: int) -> None:
+        """The argument is that of the exact case with the sampled columns in place of S."""
+        problem = chain_problem()
+        fisher = cf.MonteCarlo(2, seed=seed)
+        with pytest.warns(cf.CurvfluenceWarning, match="surprising labels"):
+            dense = [
+                cf.fit(problem, rung(fisher=fisher)).to_dense()
+                for rung in (cf.BlockGGN, cf.EKFAC, cf.KFAC)
+            ]
+        assert (dense[1] - dense[0]).norm() <= (dense[2] - dense[0]).norm()
+
+
+class TestBlockGGN(RelativeCase):
+    rungs = (
+        cf.BlockGGN(),
+        cf.BlockGGN(joint_bias=False),
+        cf.BlockGGN(fisher=cf.Empirical()),
+    )
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        empirical = getattr(rung, "fisher", None) == cf.Empirical()
+        full = (oracles.dense_empirical if empirical else oracles.dense_ggn)(problem)
+        return full * oracles.block_mask(problem, joint_groups(problem, rung))
+
+    def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
+        return joint_groups(problem, rung)
+
+
+class TestGGN(RelativeCase):
+    rungs = (cf.GGN(),)
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        return oracles.dense_ggn(problem)
+
+    def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
+        return [torch.arange(problem.parameters.count)]
+
+
+class TestHessian(RelativeCase):
+    rungs = (
+        cf.Hessian(),
+        cf.Hessian(cf.Plain()),
+        cf.Hessian(cf.Clip()),
+    )
+
+    def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
+        return oracles.dense_hessian(problem)
+
+    def inverse(self, problem: cf.Problem, rung: Rung, damping: float) -> Tensor:
+        dense = self.oracle(problem, rung) + torch.diag(problem.decay)
+        mu, q = torch.linalg.eigh(dense)
+        assert isinstance(rung, cf.Hessian)
+        if isinstance(rung.spectrum, cf.Abs):
+            mu = mu.abs()
+        elif isinstance(rung.spectrum, cf.Clip):
+            mu = mu.clamp_min(0)
+        return q @ torch.diag(mu + damping) @ q.T
+
+    def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
+        return [torch.arange(problem.parameters.count)]
+
+    def treated(
+        self, damped: Tensor, dense: Tensor, problem: cf.Problem, rung: Rung
+    ) -> Tensor:
+        mean = float(torch.linalg.eigvalsh(dense).abs().mean())
+        return self.inverse(problem, rung, 0.1 * mean)
+
+    def test_truncate(self) -> None:
+        problem = chain_problem()
+        mu, q = torch.linalg.eigh(oracles.dense_hessian(problem) + torch.diag(problem.decay))
+        kept = mu + 0.01 > 0.025  # the null space lies at w + λ = 0.02
+        assert kept.any()
+        assert not kept.all()
+        wanted = q @ torch.diag(torch.where(kept, 1 / (mu + 0.01), 0.0)) @ q.T
+        curvature = cf.fit(problem, cf.Hessian(cf.Truncate(0.025)))
+        assert curvature.name == "Hessian(truncate(0.025))"
+        eye = torch.eye(len(mu), dtype=torch.float64)
+        close(curvature.solve(eye, cf.Absolute(0.01)), wanted)
+
+    def test_negative_eigenvalues_are_named(self) -> None:
+        curvature = cf.fit(chain_problem(), cf.Hessian())
+        assert any("are negative" in note for note in curvature.notes)
+
+    def test_a_pole_is_refused(self) -> None:
+        problem = chain_problem()
+        mu = torch.linalg.eigvalsh(oracles.dense_hessian(problem) + torch.diag(problem.decay))
+        v = torch.ones(problem.parameters.count, dtype=torch.float64)
+        with pytest.raises(cf.SingularError, match="block all"):
+            cf.fit(problem, cf.Hessian(cf.Plain())).solve(v, cf.Absolute(float(-mu[0])))
+
+
+class TestAnyModel:
+    """Parameters outside unshared Linear layers: exact at the top, a listed fallback below."""
+
+    def test_ggn_and_hessian_are_exact(self) -> None:
+        problem = mixed_problem()
+        close(cf.fit(problem, cf.GGN()).to_dense(), oracles.dense_ggn(problem))
+        close(cf.fit(problem, cf.Hessian()).to_dense(), oracles.dense_hessian(problem))
+
+    def test_diagonal_is_exact(self) -> None:
+        problem = mixed_problem()
+        wanted = torch.diag(oracles.dense_ggn(problem).diagonal())
+        curvature = cf.fit(problem, cf.Diagonal())
+        close(curvature.to_dense(), wanted)
+        assert curvature.fallback_share == 0
+
+    def test_block_ggn_takes_modules_as_blocks(self) -> None:
+        problem = mixed_problem()
+        slices = problem.parameters.slices
+        modules: dict[str, list[Tensor]] = {}
+        for name, place in slices.items():
+            key = name.rpartition(".")[0]
+            modules.setdefault(key, []).append(torch.arange(place.start, place.stop))
+        mask = oracles.block_mask(problem, [torch.cat(parts) for parts in modules.values()])
+        curvature = cf.fit(problem, cf.BlockGGN())
+        close(curvature.to_dense(), oracles.dense_ggn(problem) * mask)
+        assert curvature.fallback_share == 0
+
+    @pytest.mark.parametrize("rung", [cf.KFAC(), cf.EKFAC()], ids=lambda rung: rung.name)
+    def test_fallbacks_are_exact_blocks_and_listed(self, rung: Rung) -> None:
+        problem = mixed_problem()
+        curvature = cf.fit(problem, rung)
+        lines = {line.block: line for line in curvature.coverage}
+        assert not lines["first"].fallback
+        assert not lines["head"].fallback
+        for name, reason in {
+            "norm": "LayerNorm",
+            "twice": "2 times",
+            "positions": "shared over positions",
+            "model": "has no rule",
+        }.items():
+            assert lines[name].fallback
+            assert reason in lines[name].rule
+        ggn = oracles.dense_ggn(problem)
+        for block in curvature.blocks:
+            if block.fallback:
+                close(block.operator.to_dense(), ggn[block.index[:, None], block.index])
+        assert "fallbacks for" in curvature.name
+        with pytest.raises(cf.CoverageError, match=r"norm\.weight"):
+            cf.fit(problem, rung, strict=True)
+
+    def test_a_large_block_falls_back_to_its_diagonal(self) -> None:
+        seeded()
+
+        class Wide(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = torch.nn.Parameter(torch.randn(5, 500))
+                self.head = torch.nn.Linear(500, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(torch.tanh(x @ self.table))
+
+        problem = make(Wide(), cf.CrossEntropy(), n=3, q=1)
+        rows = oracles.jacobians(problem, problem.train.inputs)
+        h = oracles.output_hessians(problem)
+        wanted = torch.einsum("nkp,nkl,nlp->p", rows, h, rows)[:2500] / 3
+        for rung in (cf.EKFAC(), cf.BlockGGN()):
+            curvature = cf.fit(problem, rung)
+            block = next(b for b in curvature.blocks if b.name == "model")
+            assert block.fallback
+            assert block.rule.startswith("diagonal")
+            close(block.operator.eigenvalues(), wanted)
+
+    def test_a_weight_used_outside_its_module_has_no_rule(self) -> None:
+        seeded()
+
+        class Tied(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = torch.nn.Linear(5, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.inner(x) @ self.inner.weight @ self.inner.weight.T
+
+        problem = make(Tied(), cf.CrossEntropy())
+        close(cf.fit(problem, cf.GGN()).to_dense(), oracles.dense_ggn(problem))
+        line = cf.fit(problem, cf.EKFAC()).coverage[0]
+        assert line.fallback
+        assert "not that of its own call alone" in line.rule
+
+    def test_shared_parameters_have_no_rule(self) -> None:
+        seeded()
+        model = mlp(5, 5, 5, 3)
+        model[2].weight = model[0].weight
+        problem = make(model, cf.CrossEntropy())
+        close(cf.fit(problem, cf.GGN()).to_dense(), oracles.dense_ggn(problem))
+        close(cf.fit(problem, cf.Hessian()).to_dense(), oracles.dense_hessian(problem))
+        reasons = {c.block: c.rule for c in cf.fit(problem, cf.EKFAC()).coverage if c.fallback}
+        assert "shares a parameter" in reasons["0"]
+
+    def test_frozen_parameters_are_no_part_of_theta(self) -> None:
+        seeded()
+        model = mlp(5, 4, 6, 3)
+        model[0].requires_grad_(False)
+        model[2].bias.requires_grad_(False)
+        problem = make(model, cf.CrossEntropy())
+        assert problem.parameters.frozen == ("0.weight", "0.bias", "2.bias")
+        close(cf.fit(problem, cf.GGN()).to_dense(), oracles.dense_ggn(problem))
+        close(cf.fit(problem, cf.Hessian()).to_dense(), oracles.dense_hessian(problem))
+
+    def test_in_place_activations(self) -> None:
+        seeded()
+        inplace = torch.nn.Sequential(
+            torch.nn.Linear(5, 4), torch.nn.ReLU(inplace=True), torch.nn.Linear(4, 3)
+        )
+        problem = make(inplace, cf.CrossEntropy())
+        close(cf.fit(problem, cf.GGN()).to_dense(), oracles.dense_ggn(problem))
+        close(cf.fit(problem, cf.Hessian()).to_dense(), oracles.dense_hessian(problem))
+
+
+class TestFisher:
+    def test_mc_is_unbiased(self) -> None:
+        """The mean over seeds approaches type2 at the Monte Carlo rate: within five standard
+        errors, entry by entry."""
+        problem = chain_problem()
+        exact = cf.fit(problem, cf.BlockGGN()).to_dense()
+        with pytest.warns(cf.CurvfluenceWarning):
+            draws = torch.stack(
+                [
+                    cf.fit(problem, cf.BlockGGN(fisher=cf.MonteCarlo(4, seed=s))).to_dense()
+                    for s in range(200)
+                ]
+            )
+        error = draws.std(0) / 200**0.5
+        assert ((draws.mean(0) - exact).abs() <= 5 * error + 1e-12).all()
+        assert (draws.mean(0) - exact).norm() > 1e-6  # it is a sample
+
+    def test_mc_is_reproducible_and_seeded(self) -> None:
+        problem = chain_problem()
+
+        def dense(seed: int) -> Tensor:
+            with pytest.warns(cf.CurvfluenceWarning):
+                return cf.fit(problem, cf.EKFAC(fisher=cf.MonteCarlo(1, seed=seed))).to_dense()
+
+        assert torch.equal(dense(3), dense(3))
+        assert not torch.equal(dense(3), dense(4))
+
+    def test_mc_names_the_expected_number_of_surprising_labels(self) -> None:
+        problem = chain_problem()
+        p = problem.outputs(problem.train, "x").softmax(-1)
+        expected = float((1 - p.max(-1).values).sum()) * 3
+        with pytest.warns(cf.CurvfluenceWarning, match="nearly zero"):
+            curvature = cf.fit(problem, cf.KFAC(fisher=cf.MonteCarlo(3, seed=7)))
+        assert curvature.fisher == "mc(3)"
+        assert any(f"seed 7: {expected:.3g} surprising" in note for note in curvature.notes)
+
+    def test_default_is_type2_up_to_64_columns(self) -> None:
+        seeded()
+        few = make(mlp(5, 65), cf.CrossEntropy(), outputs=65)
+        many = make(mlp(5, 66), cf.CrossEntropy(), outputs=66)
+        assert cf.fit(few, cf.KFAC()).fisher == "type2"
+        curvature = cf.fit(many, cf.KFAC())  # 12 examples, nearly uniform: about 94 surprises
+        assert curvature.fisher == "mc(8)"
+        assert any("by default" in note for note in curvature.notes)
+
+
+class TestPoliteness:
+    RUNGS = (
+        cf.Identity(),
+        cf.Diagonal(),
+        cf.KFAC(),
+        cf.EKFAC(),
+        cf.BlockGGN(),
+        cf.GGN(),
+        cf.Hessian(),
+    )
+
+    @pytest.mark.parametrize("make_problem", [chain_problem, mixed_problem])
+    def test_the_model_is_left_as_found(self, make_problem: object) -> None:
+        problem = make_problem()  # pyright: ignore[reportCallIssue]
+        model = problem.model
+        model.train()
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 3.0)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        rng = torch.get_rng_state()
+        for rung in self.RUNGS:
+            cf.influence(problem, rung)
+        assert torch.equal(rng, torch.get_rng_state())
+        assert model.training
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+        assert all(bool((p.grad == 3.0).all()) for p in model.parameters())
+        assert all(p.requires_grad for p in model.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+    def test_the_model_is_left_as_found_after_a_failure(self) -> None:
+        problem = chain_problem()
+        with torch.no_grad():
+            problem.theta["2.weight"][0, 0] = float("nan")
+        with pytest.raises(cf.NonFiniteError, match="example 0"):
+            cf.influence(problem, cf.EKFAC())
+        assert not any(m._forward_hooks for m in problem.model.modules())
+        assert all(p.grad is None for p in problem.model.parameters())
