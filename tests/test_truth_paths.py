@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def mlp(
 ) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         modules: list[nn.Module] = []
-        for i, o in zip(widths, widths[1:], strict=False):
+        for i, o in pairwise(widths):
             modules += [nn.Linear(i, o, bias=bias), activation()]
         return nn.Sequential(nn.Flatten(), nn.Sequential(*modules[:-1]))
 
@@ -205,6 +206,39 @@ def test_functional_with_buffers_and_frozen_parameters(frozen: bool) -> None:
     recipe.build(0).load_state_dict(trained.weights(1))
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.second(self.first(x).tanh()))
+
+
+def repeated() -> nn.Module:
+    twice = nn.Linear(12, 12)
+    return nn.Sequential(twice, nn.Tanh(), twice, nn.Linear(12, 4))
+
+
+@pytest.mark.parametrize("build", [Tied, repeated])
+def test_functional_with_shared_parameters(build: Callable[[], nn.Module]) -> None:
+    recipe = Recipe(build, CrossEntropy(), sgd(0.1, 0.9), 16, epochs=2, weight_decay=0.1)
+    data = examples(dtype=torch.float64)
+    assert choose_path(recipe, data).path is Path.FUNCTIONAL
+    assert_close(recipe, data, Path.FUNCTIONAL, 1e-12)
+    trained = train(recipe, data, [Run(0, 0), Run(1, 0)], threads=1)
+    model = recipe.build(0, torch.float64)
+    model.load_state_dict(trained.weights(1), strict=False)
+    expected = CrossEntropy().values(model(data.inputs), data.targets).mean()
+    torch.testing.assert_close(trained.final_loss[1], expected.detach(), rtol=0, atol=1e-12)
+
+
+class Centred(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
 def test_choice_of_path_and_its_reason() -> None:
     def choose(build: Callable[[], nn.Module]) -> tuple[Path, str]:
         data = Examples(torch.randn(8, 3, 4, 4), torch.randint(0, 4, (8,)))
@@ -222,6 +256,9 @@ def test_choice_of_path_and_its_reason() -> None:
     path, reason = choose(lambda: nn.Sequential(nn.BatchNorm2d(3), flat(), nn.Linear(48, 4)))
     assert path is Path.PROCESSES
     assert "BatchNorm2d" in reason
+    path, reason = choose(lambda: nn.Sequential(flat(), Centred(), nn.Linear(48, 4)))
+    assert path is Path.PROCESSES
+    assert "depends on the others in its batch" in reason
     shared = nn.Linear(48, 48)
     path, reason = choose(lambda: nn.Sequential(flat(), shared, shared, nn.Linear(48, 4)))
     assert path is Path.FUNCTIONAL

@@ -17,6 +17,7 @@ from curvfluence.fidelity.bootstrap import (
 )
 from curvfluence.fidelity.calibration import Calibration, calibrate, calibrate_queries
 from curvfluence.fidelity.ceiling import Ceiling, reliability, spearman_brown
+from curvfluence.fidelity.judge import SubsetTruth
 from curvfluence.fidelity.lds import LDS, Sweep, lds, query_halves, spearman, undefined
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "query_halves",
     "lds",
     "LDS",
+    "SubsetTruth",
     "Axes",
     "Resamples",
     "resamples",

@@ -16,6 +16,17 @@ from curvfluence.errors import InputError
 from curvfluence.losses import Loss
 from curvfluence.parameters import Parameters
 
+_ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+)
 Setting: TypeAlias = "float | bool | tuple[float, ...]"
 
 
@@ -55,9 +66,12 @@ class Optimizer:
         by_setting = bool(self.settings.get("decoupled_weight_decay", False))
         return by_setting or issubclass(self.kind, torch.optim.AdamW)
 
-    def build(
-        self, groups: list[dict[str, Any]], *, fused: bool = False
-    ) -> torch.optim.Optimizer:
+    @property
+    def elementwise(self) -> bool:
+        """Whether one call can step many models' parameters laid end to end."""
+        return self.kind in _ELEMENTWISE
+
+    def build(self, groups: list[dict[str, Any]], *, fused: bool = False) -> torch.optim.Optimizer:
         """The optimiser over parameter groups that each name their `weight_decay`.
 
         `fused` asks for torch's one-pass kernel where this optimiser has one.
@@ -66,7 +80,8 @@ class Optimizer:
         if "weight_decay" not in accepted and any(g["weight_decay"] for g in groups):
             raise InputError(f"{self.kind.__name__} has no weight decay: set the recipe's to 0")
         extra = {"fused": True} if fused and "fused" in accepted else {}
-        return self.kind(groups, **{**self.settings, **extra})
+        settings: dict[str, Any] = {**self.settings, **extra}
+        return self.kind(groups, **settings)
 
 
 def sgd(lr: float, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:
@@ -169,6 +184,15 @@ class Recipe:
     def learning_rate(self, step: int, total_steps: int) -> float:
         return self.optimizer.lr * self.schedule.factor(step, total_steps)
 
+    def _fresh(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            # Only the CPU generator: torch.manual_seed would also reset the accelerators'.
+            torch.default_generator.manual_seed(seed)
+            model = self.architecture()
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"architecture must return an nn.Module; it returned {type(model)}")
+        return model
+
     def build(
         self,
         seed: int,
@@ -176,19 +200,29 @@ class Recipe:
         device: torch.device | str = "cpu",
     ) -> nn.Module:
         """A fresh model initialised from `seed`; the global generator is left as found."""
-        with torch.random.fork_rng(devices=[]):
-            # Only the CPU generator: torch.manual_seed would also reset the accelerators'.
-            torch.default_generator.manual_seed(seed)
-            model = self.architecture()
-        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"architecture must return an nn.Module; it returned {type(model)}")
         # The copy keeps modules that the architecture shares between calls out of training.
-        return deepcopy(model).to(device=device, dtype=dtype)
+        return deepcopy(self._fresh(seed)).to(device=device, dtype=dtype)
+
+    def start(
+        self, seed: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a run with this `init_seed` starts from: trainable parameters, and the rest."""
+        model = self._fresh(seed)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        copies = {
+            name: value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in own.items()
+        }
+        rest = frozen | {name for name, _ in model.named_buffers()}
+        return (
+            {name: value for name, value in copies.items() if name not in rest},
+            {name: value for name, value in copies.items() if name in rest},
+        )
 
     def initial(self, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The trainable parameters that a run with this `init_seed` starts from."""
-        named = self.build(seed, dtype).named_parameters()
-        return {name: p.detach().clone() for name, p in named if p.requires_grad}
+        return self.start(seed, dtype)[0]
 
     def decay(self, parameters: Parameters) -> dict[str, float]:
         """w by parameter name."""

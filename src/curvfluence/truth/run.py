@@ -83,13 +83,13 @@ def batches(recipe: Recipe, own: Share) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def stacked_batches(
-    recipe: Recipe, shares: Sequence[Share], dtype: torch.dtype
+    recipe: Recipe, shares: Sequence[Share], like: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(index, scale) of each step of M runs over equally many examples, both [M, B].
 
     The same batches as `batches`, in a static shape: B is the batch size rounded up to a multiple
     of 16, unused rows point at example 0, and scale is weight / (true size of the batch), 0 in
-    unused rows. Σ_b scale ℓ is then the batch mean.
+    unused rows. Σ_b scale ℓ is then the batch mean. On the device of `like`, scale in its dtype.
     """
     n = len(shares[0])
     size = min(recipe.batch_size, n)
@@ -113,5 +113,6 @@ def stacked_batches(
         order_mn = torch.stack([order[s.run.order_seed] for s in shares])
         index_smb = shaped(index_mn.gather(1, order_mn))
         scale_smb = shaped(weight_mn.gather(1, order_mn)) / count_s[:, None, None]
-        yield from zip(index_smb[:left], scale_smb.to(dtype)[:left], strict=True)
+        index_smb, scale_smb = index_smb.to(like.device), scale_smb.to(like)
+        yield from zip(index_smb[:left], scale_smb[:left], strict=True)
         left -= steps

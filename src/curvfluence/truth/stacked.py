@@ -72,9 +72,9 @@ def _has_hooks(module: nn.Module) -> bool:
 class StackedChain:
     """M chains of layers evaluated by batched matrix products; gradients without autograd.
 
-    `outputs` takes inputs [M, B, ...] (or [1, B, ...], shared) to [M, B, K]. `gradient` writes
-    ∂/∂θ Σ_b scale_mb ℓ(f_mb, y_mb) into `stack.grad`. A model's numbers do not depend on the
-    others, bitwise, where M is even, B a multiple of 16 and torch runs one thread.
+    The gradient function writes ∂/∂θ Σ_b scale_mb ℓ(f_mb, y_mb) into `stack.grad`. A model's
+    numbers do not depend on the others, bitwise, where M is even, B a multiple of 16 and torch
+    runs one thread: then every elementwise kernel runs over whole vectors, see `Stack`.
 
     Cost: the flops of M forward and backward passes; memory M·B times twice the sum of widths,
     reused between steps.
@@ -85,9 +85,7 @@ class StackedChain:
     loss: Loss
 
     @staticmethod
-    def arrange(
-        layers: tuple[Layer, ...], theta: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def arrange(layers: tuple[Layer, ...], theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights (out, in) <-> (in, out); its own inverse."""
         turned = {layer.weight for layer in layers if isinstance(layer, Affine)}
         return {
@@ -120,18 +118,19 @@ class StackedChain:
         return buffers
 
     def outputs(self, x: Tensor) -> Tensor:
+        """Outputs [M, B, K] of shared inputs [B, ...]."""
         m = len(next(iter(self.stack.theta.values())))
-        x_mbd = x.flatten(2).expand(m, -1, -1)
+        x_mbd = x.flatten(1).expand(m, -1, -1)
         return self._values(x_mbd, self.workspace(*x_mbd.shape[1:]))[-1]
 
-    def gradient_function(self, rows: int) -> Callable[[Tensor, Tensor, Tensor], None]:
-        """`gradient(x [M, B, ...], target [M, B, ...], scale [M, B])`, with its buffers."""
+    def gradient_function(self) -> Callable[[Tensor, Tensor, Tensor], None]:
+        """`gradient(x [M, B, ...], target [M, B, ...], scale [M, B])`, with buffers for one B."""
         space: list[list[Tensor]] = []
 
         def gradient(x: Tensor, target: Tensor, scale_mb: Tensor) -> None:
             x_mbd = x.flatten(2)
             if not space:
-                space.extend(self.workspace(rows, x_mbd.shape[2]) for _ in range(2))
+                space.extend(self.workspace(*x_mbd.shape[1:]) for _ in range(2))
             values = self._values(x_mbd, space[0])
             f_mbk = values[-1]
             g_rk = self.loss.gradient(f_mbk.flatten(0, 1), target.flatten(0, 1))

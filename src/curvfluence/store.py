@@ -1,0 +1,112 @@
+"""What is kept on disk: one folder a study, JSON and arrays, nothing pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from curvfluence.data import Examples
+from curvfluence.errors import InputError
+
+SPEC, RESULTS, ARRAYS = "study.json", "results.json", "arrays"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A study's folder, keyed by what its results depend on.
+
+    `study.json` holds the key and the settings, and is written first; `results.json` is written
+    last and replaces atomically, so a folder without it holds an unfinished study.
+    """
+
+    path: Path
+    key: str
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder this study's. Errors: `InputError` where it holds anything else."""
+        self.require_free()
+        (self.path / ARRAYS).mkdir(parents=True, exist_ok=True)
+        write_json(self.path / SPEC, {"key": self.key, **settings})
+
+    def require_free(self) -> None:
+        """Refuse a folder that holds another study, or files that are no study. Writes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file: name a folder with --out")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        found = read_json(self.path / SPEC)
+        if found is None:
+            raise InputError(
+                f"{self.path} holds files that are no study: name an empty folder with --out"
+            )
+        if found.get("key") != self.key:
+            raise InputError(
+                f"{self.path} holds another study ({_summary(found)}): name another folder with "
+                "--out, or remove it"
+            )
+
+    def results(self) -> dict[str, Any] | None:
+        """The results of this very study, where it is finished."""
+        found = read_json(self.path / SPEC)
+        same = found is not None and found.get("key") == self.key
+        return read_json(self.path / RESULTS) if same else None
+
+    def save(self, results: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
+        """Write the arrays, then the results."""
+        for name, array in arrays.items():
+            np.save(self.path / ARRAYS / f"{name}.npy", array.numpy(), allow_pickle=False)
+        write_json(self.path / RESULTS, results)
+
+
+def _summary(found: Mapping[str, Any]) -> str:
+    spec = found.get("spec", {})
+    return ", ".join(f"{k} {spec[k]}" for k in ("problem", "seed", "models", "subsets") if k in spec)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace `path` atomically. NaN is refused: a missing number is null."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is not readable as JSON ({error}): remove the folder") from None
+
+
+def hash_json(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_examples(*sets: Examples) -> str:
+    """Of the numbers themselves, in order."""
+    digest = hashlib.sha256()
+    for examples in sets:
+        for tensor in (examples.inputs, examples.targets):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_code() -> str:
+    """Of this package's source files: results are only reused by the code that made them."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,123 @@
+"""A study from end to end: train, retrain without, climb the ladder, compare, keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvfluence import store
+from curvfluence.errors import InputError
+from curvfluence.study.climb import Climbed, climb
+from curvfluence.study.compare import Compared, compare
+from curvfluence.study.problems import StudyProblem, load
+from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.results import Timing, as_json
+from curvfluence.study.retrain import Truth, make_truth
+from curvfluence.study.spec import DTYPES, StudySpec
+
+
+@dataclass(frozen=True)
+class Study:
+    """The results of a study and where they are; `reused` where they had been computed before."""
+
+    results: dict[str, Any]
+    path: Path
+    reused: bool
+
+
+def run_study(
+    spec: StudySpec,
+    out: Path | None = None,
+    *,
+    threads: int | None = None,
+    rerun: bool = False,
+    watch: Watcher = silent,
+) -> Study:
+    """Run the study that `spec` describes, or read it where `out` holds it already.
+
+    Writes `study.json`, `arrays/` and `results.json` to `out` (by default runs/<problem>). A
+    finished study with the same settings, data, code and torch is read back unless `rerun`.
+
+    Errors: `InputError` before any work, with nothing written, where the settings make no study or
+    `out` holds anything else.
+    """
+    start = time.perf_counter()
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1; seen {threads}")
+    problem = _in_dtype(load(spec.problem), DTYPES[spec.dtype])
+    hashes = {
+        "data": store.hash_examples(problem.train, problem.queries),
+        "code": store.hash_code(),
+        "recipe": store.hash_json(problem.recipe.describe()),
+    }
+    key = store.hash_json({"spec": spec.as_json(), **{k: hashes[k] for k in ("data", "recipe")}})
+    made_by = {"code": hashes["code"], "torch": torch.__version__}
+    folder = store.Folder(Path("runs") / spec.problem if out is None else out, key)
+    folder.require_free()
+    finished = folder.results()
+    if finished is not None and not rerun and finished["made_by"] == made_by:
+        return Study(finished, folder.path, reused=True)
+    with _threads(threads):
+        folder.claim({"spec": spec.as_json(), "made_by": made_by})
+        truth = make_truth(spec, problem, watch)
+        at = time.perf_counter()
+        climbed = climb(spec, problem, truth, watch)
+        climb_seconds = time.perf_counter() - at
+        at = time.perf_counter()
+        compared = compare(spec, truth, climbed, watch)
+        compare_seconds = time.perf_counter() - at
+        total = time.perf_counter() - start
+        timing = Timing(truth.seconds, climb_seconds, compare_seconds, total)
+        results = as_json(spec, problem, truth, climbed, compared, timing, hashes)
+        results["made_by"] = made_by
+        folder.save(results, _arrays(truth, climbed, compared))
+    return Study(results, folder.path, reused=False)
+
+
+def _in_dtype(problem: StudyProblem, dtype: torch.dtype) -> StudyProblem:
+    device = problem.train.inputs.device
+    return StudyProblem(
+        name=problem.name,
+        train=problem.train.to(device, dtype),
+        queries=problem.queries.to(device, dtype),
+        recipe=problem.recipe,
+        measurement=problem.measurement,
+        subsets=problem.subsets,
+    )
+
+
+@contextmanager
+def _threads(count: int | None) -> Generator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _arrays(truth: Truth, climbed: tuple[Climbed, ...], compared: Compared) -> dict[str, Tensor]:
+    """What a study keeps: the subsets, the truth, every prediction, and each rung's scores [J, Q,
+    N] at the damping that its half of the queries was given."""
+    halves = torch.from_numpy(compared.halves)
+    arrays = {
+        "subsets": truth.subsets.weights,
+        "truth": truth.values,
+        "query_halves": halves,
+        **{f"weights.{name}": value for name, value in truth.models.theta.items()},
+    }
+    for rung, judged in zip(climbed, compared.rungs, strict=True):
+        grid = list(rung.sweep.dampings)
+        first, second = (grid.index(damping) for damping in judged.matched.dampings)
+        chosen = torch.where(halves[:, None], rung.scores[:, first], rung.scores[:, second])
+        arrays[f"scores.{rung.name}"] = chosen
+        arrays[f"predicted.{rung.name}"] = torch.from_numpy(rung.sweep.predicted)
+    return arrays

@@ -1,0 +1,89 @@
+"""What a study does: every setting, each default in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from curvfluence.curvature import (
+    EKFAC,
+    GGN,
+    KFAC,
+    BlockGGN,
+    Diagonal,
+    Hessian,
+    Identity,
+    Rung,
+)
+from curvfluence.errors import InputError
+
+# From the top of the ladder down; steps are taken between neighbours.
+LADDER: dict[str, Callable[[], Rung]] = {
+    "Hessian": Hessian,
+    "GGN": GGN,
+    "BlockGGN": BlockGGN,
+    "EKFAC": EKFAC,
+    "KFAC": KFAC,
+    "Diagonal": Diagonal,
+    "Identity": Identity,
+}
+# λ in the units of C: half decades, one shared grid for all rungs.
+GRID: tuple[float, ...] = tuple(float(f"{value:.6g}") for value in np.logspace(-5, 1, 13))
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """Settings of one study. Equal specs on equal data give equal numbers.
+
+    Errors: `InputError` for a setting that makes no study, before any work.
+    """
+
+    problem: str
+    subsets: int
+    seed: int = 0
+    models: int = 4
+    orders: int = 2
+    alpha: float = 0.5
+    rungs: tuple[str, ...] = tuple(LADDER)
+    dampings: tuple[float, ...] = GRID
+    replicates: int = 500
+    dtype: str = "float32"
+    protocol: str = "clean"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.rungs if name not in LADDER]
+        if unknown:
+            raise InputError(f"there is no rung {unknown[0]!r}; the ladder is {', '.join(LADDER)}")
+        if not self.rungs or len(set(self.rungs)) < len(self.rungs):
+            raise InputError(f"name each rung once; seen {', '.join(self.rungs) or 'none'}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}; seen {self.dtype!r}")
+        if not 0 < self.alpha < 1:
+            raise InputError(
+                f"alpha, the fraction of the data that a subset keeps, must lie between 0 and 1; "
+                f"seen {self.alpha}"
+            )
+        for name, least in (("subsets", 3), ("models", 1), ("orders", 1), ("replicates", 200)):
+            value = getattr(self, name)
+            if value < least:
+                raise InputError(f"{name} must be at least {least}; seen {value}")
+        if self.seed < 0:
+            raise InputError(f"seed must be >= 0; seen {self.seed}")
+
+    @property
+    def ladder(self) -> tuple[str, ...]:
+        """The chosen rungs from the top down."""
+        return tuple(name for name in LADDER if name in self.rungs)
+
+    def seeds(self, purpose: str, count: int) -> list[int]:
+        """`count` seeds for one purpose, derived from `seed`; no two purposes share a stream."""
+        words = [self.seed, *purpose.encode()]
+        return [int(s) for s in np.random.SeedSequence(words).generate_state(count)]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)

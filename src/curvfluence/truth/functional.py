@@ -1,0 +1,137 @@
+"""M models of any architecture that torch.func can stack: vmap over models of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from curvfluence.errors import InputError
+from curvfluence.losses import Loss
+from curvfluence.problem import as_rows
+from curvfluence.truth.stack import Stack
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why the model's training depends on more than (θ, batch), as far as its modules tell."""
+    for name, module in model.named_modules():
+        label = f"module {name or 'itself'} ({type(module).__name__})"
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:  # pyright: ignore[reportPrivateUsage]
+            if module.track_running_stats or isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+                return f"{label} normalises over the batch or keeps running statistics"
+        elif isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
+            if module.training and module.p > 0:
+                return f"{label} is random"
+        elif isinstance(module, nn.RNNBase):
+            return f"{label} has no batching rule"
+    return None
+
+
+def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str | None:
+    """Why torch.func cannot stack the model, found by trying one gradient of two copies."""
+    reason = obstacle(model)
+    if reason is not None:
+        return reason
+    named = list(model.named_parameters())
+    theta = {n: torch.stack([p.detach()] * 2) for n, p in named if p.requires_grad}
+    frozen = {n: p.detach() for n, p in named if not p.requires_grad}
+    rest = {**frozen, **dict(model.named_buffers())}
+    state = {n: torch.stack([b] * 2) for n, b in rest.items()}
+    before = {n: b.clone() for n, b in state.items()}
+    net = FunctionalNet(model, loss, Stack.of(theta, dict.fromkeys(theta, 0.0)), state)
+    rows = min(len(inputs), 2)
+    x, y = (torch.stack([t[:rows]] * 2) for t in (inputs, targets))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            net.gradient_function()(x, y, torch.ones(2, rows, dtype=inputs.dtype))
+    except InputError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return f"torch.func cannot stack the model: {type(error).__name__}: {first}"
+    changed = [n for n, b in state.items() if not torch.equal(b, before[n])]
+    if changed:
+        return f"training changes the buffers {changed}"
+    with torch.no_grad():
+        together, alone = model(inputs[:rows])[:1], model(inputs[:1])
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-5):
+        # Unused rows of a partial minibatch would then count.
+        return "an example's output depends on the others in its batch"
+    return None
+
+
+def slots(model: nn.Module) -> dict[str, str]:
+    """Every place that holds a parameter or buffer, and the name its tensor has in θ.
+
+    One place for a module that is used twice, two for a tensor that two modules share.
+    `functional_call` told of both names of the former would leave its own tensors behind in the
+    module (seen in torch 2.13), so the tying is done here and `tie_weights` is off.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    first = {id(tensor): name for name, tensor in named}
+    return {
+        f"{prefix}.{local}" if prefix else local: first[id(tensor)]
+        for prefix, module in model.named_modules()
+        for own in (module.named_parameters, module.named_buffers)
+        for local, tensor in own(recurse=False, remove_duplicate=False)
+    }
+
+
+def _rows(
+    model: nn.Module, names: Mapping[str, str], everything: Mapping[str, Tensor], x: Tensor
+) -> Tensor:
+    placed = {slot: everything[name] for slot, name in names.items()}
+    output = torch.func.functional_call(model, placed, (x,), tie_weights=False)
+    return as_rows(output, len(x))
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionalNet:
+    """M models by `functional_call` under vmap; `state` is their frozen parameters and buffers.
+
+    The same interface as `StackedChain`. `model` is swapped into during a call, so it must not be
+    shared between threads.
+    """
+
+    model: nn.Module
+    loss: Loss
+    stack: Stack
+    state: Mapping[str, Tensor]
+
+    @cached_property
+    def _evaluated(self) -> nn.Module:
+        return deepcopy(self.model).eval()
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Outputs [M, B, K] of shared inputs [B, ...], in evaluation mode."""
+
+        names = slots(self._evaluated)
+
+        def forward(everything: dict[str, Tensor]) -> Tensor:
+            return _rows(self._evaluated, names, everything, x)
+
+        everything = {**self.state, **self.stack.theta}
+        return torch.func.vmap(forward, randomness="error")(everything)
+
+    def gradient_function(self) -> Callable[[Tensor, Tensor, Tensor], None]:
+        """`gradient(x [M, B, ...], target [M, B, ...], scale [M, B])`, into `stack.grad`."""
+
+        names = slots(self.model)
+
+        def objective(
+            theta: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor, s: Tensor
+        ) -> Tensor:
+            return (self.loss.values(_rows(self.model, names, {**state, **theta}, x), y) * s).sum()
+
+        stacked = torch.func.vmap(torch.func.grad(objective), randomness="error")
+        theta, state = dict(self.stack.theta), dict(self.state)
+
+        def gradient(x: Tensor, target: Tensor, scale_mb: Tensor) -> None:
+            for name, value in stacked(theta, state, x, target, scale_mb).items():
+                self.stack.grad[name].copy_(value)
+
+        return gradient

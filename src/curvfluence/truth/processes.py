@@ -1,0 +1,120 @@
+"""One model after another in plain torch: what stacked paths must equal, and their fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import cast
+
+import joblib
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from curvfluence.data import Examples
+from curvfluence.parameters import Parameters
+from curvfluence.problem import as_rows
+from curvfluence.truth.recipe import Recipe
+from curvfluence.truth.run import Run, Share, batches, share
+from curvfluence.truth.subsets import Subsets
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Where one run ended: θ, the frozen parameters and buffers, and its mean training loss."""
+
+    theta: dict[str, Tensor]
+    state: dict[str, Tensor]
+    final_loss: float
+
+
+def train_one(
+    recipe: Recipe, examples: Examples, run: Run, subsets: Subsets | None = None
+) -> Trajectory:
+    """Train one model in a loop over minibatches.
+
+    What the model draws while training (dropout masks) comes from torch's global generator, seeded
+    from (init_seed, order_seed) and left as found. Retraining on a weighted subset thus sees the
+    masks of the full run.
+    """
+    return _train(recipe, examples, share(run, len(examples), subsets))
+
+
+def _train(recipe: Recipe, examples: Examples, own: Share) -> Trajectory:
+    x, y = examples.inputs, examples.targets
+    model = recipe.build(own.run.init_seed, dtype_of(examples), x.device)
+    parameters = Parameters.of(model)
+    decay = recipe.decay(parameters)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = recipe.optimizer.build(
+        [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()]
+    )
+    total = recipe.total_steps(len(own))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.default_generator.manual_seed(_noise_seed(own.run))
+        for step, (index, weight) in enumerate(batches(recipe, own)):
+            output = as_rows(model(x[index]), len(index))
+            value_b = recipe.loss.values(output, y[index])
+            optimizer.zero_grad()
+            ((value_b * weight.to(value_b)).sum() / len(index)).backward()
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(named.values(), recipe.clip_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate(step, total)
+            optimizer.step()
+    return _finish(recipe, examples, own, model, set(named))
+
+
+def _finish(
+    recipe: Recipe, examples: Examples, own: Share, model: nn.Module, trained: set[str]
+) -> Trajectory:
+    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    final = {name: value.detach().clone() for name, value in everything.items()}
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for index, weight in zip(own.index.split(1024), own.weight.split(1024), strict=True):
+            output = as_rows(model(examples.inputs[index]), len(index))
+            value_b = recipe.loss.values(output, examples.targets[index])
+            total += float((value_b.double() * weight).sum())
+    return Trajectory(
+        theta={n: v for n, v in final.items() if n in trained},
+        state={n: v for n, v in final.items() if n not in trained},
+        final_loss=total / float(own.weight.sum()),
+    )
+
+
+def dtype_of(examples: Examples) -> torch.dtype:
+    """The dtype models train in: the inputs', or torch's default where inputs are integers."""
+    inputs = examples.inputs
+    return inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
+
+
+def _noise_seed(run: Run) -> int:
+    seed = np.random.SeedSequence((run.init_seed, run.order_seed, 1)).generate_state(1, np.uint64)
+    return int(seed[0]) & (2**63 - 1)
+
+
+def train_each(
+    recipe: Recipe, examples: Examples, shares: Sequence[Share], processes: int
+) -> Iterator[list[Trajectory]]:
+    """Trajectories of the runs, in order and in pieces, from a pool of processes.
+
+    With one process everything happens in this one. Otherwise recipe and data are pickled (by
+    cloudpickle, so lambdas and local classes will do) once for each piece, four for each process.
+    """
+    size = 1 if processes == 1 else ceil(len(shares) / (4 * processes))
+    pieces = [shares[i : i + size] for i in range(0, len(shares), size)]
+    parallel = joblib.Parallel(n_jobs=processes, backend="loky", return_as="generator")
+    tasks = (joblib.delayed(_train_piece)(recipe, examples, piece) for piece in pieces)
+    yield from cast("Iterator[list[Trajectory]]", parallel(tasks))
+
+
+def _train_piece(recipe: Recipe, examples: Examples, piece: Sequence[Share]) -> list[Trajectory]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [_train(recipe, examples, own) for own in piece]
+    finally:
+        torch.set_num_threads(before)

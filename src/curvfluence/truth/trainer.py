@@ -1,0 +1,234 @@
+"""Train many small models: which path, how they are spread over cores, what comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from curvfluence.data import Examples
+from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.parameters import Parameters
+from curvfluence.problem import as_rows
+from curvfluence.truth.paths import (
+    Choice,
+    Path,
+    choose_path,
+    network_of,
+    require_path,
+    theta_of,
+)
+from curvfluence.truth.processes import dtype_of, train_each
+from curvfluence.truth.recipe import Recipe
+from curvfluence.truth.run import Run, Share, share
+from curvfluence.truth.subsets import Subsets
+from curvfluence.truth.threads import spread
+from curvfluence.truth.together import final_losses, train_together
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """M trained models, in the order of `runs`.
+
+    `theta[name]` is [M, *shape], and so is `state[name]` of frozen parameters and buffers.
+    `final_loss` [M] is the weighted mean loss over a run's own examples at the end, in evaluation
+    mode, in float64.
+    """
+
+    runs: tuple[Run, ...]
+    theta: dict[str, Tensor] = field(repr=False)
+    state: dict[str, Tensor] = field(repr=False)
+    final_loss: Tensor = field(repr=False)
+    path: Path
+    reason: str
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def weights(self, model: int) -> dict[str, Tensor]:
+        """The checkpoint of one model, for `Problem(weights=...)` or `load_state_dict`."""
+        return {name: value[model] for name, value in {**self.state, **self.theta}.items()}
+
+
+# What a path hands back for some of the runs: their positions, everything by name, final losses.
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    positions: Sequence[int]
+    theta: dict[str, Tensor]
+    state: dict[str, Tensor]
+    final_loss: Tensor
+
+
+def train(
+    recipe: Recipe,
+    examples: Examples,
+    runs: Sequence[Run],
+    subsets: Subsets | None = None,
+    *,
+    path: Path | None = None,
+    chunk: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Trained:
+    """Train one model for each run; a run's result does not depend on the others.
+
+    Each is a function of (recipe, examples, weights of its subset, init_seed, order_seed). On the
+    stacked path the parameters are bitwise the same however many models train together. `path`
+    overrides the choice (`choose_path`). At most `chunk` models (by default as many as hold two
+    million parameters, 8 to 256) train side by side in each of `threads` threads (by default as
+    many as torch uses); `progress` is told how many runs are done so far.
+
+    Cost: the models' flops at the speed of batched products; memory for `chunk` · `threads` models'
+    activations, gradients and optimiser state, and for what is returned.
+
+    Errors: `InputError` where loss, data, subsets and architecture do not fit; `NonFiniteError`
+    naming the first run found to have diverged.
+    """
+    started = time.perf_counter()
+    runs = tuple(runs)
+    if not runs or (chunk is not None and chunk < 1) or (threads is not None and threads < 1):
+        raise InputError(
+            f"nothing to train with {len(runs)} runs, chunk={chunk}, threads={threads}"
+        )
+    shares = [share(run, len(examples), subsets) for run in runs]
+    model = recipe.build(runs[0].init_seed, dtype_of(examples), examples.inputs.device)
+    _require_fit(recipe, model, examples)
+    choice = choose_path(recipe, examples) if path is None else require_path(path, recipe, examples)
+    workers = torch.get_num_threads() if threads is None else threads
+    if choice.path is Path.PROCESSES:
+        pieces = _by_processes(recipe, examples, shares, workers)
+    else:
+        chunk = _chunk(choice.path, Parameters.of(model).count) if chunk is None else chunk
+        pieces = _side_by_side(recipe, examples, shares, model, choice, chunk, workers)
+    theta, state, final_loss = _collect(runs, pieces, progress)
+    seconds = time.perf_counter() - started
+    return Trained(runs, theta, state, final_loss, choice.path, choice.reason, seconds)
+
+
+def _chunk(path: Path, parameters: int) -> int:
+    """Many for little networks, where most time goes into calling kernels; few for large ones.
+
+    Under vmap activations are not reused, and for convolutions far outweigh the parameters.
+    """
+    return max(8, min(256 if path is Path.STACKED else 64, 2_000_000 // parameters))
+
+
+def _require_fit(recipe: Recipe, model: nn.Module, examples: Examples) -> None:
+    mode = model.training
+    with torch.no_grad():
+        output = as_rows(model.eval()(examples.inputs[:1]), 1)
+    model.train(mode)
+    recipe.loss.check(output.shape[-1], examples.targets)
+
+
+def _by_processes(
+    recipe: Recipe, examples: Examples, shares: Sequence[Share], processes: int
+) -> Iterator[_Piece]:
+    done = 0
+    for trajectories in train_each(recipe, examples, shares, processes):
+        positions = range(done, done + len(trajectories))
+        done += len(trajectories)
+        first = trajectories[0]
+        yield _Piece(
+            positions,
+            {n: torch.stack([t.theta[n] for t in trajectories]) for n in first.theta},
+            {n: torch.stack([t.state[n] for t in trajectories]) for n in first.state},
+            torch.tensor([t.final_loss for t in trajectories], dtype=torch.float64),
+        )
+
+
+def _side_by_side(
+    recipe: Recipe,
+    examples: Examples,
+    shares: Sequence[Share],
+    model: nn.Module,
+    choice: Choice,
+    chunk: int,
+    threads: int,
+) -> Iterator[_Piece]:
+    dtype, device = dtype_of(examples), examples.inputs.device
+    # Building draws on the global generator, so it stays in this thread.
+    fresh = {seed: recipe.start(seed, dtype) for seed in {own.run.init_seed for own in shares}}
+
+    def work(positions: list[int]) -> _Piece:
+        own = [shares[i] for i in even(positions)]
+        starts = [fresh[s.run.init_seed] for s in own]
+        theta, state = (
+            {name: torch.stack([s[k][name] for s in starts]).to(device) for name in starts[0][k]}
+            for k in (0, 1)
+        )
+        network = network_of(choice.path, recipe, model, theta, state)
+        train_together(network, recipe, examples, own)
+        loss_m = final_losses(network, recipe, examples, own)
+        theta = theta_of(network)
+        m = len(positions)
+        return _Piece(
+            positions,
+            {name: value[:m] for name, value in theta.items()},
+            {name: value[:m] for name, value in state.items()},
+            loss_m[:m],
+        )
+
+    pieces = _pieces(shares, chunk, threads)
+    for _, piece in spread(work, pieces, min(threads, len(pieces))):
+        yield piece
+
+
+def even(positions: Sequence[int]) -> list[int]:
+    """The same positions, the last one twice if they are odd in number: see `StackedChain`."""
+    return [*positions, *positions[-1:]] if len(positions) % 2 else list(positions)
+
+
+def _pieces(shares: Sequence[Share], chunk: int, threads: int) -> list[list[int]]:
+    """Positions of runs that train side by side: equally many examples, so equally many steps."""
+    groups: dict[int, list[int]] = {}
+    for i, own in enumerate(shares):
+        groups.setdefault(len(own), []).append(i)
+    pieces: list[list[int]] = []
+    for group in groups.values():
+        # A multiple of the threads, so that all finish together.
+        count = threads * ceil(len(group) / (chunk * threads))
+        size = ceil(len(group) / count)
+        pieces += [group[i : i + size] for i in range(0, len(group), size)]
+    return pieces
+
+
+def _collect(
+    runs: Sequence[Run], pieces: Iterator[_Piece], progress: Callable[[int], None] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    theta: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    final_loss = torch.empty(len(runs), dtype=torch.float64)
+    done = 0
+    for piece in pieces:
+        positions = torch.as_tensor(piece.positions)
+        for into, values in ((theta, piece.theta), (state, piece.state)):
+            for name, value in values.items():
+                if name not in into:
+                    into[name] = value.new_empty(len(runs), *value.shape[1:])
+                into[name][positions] = value
+        final_loss[positions] = piece.final_loss.cpu()
+        _require_converged(runs, piece)
+        done += len(piece.positions)
+        if progress is not None:
+            progress(done)
+    return theta, state, final_loss
+
+
+def _require_converged(runs: Sequence[Run], piece: _Piece) -> None:
+    finite_m = piece.final_loss.isfinite().cpu()
+    for value in piece.theta.values():
+        finite_m &= value.isfinite().flatten(1).all(1).cpu()
+    bad = (~finite_m).nonzero().flatten()
+    if len(bad):
+        position = piece.positions[int(bad[0])]
+        raise NonFiniteError(
+            f"training diverged to NaN or infinity in run {position} ({runs[position]}), and in "
+            f"{len(bad)} of the {len(finite_m)} trained with it: lower the learning rate, or set "
+            "clip_norm"
+        )
