@@ -200,8 +200,10 @@ def test_divergence_names_the_run(path: Path) -> None:
     data = Examples(examples().inputs, torch.randn(50))
     linear = partial(nn.Linear, 6, 1)
     recipe = Recipe(lambda: nn.Sequential(linear()), MSE(), sgd(5.0), 16, steps=2000)
+    before = torch.get_num_threads()
     with pytest.raises(NonFiniteError, match=r"run 0 \(Run\(init_seed=4, order_seed=2"):
         train(recipe, data, [Run(4, 2)], path=path, threads=1)
+    assert torch.get_num_threads() == before
 
 
 def test_progress_counts_runs() -> None:

@@ -49,9 +49,7 @@ def study(
     rungs: Annotated[
         str | None, typer.Option(help="Rungs of the ladder, by comma [default: all].")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads [default: all cores].")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Compute again what the folder already holds.")

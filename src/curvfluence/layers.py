@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,8 +154,9 @@ def _explains(problem: Problem, layer: LinearLayer, inputs: Tensor) -> bool:
     probe = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype, device=output.device)
     a_bi, edge = calls[layer.name][0]
     wrt: list[Any] = [edge, *parameters.values()]
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        output, wrt, probe.reshape(output.shape), allow_unused=True
+    found = cast(
+        "tuple[Tensor | None, ...]",
+        torch.autograd.grad(output, wrt, probe.reshape(output.shape), allow_unused=True),
     )
     g_bo = found[0]
     if g_bo is None:  # the layer's output does not reach the model's

@@ -68,7 +68,9 @@ class Folder:
 
 def _summary(found: Mapping[str, Any]) -> str:
     spec = found.get("spec", {})
-    return ", ".join(f"{k} {spec[k]}" for k in ("problem", "seed", "models", "subsets") if k in spec)
+    return ", ".join(
+        f"{k} {spec[k]}" for k in ("problem", "seed", "models", "subsets") if k in spec
+    )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,10 +79,8 @@ def compare(
             judged.append(_judge(rung, truth, target, halves, found))
             done(len(judged))
     pairs = list(combinations(replicates, 2))
-    neighbours = set(zip(list(replicates), list(replicates)[1:], strict=False))
-    differences = tuple(
-        (a, b, paired_difference(replicates[a], replicates[b])) for a, b in pairs
-    )
+    neighbours = set(pairwise(replicates))
+    differences = tuple((a, b, paired_difference(replicates[a], replicates[b])) for a, b in pairs)
     ceilings, notes = _ceilings(spec, truth)
     return Compared(
         halves=halves,
@@ -127,9 +125,7 @@ def _judge(
     )
 
 
-def _ceilings(
-    spec: StudySpec, truth: Truth
-) -> tuple[dict[str, Ceiling | None], tuple[str, ...]]:
+def _ceilings(spec: StudySpec, truth: Truth) -> tuple[dict[str, Ceiling | None], tuple[str, ...]]:
     (seed,) = spec.seeds("splits", 1)
     found: dict[str, Ceiling | None] = {}
     notes: list[str] = []

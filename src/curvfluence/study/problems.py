@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class StudyProblem:
 def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
     """Linear layers with GELU between them."""
     layers: list[nn.Module] = []
-    for width, following in zip(sizes, sizes[1:], strict=False):
+    for width, following in pairwise(sizes):
         layers += [nn.Linear(width, following), nn.GELU()]
     return nn.Sequential(*layers[:-1])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import (
@@ -16,23 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
-class Stage(Protocol):
-    """Told how much of a stage is done, in units of its total."""
-
-    def __call__(self, done: int, /) -> None: ...
-
-
-class Watcher(Protocol):
-    """Opens a stage; the context ends with it."""
-
-    def __call__(self, name: str, total: int) -> StageContext: ...
-
-
-class StageContext(Protocol):
-    def __enter__(self) -> Stage: ...
-
-    def __exit__(self, *error: object) -> bool | None: ...
+# Told how much of a stage is done, in units of its total.
+Stage: TypeAlias = Callable[[int], None]
+# Opens a stage by name and total; the context ends with it.
+Watcher: TypeAlias = Callable[[str, int], AbstractContextManager[Stage]]
 
 
 @contextmanager
@@ -42,7 +29,7 @@ def silent(name: str, total: int) -> Generator[Stage]:
 
 
 @contextmanager
-def bars(console: Console) -> Generator[Callable[[str, int], StageContext]]:
+def bars(console: Console) -> Generator[Watcher]:
     """One bar for each stage, on a terminal; nothing elsewhere."""
     columns = (
         TextColumn("{task.description:<26}"),

@@ -84,15 +84,23 @@ def _ceiling(truth: dict[str, Any]) -> list[str]:
 
 
 def _cautions(results: dict[str, Any]) -> list[str]:
-    edges = [rung["full_name"] for rung in results["rungs"] if rung["damping_on_edge"]]
+    edges = [_edge(rung) for rung in results["rungs"] if rung["damping_on_edge"]]
     lost = [
         f"{rung['full_name']}: {rung['undefined']} queries have constant predictions or truth"
         for rung in results["rungs"]
         if rung["undefined"]
     ]
     if edges:
-        lost.append(f"The chosen damping is on the edge of the grid for {', '.join(edges)}")
+        lost.append(f"Damping on the edge of the grid (LDS at the next λ): {', '.join(edges)}")
     return lost
+
+
+def _edge(rung: dict[str, Any]) -> str:
+    """Whether the best λ may lie beyond the grid, or the sweep is merely flat there."""
+    sweep = rung["sweep"]
+    low = rung["dampings"][0] == sweep[0]["damping"]
+    next_to = sweep[1] if low else sweep[-2]
+    return f"{rung['full_name']} ({next_to['lds'] - rung['lds']:+.4f})"
 
 
 def _interval(pair: list[float], *, signed: bool = False) -> str:

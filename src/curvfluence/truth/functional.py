@@ -47,7 +47,9 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     x, y = (torch.stack([t[:rows]] * 2) for t in (inputs, targets))
     try:
         with torch.random.fork_rng(devices=[]):
-            net.gradient_function()(x, y, torch.ones(2, rows, dtype=inputs.dtype))
+            net.gradient_function()(
+                x, y, torch.ones(2, rows, dtype=next(iter(theta.values())).dtype)
+            )
     except InputError:
         raise
     except Exception as error:
@@ -108,7 +110,6 @@ class FunctionalNet:
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs [M, B, K] of shared inputs [B, ...], in evaluation mode."""
-
         names = slots(self._evaluated)
 
         def forward(everything: dict[str, Tensor]) -> Tensor:
@@ -119,7 +120,6 @@ class FunctionalNet:
 
     def gradient_function(self) -> Callable[[Tensor, Tensor, Tensor], None]:
         """`gradient(x [M, B, ...], target [M, B, ...], scale [M, B])`, into `stack.grad`."""
-
         names = slots(self.model)
 
         def objective(

@@ -31,7 +31,8 @@ class Weighted:
     """The run goes through all N examples in its usual minibatches, each loss times its weight.
 
     The batch mean still divides by the whole batch: the normaliser stays N, as in J₋ₙ = (1/N)
-    Σ_{m≠n} ℓ_m + ½ Σ w θ². Answers "this very run": same initialisation and minibatches.
+    Σ_{m≠n} ℓ_m + ½ Σ w θ². Answers "this very run": same initialisation and minibatches. Examples
+    of weight 0 still pass through layers that normalise over the batch.
     """
 
     def own(self, weights_n: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
@@ -12,7 +12,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def spread(function: Callable[[A], B], items: Sequence[A], threads: int) -> Iterator[tuple[int, B]]:
+def spread(
+    function: Callable[[A], B], items: Sequence[A], threads: int
+) -> Generator[tuple[int, B], None, None]:
     """(position, function(item)) as they get done, without autograd.
 
     One torch thread for each item keeps the numbers independent of how many cores there are, and
@@ -26,7 +28,7 @@ def spread(function: Callable[[A], B], items: Sequence[A], threads: int) -> Iter
         with torch.no_grad():
             return function(item)
 
-    pool = ThreadPoolExecutor(max_workers=threads)
+    pool = ThreadPoolExecutor(max_workers=min(threads, len(items)))
     try:
         positions = {pool.submit(alone, item): i for i, item in enumerate(items)}
         for future in as_completed(positions):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -14,14 +15,7 @@ from curvfluence.data import Examples
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.parameters import Parameters
 from curvfluence.problem import as_rows
-from curvfluence.truth.paths import (
-    Choice,
-    Path,
-    choose_path,
-    network_of,
-    require_path,
-    theta_of,
-)
+from curvfluence.truth.paths import Path, choose_path, network_of, require_path, theta_of
 from curvfluence.truth.processes import dtype_of, train_each
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.run import Run, Share, share
@@ -55,9 +49,10 @@ class Trained:
         return {name: value[model] for name, value in {**self.state, **self.theta}.items()}
 
 
-# What a path hands back for some of the runs: their positions, everything by name, final losses.
 @dataclass(frozen=True, eq=False)
 class _Piece:
+    """What a path hands back for some of the runs: `theta[name]` is [len(positions), *shape]."""
+
     positions: Sequence[int]
     theta: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -103,9 +98,11 @@ def train(
     if choice.path is Path.PROCESSES:
         pieces = _by_processes(recipe, examples, shares, workers)
     else:
-        chunk = _chunk(choice.path, Parameters.of(model).count) if chunk is None else chunk
-        pieces = _side_by_side(recipe, examples, shares, model, choice, chunk, workers)
-    theta, state, final_loss = _collect(runs, pieces, progress)
+        size = _chunk(choice.path, Parameters.of(model).count) if chunk is None else chunk
+        together = _pieces(shares, size, workers)
+        pieces = _side_by_side(choice.path, recipe, examples, shares, together, workers)
+    with closing(pieces):  # or threads would outlive an error for as long as its traceback
+        theta, state, final_loss = _collect(runs, pieces, progress)
     seconds = time.perf_counter() - started
     return Trained(runs, theta, state, final_loss, choice.path, choice.reason, seconds)
 
@@ -128,7 +125,7 @@ def _require_fit(recipe: Recipe, model: nn.Module, examples: Examples) -> None:
 
 def _by_processes(
     recipe: Recipe, examples: Examples, shares: Sequence[Share], processes: int
-) -> Iterator[_Piece]:
+) -> Generator[_Piece, None, None]:
     done = 0
     for trajectories in train_each(recipe, examples, shares, processes):
         positions = range(done, done + len(trajectories))
@@ -143,15 +140,15 @@ def _by_processes(
 
 
 def _side_by_side(
+    path: Path,
     recipe: Recipe,
     examples: Examples,
     shares: Sequence[Share],
-    model: nn.Module,
-    choice: Choice,
-    chunk: int,
+    pieces: Sequence[list[int]],
     threads: int,
-) -> Iterator[_Piece]:
+) -> Generator[_Piece, None, None]:
     dtype, device = dtype_of(examples), examples.inputs.device
+    model = recipe.build(shares[0].run.init_seed, dtype, device)
     # Building draws on the global generator, so it stays in this thread.
     fresh = {seed: recipe.start(seed, dtype) for seed in {own.run.init_seed for own in shares}}
 
@@ -162,7 +159,7 @@ def _side_by_side(
             {name: torch.stack([s[k][name] for s in starts]).to(device) for name in starts[0][k]}
             for k in (0, 1)
         )
-        network = network_of(choice.path, recipe, model, theta, state)
+        network = network_of(path, recipe, model, theta, state)
         train_together(network, recipe, examples, own)
         loss_m = final_losses(network, recipe, examples, own)
         theta = theta_of(network)
@@ -174,9 +171,9 @@ def _side_by_side(
             loss_m[:m],
         )
 
-    pieces = _pieces(shares, chunk, threads)
-    for _, piece in spread(work, pieces, min(threads, len(pieces))):
-        yield piece
+    with closing(spread(work, pieces, threads)) as done:
+        for _, piece in done:
+            yield piece
 
 
 def even(positions: Sequence[int]) -> list[int]:
@@ -199,7 +196,7 @@ def _pieces(shares: Sequence[Share], chunk: int, threads: int) -> list[list[int]
 
 
 def _collect(
-    runs: Sequence[Run], pieces: Iterator[_Piece], progress: Callable[[int], None] | None
+    runs: Sequence[Run], pieces: Iterable[_Piece], progress: Callable[[int], None] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     theta: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
