@@ -32,7 +32,7 @@ def fit_net(model: nn.Module, x: Tensor, y: Tensor, *, steps: int, decay: float 
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 @cache
@@ -44,5 +44,7 @@ def well_fitted() -> tuple[cf.Problem, cf.Problem, float]:
     loss = fit_net(model, x, y, steps=400)
     single = cf.Problem(model, cf.CrossEntropy(), (x, y), (xq, yq))
     weights = {name: value.double() for name, value in model.state_dict().items()}
-    double = cf.Problem(mlp(64, 16, 16, 10).double(), cf.CrossEntropy(), (x, y), (xq, yq), weights=weights)
+    double = cf.Problem(
+        mlp(64, 16, 16, 10).double(), cf.CrossEntropy(), (x, y), (xq, yq), weights=weights
+    )
     return single, double, loss

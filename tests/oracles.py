@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 
 import torch
@@ -13,7 +14,9 @@ from curvfluence import Problem
 
 def outputs_at(problem: Problem, theta: Tensor, inputs: Tensor) -> Tensor:
     values = problem.parameters.unflatten(theta)
-    out = torch.func.functional_call(problem.model, {**problem.state, **values}, (inputs,))
+    # A copy: functional_call leaves tensors behind in a module that is used twice.
+    everything = {**problem.state, **values}
+    out = torch.func.functional_call(deepcopy(problem.model), everything, (inputs,))
     return out.reshape(len(inputs), -1)
 
 
@@ -88,9 +91,7 @@ def layer_indices(problem: Problem) -> dict[str, tuple[nn.Linear, Tensor]]:
     for name, module in problem.model.named_children():
         if isinstance(module, nn.Linear):
             places = torch.arange(problem.parameters.count)
-            index = places[problem.parameters.slices[f"{name}.weight"]].reshape(
-                module.weight.shape
-            )
+            index = places[problem.parameters.slices[f"{name}.weight"]].reshape(module.weight.shape)
             if module.bias is not None:
                 bias = places[problem.parameters.slices[f"{name}.bias"]]
                 index = torch.cat([index, bias[:, None]], dim=1)

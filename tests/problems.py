@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from curvfluence import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss,
 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.GELU, bias: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for k, (i, o) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (i, o) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(i, o, bias=bias))
         if k < len(sizes) - 2:
             layers.append(activation())
@@ -97,9 +99,7 @@ def all_problems() -> dict[str, Problem]:
     per_tensor = {"0.weight": 0.02, "2.weight": 0.005, "4.weight": 0.01}
     return {
         "cross-entropy": make(mlp(5, 4, 6, 3), CrossEntropy()),
-        "smoothed": make(
-            mlp(5, 4, 3, activation=nn.Tanh), CrossEntropy(label_smoothing=0.1)
-        ),
+        "smoothed": make(mlp(5, 4, 3, activation=nn.Tanh), CrossEntropy(label_smoothing=0.1)),
         "class-weights": make(
             mlp(5, 4, 3, activation=nn.SiLU), CrossEntropy(weight=torch.tensor([1.0, 2.0, 0.5]))
         ),

@@ -90,9 +90,7 @@ class RelativeCase(CurvatureCase):
             x = cf.fit(problem, rung).solve(v, cf.Relative(0.1))
             assert (x @ damped - v).norm() / v.norm() <= 1e-10
 
-    def treated(
-        self, damped: Tensor, dense: Tensor, problem: cf.Problem, rung: Rung
-    ) -> Tensor:
+    def treated(self, damped: Tensor, dense: Tensor, problem: cf.Problem, rung: Rung) -> Tensor:
         return damped
 
 
@@ -100,9 +98,7 @@ def joint_groups(problem: cf.Problem, rung: Rung) -> list[Tensor]:
     indices = [index for _, index in oracles.layer_indices(problem).values()]
     if getattr(rung, "joint_bias", True):
         return [index.flatten() for index in indices]
-    return [
-        torch.arange(place.start, place.stop) for place in problem.parameters.slices.values()
-    ]
+    return [torch.arange(place.start, place.stop) for place in problem.parameters.slices.values()]
 
 
 class TestIdentity(CurvatureCase):
@@ -161,7 +157,9 @@ class TestKFAC(RelativeCase):
 
     def test_is_not_exact_elsewhere(self) -> None:
         problem = chain_problem()
-        difference = cf.fit(problem, cf.KFAC()).to_dense() - cf.fit(problem, cf.BlockGGN()).to_dense()
+        difference = (
+            cf.fit(problem, cf.KFAC()).to_dense() - cf.fit(problem, cf.BlockGGN()).to_dense()
+        )
         assert difference.norm() > 1e-3
 
     def test_factored_damping(self) -> None:
@@ -285,9 +283,7 @@ class TestHessian(RelativeCase):
     def groups(self, problem: cf.Problem, rung: Rung) -> list[Tensor]:
         return [torch.arange(problem.parameters.count)]
 
-    def treated(
-        self, damped: Tensor, dense: Tensor, problem: cf.Problem, rung: Rung
-    ) -> Tensor:
+    def treated(self, damped: Tensor, dense: Tensor, problem: cf.Problem, rung: Rung) -> Tensor:
         mean = float(torch.linalg.eigvalsh(dense).abs().mean())
         return self.inverse(problem, rung, 0.1 * mean)
 
@@ -414,6 +410,16 @@ class TestAnyModel:
         close(cf.fit(problem, cf.Hessian()).to_dense(), oracles.dense_hessian(problem))
         reasons = {c.block: c.rule for c in cf.fit(problem, cf.EKFAC()).coverage if c.fallback}
         assert "shares a parameter" in reasons["0"]
+
+    def test_one_module_used_twice_keeps_its_parameters(self) -> None:
+        seeded()
+        shared = torch.nn.Linear(5, 5)
+        model = torch.nn.Sequential(shared, torch.nn.Tanh(), shared, torch.nn.Linear(5, 3))
+        problem = make(model, cf.CrossEntropy())
+        close(cf.fit(problem, cf.GGN()).to_dense(), oracles.dense_ggn(problem))
+        close(cf.fit(problem, cf.Hessian()).to_dense(), oracles.dense_hessian(problem))
+        assert all(isinstance(p, torch.nn.Parameter) for p in shared.parameters())
+        assert "2 times" in cf.fit(problem, cf.KFAC()).coverage[-1].rule
 
     def test_frozen_parameters_are_no_part_of_theta(self) -> None:
         seeded()

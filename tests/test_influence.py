@@ -257,7 +257,14 @@ class TestScores:
     def test_says_what_it_is(self) -> None:
         scores = self.scores()
         text = str(scores)
-        for said in ("EKFAC", "type2", "nats", "lower is better", "Relative(value=0.1)", "0.weight"):
+        for said in (
+            "EKFAC",
+            "type2",
+            "nats",
+            "lower is better",
+            "Relative(value=0.1)",
+            "0.weight",
+        ):
             assert said in text
         assert scores.fisher == "type2"
         assert len(scores.lambdas) == 3

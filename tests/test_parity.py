@@ -31,9 +31,7 @@ def problem() -> cf.Problem:
     torch.manual_seed(0)
     model = mlp(64, 16, 16, 10)
     fit_net(model, x.float(), y, steps=60, decay=3e-3)
-    return cf.Problem(
-        model, cf.CrossEntropy(), (x.float(), y), (xq.float(), yq), weight_decay=3e-3
-    )
+    return cf.Problem(model, cf.CrossEntropy(), (x.float(), y), (xq.float(), yq), weight_decay=3e-3)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -31,9 +31,7 @@ def test_gradients_of_saturated_examples_keep_their_relative_precision() -> None
     f = torch.tensor([[28.0, 0.0, -1.0], [0.0, 60.0, 2.0]])
     y = torch.tensor([0, 1])
     found = loss.gradient(f, y).double()
-    wanted = torch.autograd.functional.jacobian(
-        lambda g: loss.values(g, y).sum(), f.double()
-    )
+    wanted = torch.autograd.functional.jacobian(lambda g: loss.values(g, y).sum(), f.double())
     # float64 autograd itself cancels at 1e-16 / 1e-12; the exact row is minus the others' sum
     exact = f.double().softmax(-1)
     exact[0, 0] = -(exact[0, 1] + exact[0, 2])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,7 +121,7 @@ class TestNonFinite:
         x = X.clone()
         x[3] = 0.0
         bad = cf.Problem(Rooted(), cf.CrossEntropy(), (x, Y), (X[:2], Y[:2]))
-        with pytest.raises(cf.NonFiniteError, match="gradient of training set.* of example 3"):
+        with pytest.raises(cf.NonFiniteError, match=r"gradient of training set.* of example 3"):
             cf.influence(bad, cf.Identity())
 
     def test_weights(self) -> None:
@@ -214,7 +212,3 @@ def test_per_tensor_decay_reaches_the_right_places() -> None:
     made = make(mlp(5, 4, 3), cf.CrossEntropy(), weight_decay={"0.weight": 0.5, "2.bias": 0.25})
     wanted = torch.cat([torch.full((20,), 0.5), torch.zeros(4 + 12), torch.full((3,), 0.25)])
     assert torch.equal(made.decay, wanted.double())
-
-
-def batches() -> Iterator[tuple[Tensor, Tensor]]:
-    yield X, Y

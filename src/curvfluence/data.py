@@ -102,8 +102,9 @@ def _require_order(loader: DataLoader[Any], name: str) -> None:
     if type(sampler) is not SequentialSampler or (
         loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
     ):
+        by = sampler if type(sampler) is not SequentialSampler else loader.batch_sampler
         raise InputError(
-            f"the DataLoader draws its examples by {type(sampler).__name__}: scores would not line "
+            f"the DataLoader draws its examples by {type(by).__name__}: scores would not line "
             "up with indices. Build it with shuffle=False, or pass the dataset itself"
         )
     if loader.drop_last:

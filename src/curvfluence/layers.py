@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from curvfluence.parameters import call
 from curvfluence.problem import Problem, as_rows
 
 
@@ -184,7 +185,7 @@ def _record(
     tracked = {name: value.detach().requires_grad_(True) for name, value in problem.theta.items()}
     with torch.enable_grad(), _hooked(problem.model, calls):
         values = {**problem.state, **tracked, **(theta or {})}
-        output = torch.func.functional_call(problem.model, values, (inputs,))
+        output = call(problem.model, problem.slots, values, inputs)
     return calls, as_rows(output, len(inputs))
 
 

@@ -13,7 +13,7 @@ from curvfluence.data import Examples, Source, require_finite
 from curvfluence.errors import InputError
 from curvfluence.losses import Loss
 from curvfluence.measurement import LossMeasurement, Measurement
-from curvfluence.parameters import Parameters
+from curvfluence.parameters import Parameters, call, slots
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -91,6 +91,11 @@ class Problem:
         with torch.no_grad():
             return self.forward(self.train.inputs[:1]).shape[-1]
 
+    @cached_property
+    def slots(self) -> dict[str, str]:
+        """Where the model holds each tensor of `theta` and `state`."""
+        return slots(self.model)
+
     @property
     def dtype(self) -> torch.dtype:
         return next(iter(self.theta.values())).dtype
@@ -124,7 +129,7 @@ class Problem:
     def forward(self, inputs: Tensor, theta: Mapping[str, Tensor] | None = None) -> Tensor:
         """Outputs [B, K] at `theta` (by default this problem's weights)."""
         everything = {**self.state, **(self.theta if theta is None else theta)}
-        return as_rows(torch.func.functional_call(self.model, everything, (inputs,)), len(inputs))
+        return as_rows(call(self.model, self.slots, everything, inputs), len(inputs))
 
     def outputs(self, examples: Examples, what: str, chunk: int = 4096) -> Tensor:
         """Outputs of all examples, [N, K], finite or raised with the index."""

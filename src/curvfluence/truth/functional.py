@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from curvfluence.errors import InputError
 from curvfluence.losses import Loss
+from curvfluence.parameters import call, slots
 from curvfluence.problem import as_rows
 from curvfluence.truth.stack import Stack
 
@@ -66,29 +67,10 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     return None
 
 
-def slots(model: nn.Module) -> dict[str, str]:
-    """Every place that holds a parameter or buffer, and the name its tensor has in θ.
-
-    One place for a module that is used twice, two for a tensor that two modules share.
-    `functional_call` told of both names of the former would leave its own tensors behind in the
-    module (seen in torch 2.13), so the tying is done here and `tie_weights` is off.
-    """
-    named = [*model.named_parameters(), *model.named_buffers()]
-    first = {id(tensor): name for name, tensor in named}
-    return {
-        f"{prefix}.{local}" if prefix else local: first[id(tensor)]
-        for prefix, module in model.named_modules()
-        for own in (module.named_parameters, module.named_buffers)
-        for local, tensor in own(recurse=False, remove_duplicate=False)
-    }
-
-
 def _rows(
     model: nn.Module, names: Mapping[str, str], everything: Mapping[str, Tensor], x: Tensor
 ) -> Tensor:
-    placed = {slot: everything[name] for slot, name in names.items()}
-    output = torch.func.functional_call(model, placed, (x,), tie_weights=False)
-    return as_rows(output, len(x))
+    return as_rows(call(model, names, everything, x), len(x))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,56 @@
+# One environment in .venv, made once and remade when the pins change.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The index of CPU builds of torch, asked only where the ordinary indexes have no +cpu build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Another torch than the pinned one, for example: make study TORCH='torch==2.10.0'
+TORCH ?=
+
+.PHONY: study test test-slow lint format bench clean
+
+study: .venv/run
+	$(BIN)/curvfluence study digits
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/test
+	$(BIN)/python benchmarks/trainer.py
+	$(BIN)/python benchmarks/curvature.py
+
+clean:
+	rm -rf .venv
+
+.venv/constraints.txt: constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH),grep -v '^torch==' constraints.txt,cat constraints.txt) > $@
+
+.venv/torch: .venv/constraints.txt
+	$(PIP) install -q -c $< $(or $(TORCH),torch) || \
+	  $(PIP) install -q -c $< --extra-index-url $(TORCH_INDEX) $(or $(TORCH),torch)
+	touch $@
+
+.venv/run: .venv/torch pyproject.toml
+	$(PIP) install -q -c .venv/constraints.txt -e .
+	touch $@
+
+.venv/test: .venv/run
+	$(PIP) install -q -c .venv/constraints.txt -e .[test]
+	touch $@
+
+.venv/lint: .venv/test
+	$(PIP) install -q -c .venv/constraints.txt -e .[test,lint]
+	touch $@
