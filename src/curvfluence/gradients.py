@@ -56,23 +56,25 @@ class Rows:
         return rows
 
     def inner(self, x_qp: Tensor) -> Tensor:
-        """⟨x_q, row_nc⟩, [Q, N, C], without forming a row.
+        """⟨x_q, row_nc⟩, [Q, N, C]: one GEMM of 2 Q N o i operations a layer.
 
-        Cost: 2 Q N o i a layer for X a, then 2 Q N C o.
+        Against the rows of a layer, formed a slice at a time, where its inputs are fewer than the
+        queries (and C = 1); otherwise X a first, then its product with s, and no row is formed.
         """
         q = len(x_qp)
         n, c = self.dense.shape[:2]
         total = x_qp.new_zeros(q, n, c)
         slices = self.parameters.slices
         for layer, a_ni, s_nco in zip(self.layers, self.a, self.s, strict=True):
-            x_qoi = x_qp[:, slices[layer.weight]].reshape(q, layer.out_features, layer.in_features)
-            xa_qon = (x_qoi.reshape(-1, layer.in_features) @ a_ni.T).reshape(q, -1, n)
-            if layer.bias is not None:
-                xa_qon += x_qp[:, slices[layer.bias], None]
-            if c == 1:
-                total[..., 0] += (xa_qon * s_nco[:, 0, :].T).sum(1)
+            x_qw = x_qp[:, slices[layer.weight]]
+            if c == 1 and layer.in_features <= q:
+                total[..., 0] += _against_rows(x_qw, a_ni, s_nco[:, 0])
             else:
+                xa_qon = (x_qw.reshape(-1, layer.in_features) @ a_ni.T).reshape(q, -1, n)
                 total += torch.einsum("qon,nco->qnc", xa_qon, s_nco)
+            if layer.bias is not None:
+                bias_qnc = x_qp[:, slices[layer.bias]] @ s_nco.reshape(n * c, -1).T
+                total += bias_qnc.reshape(q, n, c)
         if self.rest:
             x_qr = torch.cat([x_qp[:, slices[name]] for name in self.rest], dim=1)
             total += (x_qr @ self.dense.reshape(n * c, -1).T).reshape(q, n, c)
@@ -96,6 +98,16 @@ class Rows:
             total[:, place] = weights_mn @ self.dense[:, 0, start : start + width]
             start += width
         return total
+
+
+def _against_rows(x_qw: Tensor, a_ni: Tensor, s_no: Tensor) -> Tensor:
+    """⟨x_q, s_n ⊗ a_n⟩, [Q, N], forming the rows a slice at a time."""
+    step = max(1, 2**24 // x_qw.shape[1])
+    parts = [
+        x_qw @ (s_no[k : k + step, :, None] * a_ni[k : k + step, None, :]).flatten(1).T
+        for k in range(0, len(a_ni), step)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def rows_in_chunks(

@@ -86,4 +86,5 @@ class StudySpec:
         return [int(s) for s in np.random.SeedSequence(words).generate_state(count)]
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON reads it back: lists, no tuples."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
