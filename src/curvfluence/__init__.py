@@ -27,6 +27,7 @@ from curvfluence.errors import (
     NonFiniteError,
     SingularError,
 )
+from curvfluence.fidelity import SubsetTruth, calibrate
 from curvfluence.fisher import Empirical, Fisher, MonteCarlo, Type2
 from curvfluence.influence import influence, self_influence
 from curvfluence.losses import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss
@@ -39,6 +40,21 @@ from curvfluence.measurement import (
 )
 from curvfluence.problem import Problem
 from curvfluence.scores import Scores
+from curvfluence.truth import (
+    Constant,
+    Cosine,
+    Recipe,
+    Run,
+    Subsets,
+    adam,
+    adamw,
+    down_weight,
+    leave_one_out,
+    measure,
+    random_subsets,
+    sgd,
+    train,
+)
 
 __all__ = [
     # what was trained, and what is asked
@@ -82,6 +98,22 @@ __all__ = [
     "influence",
     "self_influence",
     "Scores",
+    # the truth it is measured against
+    "Recipe",
+    "Run",
+    "Subsets",
+    "sgd",
+    "adam",
+    "adamw",
+    "Constant",
+    "Cosine",
+    "train",
+    "measure",
+    "random_subsets",
+    "leave_one_out",
+    "down_weight",
+    "SubsetTruth",
+    "calibrate",
     # what can go wrong
     "CurvfluenceError",
     "InputError",
