@@ -6,6 +6,7 @@ from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
 from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.hessian import Abs, Clip, Hessian, Plain, Spectrum, Truncate
+from curvfluence.curvature.hybrids import Project, Sorted, TraceMatched
 from curvfluence.curvature.identity import Identity
 from curvfluence.curvature.kfac import KFAC
 from curvfluence.curvature.rung import FisherRung, Rung, fit
@@ -27,8 +28,11 @@ __all__ = [
     "KFAC",
     "Operator",
     "Plain",
+    "Project",
     "Rung",
+    "Sorted",
     "Spectrum",
+    "TraceMatched",
     "Truncate",
     "fit",
 ]

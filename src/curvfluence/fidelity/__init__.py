@@ -17,8 +17,17 @@ from curvfluence.fidelity.bootstrap import (
 )
 from curvfluence.fidelity.calibration import Calibration, calibrate, calibrate_queries
 from curvfluence.fidelity.ceiling import Ceiling, reliability, spearman_brown
+from curvfluence.fidelity.decomposition import (
+    StepLoss,
+    decompose,
+    distance_squared,
+    frobenius_squared,
+    mean_steps,
+    shares,
+)
 from curvfluence.fidelity.judge import SubsetTruth
 from curvfluence.fidelity.lds import LDS, Sweep, lds, query_halves, spearman, undefined
+from curvfluence.fidelity.spectra import Spectrum, leading_space, overlap, spectrum
 
 __all__ = [
     "spearman",
@@ -42,6 +51,16 @@ __all__ = [
     "Ceiling",
     "reliability",
     "spearman_brown",
+    "StepLoss",
+    "decompose",
+    "distance_squared",
+    "frobenius_squared",
+    "mean_steps",
+    "shares",
+    "Spectrum",
+    "spectrum",
+    "leading_space",
+    "overlap",
     "Calibration",
     "calibrate",
     "calibrate_queries",

@@ -1,0 +1,155 @@
+"""Where accuracy is lost: what each step of the ladder costs in matrix, inverse and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature import Curvature
+from curvfluence.curvature.hybrids import same_blocks
+from curvfluence.curvature.kronecker import KroneckerEigen
+from curvfluence.errors import InputError
+
+# GGN → BlockGGN → EKFAC → KFAC is orthogonal: each is the best approximation of the one before in
+# a set that holds all later ones, so squared distances add up to ‖GGN − KFAC‖².
+ORTHOGONAL = ("GGN", "BlockGGN", "EKFAC", "KFAC")
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """One step from `above` to the coarser `below`, at one influence model.
+
+    `distance_squared` is ‖A − B‖² in Frobenius norm. `share` is its fraction of ‖GGN − KFAC‖² and
+    `norm_share` that of plain norms in their sum, for the steps of the orthogonal chain; None for
+    the others. `inverse_error` is the mean over queries of ‖x_A − x_B‖/‖x_A‖ with x = (C + W +
+    λ)⁻¹ g_q, and `score_error` ‖I_A − I_B‖/‖I_A‖ over all scores, each at every λ of the grid.
+    """
+
+    above: str
+    below: str
+    distance_squared: float
+    share: float | None
+    norm_share: float | None
+    inverse_error: tuple[float, ...]
+    score_error: tuple[float, ...]
+
+
+def distance_squared(a: Curvature, b: Curvature) -> float:
+    """‖A − B‖² in Frobenius norm, summed in float64.
+
+    Block by block where both have the same blocks; between a Kronecker eigenbasis and itself
+    Σ (Λ_A − Λ_B)², so EK-FAC and K-FAC need no dense matrix; dense otherwise (P² numbers).
+    """
+    if not same_blocks(a, b):
+        return float((a.to_dense().double() - b.to_dense().double()).square().sum())
+    total = 0.0
+    for x, y in zip(a.blocks, b.blocks, strict=True):
+        left, right = x.operator, y.operator
+        if (
+            isinstance(left, KroneckerEigen)
+            and isinstance(right, KroneckerEigen)
+            and torch.equal(left.in_basis, right.in_basis)
+            and torch.equal(left.out_basis, right.out_basis)
+        ):
+            difference = left.values.double() - right.values.double()
+        else:
+            difference = left.to_dense().double() - right.to_dense().double()
+        total += float(difference.square().sum())
+    return total
+
+
+def frobenius_squared(curvature: Curvature) -> float:
+    """‖C‖², from eigenvalues where an operator has them, in float64."""
+    total = 0.0
+    for block in curvature.blocks:
+        operator = block.operator
+        entries = operator.values if isinstance(operator, KroneckerEigen) else operator.to_dense()
+        total += float(entries.double().square().sum())
+    return total
+
+
+def shares(
+    distances: Mapping[tuple[str, str], float],
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """(share of ‖GGN − KFAC‖², share of the sum of norms) for each step of the orthogonal chain.
+
+    Empty unless all of its three steps are there.
+    """
+    chain = list(pairwise(ORTHOGONAL))
+    if not all(step in distances for step in chain):
+        return {}
+    squares = {step: distances[step] for step in chain}
+    whole = sum(squares.values())
+    norms = {step: value**0.5 for step, value in squares.items()}
+    length = sum(norms.values())
+    if whole == 0:
+        return dict.fromkeys(chain, (0.0, 0.0))
+    return {step: (squares[step] / whole, norms[step] / length) for step in chain}
+
+
+def decompose(
+    curvatures: Mapping[str, Curvature],
+    solved: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+) -> tuple[StepLoss, ...]:
+    """The steps between neighbours of `curvatures`, named and ordered from the top down.
+
+    `solved[name]` [D, Q, P] are (C + W + λ)⁻¹ g_q over the grid and `scores[name]` [D, Q, N] the
+    influences. Errors: `InputError` where grids disagree.
+    """
+    sizes = {len(solved[name]) for name in curvatures} | {len(scores[name]) for name in curvatures}
+    if len(sizes) > 1:
+        raise InputError(f"the rungs were swept over grids of different length: {sorted(sizes)}")
+    steps = list(pairwise(curvatures))
+    distances = {(a, b): distance_squared(curvatures[a], curvatures[b]) for a, b in steps}
+    fractions = shares(distances)
+    return tuple(
+        StepLoss(
+            above=a,
+            below=b,
+            distance_squared=distances[a, b],
+            share=fractions[a, b][0] if (a, b) in fractions else None,
+            norm_share=fractions[a, b][1] if (a, b) in fractions else None,
+            inverse_error=_relative_rows(solved[a], solved[b]),
+            score_error=_relative(scores[a], scores[b]),
+        )
+        for a, b in steps
+    )
+
+
+def _relative_rows(a_dqp: Tensor, b_dqp: Tensor) -> tuple[float, ...]:
+    errors = (a_dqp - b_dqp).norm(dim=-1) / a_dqp.norm(dim=-1)
+    return tuple(errors.double().mean(-1).tolist())
+
+
+def _relative(a_dqn: Tensor, b_dqn: Tensor) -> tuple[float, ...]:
+    errors = (a_dqn - b_dqn).flatten(1).norm(dim=1) / a_dqn.flatten(1).norm(dim=1)
+    return tuple(errors.double().tolist())
+
+
+def mean_steps(models: Sequence[tuple[StepLoss, ...]]) -> tuple[StepLoss, ...]:
+    """The mean over influence models of every number of every step."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        numbers = [value for value in values if value is not None]
+        return sum(numbers) / len(numbers) if numbers else None
+
+    def columns(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+        return tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
+
+    return tuple(
+        StepLoss(
+            above=steps[0].above,
+            below=steps[0].below,
+            distance_squared=sum(s.distance_squared for s in steps) / len(steps),
+            share=mean([s.share for s in steps]),
+            norm_share=mean([s.norm_share for s in steps]),
+            inverse_error=columns([s.inverse_error for s in steps]),
+            score_error=columns([s.score_error for s in steps]),
+        )
+        for steps in zip(*models, strict=True)
+    )
