@@ -34,9 +34,14 @@ bench: .venv/test
 clean:
 	rm -rf .venv
 
-.venv/constraints.txt: constraints.txt Makefile
+# Changes when TORCH does, so that another torch is really installed.
+.venv/torch-$(subst /,_,$(subst =,_,$(TORCH))).wanted:
 	$(PYTHON) -m venv .venv
-	$(if $(TORCH),grep -v '^torch==' constraints.txt,cat constraints.txt) > $@
+	rm -f .venv/torch-*.wanted
+	touch $@
+
+.venv/constraints.txt: constraints.txt Makefile .venv/torch-$(subst /,_,$(subst =,_,$(TORCH))).wanted
+	$(if $(TORCH),grep -vE '^(torch|torchvision)==' constraints.txt,cat constraints.txt) > $@
 
 .venv/torch: .venv/constraints.txt
 	$(PIP) install -q -c $< $(or $(TORCH),torch) || \
@@ -44,7 +49,7 @@ clean:
 	touch $@
 
 .venv/run: .venv/torch pyproject.toml
-	$(PIP) install -q -c .venv/constraints.txt -e .
+	$(PIP) install -q -c .venv/constraints.txt -e .[problems,sweep]
 	touch $@
 
 .venv/test: .venv/run

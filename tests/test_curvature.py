@@ -274,9 +274,9 @@ class TestHessian(RelativeCase):
         dense = self.oracle(problem, rung) + torch.diag(problem.decay)
         mu, q = torch.linalg.eigh(dense)
         assert isinstance(rung, cf.Hessian)
-        if isinstance(rung.spectrum, cf.Abs):
+        if isinstance(rung.treatment, cf.Abs):
             mu = mu.abs()
-        elif isinstance(rung.spectrum, cf.Clip):
+        elif isinstance(rung.treatment, cf.Clip):
             mu = mu.clamp_min(0)
         return q @ torch.diag(mu + damping) @ q.T
 

@@ -81,7 +81,7 @@ class TestDecompose:
         g_n = torch.randn(7, problem.parameters.count, dtype=torch.float64)
         solved = {n: torch.stack(list(c.solve_many(g_q, dampings))) for n, c in found.items()}
         scores = {n: x @ g_n.T for n, x in solved.items()}
-        steps = decompose(found, solved, scores)
+        steps = decompose(found, solved, scores, steps=list(pairwise(found)))
         assert [(s.above, s.below) for s in steps] == [
             ("Hessian", "GGN"), ("GGN", "BlockGGN"), ("BlockGGN", "EKFAC"), ("EKFAC", "KFAC"),
         ]  # fmt: skip
@@ -101,7 +101,7 @@ class TestDecompose:
         found = fitted(chain_problem())
         rows = {name: torch.ones(2 + (name == "KFAC"), 3, 4) for name in found}
         with pytest.raises(cf.InputError, match="different length"):
-            decompose(found, rows, rows)
+            decompose(found, rows, rows, steps=list(pairwise(found)))
 
 
 class TestHybrids:

@@ -310,7 +310,7 @@ class TestDamping:
     def test_no_damping_and_no_decay_is_refused_before_work(self, rung: cf.Rung) -> None:
         seeded()
         problem = make(mlp(5, 4, 6, 3), cf.CrossEntropy(), weight_decay=0.0)
-        with pytest.raises(cf.SingularError, match="cannot be inverted"):
+        with pytest.raises(cf.SingularError, match=r"cannot be inverted|not positive definite"):
             cf.influence(problem, rung, damping=cf.Absolute(0.0))
 
     def test_a_singular_matrix_is_found_where_the_rank_does_not_show_it(self) -> None:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 import curvfluence as cf
 from curvfluence.cli import app, main
-from curvfluence.fidelity import SubsetTruth, spearman
+from curvfluence.fidelity import SubsetTruth, Sweep, intervals, spearman
 from curvfluence.study import GRID, LADDER, StudySpec, load, run_study
+from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import require_disjoint
+from curvfluence.study.progress import silent
+from curvfluence.study.retrain import draw_subsets, influence_runs, make_truth
+from curvfluence.study.run import prepared
+from curvfluence.study.sweep import run_sweep
+from curvfluence.study.variant import Variant
+from curvfluence.truth import Run, train_one
 
 SMALL = {"subsets": 6, "models": 3, "replicates": 200, "dampings": GRID[::4]}
 
@@ -131,7 +142,7 @@ class TestBadRequests:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["study", "digitz"], "no problem 'digitz'; built in are digits, digits-large"),
+            (["study", "digitz"], "'digitz'"),
             (["study", "digits", "--rungs", "GGN,KFACC"], "no rung 'KFACC'"),
             (["study", "digits", "--rungs", "GGN,GGN"], "each rung once"),
             (["study", "digits", "--alpha", "1.0"], "alpha"),
@@ -247,3 +258,292 @@ class TestCommand:
         for option in ("--seed", "--out", "--subsets", "--models", "--alpha", "--rungs"):
             assert option in shown.stdout
         assert cf.__version__ in CliRunner().invoke(app, ["--version"]).stdout
+
+
+def spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Rank correlation of the rows of two [Q, m] arrays, one at a time by scipy."""
+    return np.array([spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)])
+
+
+def cross_fitted(predicted: np.ndarray, truth: np.ndarray, halves: np.ndarray) -> float:
+    """LDS of predictions [D, J, m, Q] on truth [J, m, Q], each half at the other's best damping."""
+    table = np.array(
+        [
+            [spearman_rows(p.T, t.T) for p, t in zip(row, truth, strict=True)]
+            for row in predicted.transpose(0, 1, 2, 3)
+        ]
+    )  # [D, J, Q]
+    best = {True: table[:, :, ~halves].mean((1, 2)).argmax(), False: 0}
+    best[False] = table[:, :, halves].mean((1, 2)).argmax()
+    chosen = np.where(halves, table[best[True]], table[best[False]])
+    return float(chosen.mean())
+
+
+class TestNumbers:
+    """Everything that is said of the truth, again from the arrays and by the obvious loops."""
+
+    @pytest.fixture
+    def arrays(self, small: tuple[dict, Path]) -> dict[str, np.ndarray]:
+        _, out = small
+        return {
+            path.stem: np.load(path, allow_pickle=False) for path in (out / "arrays").glob("*.npy")
+        }
+
+    def test_independent_and_ensemble(
+        self, small: tuple[dict, Path], arrays: dict[str, np.ndarray]
+    ) -> None:
+        results, _ = small
+        truth, halves = arrays["truth"], arrays["query_halves"]
+        by_init = truth.mean(1)
+        others = np.stack([np.delete(by_init, j, axis=0).mean(0) for j in range(len(by_init))])
+        for rung in results["rungs"]:
+            predicted = arrays[f"predicted.{rung['name']}"]
+            found = cross_fitted(predicted, by_init, halves)
+            assert rung["lds"] == pytest.approx(found, abs=1e-12)
+            found = cross_fitted(predicted, others, halves)
+            assert rung["lds_independent"] == pytest.approx(found, abs=1e-12)
+            ensemble = predicted.mean(1, keepdims=True)
+            found = cross_fitted(ensemble, by_init.mean(0, keepdims=True), halves)
+            assert rung["lds_ensemble"] == pytest.approx(found, abs=1e-12)
+
+    def test_noise_ceilings(self, small: tuple[dict, Path], arrays: dict[str, np.ndarray]) -> None:
+        """Matched: the two orders of one initialisation. Independent: pairs of initialisations,
+        stepped up from one to the two others that a model is measured against."""
+        ceiling = small[0]["truth"]["noise_ceiling"]
+        truth = arrays["truth"]
+        half = np.mean([spearman_rows(t[0].T, t[1].T).mean() for t in truth])
+        assert ceiling["matched"] == pytest.approx(2 * half / (1 + half), abs=1e-9)
+        by_init = truth.mean(1)
+        pairs = [(1, 2), (0, 2), (0, 1)]
+        half = np.mean([spearman_rows(by_init[a].T, by_init[b].T).mean() for a, b in pairs])
+        assert ceiling["independent"] == pytest.approx(2 * half / (1 + half), abs=1e-9)
+        assert small[0]["truth"]["best_lds"]["matched"] == pytest.approx(ceiling["matched"] ** 0.5)
+
+    def test_intervals_are_those_of_their_axes(
+        self, small: tuple[dict, Path], arrays: dict[str, np.ndarray]
+    ) -> None:
+        results, _ = small
+        spec = StudySpec("digits", **SMALL)
+        (seed,) = spec.seeds("bootstrap", 1)
+        rung = next(r for r in results["rungs"] if r["name"] == "GGN")
+        swept = Sweep(spec.dampings, arrays["predicted.GGN"])
+        found = intervals(
+            swept, arrays["truth"].mean(1), arrays["query_halves"], seed=seed, replicates=200
+        )
+        assert rung["interval"] == pytest.approx(list(found.crossed))
+        assert rung["interval_subsets"] == pytest.approx(list(found.subsets))
+        assert rung["interval_queries"] == pytest.approx(list(found.queries))
+
+    def test_one_retraining_again(
+        self, small: tuple[dict, Path], arrays: dict[str, np.ndarray]
+    ) -> None:
+        """Cell [1, 1, 2] of the truth by the plain sequential trainer, from the spec's seeds."""
+        spec = StudySpec("digits", **SMALL)
+        problem = prepared(load("digits"), spec.plan, torch.float32)
+        init = spec.seeds("initialisation", 3)[1]
+        order = spec.seeds("order", 6)[3]
+        subsets = draw_subsets(spec, problem)
+        assert np.array_equal(arrays["subsets"], subsets.weights.numpy())
+        model = problem.recipe.build(init)
+        trained = train_one(problem.recipe, problem.train, Run(init, order, 2), subsets)
+        model.load_state_dict(trained.theta)
+        with torch.no_grad():
+            losses = problem.recipe.loss.values(
+                model(problem.queries.inputs).double(), problem.queries.targets
+            )
+        np.testing.assert_allclose(arrays["truth"][1, 1, 2], losses, rtol=5e-2, atol=1e-3)
+        other = arrays["truth"][0, 1, 2]
+        assert np.abs(other - losses.numpy()).max() > 0.1  # another initialisation is far away
+
+    def test_change_is_measured_from_the_influence_model(
+        self, small: tuple[dict, Path], arrays: dict[str, np.ndarray]
+    ) -> None:
+        results, _ = small
+        rung = next(r for r in results["rungs"] if r["name"] == "GGN")
+        grid = list(SMALL["dampings"])
+        at = [arrays["predicted.GGN"][grid.index(d)] for d in rung["dampings"]]
+        predicted = np.where(arrays["query_halves"], at[0], at[1])
+        true = arrays["truth"].mean(1) - arrays["base"][:, None]
+        slope, intercept = np.polyfit(predicted.ravel(), true.ravel(), 1)
+        assert rung["calibration"]["slope"] == pytest.approx(slope, rel=1e-6)
+        assert rung["calibration"]["intercept"] == pytest.approx(intercept, rel=1e-5)
+
+    def test_costs(self, small: tuple[dict, Path]) -> None:
+        rungs = {rung["name"]: rung for rung in small[0]["rungs"]}
+        assert rungs["Hessian"]["flops"]["fit"] > 9 * 1482**3  # the eigendecomposition
+        assert rungs["GGN"]["flops"]["score"] > 1482**3 / 3  # the Cholesky factor
+        assert rungs["Hessian"]["fit_seconds"] > rungs["Diagonal"]["fit_seconds"]
+        for rung in rungs.values():
+            assert rung["fit_seconds"] != rung["score_seconds"]
+            assert rung["peak_bytes"] is None or rung["peak_bytes"] > 0
+        if rungs["Hessian"]["peak_bytes"] is not None:
+            assert rungs["Hessian"]["peak_bytes"] > 3 * 4 * 1482**2
+
+    def test_decomposition(self, small: tuple[dict, Path]) -> None:
+        results, _ = small
+        steps = {(s["from"], s["to"]): s for s in results["decomposition"]["steps"]}
+        chain = [("GGN", "BlockGGN"), ("BlockGGN", "EKFAC"), ("EKFAC", "KFAC")]
+        for key in ("share", "norm_share"):
+            assert sum(steps[step][key] for step in chain) == pytest.approx(1.0)
+        assert steps["Hessian", "GGN"]["share"] is None
+        lds = {rung["name"]: rung["lds"] for rung in results["rungs"]}
+        total = lds["GGN"] - lds["KFAC"]
+        for a, b in chain:
+            if steps[a, b]["lds_share"] is not None:
+                assert steps[a, b]["lds_share"] == pytest.approx((lds[a] - lds[b]) / total)
+
+    def test_hybrids_and_spectra(self, small: tuple[dict, Path]) -> None:
+        results, _ = small
+        assert len(results["hybrids"]) == 3
+        spectra = {r["name"]: r["spectrum"] for r in (*results["rungs"], *results["hybrids"])}
+        block = spectra["BlockGGN"]["eigenvalues"]
+        assert spectra["eigenvalues of BlockGGN on KFAC"]["eigenvalues"] == pytest.approx(
+            block, rel=1e-3, abs=1e-6
+        )
+        assert spectra["Hessian"]["negative"]["count"] > 0
+        assert spectra["GGN"]["ranks"][-1] == 1482
+        for pair in results["overlap"]["pairs"]:
+            assert all(0 <= value <= 1 + 1e-6 for value in pair["overlap"])
+
+
+class TestSeeds:
+    PURPOSES = (
+        "initialisation", "order", "order of the influence models", "subsets", "query halves",
+        "bootstrap", "splits", "Fisher",
+    )  # fmt: skip
+
+    def test_purposes_and_studies_share_no_stream(self) -> None:
+        drawn = [
+            seed
+            for study in (0, 1)
+            for purpose in self.PURPOSES
+            for seed in StudySpec("digits", 60, seed=study).seeds(purpose, 16)
+        ]
+        assert len(set(drawn)) == len(drawn)
+
+    def test_every_model_has_orders_of_its_own(self) -> None:
+        spec = StudySpec("digits", subsets=4, models=3)
+        runs = influence_runs(spec, load("digits"))
+        assert len({run.order_seed for run in runs}) == 3
+        assert not {run.order_seed for run in runs} & set(spec.seeds("order", 6))
+
+
+class TestProtocols:
+    def test_paper(self, tmp_path: Path) -> None:
+        """One-sample factors, bias apart, factored damping, no decay; EK-FAC's eigenvalues both
+        sampled and exact, and the expected number of surprising labels stated."""
+        spec = StudySpec(
+            "digits",
+            subsets=4,
+            models=2,
+            replicates=200,
+            dampings=(1e-3, 1e-1),
+            protocol="paper",
+            variant=Variant(epochs=5),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cf.CurvfluenceWarning)  # of few surprising labels
+            results = run_study(spec, tmp_path / "paper").results
+        rungs = {rung["name"]: rung for rung in results["rungs"]}
+        assert list(rungs) == list(spec.plan.rungs(0))
+        assert results["recipe"]["weight_decay"] == 0
+        assert "Cosine" in str(results["recipe"]["schedule"])
+        assert rungs["KFAC"]["fisher"] == rungs["EKFAC"]["fisher"] == "mc(1)"
+        assert "factored" in rungs["KFAC"]["coverage"][0]["rule"]
+        assert rungs["KFAC"]["coverage"][1]["parameters"] == ["0.bias"]
+        assert rungs["Hessian"]["full_name"] == "Hessian(truncate(1e-06))"
+        assert any("surprising labels expected" in note for note in rungs["KFAC"]["notes"])
+        steps = {(s["from"], s["to"]): s["share"] for s in results["decomposition"]["steps"]}
+        chain = spec.plan.chains[0].steps
+        assert sum(steps[step] for step in chain) == pytest.approx(1.0)
+        assert steps["EKFAC", "KFAC"] is None
+
+    def test_further_fisher_types_stand_beside(self, tmp_path: Path) -> None:
+        spec = StudySpec(
+            "wine", subsets=4, models=2, replicates=200, dampings=(1e-2,), fishers=("mc1",)
+        )
+        with pytest.warns(cf.CurvfluenceWarning):
+            results = run_study(spec, tmp_path / "fishers").results
+        assert [part["fisher"] for part in results["decompositions"]] == ["type2", "mc1"]
+        for part in results["decompositions"]:
+            shares = [s["share"] for s in part["steps"] if s["share"] is not None]
+            assert sum(shares) == pytest.approx(1.0)
+
+    def test_unknown(self) -> None:
+        with pytest.raises(cf.InputError, match="no protocol"):
+            StudySpec("digits", 4, protocol="dirty")
+        with pytest.raises(cf.InputError, match="no Fisher type"):
+            StudySpec("digits", 4, fishers=("mc(x)",)).plan.rungs(0)
+
+    def test_decoupled_decay_reaches_the_problems(self) -> None:
+        spec = StudySpec("wine", subsets=4, models=1)
+        problem = prepared(load("wine"), spec.plan, torch.float32)
+        recipe = replace(problem.recipe, optimizer=cf.adamw(0.01), epochs=1)
+        problem = replace(problem, recipe=recipe)
+        truth = make_truth(spec, problem, silent)
+        assert all(at.decoupled_decay for at in influence_problems(problem, truth))
+
+
+class TestVariants:
+    def test_apply(self) -> None:
+        problem = load("digits")
+        changed = Variant(depth=3, width=8, epochs=2, weight_decay=0.1, label_noise=0.2)
+        found = changed.apply(problem)
+        sizes = [m.weight.shape for m in found.recipe.build(0) if hasattr(m, "weight")]
+        assert sizes == [(8, 64), (8, 8), (8, 8), (10, 8)]
+        assert (found.recipe.epochs, found.recipe.weight_decay) == (2, 0.1)
+        differ = (found.train.targets != problem.train.targets).nonzero().flatten()
+        assert torch.equal(differ, found.flipped)
+        assert len(differ) == round(0.2 * 1617)
+
+    @pytest.mark.parametrize(
+        ("variant", "said"),
+        [
+            ({"depth": 0}, "depth must be at least 1"),
+            ({"width": 500}, "parameters"),
+            ({"label_noise": 1.0}, "label_noise"),
+            ({"weight_decay": -1.0}, "weight_decay"),
+        ],
+    )
+    def test_impossible(self, variant: dict, said: str) -> None:
+        with pytest.raises(cf.InputError, match=said):
+            Variant(**variant).apply(load("digits"))
+
+    def test_regression_has_no_labels_to_flip(self) -> None:
+        with pytest.raises(cf.InputError, match="regression"):
+            Variant(label_noise=0.1).apply(load("diabetes"))
+
+
+class TestSweep:
+    BASE = StudySpec("wine", subsets=4, models=2, replicates=200, dampings=(1e-3, 1e-1))
+
+    def test_table(self, tmp_path: Path) -> None:
+        axes = {"depth": [1, 2], "epochs": [2]}
+        base = replace(self.BASE, fishers=("empirical",))
+        found = run_sweep(base, axes, tmp_path, jobs=1)
+        table = pq.read_table(tmp_path / "table.parquet").to_pylist()
+        assert {row["depth"] for row in table} == {1, 2}
+        ladder = [row["rung"] for row in table if row["depth"] == 1 and row["kind"] == "rung"]
+        assert ladder == list(base.plan.rungs(0))
+        for cell, results in found.cells:
+            own = run_study(
+                replace(base, variant=Variant(**cell)), tmp_path / f"own{cell['depth']}"
+            ).results
+            assert [r["lds"] for r in own["rungs"]] == [r["lds"] for r in results["rungs"]]
+        steps = pq.read_table(tmp_path / "steps.parquet").to_pylist()
+        assert {row["fisher"] for row in steps} == {"type2", "empirical"}
+
+    @pytest.mark.parametrize(
+        ("axes", "said"),
+        [
+            ({"depht": [1]}, "no axis 'depht'"),
+            ({"depth": []}, "different values"),
+            ({"depth": [1, 1]}, "different values"),
+            ({"depth": [1], "width": [16, 4000]}, "impossible cell.*4000"),
+            ({"alpha": [0.5, 1.5]}, "impossible cell"),
+        ],
+    )
+    def test_refused_before_anything_runs(self, axes: dict, said: str, tmp_path: Path) -> None:
+        with pytest.raises(cf.InputError, match=said):
+            run_sweep(self.BASE, axes, tmp_path / "sweep")
+        assert not (tmp_path / "sweep").exists()

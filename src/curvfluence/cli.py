@@ -38,19 +38,32 @@ def curvfluence(
 
 @app.command()
 def study(
-    problem: Annotated[str, typer.Argument(help="A built-in problem: digits, digits-large.")],
+    problem: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in problem (digits, digits-large, digits-noisy, mnist5k, breast_cancer, "
+            "wine, diabetes), or a Python file of your own."
+        ),
+    ],
     seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/PROBLEM].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/PROBLEM unless given.")] = None,
     subsets: Annotated[
-        int | None, typer.Option(help="Random subsets to retrain on [default: the problem's].")
+        int | None,
+        typer.Option(help="Random subsets to retrain on; the problem's own number unless given."),
     ] = None,
     models: Annotated[int, typer.Option(help="Influence models (initialisations).")] = 4,
     alpha: Annotated[float, typer.Option(help="Fraction of the data that a subset keeps.")] = 0.5,
     rungs: Annotated[
-        str | None, typer.Option(help="Rungs of the ladder, by comma [default: all].")
+        str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; all cores unless given.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    protocol: Annotated[
+        str,
+        typer.Option(help="clean: exact factors. paper: one-sample factors, no decay, cosine."),
+    ] = "clean",
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Compute again what the folder already holds.")
     ] = False,
@@ -60,32 +73,82 @@ def study(
 ) -> None:
     """Train, retrain without data, climb the ladder of curvatures, compare with the truth."""
     # Imported here so that --help and a wrong option answer at once.
-    from curvfluence.study import LADDER, StudySpec, load, run_study
+    from curvfluence.study import StudySpec, load, run_study
     from curvfluence.study.progress import bars, silent
     from curvfluence.study.table import WIDTH, show
 
-    chosen = tuple(LADDER) if rungs is None else tuple(n.strip() for n in rungs.split(","))
+    chosen = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
+    loaded = load(problem)
     spec = StudySpec(
         problem=problem,
-        subsets=load(problem).subsets if subsets is None else subsets,
+        subsets=loaded.subsets if subsets is None else subsets,
         seed=seed,
         models=models,
         alpha=alpha,
         rungs=chosen,
         dtype=dtype,
+        protocol=protocol,
     )
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
     if no_progress:
-        done = run_study(spec, out, threads=threads, rerun=rerun, watch=silent)
+        done = run_study(spec, out, problem=loaded, threads=threads, rerun=rerun, watch=silent)
     else:
         with bars(Console(stderr=True)) as watch:
-            done = run_study(spec, out, threads=threads, rerun=rerun, watch=watch)
+            done = run_study(spec, out, problem=loaded, threads=threads, rerun=rerun, watch=watch)
     if done.reused:
         plain.print(
             f"This study is already in {done.path}, made by this code; --rerun computes it again.",
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     show(done.results, done.path, plain)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The new file, such as my_problem.py.")],
+) -> None:
+    """Write a commented example of a problem of your own, ready to run."""
+    from curvfluence.study.problems import write_template
+
+    write_template(path)
+    typer.echo(f"{path} is written. It runs as it is: curvfluence study {path}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished study.")],
+) -> None:
+    """Write a study's report.html and figures again, from what the folder holds."""
+    from curvfluence.study.report import write_report
+    from curvfluence.study.table import WIDTH
+
+    done = write_report(folder)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(
+        f"[bold]Report[/]  {done.path} ({done.bytes / 1e6:.1f} MB), figures in "
+        f"{done.path.parent / 'figures'}  ({done.seconds:.1f} s)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of two finished studies or more.")],
+    out: Annotated[Path | None, typer.Option(help="Write a page too: FILE.html.")] = None,
+) -> None:
+    """Put studies side by side: LDS by rung, and the settings in which they differ."""
+    from curvfluence.study.report import compare_studies, write_comparison
+    from curvfluence.study.table import WIDTH
+
+    found = compare_studies(folders)
+    plain = Console(width=None if sys.stdout.isatty() else max(WIDTH, 30 + 45 * len(folders)))
+    if out is not None:
+        write_comparison(found, out)
+    found.show(plain)
+    if out is not None:
+        plain.print(f"[bold]Page[/]  {out}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -97,3 +160,8 @@ def main() -> None:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}:[/] ", end="")
         Console(stderr=True, soft_wrap=True).print(str(error), highlight=False, markup=False)
         sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "interrupted: nothing was finished; the same command starts anew"
+        )
+        sys.exit(130)

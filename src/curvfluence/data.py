@@ -17,7 +17,7 @@ Source: TypeAlias = "Examples | tuple[Tensor, Tensor] | Dataset[Any] | DataLoade
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs [N, ...] and targets [N, ...]; example n is row n of both.
+    """Inputs [N, ...] and targets [N, ...]; example n is row n of both. Held, not copied.
 
     Errors: `InputError` for mismatched lengths or no example; `NonFiniteError` naming the first
     example that holds a NaN or infinity.
@@ -50,12 +50,12 @@ class Examples:
             yield start, self.inputs[start : start + size], self.targets[start : start + size]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Examples:
-        """On `device`; floating inputs in `dtype`. Integer labels stay integers."""
-        inputs = self.inputs.to(device)
-        targets = self.targets.to(device)
+        """On `device`; floating inputs in `dtype`. Labels become int64."""
+        inputs = self.inputs.detach().to(device)
+        targets = self.targets.detach().to(device)
         return Examples(
             inputs.to(dtype) if inputs.is_floating_point() else inputs,
-            targets.to(dtype) if targets.is_floating_point() else targets,
+            targets.to(dtype) if targets.is_floating_point() else targets.long(),
         )
 
     @staticmethod

@@ -87,6 +87,18 @@ class Empirical(Fisher):
         return gradient
 
 
+def fisher_named(name: str, seed: int = 0) -> Fisher:
+    """type2, empirical, or mc(k) as a result or a command line writes it (mc1 and mc(1) alike)."""
+    if name == Type2.name:
+        return Type2()
+    if name == Empirical.name:
+        return Empirical()
+    draws = name.removeprefix("mc").strip("()")
+    if name.startswith("mc") and draws.isdigit():
+        return MonteCarlo(int(draws), seed=seed)
+    raise InputError(f"there is no Fisher type {name!r}; there are type2, empirical and mc(k)")
+
+
 def default_fisher(problem: Problem) -> Fisher:
     """type2 while an example has at most 64 output columns, mc(8) above."""
     few = problem.loss.columns(problem.n_outputs) <= TYPE2_LIMIT

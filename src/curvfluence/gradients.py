@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from curvfluence.data import Examples, require_finite
+from curvfluence.errors import InputError
 from curvfluence.layers import Coverage, LinearLayer, capture
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
@@ -21,6 +22,7 @@ from curvfluence.problem import Problem
 Columns: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (output, target) -> [B, K, C]
 
 CHUNK = 4096  # examples a pass
+DENSE_ROWS = 2**27  # numbers in a pass's dense rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,11 @@ class Rows:
     s: tuple[Tensor, ...]
     rest: tuple[str, ...]
     dense: Tensor
+
+    @property
+    def factors(self) -> list[tuple[Tensor, Tensor]]:
+        """(a, s) of each layer."""
+        return list(zip(self.a, self.s, strict=True))
 
     def to_dense(self) -> Tensor:
         """[N, C, P]."""
@@ -124,6 +131,9 @@ def rows_in_chunks(
     Errors: `NonFiniteError` names the first example whose output or row is not finite.
     """
     rest = tuple(name for name in problem.parameters.names if name in covered.others)
+    width = sum(problem.theta[name].numel() for name in rest)
+    columns_each = problem.loss.columns(problem.n_outputs)
+    chunk = max(1, min(chunk, DENSE_ROWS // max(1, width * columns_each)))
     for start, x, y in examples.chunks(chunk):
         seen = capture(problem, covered.layers, x)
         output = seen.output.detach()
@@ -150,10 +160,61 @@ def rows_in_chunks(
 def _dense_rows(
     problem: Problem, rest: tuple[str, ...], inputs: Tensor, columns_bkc: Tensor
 ) -> Tensor:
-    """Jᵀs for parameters without a rule, [B, C, R], by vmap over examples and columns."""
+    """Jᵀs for parameters without a rule, [B, C, R], by vmap over examples and columns; one example
+    at a time for a model that vmap cannot take (RNNs, data-dependent control flow)."""
     b, _, c = columns_bkc.shape
     if not rest:
         return columns_bkc.new_empty(b, c, 0)
+    width = sum(problem.theta[name].numel() for name in rest)
+    rows = _vmapped_rows(problem, rest, inputs, columns_bkc) if _vmaps(problem, rest) else None
+    if rows is None:
+        rows = _looped_rows(problem, rest, inputs, columns_bkc)
+    assert rows.shape == (b, c, width)
+    return rows
+
+
+def _vmaps(problem: Problem, rest: tuple[str, ...]) -> bool:
+    """Whether vmap takes the model, and rightly: tried on two examples against plain autograd."""
+    inputs = problem.train.inputs[:2]
+    columns = torch.ones(len(inputs), problem.n_outputs, 1).to(problem.decay)
+    wanted = _looped_rows(problem, rest, inputs, columns)
+    try:
+        found = _vmapped_rows(problem, rest, inputs, columns)
+    except Exception:
+        return False
+    tolerance = 1e3 * torch.finfo(wanted.dtype).eps * float(wanted.norm())
+    return found.shape == wanted.shape and float((found - wanted).norm()) <= tolerance
+
+
+def _looped_rows(
+    problem: Problem, rest: tuple[str, ...], inputs: Tensor, columns_bkc: Tensor
+) -> Tensor:
+    """Jᵀs by autograd, one example and column at a time."""
+    rows: list[Tensor] = []
+    for k, columns_kc in enumerate(columns_bkc):
+        theta = {name: problem.theta[name].detach().requires_grad_(True) for name in rest}
+        with torch.enable_grad():
+            output = problem.forward(inputs[k : k + 1], {**problem.theta, **theta})[0]
+        for column in columns_kc.T:
+            found: tuple[Tensor | None, ...] = (
+                torch.autograd.grad(
+                    output, list(theta.values()), column, retain_graph=True, allow_unused=True
+                )
+                if output.requires_grad
+                else (None,) * len(theta)
+            )
+            flat = [
+                (torch.zeros_like(value) if g is None else g).flatten()
+                for g, value in zip(found, theta.values(), strict=True)
+            ]
+            rows.append(torch.cat(flat).detach())
+    return torch.stack(rows).reshape(*columns_bkc.shape[::2], -1)
+
+
+def _vmapped_rows(
+    problem: Problem, rest: tuple[str, ...], inputs: Tensor, columns_bkc: Tensor
+) -> Tensor:
+    b, _, c = columns_bkc.shape
 
     def one(x: Tensor, columns_kc: Tensor) -> Tensor:
         def output(*values: Tensor) -> Tensor:
@@ -190,7 +251,46 @@ def training_gradients(problem: Problem, covered: Coverage) -> Rows:
         return problem.loss.gradient(output, target)[:, :, None]
 
     found = rows_in_chunks(problem, covered, problem.train, columns, what="training set")
-    return _concatenate([rows for _, rows in found])
+    rows = _concatenate([rows for _, rows in found])
+    _require_agreement(problem, rows)
+    return rows
+
+
+def _require_agreement(problem: Problem, rows: Rows) -> None:
+    """The sum of all rows against one ordinary backward pass over the training set.
+
+    The probe of `coverage` sees a few examples; a use of a weight that none of them shows would be
+    left out of the rows.
+    """
+    summed = rows.weighted_sum(torch.ones(1, len(rows.dense)).to(rows.dense))[0]
+    theta = {name: value.detach().requires_grad_(True) for name, value in problem.theta.items()}
+    wanted = torch.zeros_like(summed)
+    for _, x, y in problem.train.chunks(CHUNK):
+        with torch.enable_grad():
+            output = problem.forward(x, theta)
+        pull = problem.loss.gradient(output.detach(), y)
+        if not output.requires_grad:
+            continue
+        found = cast(
+            "tuple[Tensor | None, ...]",
+            torch.autograd.grad(output, list(theta.values()), pull, allow_unused=True),
+        )
+        filled = [
+            torch.zeros_like(v) if g is None else g
+            for g, v in zip(found, theta.values(), strict=True)
+        ]
+        wanted += problem.parameters.flatten(dict(zip(theta, filled, strict=True)))
+    # Rounding of a sum goes with the size of its terms, not with that of the sum.
+    size = sum(float((a.norm(dim=1) * s[:, 0].norm(dim=1)).sum()) for a, s in rows.factors)
+    size += float(rows.dense.norm(dim=-1).sum()) + float(wanted.norm())
+    if float((summed - wanted).norm()) <= 1e3 * torch.finfo(summed.dtype).eps * size:
+        return
+    slices = problem.parameters.slices
+    worst = max(slices, key=lambda name: float((summed - wanted)[slices[name]].norm()))
+    raise InputError(
+        f"the per-example gradients of {worst} do not add up to the gradient over the training "
+        "set: its weight is used in a way that depends on the data. Give it a module of its own"
+    )
 
 
 def query_gradients(problem: Problem, covered: Coverage) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from curvfluence.curvature import Curvature, Rung, fit
 from curvfluence.damping import Absolute, BestOf, Damping, Relative
 from curvfluence.data import require_finite
-from curvfluence.errors import InputError, SingularError
+from curvfluence.errors import InputError, NonFiniteError, SingularError
 from curvfluence.fisher import Type2
 from curvfluence.gradients import Rows, query_gradients, rows_in_chunks, training_gradients
 from curvfluence.layers import Coverage, coverage
@@ -38,32 +39,32 @@ def influence(
     of the N × C rows of the factor. Errors: `SingularError` where λ and w leave nothing to invert,
     `NonFiniteError` with the index of the example.
     """
-    _require_regular(problem, rung, damping)
-    curvature = rung if isinstance(rung, Curvature) else fit(problem, rung, strict=strict)
-    if curvature.parameters != problem.parameters:
-        raise InputError("the curvature was fitted on a model with other parameters")
+    curvature = _fitted(problem, rung, damping, strict=strict)
+    if leverage and curvature.fixed_damping is not None:
+        raise InputError(f"{curvature.rung} has no units, so there is no leverage to correct for")
     start = time.perf_counter()
     covered = coverage(problem)
     queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
-    chosen, notes = damping, curvature.notes
-    if isinstance(damping, BestOf):
+    chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
+    note = None
+    if isinstance(chosen, BestOf):
         gradients = training_gradients(problem, covered)
-        chosen, note = _choose(curvature, damping, queries_qp, gradients)
-        notes = (*notes, note)
+        chosen, note = _choose(curvature, chosen, queries_qp, gradients)
     solved_qp = curvature.solve(queries_qp, chosen)
     n = len(problem.train)
     if leverage:
         values = _newton(problem, curvature, covered, chosen, solved_qp) / n
     else:
         values = training_gradients(problem, covered).inner(solved_qp)[..., 0] / n
-    require_finite(values.T, "influence")
+    _require_finite_scores(values, curvature.rung)
     measurement = problem.measurement
     fixed = curvature.fixed_damping
+    notes = curvature.notes_at(chosen)
     blocks = [block.name for block in curvature.blocks]
     return Scores(
         values=values,
         rung=curvature.name,
-        damping=chosen if fixed is None else fixed,
+        damping=chosen,
         lambdas=tuple(zip(blocks, curvature.lambdas(chosen), strict=True)),
         fisher=curvature.fisher,
         measurement=measurement.name,
@@ -74,7 +75,7 @@ def influence(
         cost=ScoreCost(
             curvature.cost.fit_seconds, time.perf_counter() - start, curvature.cost.nbytes
         ),
-        notes=notes,
+        notes=notes if note is None else (*notes, note),
     )
 
 
@@ -83,12 +84,47 @@ def self_influence(
     rung: Rung | Curvature,
     *,
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
+    strict: bool = False,
 ) -> Tensor:
     """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss."""
-    _require_regular(problem, rung, damping)
-    curvature = rung if isinstance(rung, Curvature) else fit(problem, rung)
+    curvature = _fitted(problem, rung, damping, strict=strict)
     rows = training_gradients(problem, coverage(problem)).to_dense()[:, 0]
-    return (rows * curvature.solve(rows, damping)).sum(1) / len(problem.train)
+    values = (rows * curvature.solve(rows, damping)).sum(1) / len(problem.train)
+    _require_finite_scores(values[None], curvature.rung)
+    return values
+
+
+def _fitted(
+    problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool
+) -> Curvature:
+    """The curvature to use, after everything that can be refused before work was."""
+    if not isinstance(damping, Damping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"damping must be an object such as Relative(0.1) or Absolute(1e-3); seen {damping!r}"
+        )
+    if not isinstance(rung, Curvature):
+        if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _require_regular(problem, rung, damping)
+        return fit(problem, rung, strict=strict)
+    if rung.parameters != problem.parameters:
+        raise InputError("the curvature was fitted on a model with other parameters")
+    if rung.fitted_on != problem.fingerprint:
+        raise InputError(
+            "the curvature was fitted at other weights, weight decay, loss or training data: fit "
+            "it on this problem"
+        )
+    return rung
+
+
+def _require_finite_scores(values_qn: Tensor, rung: str) -> None:
+    bad = (~values_qn.isfinite()).nonzero()
+    if len(bad):
+        q, n = bad[0].tolist()
+        raise NonFiniteError(
+            f"{rung}: the influence of training example {n} on query {q} is "
+            f"{float(values_qn[q, n])} ({len(bad)} such values), though all gradients are finite: "
+            "use a larger damping, or float64"
+        )
 
 
 def group_predictions(
@@ -127,8 +163,11 @@ def _choose(
         _Choice(damping, *best.truth.judge(row.T))
         for damping, row in zip(best.candidates, predicted, strict=True)
     ]
+    if not all(isfinite(choice.validation) for choice in tried):
+        raise InputError(f"the truth gave a score that is not finite: {tried}")
     won = max(tried, key=lambda choice: choice.validation)
-    edge = len(tried) > 1 and won in (tried[0], tried[-1])
+    sizes = {id(c): sum(curvature.lambdas(c.damping)) for c in tried}
+    edge = len(tried) > 1 and sizes[id(won)] in (min(sizes.values()), max(sizes.values()))
     note = (
         f"damping {won.damping} chosen among {len(tried)}: {won.validation:.3f} on validation "
         f"queries, {won.held_out:.3f} on held-out ones"
@@ -173,16 +212,15 @@ def _newton(
     return torch.cat(parts, dim=1)
 
 
-def _require_regular(problem: Problem, rung: Rung | Curvature, damping: Damping) -> None:
+def _require_regular(problem: Problem, rung: Rung, damping: Damping) -> None:
     """Before any work: refuse a λ of 0 where the rank alone shows the matrix to be singular."""
-    if not isinstance(damping, Absolute | Relative) or damping.value > 0:
+    rank = rung.rank(problem)
+    if rank is None or not isinstance(damping, Absolute | Relative) or damping.value > 0:
         return
-    name = rung.name if isinstance(rung, Rung) else rung.rung
     bare = int((problem.decay == 0).sum())
-    rank = len(problem.train) * problem.loss.columns(problem.n_outputs)
-    if name != "Identity" and not name.startswith("Hessian") and bare > rank:
+    if bare > rank:
         raise SingularError(
-            f"{name} with damping {damping} cannot be inverted: {bare:,} parameters have no weight "
-            f"decay, and {len(problem.train):,} examples give the curvature a rank of at most "
-            f"{rank:,}. Use Relative(0.1), or any damping > 0"
+            f"{rung.name} with damping {damping} cannot be inverted: {bare:,} parameters have no "
+            f"weight decay, and {len(problem.train):,} examples give the curvature a rank of at "
+            f"most {rank:,}. Use Relative(0.1), or any damping > 0"
         )

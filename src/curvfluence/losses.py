@@ -33,6 +33,7 @@ class Loss(ABC):
 
     unit: str = "loss"
     lower_is_better: bool = True
+    convex: bool = True  # whether ∂²ℓ/∂f² is S Sᵀ in full: nothing negative was set to 0
 
     @abstractmethod
     def check(self, n_outputs: int, target: Tensor) -> None:
@@ -49,6 +50,11 @@ class Loss(ABC):
     @abstractmethod
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
         """S per example, [N, K, C], with S Sᵀ = ∂²ℓ/∂f²."""
+
+    def hessian(self, output: Tensor, target: Tensor) -> Tensor:
+        """∂²ℓ/∂f² per example, [N, K, K], negative eigenvalues included."""
+        s_nkc = self.factor(output, target)
+        return s_nkc @ s_nkc.mT
 
     @abstractmethod
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
@@ -88,7 +94,7 @@ def _softmax(output: Tensor) -> Tensor:
     return e_nk / e_nk.sum(-1, keepdim=True)
 
 
-def _residual(p_nk: Tensor, label_n: Tensor) -> Tensor:
+def residual(p_nk: Tensor, label_n: Tensor) -> Tensor:
     """p − e_label with the label's entry formed as −Σ of the others: no cancellation as p → e."""
     index = label_n.unsqueeze(-1)
     others = p_nk.scatter(-1, index, 0.0)
@@ -136,7 +142,10 @@ class CrossEntropy(Loss):
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing must lie in [0, 1); seen {self.label_smoothing}")
-        if self.weight is not None and not bool((self.weight >= 0).all()):
+        if self.weight is None:
+            return
+        object.__setattr__(self, "weight", torch.as_tensor(self.weight).detach())
+        if not bool((self.weight.isfinite() & (self.weight >= 0)).all()):
             raise InputError("class weights must be non-negative and finite")
 
     def check(self, n_outputs: int, target: Tensor) -> None:
@@ -188,10 +197,10 @@ class CrossEntropy(Loss):
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         if self.label_smoothing == 0 and self.weight is None:
-            return _residual(_softmax(output), target)
+            return residual(_softmax(output), target)
         r_nk = self._mass(output, target)
         g_nk = r_nk.sum(-1, keepdim=True) * output.softmax(-1) - r_nk
-        return _residual(g_nk, target)  # the rows sum to zero
+        return residual(g_nk, target)  # the rows sum to zero
 
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
         u_nk = (0.5 * output.log_softmax(-1)).exp()
@@ -214,7 +223,7 @@ class CrossEntropy(Loss):
             output.device
         )
         scale_n = (self._mass(output, target).sum(-1) / draws).sqrt()
-        drawn = [_residual(p_nk, labels_nd[:, d]) * scale_n[:, None] for d in range(draws)]
+        drawn = [residual(p_nk, labels_nd[:, d]) * scale_n[:, None] for d in range(draws)]
         return torch.stack(drawn, dim=-1)
 
     def surprise(self, output: Tensor) -> Tensor:
@@ -306,8 +315,9 @@ class BinaryCrossEntropy(Loss):
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
         # (1 − y) σ(f) / √(σ(f) σ(−f)) = (1 − y) e^{f/2}, and likewise for y: no 0/0.
         y_nk = _as_output(output, target)
-        pull_nk = (1 - y_nk) * (output / 2).exp() - y_nk * (-output / 2).exp()
-        return pull_nk / sqrt(output.shape[-1])
+        up = torch.where(y_nk < 1, (1 - y_nk) * (output / 2).exp(), 0.0)
+        down = torch.where(y_nk > 0, y_nk * (-output / 2).exp(), 0.0)
+        return (up - down) / sqrt(output.shape[-1])
 
     def sample(
         self, output: Tensor, target: Tensor, *, draws: int, generator: torch.Generator
@@ -332,13 +342,14 @@ class CustomLoss(Loss):
     f has negative μ: they raise, or with `clip_negative=True` are set to 0 and named in the
     result. Cost: K backward passes through the loss and an eigendecomposition of K × K an example.
 
-    Errors: `CurvfluenceError` for a negative eigenvalue (below −1e-6 of the largest |μ| in the
-    batch), or for a gradient outside the span of S where `coordinates` is asked for.
+    Errors: `CurvfluenceError` for a negative eigenvalue (below −100 eps of the example's largest
+    |μ|), or for a gradient outside the span of S where `coordinates` is asked for.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
     clip_negative: bool = False
     unit: str = "loss"
+    convex = False
 
     def check(self, n_outputs: int, target: Tensor) -> None:
         seen = self.function(torch.zeros(2, n_outputs), target[[0, 0]])
@@ -357,7 +368,10 @@ class CustomLoss(Loss):
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         with torch.enable_grad():
             f = output.detach().requires_grad_(True)
-            return torch.autograd.grad(self.function(f, target).sum(), f)[0]
+            total = self.function(f, target).sum()
+            if not total.requires_grad:
+                raise InputError("the custom loss does not depend on the model's output")
+            return torch.autograd.grad(total, f)[0]
 
     def _curvature(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -373,8 +387,14 @@ class CustomLoss(Loss):
                 rows.append(torch.zeros_like(output) if row is None else row)
         return torch.linalg.eigh(torch.stack(rows, dim=1))
 
+    def hessian(self, output: Tensor, target: Tensor) -> Tensor:
+        mu_nk, v_nkk = self._curvature(output, target)
+        return (v_nkk * mu_nk[:, None, :]) @ v_nkk.mT
+
     def _negative(self, mu_nk: Tensor) -> Tensor:
-        return mu_nk < -1e-6 * mu_nk.abs().max()
+        # beyond what an eigendecomposition of this example's matrix can get wrong
+        floor = 100 * torch.finfo(mu_nk.dtype).eps
+        return mu_nk < -floor * mu_nk.abs().amax(-1, keepdim=True)
 
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
         mu_nk, v_nkk = self._curvature(output, target)

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.losses import Loss
+from curvfluence.losses import Loss, residual
+
+
+def _require_labels(name: str, n_outputs: int, target: Tensor | None) -> None:
+    if n_outputs < 2 or (target is not None and (target.ndim != 1 or target.is_floating_point())):
+        seen = "" if target is None else f", targets of shape {tuple(target.shape)} {target.dtype}"
+        raise InputError(
+            f"measurement {name!r} needs class labels and at least 2 outputs; seen {n_outputs} "
+            f"outputs{seen}"
+        )
 
 
 class Measurement(ABC):
@@ -19,6 +28,10 @@ class Measurement(ABC):
     name: str
     unit: str
     lower_is_better: bool
+
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        """Raise `InputError` where the queries' targets do not fit."""
+        return None
 
     @abstractmethod
     def values(self, output: Tensor, target: Tensor) -> Tensor:
@@ -65,6 +78,9 @@ class Margin(Measurement):
     unit = "nats"
     lower_is_better = False
 
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        _require_labels(self.name, n_outputs, target)
+
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         index = target[:, None]
         others = output.scatter(-1, index, -torch.inf).logsumexp(-1)
@@ -80,14 +96,21 @@ class LogProbability(Measurement):
     unit = "nats"
     lower_is_better = False
 
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        _require_labels(self.name, n_outputs, target if self.label is None else None)
+        if self.label is not None and not 0 <= self.label < n_outputs:
+            raise InputError(f"class {self.label} is outside 0..{n_outputs - 1}")
+
+    def _labels(self, target: Tensor, n: int) -> Tensor:
+        return target if self.label is None else target.new_full((n,), self.label).long()
+
     def values(self, output: Tensor, target: Tensor) -> Tensor:
-        if self.label is None:
-            index = target[:, None]
-        else:
-            if not 0 <= self.label < output.shape[-1]:
-                raise InputError(f"class {self.label} is outside 0..{output.shape[-1] - 1}")
-            index = torch.full_like(output[:, :1], self.label, dtype=torch.long)
-        return output.log_softmax(-1).gather(-1, index)[:, 0]
+        labels = self._labels(target, len(output))
+        return output.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """e_c − p, without cancellation as p → e_c."""
+        return -residual(output.softmax(-1), self._labels(target, len(output)))
 
 
 @dataclass(frozen=True)

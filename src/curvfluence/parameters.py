@@ -103,6 +103,8 @@ class Parameters:
     def per_parameter(self, value: float | Mapping[str, float], what: str) -> dict[str, float]:
         """One non-negative number for each named parameter; a mapping's missing names get 0."""
         if not isinstance(value, Mapping):
+            if not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InputError(f"{what} must be a number, or numbers by name; seen {value!r}")
             value = dict.fromkeys(self.names, float(value))
         unknown = sorted(set(value) - set(self.names))
         if unknown:

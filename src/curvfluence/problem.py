@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence.data import Examples, Source, require_finite
-from curvfluence.errors import InputError
+from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.losses import Loss
 from curvfluence.measurement import LossMeasurement, Measurement
 from curvfluence.parameters import Parameters, call, slots
@@ -60,7 +61,8 @@ class Problem:
         decoupled_decay: bool = False,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        _require_per_example(model)
+        _require_kinds(loss, measurement)
+        require_per_example(model)
         parameters = Parameters.of(model)
         theta, state = _snapshot(model, parameters, weights)
         first = next(iter(theta.values()))
@@ -82,14 +84,34 @@ class Problem:
         for name, examples in (("train", self.train), ("queries", self.queries)):
             try:
                 loss.check(self.n_outputs, examples.targets)
+                if examples is self.queries:
+                    self.measurement.check(self.n_outputs, examples.targets)
             except InputError as error:
                 raise type(error)(f"{name}: {error}") from None
 
     @cached_property
     def n_outputs(self) -> int:
         """K, from a forward pass of one example."""
-        with torch.no_grad():
-            return self.forward(self.train.inputs[:1]).shape[-1]
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return self.forward(self.train.inputs[:1].clone()).shape[-1]
+        except CurvfluenceError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the model cannot be run on one example of shape "
+                f"{tuple(self.train.inputs.shape[1:])} and dtype {self.train.inputs.dtype}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what a curvature depends on: weights, decay, loss and training set."""
+        digest = hashlib.sha256(repr(self.loss).encode())
+        tensors = (*self.theta.values(), *self.state.values(), self.decay)
+        for tensor in (*tensors, self.train.inputs, self.train.targets):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def slots(self) -> dict[str, str]:
@@ -141,6 +163,8 @@ class Problem:
 
 def as_rows(output: Tensor, n: int) -> Tensor:
     """One row of outputs an example: [B] and [B, K] become [B, K]; more axes are refused."""
+    if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"the model must return a tensor of outputs; it returned {type(output)}")
     if output.ndim == 1 and len(output) == n:
         return output[:, None]
     if output.ndim != 2 or len(output) != n:
@@ -151,7 +175,21 @@ def as_rows(output: Tensor, n: int) -> Tensor:
     return output
 
 
-def _require_per_example(model: nn.Module) -> None:
+def _require_kinds(loss: object, measurement: object) -> None:
+    if not isinstance(loss, Loss):
+        raise InputError(
+            f"loss must be a curvfluence loss, such as CrossEntropy(), MSE() or CustomLoss(f); "
+            f"seen {loss!r}"
+        )
+    if measurement is not None and not isinstance(measurement, Measurement):
+        raise InputError(
+            "measurement must say which way is better: wrap a function in "
+            f"CustomMeasurement(f, lower_is_better=...); seen {measurement!r}"
+        )
+
+
+def require_per_example(model: nn.Module) -> None:
+    """Refuse modules that mix examples or draw at random in their present mode."""
     for name, module in model.named_modules():
         label = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
@@ -170,11 +208,16 @@ def _snapshot(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     if weights is not None:
-        missing = [name for name in parameters.names if name not in weights]
-        if missing:
-            raise InputError(f"weights lack the parameters {missing}")
-        for name in parameters.names:
-            if weights[name].shape != own[name].shape:
+        kept = set(model.state_dict(keep_vars=True))
+        missing = [name for name in own if name not in weights and name in kept]
+        unknown = sorted(set(weights) - set(own) - kept)
+        if missing or unknown:
+            raise InputError(
+                f"weights must hold what the model's state_dict does: missing {missing}, unknown "
+                f"{unknown}"
+            )
+        for name in own:
+            if name in weights and weights[name].shape != own[name].shape:
                 raise InputError(
                     f"weights[{name!r}] has shape {tuple(weights[name].shape)}, the model's has "
                     f"{tuple(own[name].shape)}"
@@ -185,6 +228,10 @@ def _snapshot(
     for name, value in theta.items():
         if not bool(value.isfinite().all()):
             raise InputError(f"parameter {name} holds a NaN or infinity")
+    dtype = next(iter(theta.values())).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"the parameters must be float32 or float64; seen {dtype}")
+    copied = {n: v.to(dtype) if v.is_floating_point() else v for n, v in copied.items()}
     kinds = {(value.device, value.dtype) for value in theta.values()}
     if len(kinds) > 1:
         raise InputError(

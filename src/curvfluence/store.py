@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ class Folder:
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Make the folder this study's. Errors: `InputError` where it holds anything else."""
         self.require_free()
-        (self.path / ARRAYS).mkdir(parents=True, exist_ok=True)
-        write_json(self.path / SPEC, {"key": self.key, **settings})
+        with _writing(self.path):
+            (self.path / ARRAYS).mkdir(parents=True, exist_ok=True)
+            # Results of an earlier run must not stand beside the arrays of this one.
+            (self.path / RESULTS).unlink(missing_ok=True)
+            write_json(self.path / SPEC, {"key": self.key, **settings})
 
     def require_free(self) -> None:
         """Refuse a folder that holds another study, or files that are no study. Writes nothing."""
@@ -48,9 +52,11 @@ class Folder:
                 f"{self.path} holds files that are no study: name an empty folder with --out"
             )
         if found.get("key") != self.key:
+            finished = (self.path / RESULTS).is_file()
+            state = "another study" if finished else "another study, unfinished"
             raise InputError(
-                f"{self.path} holds another study ({_summary(found)}): name another folder with "
-                "--out, or remove it"
+                f"{self.path} holds {state} ({_summary(found)}): name another folder with --out, "
+                "or remove it"
             )
 
     def results(self) -> dict[str, Any] | None:
@@ -61,16 +67,25 @@ class Folder:
 
     def save(self, results: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
         """Write the arrays, then the results."""
-        for name, array in arrays.items():
-            np.save(self.path / ARRAYS / f"{name}.npy", array.numpy(), allow_pickle=False)
-        write_json(self.path / RESULTS, results)
+        with _writing(self.path):
+            for name, array in arrays.items():
+                np.save(self.path / ARRAYS / f"{name}.npy", array.numpy(), allow_pickle=False)
+            write_json(self.path / RESULTS, results)
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """Say which folder could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
 def _summary(found: Mapping[str, Any]) -> str:
     spec = found.get("spec", {})
-    return ", ".join(
-        f"{k} {spec[k]}" for k in ("problem", "seed", "models", "subsets") if k in spec
-    )
+    named = [f"{k} {spec[k]}" for k in ("problem", "seed", "models", "subsets") if k in spec]
+    return ", ".join(named) or "of unknown settings"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

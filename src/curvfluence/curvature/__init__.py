@@ -5,11 +5,12 @@ from curvfluence.curvature.block_ggn import BlockGGN
 from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
 from curvfluence.curvature.ggn import GGN
-from curvfluence.curvature.hessian import Abs, Clip, Hessian, Plain, Spectrum, Truncate
+from curvfluence.curvature.hessian import Hessian
 from curvfluence.curvature.hybrids import Project, Sorted, TraceMatched
 from curvfluence.curvature.identity import Identity
 from curvfluence.curvature.kfac import KFAC
 from curvfluence.curvature.rung import FisherRung, Rung, fit
+from curvfluence.curvature.symmetric import Abs, Clip, Plain, Treatment, Truncate
 
 __all__ = [
     "Abs",
@@ -31,8 +32,8 @@ __all__ = [
     "Project",
     "Rung",
     "Sorted",
-    "Spectrum",
     "TraceMatched",
+    "Treatment",
     "Truncate",
     "fit",
 ]

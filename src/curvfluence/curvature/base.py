@@ -47,6 +47,10 @@ class Operator(ABC):
     def nbytes(self) -> int:
         """Memory that the operator holds."""
 
+    def note(self, damping: float) -> str | None:
+        """What a result at this damping must say of the inverse."""
+        return None
+
     def solve_many(self, v: Tensor, decay: Tensor, dampings: Iterable[float]) -> Iterable[Tensor]:
         """`solve` at each damping in turn; operators that can share work override it."""
         for damping in dampings:
@@ -55,7 +59,7 @@ class Operator(ABC):
 
 def require_positive(smallest: float, largest: float, *, n: int, eps: float, what: str) -> None:
     """Raise `SingularError` where the smallest eigenvalue cannot be told from zero."""
-    if smallest <= n * eps * abs(largest) or smallest <= 0:
+    if not smallest > max(0.0, n * eps * abs(largest)):  # also where it is NaN
         raise SingularError(
             f"{what} cannot be inverted: its smallest eigenvalue (or pivot) is {smallest:.3g} next "
             f"to {largest:.3g}. Use a larger damping, Relative(0.1) for a start"
@@ -109,6 +113,7 @@ class Curvature:
     fisher: str | None = None
     fixed_damping: Absolute | None = None
     notes: tuple[str, ...] = ()
+    fitted_on: str = ""  # `Problem.fingerprint`
     cost: Cost = field(default_factory=lambda: Cost(0.0, 0))
 
     @cached_property
@@ -131,6 +136,7 @@ class Curvature:
 
     def matvec(self, v: Tensor) -> Tensor:
         """C v for v [..., P]."""
+        self._require_length(v)
         out = torch.zeros_like(v)
         for block in self.blocks:
             out[..., block.index] = block.operator @ v[..., block.index]
@@ -140,7 +146,31 @@ class Curvature:
         """λ of each block."""
         if self.fixed_damping is not None:
             damping = self.fixed_damping
-        return damping.resolve([block.operator.mean_eigenvalue() for block in self.blocks])
+        means = [block.operator.mean_eigenvalue() for block in self.blocks]
+        found = damping.resolve(means)
+        for block, mean, value in zip(self.blocks, means, found, strict=True):
+            if mean == 0 and value == 0 and bool((self.decay[block.index] == 0).any()):
+                raise SingularError(
+                    f"{self.rung}, block {block.name}: it has no curvature (do its units reach the "
+                    "output?) and no weight decay, so a relative damping is 0 there. Use an "
+                    "Absolute damping"
+                )
+        return found
+
+    def notes_at(self, damping: Damping) -> tuple[str, ...]:
+        """What a result at this damping must say: of the fit, and of the inverse."""
+        found = (
+            block.operator.note(value)
+            for block, value in zip(self.blocks, self.lambdas(damping), strict=True)
+        )
+        return (*self.notes, *(note for note in found if note is not None))
+
+    def _require_length(self, v: Tensor) -> None:
+        if v.shape[-1] != self.parameters.count:
+            raise InputError(
+                f"the vectors have length {v.shape[-1]}, the model {self.parameters.count} "
+                "trainable parameters"
+            )
 
     def solve(self, v: Tensor, damping: Damping) -> Tensor:
         """(C + diag(w) + λI)⁻¹ v for v [..., P]. Errors: `SingularError` names the block."""
@@ -148,11 +178,7 @@ class Curvature:
 
     def solve_many(self, v: Tensor, dampings: Iterable[Damping]) -> Iterable[Tensor]:
         """`solve` at each damping in turn, sharing what the operators can share."""
-        if v.shape[-1] != self.parameters.count:
-            raise InputError(
-                f"the vectors have length {v.shape[-1]}, the model {self.parameters.count} "
-                "trainable parameters"
-            )
+        self._require_length(v)
         lambdas = [self.lambdas(damping) for damping in dampings]
         solutions = [
             iter(

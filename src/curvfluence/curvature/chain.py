@@ -72,8 +72,8 @@ def find_chain(problem: Problem, covered: Coverage) -> Chain | None:
             if not activations:
                 return None
             activations[-1].append(module)
-        elif not (isinstance(module, nn.Identity | nn.Dropout) and not module.training):
-            return None
+        elif not (type(module) is nn.Identity or isinstance(module, nn.Dropout)):
+            return None  # (a Dropout in training mode was refused by the problem)
     return Chain(tuple(tuple(a) for a in activations))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from curvfluence.curvature.base import Operator, require_positive
 from curvfluence.curvature.kronecker import KroneckerEigen
 from curvfluence.curvature.operators import DiagonalOperator, cholesky_solve
+from curvfluence.curvature.symmetric import Symmetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,8 @@ def diagonalised(operator: Operator) -> KroneckerEigen | DiagonalOperator | Eige
     """The operator in a form whose eigenbasis is at hand: itself where it has one."""
     if type(operator) in (KroneckerEigen, DiagonalOperator, Eigen):
         return operator  # pyright: ignore[reportReturnType]
+    if isinstance(operator, Symmetric) and operator.uniform:
+        return Eigen(operator.vectors, operator.eigenvalues())
     if isinstance(operator, KroneckerEigen):  # factored damping: the basis without its inverse
         return KroneckerEigen(operator.out_basis, operator.in_basis, operator.values)
     return Eigen.of(operator.to_dense())

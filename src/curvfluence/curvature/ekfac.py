@@ -29,7 +29,12 @@ class EKFAC(FisherRung):
     The best diagonal in that basis in Frobenius norm, so never further from the block than K-FAC
     (George et al. 2018). A row is s ⊗ a, so Λ is (Σ_c (s U_B)²)ᵀ ((a U_A)²): no per-example
     matrix is formed. Cost: K-FAC's, and N (C o² + i² + o i) for a second pass over the data.
+
+    `values` is the Fisher type of Λ, by default that of the factors: with sampled factors and
+    `values=Type2()` the basis is sampled and the eigenvalues are exact.
     """
+
+    values: Fisher | None = None
 
     def build_blocks(self, problem: Problem, fisher: Fisher) -> tuple[Block, ...]:
         covered = coverage(problem)
@@ -43,7 +48,8 @@ class EKFAC(FisherRung):
             return ((s_bco @ out_basis).square().sum(1).T @ (a_bi @ in_basis).square(),)
 
         # The second pass draws the same labels: a Fisher's columns restart with its seed.
-        sums = accumulate(fisher_rows(problem, covered, fisher), blocks, update)
+        of_values = fisher if self.values is None else self.values
+        sums = accumulate(fisher_rows(problem, covered, of_values), blocks, update)
         made: list[Block] = []
         for block in blocks:
             in_basis, out_basis = bases[block.name]

@@ -28,6 +28,9 @@ class GGN(Rung):
     fitting. Errors: `InputError` above 30,000 parameters.
     """
 
+    def rank(self, problem: Problem) -> int | None:
+        return len(problem.train) * problem.loss.columns(problem.n_outputs)
+
     def build(self, problem: Problem) -> Curvature:
         count = problem.parameters.count
         require_dense(self.name, count, "the model")
@@ -39,7 +42,7 @@ class GGN(Rung):
             blocks=(every,),
             decay=problem.decay,
             fisher=Type2().name,
-            notes=fisher_notes(problem, Type2())[0],
+            notes=fisher_notes(problem, Type2()),
         )
 
 

@@ -1,173 +1,61 @@
-"""The exact Hessian of the data term, and what to do with its negative eigenvalues."""
+"""The exact Hessian of the data term."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap  # pyright: ignore[reportPrivateImportUsage]
+from torch.func import grad, vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvfluence.curvature.base import Block, Curvature, Operator
+from curvfluence.curvature.base import Block, Curvature
 from curvfluence.curvature.block_ggn import require_dense
 from curvfluence.curvature.chain import chain_hessian, find_chain
 from curvfluence.curvature.ggn import ggn_matrix
-from curvfluence.curvature.layerwise import fisher_notes
 from curvfluence.curvature.rung import Rung
-from curvfluence.errors import InputError, SingularError
-from curvfluence.fisher import Type2
+from curvfluence.curvature.symmetric import Abs, Symmetric, Treatment
+from curvfluence.errors import InputError
 from curvfluence.layers import coverage
 from curvfluence.problem import Problem
 
 
-class Spectrum(ABC):
-    """How an eigenvalue μ of H + diag(w) is inverted at damping λ."""
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__.lower()
-
-    @abstractmethod
-    def inverse(self, mu: Tensor, damping: float) -> Tensor:
-        """The eigenvalues of the inverse."""
-
-
-def _reciprocal(values: Tensor, what: str) -> Tensor:
-    # eigenvalues of a symmetric matrix come with an error of a few eps ‖H + diag(w)‖
-    floor = 10 * torch.finfo(values.dtype).eps * float(values.abs().max())
-    close = int((values.abs() <= floor).sum())
-    if close:
-        raise SingularError(
-            f"{what} has {close} values that cannot be told from 0 (below {floor:.3g}). Use a "
-            "larger damping, Relative(0.1) for a start"
-        )
-    return 1 / values
-
-
-@dataclass(frozen=True)
-class Abs(Spectrum):
-    """1/(|μ| + λ): negative curvature counts as curvature. The default."""
-
-    def inverse(self, mu: Tensor, damping: float) -> Tensor:
-        return _reciprocal(mu.abs() + damping, "|μ| + λ")
-
-
-@dataclass(frozen=True)
-class Plain(Spectrum):
-    """1/(μ + λ): the formula as it stands; has poles where a negative μ meets −λ."""
-
-    def inverse(self, mu: Tensor, damping: float) -> Tensor:
-        return _reciprocal(mu + damping, "μ + λ")
-
-
-@dataclass(frozen=True)
-class Clip(Spectrum):
-    """1/(max(μ, 0) + λ)."""
-
-    def inverse(self, mu: Tensor, damping: float) -> Tensor:
-        return _reciprocal(mu.clamp_min(0) + damping, "max(μ, 0) + λ")
-
-
-@dataclass(frozen=True)
-class Truncate(Spectrum):
-    """1/(μ + λ), and 0 where μ + λ <= τ."""
-
-    threshold: float
-
-    def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            raise InputError(f"truncate needs a threshold > 0; seen {self.threshold}")
-
-    @property
-    def name(self) -> str:
-        return f"truncate({self.threshold:g})"
-
-    def inverse(self, mu: Tensor, damping: float) -> Tensor:
-        total = mu + damping
-        return torch.where(total > self.threshold, 1 / total, 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Symmetric(Operator):
-    """An indefinite M with the eigendecomposition of M + diag(w); solves share it at every λ."""
-
-    matrix: Tensor
-    decay: Tensor
-    values: Tensor  # μ, ascending
-    vectors: Tensor
-    spectrum: Spectrum
-
-    @staticmethod
-    def of(matrix: Tensor, decay: Tensor, spectrum: Spectrum) -> Symmetric:
-        shifted = matrix.clone()
-        shifted.diagonal().add_(decay)
-        values, vectors = torch.linalg.eigh(shifted)
-        return Symmetric(matrix, decay, values, vectors, spectrum)
-
-    @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return len(self.matrix)
-
-    @property
-    def nbytes(self) -> int:
-        return self.matrix.nbytes + self.vectors.nbytes + self.values.nbytes
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        return v @ self.matrix
-
-    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
-        return next(iter(self.solve_many(v, decay, (damping,))))
-
-    def solve_many(self, v: Tensor, decay: Tensor, dampings: Iterable[float]) -> Iterable[Tensor]:
-        if not torch.equal(decay, self.decay):
-            raise InputError("the Hessian was decomposed with another weight decay: fit it again")
-        rotated = v @ self.vectors
-        for damping in dampings:
-            yield (rotated * self.spectrum.inverse(self.values, damping)) @ self.vectors.T
-
-    def to_dense(self) -> Tensor:
-        return self.matrix
-
-    def eigenvalues(self) -> Tensor:
-        """Of M itself; free where the decay is uniform, else a decomposition of its own."""
-        if bool((self.decay == self.decay[0]).all()):
-            return self.values - self.decay[0]
-        return torch.linalg.eigvalsh(self.matrix)
-
-    def mean_eigenvalue(self) -> float:
-        return float(self.eigenvalues().abs().mean())
-
-
 @dataclass(frozen=True)
 class Hessian(Rung):
-    """(1/N) Σ_n ∇²ℓ_n, inverted through the eigenvalues of H + diag(w) as `spectrum` says.
+    """(1/N) Σ_n ∇²ℓ_n, inverted through the eigenvalues of H + diag(w) as `treatment` says.
 
     H = GGN + (1/N) Σ_n Σ_k (∂ℓ_n/∂f_k) ∇²f_k: the second part is the Hessian of δᵀf with δ = ∂ℓ/∂f
     held fixed, so a saturated loss loses nothing to cancellation. Chains of Linear layers take
-    GEMMs; any other model takes vmapped Hessian-vector products of δᵀf, P of them.
+    GEMMs; any other model takes vmapped Hessian-vector products, P of them. A `CustomLoss` that is
+    not convex in f keeps its negative curvature here.
     Cost: 2 N P² and an eigendecomposition, about 10 P³; memory 4 P² numbers.
     """
 
-    spectrum: Spectrum = Abs()
+    treatment: Treatment = Abs()  # noqa: RUF009 - a frozen value
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.treatment, Treatment):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"treatment must be Abs(), Plain(), Clip() or Truncate(τ); seen {self.treatment!r}"
+            )
 
     @property
     def name(self) -> str:
-        return f"Hessian({self.spectrum.name})"
+        return f"Hessian({self.treatment.name})"
 
     def build(self, problem: Problem) -> Curvature:
         count = problem.parameters.count
         require_dense(self.name, count, "the model")
         matrix, rule = hessian_matrix(problem)
-        operator = Symmetric.of(matrix, problem.decay, self.spectrum)
+        operator = Symmetric.of(matrix, problem.decay, self.treatment)
         every = Block("all", problem.parameters.names, torch.arange(count), operator, rule)
         negative = operator.values < 0
-        notes = fisher_notes(problem, Type2())[0]
+        notes: tuple[str, ...] = ()
         if bool(negative.any()):
             text = (
                 f"{int(negative.sum())} of {count} eigenvalues of H + diag(w) are negative, the "
-                f"lowest {float(operator.values[0]):.3g}: {self.spectrum.name}"
+                f"lowest {float(operator.values[0]):.3g}: {self.treatment.name}"
             )
             notes = (*notes, text)
         return Curvature(
@@ -182,34 +70,109 @@ class Hessian(Rung):
 def hessian_matrix(problem: Problem) -> tuple[Tensor, str]:
     """(H [P, P], by which path)."""
     covered = coverage(problem)
+    products = "exact, from Hessian-vector products"
+    if not problem.loss.convex:
+        # GGN alone would lack what a clipped S leaves out.
+        return hessian_by_products(problem, whole=True), products
     chain = find_chain(problem, covered)
     if chain is not None:
         return chain_hessian(
             problem, covered, chain
         ), "exact, analytic for a chain of Linear layers"
     ggn, _ = ggn_matrix(problem)
-    return ggn.add_(residual_hessian(problem)), "exact, from Hessian-vector products"
+    return ggn.add_(hessian_by_products(problem, whole=False)), products
 
 
-def residual_hessian(problem: Problem, *, examples: int = 512, vectors: int = 64) -> Tensor:
-    """(1/N) Σ_n ∇²(δ_nᵀ f_n) with δ held fixed, [P, P], by vmapped Hessian-vector products."""
-    parameters, n = problem.parameters, len(problem.train)
-    flat = parameters.flatten(problem.theta)
-    total = torch.zeros(len(flat), len(flat), dtype=problem.dtype, device=problem.device)
+def hessian_by_products(
+    problem: Problem, *, whole: bool, examples: int = 512, vectors: int = 64
+) -> Tensor:
+    """(1/N) Σ_n ∇²(δ_nᵀ f_n) with δ = ∂ℓ/∂f held fixed, [P, P]; with `whole`, the Hessian in full.
+
+    The full one is that of δᵀf + ½ (f − f₀)ᵀ (∂²ℓ/∂f²) (f − f₀) at f₀ = f. Reverse mode over
+    reverse mode, vmapped over unit vectors; attention takes its plain kernel, which can be
+    differentiated twice. Errors: `InputError` for a model that cannot, or whose matrix is not
+    symmetric.
+    """
+    models = list(_quadratic_models(problem, whole=whole, examples=examples))
+    flat = problem.parameters.flatten(problem.theta)
+    with sdpa_kernel(SDPBackend.MATH):
+        total = _vmapped_products(models, flat, vectors)
+        if total is None or not _is_symmetric(total):
+            total = _looped_products(models, flat)  # for operations that vmap refuses or gets wrong
+    if not _is_symmetric(total):
+        raise InputError(
+            f"the second derivatives of this model are not symmetric (by "
+            f"{float((total - total.T).norm()):.3g} of {float(total.norm()):.3g}): an operation in "
+            "it has a wrong double backward. GGN needs first derivatives only"
+        )
+    return (total + total.T) / 2
+
+
+def _is_symmetric(matrix: Tensor) -> bool:
+    tolerance = 1e3 * torch.finfo(matrix.dtype).eps * float(matrix.norm())
+    return float((matrix - matrix.T).norm()) <= tolerance
+
+
+def _quadratic_models(problem: Problem, *, whole: bool, examples: int) -> Iterator[_QuadraticModel]:
+    n = len(problem.train)
     for _, x, y in problem.train.chunks(examples):
         with torch.no_grad():
-            delta = problem.loss.gradient(problem.forward(x), y) / n
+            at = problem.forward(x)
+            delta = problem.loss.gradient(at, y) / n
+            curve = problem.loss.hessian(at, y) / n if whole else None
+        yield _QuadraticModel(problem, x, at, delta, curve)
 
-        def weighted(theta: Tensor, x: Tensor = x, delta: Tensor = delta) -> Tensor:
-            return (problem.forward(x, parameters.unflatten(theta)) * delta).sum()
 
-        def product(v: Tensor, weighted: Callable[[Tensor], Tensor] = weighted) -> Tensor:
-            return jvp(grad(weighted), (flat,), (v,))[1]
+@dataclass(frozen=True, eq=False)
+class _QuadraticModel:
+    """θ -> Σ_n δ_nᵀ f_n + ½ (f_n − f₀)ᵀ H_n (f_n − f₀) on a chunk of examples."""
 
-        for start in range(0, len(flat), vectors):
-            basis = torch.zeros(
-                min(vectors, len(flat) - start), len(flat), dtype=flat.dtype, device=flat.device
-            )
-            basis[:, start : start + len(basis)].fill_diagonal_(1.0)
-            total[start : start + len(basis)] += vmap(product)(basis).detach()
-    return (total + total.T) / 2
+    problem: Problem
+    inputs: Tensor
+    at: Tensor
+    delta: Tensor
+    curve: Tensor | None
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        f = self.problem.forward(self.inputs, self.problem.parameters.unflatten(theta))
+        linear = (f * self.delta).sum()
+        if self.curve is None:
+            return linear
+        step = f - self.at
+        return linear + (step[:, None, :] @ self.curve @ step[:, :, None]).sum() / 2
+
+
+def _vmapped_products(models: list[_QuadraticModel], flat: Tensor, vectors: int) -> Tensor | None:
+    """Rows of the Hessian by vmap over unit vectors; None where torch.func refuses the model."""
+    total = flat.new_zeros(len(flat), len(flat))
+    try:
+        for model in models:
+            pull = vjp(grad(model), flat)[1]
+            for start in range(0, len(flat), vectors):
+                basis = flat.new_zeros(min(vectors, len(flat) - start), len(flat))
+                basis[:, start : start + len(basis)].fill_diagonal_(1.0)
+                total[start : start + len(basis)] += vmap(pull)(basis)[0].detach()
+    except (RuntimeError, NotImplementedError, ValueError):
+        return None
+    return total
+
+
+def _looped_products(models: list[_QuadraticModel], flat: Tensor) -> Tensor:
+    """Rows of the Hessian by plain autograd, one at a time."""
+    total = flat.new_zeros(len(flat), len(flat))
+    try:
+        for model in models:
+            theta = flat.detach().requires_grad_(True)
+            with torch.enable_grad():
+                (first,) = torch.autograd.grad(model(theta), theta, create_graph=True)
+            if not first.requires_grad:
+                continue
+            for p in range(len(flat)):
+                (row,) = torch.autograd.grad(first[p], theta, retain_graph=True)
+                total[p] += row
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"this model cannot be differentiated twice ({str(error).strip().splitlines()[0]}): "
+            "use GGN, which needs first derivatives only"
+        ) from error
+    return total

@@ -16,6 +16,7 @@ from torch import Tensor
 from curvfluence.curvature.base import Block, Curvature, Operator
 from curvfluence.curvature.eigen import Scaled, diagonal_in, diagonalised, with_values
 from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.symmetric import Symmetric
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
 
@@ -27,9 +28,16 @@ class _Hybrid(Rung):
 
     def build(self, problem: Problem) -> Curvature:
         matrix, basis = self.matrix.build(problem), self.basis.build(problem)
-        made = self.combine(matrix, basis)
+        require_definite(matrix, basis)
         notes = tuple(dict.fromkeys((*matrix.notes, *basis.notes)))
-        return replace(made, rung=self.name, fisher=matrix.fisher, notes=notes)
+        return replace(
+            self.combine(matrix, basis),
+            rung=self.name,
+            fisher=matrix.fisher,
+            notes=notes,
+            decay=problem.decay,  # a basis from Identity brings neither its λ nor its w
+            fixed_damping=None,
+        )
 
     @abstractmethod
     def combine(self, matrix: Curvature, basis: Curvature) -> Curvature:
@@ -100,6 +108,7 @@ class TraceMatched(Rung):
 
     def build(self, problem: Problem) -> Curvature:
         matrix, to = self.matrix.build(problem), self.to.build(problem)
+        require_definite(matrix, to)
         notes = tuple(dict.fromkeys((*matrix.notes, *to.notes)))
         return replace(self.combine(matrix, to), rung=self.name, fisher=matrix.fisher, notes=notes)
 
@@ -111,6 +120,13 @@ class TraceMatched(Rung):
             scales = [_ratio(to.blocks, matrix.blocks)] * len(matrix.blocks)
         by_block = {id(b): scale for b, scale in zip(matrix.blocks, scales, strict=True)}
         return rebuilt(matrix, lambda b: Scaled(b.operator, by_block[id(b)]), "trace-matched")
+
+
+def require_definite(*curvatures: Curvature) -> None:
+    """Refuse an indefinite matrix: a hybrid lacks the treatment that makes its inverse."""
+    for curvature in curvatures:
+        if any(isinstance(block.operator, Symmetric) for block in curvature.blocks):
+            raise InputError(f"hybrids take positive semi-definite rungs; seen {curvature.rung}")
 
 
 def _ratio(above: Sequence[Block], below: Sequence[Block]) -> float:

@@ -86,14 +86,15 @@ class KroneckerEigen(Operator):
         return self.values.flatten()
 
     def mean_eigenvalue(self) -> float:
-        return float(self.values.mean())
+        return float(self.values.abs().mean())
 
 
 @dataclass(frozen=True, eq=False)
 class FactoredKronecker(KroneckerEigen):
     """K-FAC inverted with factored damping: (A + π√λ I) ⊗ (B + √λ/π I), Martens & Grosse 2015 §6.3.
 
-    π² = (tr A / i) / (tr B / o), and λ here is damping + w, which must be uniform in the block.
+    π² = (tr A / i) / (tr B / o), 1 where a factor is 0; λ here is damping + w, which must be
+    uniform in the block.
     It is not the inverse of C + diag(w) + λI, but cheaper for rank-one vectors.
     """
 
@@ -108,7 +109,8 @@ class FactoredKronecker(KroneckerEigen):
                 "the bias in a block of its own (joint_bias=False), or use exact damping"
             )
         root = (weight_decay + damping) ** 0.5
-        pi = float((self.in_values.mean() / self.out_values.mean()).sqrt())
+        in_mean, out_mean = float(self.in_values.mean()), float(self.out_values.mean())
+        pi = (in_mean / out_mean) ** 0.5 if in_mean > 0 and out_mean > 0 else 1.0
         out = self.out_values + root / pi
         inp = self.in_values + root * pi
         denominator = torch.outer(out, inp)

@@ -83,25 +83,26 @@ def fisher_rows(problem: Problem, covered: Coverage, fisher: Fisher) -> Iterator
         yield rows
 
 
-def fisher_notes(problem: Problem, fisher: Fisher) -> tuple[tuple[str, ...], str | None]:
-    """(what a result must say of its Fisher type, a warning or None)."""
+FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
+
+
+def fisher_notes(problem: Problem, fisher: Fisher) -> tuple[str, ...]:
+    """What a result must say of its Fisher type."""
     outputs = problem.outputs(problem.train, "training set")
     notes = problem.loss.notes(outputs, problem.train.targets)
     surprising = fisher.surprising_labels(problem)
     if surprising is None:
-        return notes, None
-    seed = getattr(fisher, "seed", None)
+        return notes
     text = (
-        f"Fisher {fisher.name}, seed {seed}: {surprising:.3g} surprising labels expected among "
-        f"{len(problem.train)} examples"
+        f"Fisher {fisher.name}, seed {getattr(fisher, 'seed', None)}: {surprising:.3g} surprising "
+        f"labels expected among {len(problem.train)} examples"
     )
-    if surprising >= FEW_SURPRISES:
-        return (*notes, text), None
-    warning = (
-        f"{text}; below about {FEW_SURPRISES:.0f} a sampled factor is nearly zero and its "
-        "scores are mostly noise. Use Type2(), or more draws"
-    )
-    return (*notes, text), warning
+    if surprising < FEW_SURPRISES:
+        text += (
+            f"; below about {FEW_SURPRISES:.0f} {FEW_SURPRISES_NOTE} and its scores are mostly "
+            "noise. Use Type2(), or more draws"
+        )
+    return (*notes, text)
 
 
 def uncovered_blocks(

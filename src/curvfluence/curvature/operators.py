@@ -40,7 +40,7 @@ class DiagonalOperator(Operator):
         return self.diagonal
 
     def mean_eigenvalue(self) -> float:
-        return float(self.diagonal.mean())
+        return float(self.diagonal.abs().mean())
 
 
 def _require_elementwise(total: Tensor, what: str) -> None:

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 from curvfluence.curvature.base import Block, Curvature
-from curvfluence.curvature.layerwise import fisher_notes
-from curvfluence.errors import CoverageError, CurvfluenceWarning
+from curvfluence.curvature.layerwise import FEW_SURPRISES_NOTE, fisher_notes
+from curvfluence.errors import CoverageError, CurvfluenceWarning, InputError
 from curvfluence.fisher import TYPE2_LIMIT, Fisher, Type2, default_fisher
+from curvfluence.layers import coverage
 from curvfluence.problem import Problem
 
 
@@ -25,6 +26,10 @@ class Rung(ABC):
     def build(self, problem: Problem) -> Curvature:
         """The curvature of `problem` at its weights. Call `fit`, which also times and checks."""
 
+    def rank(self, problem: Problem) -> int | None:
+        """A bound on the rank of C (of each block), known before any work; None without one."""
+        return None
+
 
 @dataclass(frozen=True)
 class FisherRung(Rung):
@@ -34,13 +39,19 @@ class FisherRung(Rung):
     fisher: Fisher | None = None
     joint_bias: bool = True
 
+    def __post_init__(self) -> None:
+        if self.fisher is not None and not isinstance(self.fisher, Fisher):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"fisher must be Type2(), MonteCarlo(k) or Empirical(); seen {self.fisher!r}"
+            )
+
     @abstractmethod
     def build_blocks(self, problem: Problem, fisher: Fisher) -> tuple[Block, ...]:
         """The rung's blocks under a Fisher type."""
 
     def build(self, problem: Problem) -> Curvature:
         fisher = default_fisher(problem) if self.fisher is None else self.fisher
-        notes, warning = fisher_notes(problem, fisher)
+        notes = fisher_notes(problem, fisher)
         if self.fisher is None and not isinstance(fisher, Type2):
             columns = problem.loss.columns(problem.n_outputs)
             notes = (
@@ -48,8 +59,6 @@ class FisherRung(Rung):
                 f"{fisher.name} by default: {columns} output columns an example are more than "
                 f"{TYPE2_LIMIT}",
             )
-        if warning is not None:
-            warnings.warn(warning, CurvfluenceWarning, stacklevel=4)
         return Curvature(
             rung=self.name,
             parameters=problem.parameters,
@@ -67,8 +76,14 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     parameters, else its diagonal) and are listed in `coverage`; with `strict=True` they raise
     `CoverageError` instead.
     """
+    if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     start = time.perf_counter()
-    curvature = rung.build(problem)
+    coverage(problem)  # refuses a model that is no function of one example, before anything runs
+    curvature = replace(rung.build(problem), fitted_on=problem.fingerprint)
+    for note in curvature.notes:
+        if FEW_SURPRISES_NOTE in note:
+            warnings.warn(note, CurvfluenceWarning, stacklevel=2)
     if problem.decoupled_decay and any(problem.weight_decay.values()):
         note = "weight decay was decoupled (AdamW): recorded, not added to the curvature"
         curvature = replace(curvature, notes=(*curvature.notes, note))

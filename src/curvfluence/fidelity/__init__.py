@@ -13,6 +13,7 @@ from curvfluence.fidelity.bootstrap import (
     interval,
     intervals,
     paired_difference,
+    percentile,
     resamples,
 )
 from curvfluence.fidelity.calibration import Calibration, calibrate, calibrate_queries
@@ -48,6 +49,7 @@ __all__ = [
     "intervals",
     "Difference",
     "paired_difference",
+    "percentile",
     "Ceiling",
     "reliability",
     "spearman_brown",

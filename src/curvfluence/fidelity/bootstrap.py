@@ -210,10 +210,11 @@ def interval(replicates: Replicates, level: float = 0.95) -> Interval:
     more than once (Owen 2007, the pigeonhole bootstrap), hence the caution on differences. Few
     models that differ are few: below five, read the interval as too short.
     """
-    return _percentile(replicates.draws, level)
+    return percentile(replicates.draws, level)
 
 
-def _percentile(draws: Floats, level: float) -> Interval:
+def percentile(draws: Floats, level: float = 0.95) -> Interval:
+    """The (1 ± level)/2 quantiles of draws of any statistic."""
     if not 0.0 < level < 1.0:
         raise InputError(f"level is {level}; a confidence lies between 0 and 1, such as 0.95")
     low, high = np.quantile(draws, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
@@ -274,4 +275,4 @@ def paired_difference(a: Replicates, b: Replicates, level: float = 0.95) -> Diff
             f"{len(a.resamples)} and {len(b.resamples)} replicates and cannot be paired; "
             "pass one Resamples to both bootstraps"
         )
-    return Difference(value=a.value - b.value, interval=_percentile(a.draws - b.draws, level))
+    return Difference(value=a.value - b.value, interval=percentile(a.draws - b.draws, level))

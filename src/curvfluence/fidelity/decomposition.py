@@ -15,8 +15,9 @@ from curvfluence.curvature.kronecker import KroneckerEigen
 from curvfluence.errors import InputError
 
 # GGN → BlockGGN → EKFAC → KFAC is orthogonal: each is the best approximation of the one before in
-# a set that holds all later ones, so squared distances add up to ‖GGN − KFAC‖².
-ORTHOGONAL = ("GGN", "BlockGGN", "EKFAC", "KFAC")
+# a set that holds all later ones, so squared distances add up to ‖GGN − KFAC‖². With sampled
+# factors that holds of the EK-FAC whose eigenvalues are exact.
+CHAIN = ("GGN", "BlockGGN", "EKFAC", "KFAC")
 
 
 @dataclass(frozen=True)
@@ -73,40 +74,43 @@ def frobenius_squared(curvature: Curvature) -> float:
 
 
 def shares(
-    distances: Mapping[tuple[str, str], float],
+    distances: Mapping[tuple[str, str], float], chain: Sequence[str] = CHAIN
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """(share of ‖GGN − KFAC‖², share of the sum of norms) for each step of the orthogonal chain.
+    """(share of the squared norms, share of the plain norms) for each step of an orthogonal chain.
 
-    Empty unless all of its three steps are there.
+    Empty unless all of its steps are there.
     """
-    chain = list(pairwise(ORTHOGONAL))
-    if not all(step in distances for step in chain):
+    links = list(pairwise(chain))
+    if not all(step in distances for step in links):
         return {}
-    squares = {step: distances[step] for step in chain}
+    squares = {step: distances[step] for step in links}
     whole = sum(squares.values())
     norms = {step: value**0.5 for step, value in squares.items()}
     length = sum(norms.values())
     if whole == 0:
-        return dict.fromkeys(chain, (0.0, 0.0))
-    return {step: (squares[step] / whole, norms[step] / length) for step in chain}
+        return dict.fromkeys(links, (0.0, 0.0))
+    return {step: (squares[step] / whole, norms[step] / length) for step in links}
 
 
 def decompose(
     curvatures: Mapping[str, Curvature],
     solved: Mapping[str, Tensor],
     scores: Mapping[str, Tensor],
+    *,
+    steps: Sequence[tuple[str, str]],
+    chain: Sequence[str] = CHAIN,
 ) -> tuple[StepLoss, ...]:
-    """The steps between neighbours of `curvatures`, named and ordered from the top down.
+    """What each of `steps` (above, below) costs at one influence model.
 
     `solved[name]` [D, Q, P] are (C + W + λ)⁻¹ g_q over the grid and `scores[name]` [D, Q, N] the
     influences. Errors: `InputError` where grids disagree.
     """
-    sizes = {len(solved[name]) for name in curvatures} | {len(scores[name]) for name in curvatures}
+    named = sorted({name for step in steps for name in step})
+    sizes = {len(solved[name]) for name in named} | {len(scores[name]) for name in named}
     if len(sizes) > 1:
         raise InputError(f"the rungs were swept over grids of different length: {sorted(sizes)}")
-    steps = list(pairwise(curvatures))
     distances = {(a, b): distance_squared(curvatures[a], curvatures[b]) for a, b in steps}
-    fractions = shares(distances)
+    fractions = shares(distances, chain)
     return tuple(
         StepLoss(
             above=a,

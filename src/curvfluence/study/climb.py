@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import Covered, fit
+from curvfluence.curvature import Covered, Curvature, Rung, fit
 from curvfluence.damping import Absolute, Damping
-from curvfluence.fidelity import Sweep
+from curvfluence.fidelity import (
+    Spectrum,
+    StepLoss,
+    Sweep,
+    decompose,
+    leading_space,
+    overlap,
+    spectrum,
+)
 from curvfluence.gradients import query_gradients, training_gradients
 from curvfluence.layers import coverage
 from curvfluence.problem import Problem
-from curvfluence.study.memory import peak_memory
+from curvfluence.study.ladder import Protocol, hybrids
+from curvfluence.study.memory import Needs, needs
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.retrain import Truth
-from curvfluence.study.spec import LADDER, StudySpec
+from curvfluence.study.spec import StudySpec
+
+OVERLAP_RANKS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,37 +40,67 @@ class Climbed:
     """One rung on all J models. `scores` [J, D, Q, N] are influences at every damping of `sweep`,
     whose predictions are their sums over what each subset leaves out.
 
-    Seconds are medians over the models, each for one model and one damping; `peak_bytes` is the
-    largest resident increase during fit and scores (None where the system cannot tell).
+    Seconds are medians over the models, each for one model and one damping. What the rung needs
+    and its spectrum are those of the first model; a hybrid has neither seconds nor needs.
     """
 
     name: str
     full_name: str
+    hybrid: bool
     fisher: str | None
     scores: Tensor
     sweep: Sweep
     coverage: tuple[Covered, ...]
     notes: tuple[str, ...]
-    fit_seconds: float
-    score_seconds: float
-    peak_bytes: int | None
+    fit_seconds: float | None
+    score_seconds: float | None
+    fit_needs: Needs | None
+    score_needs: Needs | None
+    spectrum: Spectrum
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """All rungs and hybrids; the decomposition of each chain, by its Fisher type, for each model;
+    the overlap of leading eigenspaces (first model) between neighbours."""
+
+    rungs: tuple[Climbed, ...]
+    decompositions: Mapping[str, tuple[tuple[StepLoss, ...], ...]]
+    overlap_ranks: tuple[int, ...]
+    overlaps: tuple[tuple[str, str, tuple[float, ...]], ...]
 
 
 def climb(
-    spec: StudySpec, problem: StudyProblem, truth: Truth, watch: Watcher
-) -> tuple[Climbed, ...]:
-    """Fit and score each rung of `spec.ladder` at the checkpoints of `truth.models`."""
+    spec: StudySpec, problem: StudyProblem, truth: Truth, protocol: Protocol, watch: Watcher
+) -> Ladder:
+    """Fit and score each rung of the protocol at the checkpoints of `truth.models`."""
     problems = influence_problems(problem, truth)
-    _warm_up(problems[0])
-    climbed: list[Climbed] = []
-    with watch("climb the ladder", len(spec.ladder) * len(problems)) as done:
-        for name in spec.ladder:
-            parts: list[_Part] = []
-            for at in problems:
-                parts.append(_one(name, at, spec.dampings))
-                done(len(climbed) * len(problems) + len(parts))
-            climbed.append(_gather(name, spec, parts, truth))
-    return tuple(climbed)
+    (seed,) = spec.seeds("Fisher", 1)
+    rungs = protocol.rungs(seed)
+    ladder = {name: rungs[name] for name in spec.ladder}
+    grid: tuple[Damping, ...] = tuple(map(Absolute, spec.dampings))
+    with watch("climb the ladder", len(ladder) * (1 + len(problems))) as done:
+        wants: dict[str, tuple[Needs, Needs]] = {}
+        for name, rung in ladder.items():
+            wants[name] = _needs(rung, problems[0], grid[len(grid) // 2])
+            done(len(wants))
+        models: list[_Model] = []
+        for at in problems:
+            models.append(_one_model(ladder, at, grid, protocol, look=not models))
+            done(len(ladder) * (1 + len(models)))
+    left_out = truth.subsets.left_out
+    return Ladder(
+        rungs=tuple(
+            _gather(name, [m.rungs[name] for m in models], wants.get(name), spec, left_out)
+            for name in models[0].rungs
+        ),
+        decompositions={
+            fisher: tuple(model.decompositions[fisher] for model in models)
+            for fisher in models[0].decompositions
+        },
+        overlap_ranks=tuple(k for k in OVERLAP_RANKS if k <= len(problems[0].decay)),
+        overlaps=models[0].overlaps,
+    )
 
 
 def influence_problems(problem: StudyProblem, truth: Truth) -> list[Problem]:
@@ -80,78 +122,147 @@ def influence_problems(problem: StudyProblem, truth: Truth) -> list[Problem]:
     ]
 
 
-def _warm_up(problem: Problem) -> None:
-    """Load the linear algebra libraries once, so that no rung's seconds hold it."""
-    few = Problem(
-        problem.model,
-        problem.loss,
-        problem.train[slice(0, 64)],
-        problem.queries[slice(0, 8)],
-        weights=problem.theta,
-    )
-    fit(few, LADDER["EKFAC"]()).solve(torch.zeros_like(few.decay)[None], Absolute(1.0))
+def _needs(rung: Rung, problem: Problem, damping: Damping) -> tuple[Needs, Needs]:
+    """What a fit and its scores need, from a run of their own that no seconds are taken of."""
+    fitted: list[Curvature] = []
+    of_fit = needs(lambda: fitted.append(fit(problem, rung)))
+    return of_fit, needs(lambda: _scores_at(problem, fitted[0], damping))
+
+
+def _scores_at(problem: Problem, curvature: Curvature, damping: Damping) -> Tensor:
+    """What a user pays for scores after the fit: gradients, one solve, one product."""
+    covered = coverage(problem)
+    queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
+    gradients = training_gradients(problem, covered)
+    return gradients.inner(curvature.solve(queries_qp, damping))[..., 0] / len(problem.train)
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    scores: Tensor  # [D, Q, N]
+class _Swept:
+    """One rung at one model, over its dampings."""
+
     full_name: str
+    hybrid: bool
     fisher: str | None
     coverage: tuple[Covered, ...]
     notes: tuple[str, ...]
+    scores: Tensor  # [D, Q, N]
+    solved: Tensor  # [D, Q, P]
     fit_seconds: float
     score_seconds: float
-    peak_bytes: int | None
+    spectrum: Spectrum | None
 
 
-def _one(name: str, problem: Problem, dampings: tuple[float, ...]) -> _Part:
-    with peak_memory() as peak:
-        curvature = fit(problem, LADDER[name]())
+@dataclass(frozen=True, eq=False)
+class _Model:
+    rungs: Mapping[str, _Swept]
+    decompositions: Mapping[str, tuple[StepLoss, ...]]
+    overlaps: tuple[tuple[str, str, tuple[float, ...]], ...]
+
+
+def _one_model(
+    ladder: Mapping[str, Rung],
+    problem: Problem,
+    grid: tuple[Damping, ...],
+    protocol: Protocol,
+    *,
+    look: bool,
+) -> _Model:
+    """Every rung and hybrid at one model; with `look`, their spectra and overlaps as well."""
+    covered = coverage(problem)
+    queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
+    gradients = training_gradients(problem, covered)
+
+    def sweep(curvature: Curvature, seconds: float, *, hybrid: bool) -> _Swept:
+        fixed = curvature.fixed_damping
+        dampings = grid if fixed is None else (fixed,)
+        solved = list(curvature.solve_many(queries_qp, dampings))
+        n = len(problem.train)
+        return _Swept(
+            full_name=curvature.name,
+            hybrid=hybrid,
+            fisher=curvature.fisher,
+            coverage=curvature.coverage,
+            notes=curvature.notes,
+            scores=torch.stack([gradients.inner(x_qp)[..., 0] / n for x_qp in solved]),
+            solved=torch.stack(solved),
+            fit_seconds=curvature.cost.fit_seconds,
+            score_seconds=seconds,
+            spectrum=spectrum(curvature) if look else None,
+        )
+
+    fitted: dict[str, Curvature] = {}
+    swept: dict[str, _Swept] = {}
+    for name, rung in ladder.items():
+        fitted[name] = fit(problem, rung)
         start = time.perf_counter()
-        covered = coverage(problem)
-        queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
-        gradients = training_gradients(problem, covered)
-        middle = Absolute(dampings[len(dampings) // 2])
-        gradients.inner(curvature.solve(queries_qp, middle))
-        score_seconds = time.perf_counter() - start
-    swept: tuple[Damping, ...] = tuple(map(Absolute, dampings))
-    if curvature.fixed_damping is not None:
-        swept = (curvature.fixed_damping,)
-    n = len(problem.train)
-    scores = [
-        gradients.inner(solved)[..., 0] / n for solved in curvature.solve_many(queries_qp, swept)
-    ]
-    return _Part(
-        scores=torch.stack(scores),
-        full_name=curvature.name,
-        fisher=curvature.fisher,
-        coverage=curvature.coverage,
-        notes=curvature.notes,
-        fit_seconds=curvature.cost.fit_seconds,
-        score_seconds=score_seconds,
-        peak_bytes=peak.bytes,
+        _scores_at(problem, fitted[name], grid[len(grid) // 2])
+        swept[name] = sweep(fitted[name], time.perf_counter() - start, hybrid=False)
+    for name, curvature in hybrids(fitted).items():
+        swept[name] = sweep(curvature, 0.0, hybrid=True)
+    matrices = {name for name in fitted if fitted[name].fixed_damping is None}
+    solved = {name: row.solved for name, row in swept.items()}
+    scores = {name: row.scores for name, row in swept.items()}
+    own = [step for step in protocol.steps if set(step) <= matrices]
+    decompositions: dict[str, tuple[StepLoss, ...]] = {}
+    for chain in protocol.chains:
+        # The protocol's own chain stands among all steps of its ladder; another one by itself.
+        main = chain is protocol.chains[0]
+        steps = own if main else [step for step in chain.steps if set(step) <= matrices]
+        decompositions[chain.fisher] = decompose(
+            fitted, solved, scores, steps=steps, chain=chain.rungs
+        )
+    return _Model(
+        rungs={name: _without_solved(row) for name, row in swept.items()},
+        decompositions=decompositions,
+        overlaps=_overlaps(fitted, own) if look else (),
     )
 
 
-def _gather(name: str, spec: StudySpec, parts: list[_Part], truth: Truth) -> Climbed:
+def _without_solved(row: _Swept) -> _Swept:
+    """Solutions serve the decomposition of their own model only: Q × P numbers a damping."""
+    return replace(row, solved=row.solved[:0])
+
+
+def _overlaps(
+    fitted: Mapping[str, Curvature], steps: list[tuple[str, str]]
+) -> tuple[tuple[str, str, tuple[float, ...]], ...]:
+    names = {name for step in steps for name in step}
+    spaces = {name: leading_space(fitted[name], max(OVERLAP_RANKS)) for name in names}
+    return tuple(
+        (a, b, overlap(spaces[a], spaces[b], [k for k in OVERLAP_RANKS if k <= len(spaces[a])]))
+        for a, b in steps
+    )
+
+
+def _gather(
+    name: str,
+    parts: list[_Swept],
+    wants: tuple[Needs, Needs] | None,
+    spec: StudySpec,
+    left_out: Tensor,
+) -> Climbed:
     scores = torch.stack([part.scores for part in parts])
-    left_out = truth.subsets.left_out.to(scores)
-    predicted_jdqm = scores @ left_out.T
-    free = scores.shape[1] == len(spec.dampings)
-    peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
+    predicted_jdqm = scores @ left_out.to(scores).T
+    swept = scores.shape[1] == len(spec.dampings)
     notes = [f"model {j}: {note}" for j, part in enumerate(parts) for note in part.notes]
+    first = parts[0]
+    assert first.spectrum is not None
     return Climbed(
         name=name,
-        full_name=parts[0].full_name,
-        fisher=parts[0].fisher,
+        full_name=first.full_name,
+        hybrid=first.hybrid,
+        fisher=first.fisher,
         scores=scores,
         sweep=Sweep(
-            dampings=spec.dampings if free else (None,),
+            dampings=spec.dampings if swept else (None,),
             predicted=np.ascontiguousarray(predicted_jdqm.double().permute(1, 0, 3, 2).numpy()),
         ),
-        coverage=parts[0].coverage,
+        coverage=first.coverage,
         notes=tuple(notes),
-        fit_seconds=median(part.fit_seconds for part in parts),
-        score_seconds=median(part.score_seconds for part in parts),
-        peak_bytes=max(peaks) if peaks else None,
+        fit_seconds=None if wants is None else median(p.fit_seconds for p in parts),
+        score_seconds=None if wants is None else median(p.score_seconds for p in parts),
+        fit_needs=None if wants is None else wants[0],
+        score_needs=None if wants is None else wants[1],
+        spectrum=first.spectrum,
     )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import log10
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from curvfluence._version import __version__
-from curvfluence.fidelity import LDS, Difference
-from curvfluence.study.climb import Climbed
+from curvfluence.fidelity import LDS, Difference, Spectrum, mean_steps
+from curvfluence.study.climb import Climbed, Ladder
 from curvfluence.study.compare import Compared, Judged
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.retrain import Truth
@@ -31,7 +34,9 @@ class Timing:
 
 
 def environment(hashes: dict[str, str]) -> dict[str, Any]:
-    """Versions, machine and hashes."""
+    """Versions, machine, hashes, and the command where the command line was used."""
+    program = os.path.basename(sys.argv[0]) if sys.argv else ""
+    command = shlex.join(["curvfluence", *sys.argv[1:]]) if program == "curvfluence" else None
     packages = ("torch", "numpy", "scipy", "scikit-learn")
     return {
         "curvfluence": __version__,
@@ -41,7 +46,7 @@ def environment(hashes: dict[str, str]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "hashes": hashes,
-        "command": " ".join(["curvfluence", *sys.argv[1:]]),
+        "command": command,
     }
 
 
@@ -49,22 +54,46 @@ def as_json(
     spec: StudySpec,
     problem: StudyProblem,
     truth: Truth,
-    climbed: tuple[Climbed, ...],
+    ladder: Ladder,
     compared: Compared,
     timing: Timing,
     hashes: dict[str, str],
 ) -> dict[str, Any]:
     """Everything that a study found, ready for JSON."""
-    pairs = zip(climbed, compared.rungs, strict=True)
+    rows = [
+        (climbed.hybrid, _rung(spec, climbed, judged))
+        for climbed, judged in zip(ladder.rungs, compared.rungs, strict=True)
+    ]
+    rungs = [row for hybrid, row in rows if not hybrid]
+    _mark_pareto(rungs)
+    decompositions = _decompositions(spec, ladder, compared)
     return {
         "problem": problem.name,
+        "title": problem.display.title,
+        "description": problem.display.description,
+        "display": {
+            "kind": problem.display.kind,
+            "names": list(problem.display.feature_names) or None,
+            "classes": list(problem.display.class_names) or None,
+            "unit": problem.display.input_unit,
+        },
+        "flipped": None if problem.flipped is None else problem.flipped.tolist(),
+        "flipped_from": None if problem.flipped_from is None else problem.flipped_from.tolist(),
+        "own_model": None if problem.run is None else 0,
         "protocol": spec.protocol,
         "spec": spec.as_json(),
         "recipe": problem.recipe.describe(),
         "environment": environment(hashes),
         "truth": _truth(spec, problem, truth, compared),
-        "rungs": [_rung(c, j) for c, j in pairs],
+        "rungs": rungs,
+        "hybrids": [row for hybrid, row in rows if hybrid],
         "steps": [_step(*row) for row in compared.steps],
+        "decomposition": decompositions[0],
+        "decompositions": decompositions,
+        "overlap": {
+            "ranks": list(ladder.overlap_ranks),
+            "pairs": [{"a": a, "b": b, "overlap": list(o)} for a, b, o in ladder.overlaps],
+        },
         "differences": [_difference(*row) for row in compared.differences],
         "seconds": {"truth": timing.truth, "climb": timing.climb, "compare": timing.compare},
         "study_seconds": timing.total,
@@ -99,7 +128,7 @@ def _truth(
     }
 
 
-def _rung(climbed: Climbed, judged: Judged) -> dict[str, Any]:
+def _rung(spec: StudySpec, climbed: Climbed, judged: Judged) -> dict[str, Any]:
     matched, intervals = judged.matched, judged.intervals
     return {
         "name": climbed.name,
@@ -110,18 +139,25 @@ def _rung(climbed: Climbed, judged: Judged) -> dict[str, Any]:
         "interval_subsets": list(intervals.subsets),
         "interval_queries": list(intervals.queries),
         "lds_independent": None if judged.independent is None else judged.independent.value,
-        "lds_ensemble": judged.ensemble.value,
+        "lds_ensemble": None if judged.ensemble is None else judged.ensemble.value,
         "dampings": list(matched.dampings),
         "dampings_independent": (
             None if judged.independent is None else list(judged.independent.dampings)
         ),
-        "dampings_ensemble": list(judged.ensemble.dampings),
+        "dampings_ensemble": (None if judged.ensemble is None else list(judged.ensemble.dampings)),
         "damping_on_edge": matched.on_edge,
         "undefined": matched.undefined,
         "sweep": _sweep(matched, judged),
         "fit_seconds": climbed.fit_seconds,
         "score_seconds": climbed.score_seconds,
-        "peak_bytes": climbed.peak_bytes,
+        "peak_bytes": _peak(climbed),
+        "flops": (
+            None
+            if climbed.fit_needs is None or climbed.score_needs is None
+            else {"fit": climbed.fit_needs.flops, "score": climbed.score_needs.flops}
+        ),
+        "calibration": None if judged.calibration is None else asdict(judged.calibration),
+        "spectrum": _spectrum(climbed.spectrum, spec.dampings),
         "coverage": [
             {
                 "block": line.block,
@@ -136,6 +172,89 @@ def _rung(climbed: Climbed, judged: Judged) -> dict[str, Any]:
     }
 
 
+def _peak(climbed: Climbed) -> int | None:
+    """The larger of the peaks of fit and scores."""
+    found = [n.peak_bytes for n in (climbed.fit_needs, climbed.score_needs) if n is not None]
+    known = [peak for peak in found if peak is not None]
+    return max(known) if known else None
+
+
+def _mark_pareto(rungs: list[dict[str, Any]]) -> None:
+    """Mark the rungs that no other beats in both LDS and seconds of fit and scores."""
+    at = [(rung["fit_seconds"] + rung["score_seconds"], rung["lds"]) for rung in rungs]
+    for rung, (seconds, lds) in zip(rungs, at, strict=True):
+        rung["pareto"] = not any(s <= seconds and v > lds for s, v in at)
+
+
+def _spectrum(found: Spectrum, dampings: tuple[float, ...]) -> dict[str, Any]:
+    ranks, values = _thinned(found.eigenvalues)
+    middle = dampings[len(dampings) // 2]
+    return {
+        "ranks": ranks,
+        "eigenvalues": values,
+        "effective_dimension": [
+            {"damping": damping, "value": found.effective_dimension(damping)}
+            for damping in dampings
+        ],
+        "condition": found.condition(middle),
+        "condition_damping": middle,
+        "negative": {
+            "count": len(found.negative),
+            "lowest": float(found.eigenvalues[-1]),
+            "share": found.negative_share,
+        },
+        "blocks": [
+            {"name": name, **dict(zip(("ranks", "eigenvalues"), _thinned(block), strict=True))}
+            for name, block in found.blocks
+        ],
+    }
+
+
+def _thinned(values: Tensor, count: int = 120) -> tuple[list[int], list[float]]:
+    """About `count` of the eigenvalues at log-spaced ranks, the first and last among them."""
+    ranks = torch.logspace(0, log10(len(values)), count).round().long().unique()
+    ranks = ranks.clamp(1, len(values))
+    return ranks.tolist(), values[ranks - 1].double().tolist()
+
+
+def _decompositions(spec: StudySpec, ladder: Ladder, compared: Compared) -> list[dict[str, Any]]:
+    """One for each chain: the mean over models, and each model's share of each step."""
+    found: list[dict[str, Any]] = []
+    for fisher, models in ladder.decompositions.items():
+        steps = mean_steps(models)
+        by_model = [[model[k].share for model in models] for k in range(len(steps))]
+        rows = [
+            {
+                "from": step.above,
+                "to": step.below,
+                "distance_squared": step.distance_squared,
+                "share": step.share,
+                "share_models": shares if step.share is not None else None,
+                "norm_share": step.norm_share,
+                "norm_share_models": (
+                    [model[k].norm_share for model in models] if step.share is not None else None
+                ),
+                "inverse_error": list(step.inverse_error),
+                "score_error": list(step.score_error),
+                **_lost(compared, step.above, step.below),
+            }
+            for k, (step, shares) in enumerate(zip(steps, by_model, strict=True))
+        ]
+        found.append({"fisher": fisher, "dampings": list(spec.dampings), "steps": rows})
+    return found
+
+
+def _lost(compared: Compared, above: str, below: str) -> dict[str, Any]:
+    found = compared.lost[above, below]
+    share = compared.lds_shares.get((above, below))
+    return {
+        "lds_lost": found.value,
+        "interval": list(found.interval),
+        "lds_share": None if share is None else share[0],
+        "lds_share_interval": None if share is None or share[1] is None else list(share[1]),
+    }
+
+
 def _sweep(matched: LDS, judged: Judged) -> list[dict[str, Any]]:
     independent = judged.independent
     return [
@@ -143,7 +262,7 @@ def _sweep(matched: LDS, judged: Judged) -> list[dict[str, Any]]:
             "damping": damping,
             "lds": value,
             "lds_independent": None if independent is None else independent.sweep[k][1],
-            "lds_ensemble": judged.ensemble.sweep[k][1],
+            "lds_ensemble": None if judged.ensemble is None else judged.ensemble.sweep[k][1],
         }
         for k, (damping, value) in enumerate(matched.sweep)
     ]

@@ -20,6 +20,7 @@ class Truth:
     each query's measurement after training from initialisation j in order r on subset m."""
 
     models: Trained
+    base: Tensor  # [J, Q]: the queries' measurements before anything was left out
     subsets: Subsets
     values: Tensor
     final_loss: Tensor  # of the retrained models, [J, r, m]
@@ -31,26 +32,45 @@ class Truth:
         return self.final_loss.numel()
 
 
+def influence_runs(spec: StudySpec, problem: StudyProblem) -> list[Run]:
+    """One run on everything for each influence model, each with an order of its own. The first is
+    the given model of a problem of one's own, where the protocol leaves its training as it is."""
+    inits = spec.seeds("initialisation", spec.models)
+    orders = spec.seeds("order of the influence models", spec.models)
+    runs = [Run(init, order) for init, order in zip(inits, orders, strict=True)]
+    return runs if problem.run is None else [problem.run, *runs[1:]]
+
+
+def draw_subsets(spec: StudySpec, problem: StudyProblem) -> Subsets:
+    """The study's random subsets. Errors: `InputError` where there are not as many."""
+    (seed,) = spec.seeds("subsets", 1)
+    return random_subsets(len(problem.train), keep=spec.alpha, count=spec.subsets, seed=seed)
+
+
 def make_truth(spec: StudySpec, problem: StudyProblem, watch: Watcher) -> Truth:
     """Train J models on everything and J × r × m on subsets that keep a fraction alpha."""
     start = time.perf_counter()
-    inits = spec.seeds("initialisation", spec.models)
-    orders = spec.seeds("order", spec.orders)
-    (own_order,) = spec.seeds("order of the influence models", 1)
-    (subset_seed,) = spec.seeds("subsets", 1)
-    subsets = random_subsets(
-        len(problem.train), keep=spec.alpha, count=spec.subsets, seed=subset_seed
-    )
-    full = [Run(init, own_order) for init in inits]
+    full = influence_runs(spec, problem)
+    subsets = draw_subsets(spec, problem)
     with watch("train influence models", len(full)) as done:
         models = train(problem.recipe, problem.train, full, progress=done)
-    runs = grid(inits, orders, spec.subsets)
+    # Each initialisation has minibatch orders of its own: shared ones would make the repeats of
+    # different initialisations agree for that reason.
+    orders = iter(spec.seeds("order", spec.models * spec.orders))
+    runs = [
+        run
+        for own in full
+        for run in grid([own.init_seed], [next(orders) for _ in range(spec.orders)], spec.subsets)
+    ]
     with watch("retrain on subsets", len(runs)) as done:
         retrained = train(problem.recipe, problem.train, runs, subsets, progress=done)
     values = measure(problem.recipe, retrained, problem.queries, problem.measurement)
     shape = (spec.models, spec.orders, spec.subsets)
     return Truth(
         models=models,
+        base=measure(problem.recipe, models, problem.queries, problem.measurement).to(
+            torch.float64
+        ),
         subsets=subsets,
         values=values.reshape(*shape, -1).to(torch.float64),
         final_loss=retrained.final_loss.reshape(shape),

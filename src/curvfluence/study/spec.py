@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from curvfluence.curvature import (
-    EKFAC,
-    GGN,
-    KFAC,
-    BlockGGN,
-    Diagonal,
-    Hessian,
-    Identity,
-    Rung,
-)
 from curvfluence.errors import InputError
+from curvfluence.study.ladder import PROTOCOLS, Protocol, protocol
+from curvfluence.study.variant import Variant
 
-# From the top of the ladder down; steps are taken between neighbours.
-LADDER: dict[str, Callable[[], Rung]] = {
-    "Hessian": Hessian,
-    "GGN": GGN,
-    "BlockGGN": BlockGGN,
-    "EKFAC": EKFAC,
-    "KFAC": KFAC,
-    "Diagonal": Diagonal,
-    "Identity": Identity,
-}
+LADDER: tuple[str, ...] = tuple(PROTOCOLS["clean"].rungs(0))  # from the top down
 # λ in the units of C: half decades, one shared grid for all rungs.
 GRID: tuple[float, ...] = tuple(float(f"{value:.6g}") for value in np.logspace(-5, 1, 13))
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -49,18 +31,24 @@ class StudySpec:
     models: int = 4
     orders: int = 2
     alpha: float = 0.5
-    rungs: tuple[str, ...] = tuple(LADDER)
+    rungs: tuple[str, ...] | None = None  # all of the protocol's
     dampings: tuple[float, ...] = GRID
     replicates: int = 500
     dtype: str = "float32"
     protocol: str = "clean"
+    fishers: tuple[str, ...] = ()  # K-FAC and EK-FAC of further Fisher types, beside the protocol's
+    variant: Variant = Variant()  # noqa: RUF009 - a frozen value
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.rungs if name not in LADDER]
+        known = tuple(self.plan.rungs(0))
+        chosen = known if self.rungs is None else self.rungs
+        unknown = [name for name in chosen if name not in known]
         if unknown:
-            raise InputError(f"there is no rung {unknown[0]!r}; the ladder is {', '.join(LADDER)}")
-        if not self.rungs or len(set(self.rungs)) < len(self.rungs):
-            raise InputError(f"name each rung once; seen {', '.join(self.rungs) or 'none'}")
+            raise InputError(f"there is no rung {unknown[0]!r}; the ladder is {', '.join(known)}")
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise InputError(f"name each rung once; seen {', '.join(chosen) or 'none'}")
+        if self.rungs is not None:
+            object.__setattr__(self, "rungs", tuple(name for name in known if name in chosen))
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}; seen {self.dtype!r}")
         if not 0 < self.alpha < 1:
@@ -76,9 +64,14 @@ class StudySpec:
             raise InputError(f"seed must be >= 0; seen {self.seed}")
 
     @property
+    def plan(self) -> Protocol:
+        """The protocol with the further Fisher types."""
+        return protocol(self.protocol).with_fishers(self.fishers)
+
+    @property
     def ladder(self) -> tuple[str, ...]:
         """The chosen rungs from the top down."""
-        return tuple(name for name in LADDER if name in self.rungs)
+        return tuple(self.plan.rungs(0)) if self.rungs is None else self.rungs
 
     def seeds(self, purpose: str, count: int) -> list[int]:
         """`count` seeds for one purpose, derived from `seed`; no two purposes share a stream."""
@@ -87,4 +80,5 @@ class StudySpec:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON reads it back: lists, no tuples."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        rows = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {**rows, "rungs": list(self.ladder), "variant": self.variant.as_json()}

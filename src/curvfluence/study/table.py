@@ -18,21 +18,21 @@ def show(results: dict[str, Any], path: Path, console: Console) -> None:
     console.print(
         f"[bold]{results['problem']}[/]: {truth['train']} training examples, {truth['queries']} "
         f"queries, {truth['models']} influence models; truth: {truth['retrainings']} retrainings "
-        f"on {truth['subsets']} subsets that keep {truth['alpha']:.0%}",
+        f"on {truth['subsets']} subsets of {truth['kept']}",
         highlight=False,
     )
     console.print(_rungs(results))
-    console.print(_steps(results))
+    if results["steps"]:
+        console.print(_steps(results))
+    if results["hybrids"]:
+        console.print(_hybrids(results))
     for line in _ceiling(truth):
         console.print(line, highlight=False)
     for line in _cautions(results):
         console.print(Text(line, style="yellow"))
-    console.print(
-        f"[bold]Files[/]          {path}/results.json, {path}/arrays/  "
-        f"({results['study_seconds']:.1f} s)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    files = Text(f"          {path}/results.json, {path}/arrays/")
+    files.append(f"  ({results['study_seconds']:.1f} s)")
+    console.print(Text("Files", style="bold") + files, highlight=False, soft_wrap=True)
 
 
 def _rungs(results: dict[str, Any]) -> Table:
@@ -46,7 +46,7 @@ def _rungs(results: dict[str, Any]) -> Table:
             f"{rung['lds']:.3f}",
             _interval(rung["interval"]),
             _optional(rung["lds_independent"]),
-            f"{rung['lds_ensemble']:.3f}",
+            _optional(rung["lds_ensemble"]),
             _dampings(rung["dampings"]),
             _seconds(rung["fit_seconds"]),
             _seconds(rung["score_seconds"]),
@@ -58,16 +58,30 @@ def _steps(results: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("Step", style="bold")
     table.add_column("LDS lost", justify="right")
+    table.add_column("‖·‖² share", justify="right")
     table.add_column("95% interval, paired", justify="right")
     table.add_column("")
+    shares = {(s["from"], s["to"]): s["share"] for s in results["decomposition"]["steps"]}
     for step in results["steps"]:
         low, high = step["interval"]
+        share = shares.get((step["from"], step["to"]))
         table.add_row(
             f"{step['from']} → {step['to']}",
             f"{step['lds_lost']:+.3f}",
+            "" if share is None else f"{share:.0%}",
             _interval(step["interval"], signed=True),
             "" if low > 0 or high < 0 else "not resolved",
         )
+    return table
+
+
+def _hybrids(results: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Hybrid", style="bold")
+    table.add_column("LDS", justify="right")
+    table.add_column("95% interval", justify="right")
+    for rung in results["hybrids"]:
+        table.add_row(rung["name"], f"{rung['lds']:.3f}", _interval(rung["interval"]))
     return table
 
 
@@ -86,21 +100,33 @@ def _ceiling(truth: dict[str, Any]) -> list[str]:
 def _cautions(results: dict[str, Any]) -> list[str]:
     edges = [_edge(rung) for rung in results["rungs"] if rung["damping_on_edge"]]
     lost = [
-        f"{rung['full_name']}: {rung['undefined']} queries have constant predictions or truth"
+        f"{rung['full_name']}: predictions or truth are constant for {rung['undefined']} pairs of "
+        "model and query, which count as LDS 0"
         for rung in results["rungs"]
         if rung["undefined"]
     ]
+    truth = results["truth"]
+    if truth["models"] < 5:
+        lost.append(
+            f"{truth['models']} influence models: an interval says little of how other models "
+            "would do; --models 8 or more for a claim"
+        )
+    if truth["subsets"] < 30:
+        lost.append(f"{truth['subsets']} subsets: an LDS of so few ranks is rough")
     if edges:
-        lost.append(f"Damping on the edge of the grid (LDS at the next λ): {', '.join(edges)}")
+        lost.append(
+            f"Damping on the edge of the grid (change of LDS to the next λ): {', '.join(edges)}"
+        )
     return lost
 
 
 def _edge(rung: dict[str, Any]) -> str:
-    """Whether the best λ may lie beyond the grid, or the sweep is merely flat there."""
+    """Whether the best λ may lie beyond the grid, or the sweep is merely flat there: the change of
+    LDS over all queries from the chosen end of the grid to the λ next to it."""
     sweep = rung["sweep"]
-    low = rung["dampings"][0] == sweep[0]["damping"]
-    next_to = sweep[1] if low else sweep[-2]
-    return f"{rung['full_name']} ({next_to['lds'] - rung['lds']:+.4f})"
+    low = sweep[0]["damping"] in rung["dampings"]
+    end, following = (sweep[0], sweep[1]) if low else (sweep[-1], sweep[-2])
+    return f"{rung['full_name']} ({following['lds'] - end['lds']:+.4f})"
 
 
 def _interval(pair: list[float], *, signed: bool = False) -> str:

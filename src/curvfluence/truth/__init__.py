@@ -1,5 +1,6 @@
 """What really happens when data is left out and the model is trained again."""
 
+from curvfluence.truth.bregman import BregmanResponse, bregman_response
 from curvfluence.truth.measure import measure
 from curvfluence.truth.paths import Choice, Path, choose_path
 from curvfluence.truth.processes import Trajectory, train_one
@@ -61,4 +62,6 @@ __all__ = [
     "independent",
     "independent_repeats",
     "very_run",
+    "BregmanResponse",
+    "bregman_response",
 ]

@@ -28,7 +28,10 @@ def measure(
     chunk: int = 64,
     threads: int | None = None,
 ) -> Tensor:
-    """m_q at each model's trained weights, [M, Q], in evaluation mode and the training dtype.
+    """m_q at each model's trained weights, [M, Q], in evaluation mode.
+
+    Models run in the training dtype; the measurement is taken of their outputs in float64, since
+    the loss of a well-fitted query would round to 0 in float32.
 
     Rows are in the order of `trained.runs`; those of `grid` reshape to [J, r, m, Q]. Cost: M·Q
     forward passes, side by side where the models were trained so.
@@ -38,12 +41,15 @@ def measure(
     queries = queries.to(queries.inputs.device, next(iter(trained.theta.values())).dtype)
     model = recipe.build(0, dtype_of(queries), queries.inputs.device)
 
+    def values(output: Tensor, target: Tensor) -> Tensor:
+        return measurement.values(output.double(), target)
+
     def side_by_side(positions: Sequence[int]) -> Tensor:
         index = torch.tensor(even(positions))
         theta = {name: value[index] for name, value in trained.theta.items()}
         state = {name: value[index] for name, value in trained.state.items()}
         network = network_of(trained.path, recipe, model, theta, state)
-        return evaluate(network, measurement.values, queries)[: len(positions)]
+        return evaluate(network, values, queries)[: len(positions)]
 
     def one_by_one(positions: Sequence[int]) -> Tensor:
         model.eval()
@@ -51,7 +57,7 @@ def measure(
         for position in positions:
             model.load_state_dict(trained.weights(position), strict=False)
             output = torch.cat([as_rows(model(x), len(x)) for _, x, _ in queries.chunks(1024)])
-            rows.append(measurement.values(output, queries.targets))
+            rows.append(values(output, queries.targets))
         return torch.stack(rows)
 
     alone = trained.path is Path.PROCESSES

@@ -117,8 +117,7 @@ def leave_one_out(
     n: int, indices: Sequence[int] | Tensor, way: Kept | Weighted = Weighted()
 ) -> Subsets:
     """One subset for each index: everything but that example."""
-    rows = torch.as_tensor(indices, dtype=torch.long).flatten()
-    _require_inside(rows, n)
+    rows = _indices(indices, n)
     weights = torch.ones(len(rows), n, dtype=torch.bool)
     weights[torch.arange(len(rows)), rows] = False
     return Subsets(weights, way)
@@ -135,13 +134,16 @@ def down_weight(
         raise InputError(f"epsilon must lie in (0, 1]; seen {epsilon}")
     weights = torch.ones(len(groups), n, dtype=torch.float64)
     for row, group in zip(weights, groups, strict=True):
-        index = torch.as_tensor(group, dtype=torch.long).flatten()
-        _require_inside(index, n)
-        row[index] = 1 - epsilon
+        row[_indices(group, n)] = 1 - epsilon
     return Subsets(weights, Weighted())
 
 
-def _require_inside(index: Tensor, n: int) -> None:
+def _indices(given: object, n: int) -> Tensor:
+    index = torch.as_tensor(given).flatten()
+    if len(index) and (index.is_floating_point() or index.dtype is torch.bool):
+        raise InputError(f"examples are named by whole-number indices; seen {index.dtype}")
+    index = index.long()
     outside = index[(index < 0) | (index >= n)]
     if len(outside):
         raise InputError(f"example {int(outside[0])} is outside 0..{n - 1}")
+    return index

@@ -1,0 +1,105 @@
+"""Numbers as a reader sees them, on the page and in its sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor, log10
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+NONE = "–"
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Fixed digits and a true minus sign; a dash where there is no number."""
+    if value is None:
+        return NONE
+    if not round(value, digits):
+        value = 0.0
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval(pair: Sequence[float] | None, digits: int = 3, *, signed: bool = False) -> str:
+    if pair is None:
+        return NONE
+    return " to ".join(number(value, digits, signed=signed) for value in pair)
+
+
+def resolved(pair: Sequence[float]) -> bool:
+    """Whether the interval leaves 0 out."""
+    return pair[0] > 0 or pair[1] < 0
+
+
+def short(value: float | None) -> str:
+    """Three significant digits; powers of ten beyond a thousandth or ten thousand."""
+    if value is None:
+        return NONE
+    if value == 0:
+        return "0"
+    exponent = floor(log10(abs(value)) + 1e-9)
+    if -4 < exponent < 5:
+        text = f"{value:.{max(0, 2 - exponent)}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return text.replace("-", "−")
+    mantissa = f"{value / 10.0**exponent:.2f}".rstrip("0").rstrip(".").replace("-", "−")
+    power = f"10{str(exponent).translate(_RAISED)}"
+    return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
+def dampings(pair: Sequence[float | None] | None) -> str:
+    """One value, or two where the halves of the queries chose differently."""
+    if pair is None or pair[0] is None:
+        return NONE
+    return " / ".join(dict.fromkeys(short(value) for value in pair))
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
+
+
+def flops(value: float | None) -> str:
+    return _with_unit(value, 1000.0, (" ", "k", "M", "G", "T", "P"), "FLOP")
+
+
+def size(value: float | None) -> str:
+    return _with_unit(value, 1000.0, (" ", "k", "M", "G", "T"), "B")
+
+
+def _with_unit(value: float | None, base: float, prefixes: Sequence[str], unit: str) -> str:
+    if value is None:
+        return NONE
+    step = 0
+    while value >= 999.5 and step < len(prefixes) - 1:
+        value, step = value / base, step + 1
+    return f"{value:.3g} {prefixes[step].strip()}{unit}"
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{value:.0%}".replace("-", "−")
+
+
+def times(ratio: float) -> str:
+    """How many times as much: 2.3 times, 140 times."""
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """a, b and c."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def plain(value: object) -> str:
+    """A setting as text: lists by comma, missing values as none."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        items: Sequence[object] = value
+        return ", ".join(plain(item) for item in items) or "none"
+    return str(value)

@@ -1,0 +1,156 @@
+"""The proximal Bregman objective around trained weights, for many models at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature import GGN, fit
+from curvfluence.curvature.base import require_positive
+from curvfluence.data import Examples
+from curvfluence.problem import Problem
+from curvfluence.truth.functional import obstacle
+
+_INPUTS = 2**21  # numbers that enter all models at once
+
+
+@dataclass(frozen=True, eq=False)
+class Proximal:
+    """F around θˢ, for m models at once, as a function of x with θ = θˢ + L⁻ᵀ x.
+
+    L Lᵀ = GGN + diag(w) + λI, so that in x the Hessian at θˢ is the identity for ε = 0.
+    """
+
+    problem: Problem  # in float64, at θˢ
+    centre: Tensor  # θˢ, [P]
+    factor: Tensor  # L, [P, P]
+    pull: Tensor  # w + λ, [P]
+    together: bool  # whether torch.func can stack the model
+
+    @staticmethod
+    def at(problem: Problem, damping: float) -> Proximal:
+        weights = {**problem.theta, **problem.state}
+        exact = problem.at(
+            {n: v.double() if v.is_floating_point() else v for n, v in weights.items()}
+        )
+        pull = exact.decay + damping
+        matrix = fit(exact, GGN()).to_dense()
+        matrix.diagonal().add_(pull)
+        return Proximal(
+            problem=exact,
+            centre=exact.parameters.flatten(exact.theta),
+            factor=_cholesky(matrix, damping),
+            pull=pull,
+            together=_stackable(exact),
+        )
+
+    @cached_property
+    def anchor(self) -> tuple[Tensor, Tensor, Tensor]:
+        """fˢ [N, K], ℓ(fˢ) [N] and ∇ℓ(fˢ) [N, K]."""
+        loss, y = self.problem.loss, self.problem.train.targets
+        f_nk = self.problem.outputs(self.problem.train, "training set")
+        return f_nk, loss.values(f_nk, y), loss.gradient(f_nk, y)
+
+    @cached_property
+    def rounding(self) -> float:
+        """What float64 may hide in F."""
+        f_nk, l_n, _ = self.anchor
+        scale = l_n.abs().mean() + f_nk.abs().amax(1).mean()
+        return 8 * torch.finfo(torch.float64).eps * float(scale)
+
+    def shift(self, x_mp: Tensor) -> Tensor:
+        """θ − θˢ = L⁻ᵀ x, [m, P]."""
+        return torch.linalg.solve_triangular(self.factor.T, x_mp.T, upper=True).T
+
+    def objective(self, x_mp: Tensor, kept_mn: Tensor) -> tuple[Tensor, Tensor]:
+        """F − F(θˢ) [m] and its gradient in x [m, P]; `kept_mn` is 1 − ε left_out."""
+        shift_mp = self.shift(x_mp)
+        theta = self.centre + shift_mp
+        value_m = 0.5 * (self.pull * shift_mp.square()).sum(1)
+        gradient_mp = self.pull * shift_mp
+        n = len(self.problem.train)
+        for start, x, y in self._chunks(self.problem.train, len(theta)):
+            rows = slice(start, start + len(x))
+            data_m, slope_mp = self._data(theta, x, y, kept_mn[:, rows], rows)
+            value_m += data_m / n
+            gradient_mp += slope_mp / n
+        solved = torch.linalg.solve_triangular(self.factor, gradient_mp.T, upper=False)
+        return value_m, solved.T
+
+    def _data(
+        self, theta: Tensor, x: Tensor, y: Tensor, kept_mb: Tensor, rows: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Σ_b kept_b (ℓ_b(f) − ℓ_b(fˢ)) − ∇ℓ_b(fˢ)ᵀ (f − fˢ) [m] and its gradient in θ [m, P]."""
+        loss = self.problem.loss
+        anchor_bk, l_b, g_bk = (part[rows] for part in self.anchor)
+        leaf = theta.detach().requires_grad_(True)
+        with torch.enable_grad():
+            f_mbk = self._outputs(leaf, x)
+        f_rk, y_r = f_mbk.detach().flatten(0, 1), _repeat(y, len(theta))
+        with torch.no_grad():
+            l_mb = loss.values(f_rk, y_r).view_as(kept_mb)
+            slope_mbk = kept_mb[:, :, None] * loss.gradient(f_rk, y_r).view_as(f_mbk) - g_bk
+            linear_mb = (g_bk * (f_mbk.detach() - anchor_bk)).sum(2)
+            value_m = (kept_mb * (l_mb - l_b) - linear_mb).sum(1)
+        return value_m, torch.autograd.grad(f_mbk, leaf, slope_mbk)[0]
+
+    def measured(self, theta: Tensor) -> Tensor:
+        """m_q at each θ, [m, Q]."""
+        values, m = self.problem.measurement.values, len(theta)
+        with torch.no_grad():
+            columns = [
+                values(self._outputs(theta, x).flatten(0, 1), _repeat(y, m)).view(m, len(x))
+                for _, x, y in self._chunks(self.problem.queries, m)
+            ]
+        return torch.cat(columns, dim=1)
+
+    def _outputs(self, theta: Tensor, x: Tensor) -> Tensor:
+        """[m, B, K]."""
+
+        def forward(theta: Tensor) -> Tensor:
+            return self.problem.forward(x, self.problem.parameters.unflatten(theta))
+
+        if self.together:
+            return torch.func.vmap(forward)(theta)
+        return torch.stack([forward(row) for row in theta])
+
+    def _chunks(self, examples: Examples, models: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        return examples.chunks(max(1, _INPUTS // (models * examples.inputs[0].numel())))
+
+
+def _stackable(problem: Problem) -> bool:
+    """Whether torch.func can evaluate several models at once; two are tried on one example."""
+    if obstacle(problem.model) is not None:
+        return False
+    theta, x = problem.parameters.flatten(problem.theta), problem.train.inputs[:1]
+
+    def forward(row: Tensor) -> Tensor:
+        return problem.forward(x, problem.parameters.unflatten(row))
+
+    try:
+        torch.func.vmap(forward)(theta.expand(2, -1))
+    except Exception:  # whatever torch.func raises, one model at a time is as right
+        return False
+    return True
+
+
+def _repeat(target: Tensor, models: int) -> Tensor:
+    """[B, ...] -> [models · B, ...]."""
+    return target.expand(models, *target.shape).flatten(0, 1)
+
+
+def _cholesky(matrix: Tensor, damping: float) -> Tensor:
+    largest = float(matrix.diagonal().max())
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    require_positive(
+        0.0 if int(info) else float(factor.diagonal().min()) ** 2,
+        largest,
+        n=len(matrix),
+        eps=torch.finfo(matrix.dtype).eps,
+        what=f"GGN + diag(w) + {damping:.3g} I",
+    )
+    return factor

@@ -1,0 +1,483 @@
+"""The report without a browser: its numbers, its words, its files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import curvfluence as cf
+from curvfluence.cli import main
+from curvfluence.study.report import compare_studies, read_study, write_comparison, write_report
+from curvfluence.study.report.axes import spread
+from curvfluence.study.report.explorer import explore
+from curvfluence.study.report.figures.cost import front
+from curvfluence.study.report.verdict import verdict
+from curvfluence.study.report.words import flops, number, seconds, short
+from tests.studies import HYBRIDS, LDS, MADE_BY, make_study, write
+
+FIGURES = {
+    "ladder", "steps", "sweep", "shares", "errors", "bregman", "eigenvalues",
+    "effective-dimension", "overlap", "pareto", "operations", "calibration", "calibration-curve",
+}  # fmt: skip
+ALWAYS = {"ladder", "steps", "sweep", "pareto"}
+
+
+class Page(HTMLParser):
+    """Tables by the id of their figure, ids, and every address that the page names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self._figure, self._cell = "", False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if given.get("id"):
+            self.ids.append(given["id"] or "")
+        self.addresses += [
+            v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")
+        ]
+        if tag == "figure":
+            self._figure = given["id"] or ""
+        if tag == "tr" and self._figure:
+            self.tables.setdefault(self._figure, []).append([])
+        self._cell = tag in ("th", "td") and bool(self._figure)
+        if self._cell:
+            self.tables[self._figure][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "figure":
+            self._figure = ""
+        if tag in ("th", "td"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.tables[self._figure][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs") / "full"
+    make_study(folder)
+    return folder, write_report(folder).path.read_text()
+
+
+@pytest.fixture(scope="module")
+def least(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs") / "least"
+    make_study(folder, full=False)
+    return folder, write_report(folder).path.read_text()
+
+
+class TestPage:
+    def test_says_where_it_is_and_how_large(self, tmp_path: Path) -> None:
+        make_study(tmp_path / "x", full=False)
+        done = write_report(tmp_path / "x")
+        assert done.path == tmp_path / "x" / "report.html"
+        assert done.bytes == done.path.stat().st_size < 5e6
+        assert done.seconds > 0
+        assert not list(tmp_path.rglob("*.tmp"))
+
+    def test_names_no_address_outside_itself(self, full: tuple[Path, str]) -> None:
+        folder, text = full
+        assert all(a.startswith(("#", "data:")) for a in Page(text).addresses)
+        assert set(re.findall(r"url\((.)", text)) <= {"#", "d"}
+        assert "default-src 'none'" in text
+        assert str(folder) not in text
+
+    def test_every_figure_is_drawn_named_and_described(self, full: tuple[Path, str]) -> None:
+        folder, text = full
+        page = Page(text)
+        assert set(page.tables) == {f"figure-{name}" for name in FIGURES}
+        assert len(page.ids) == len(set(page.ids))
+        for name in FIGURES:
+            drawing = text[text.index(f'id="figure-{name}"') :]
+            drawing = drawing[drawing.index("<svg") : drawing.index("</svg>")]
+            assert f'role="img" aria-labelledby="{name}-title" aria-describedby' in drawing
+            assert re.search(rf'<desc id="{name}-desc">[^<]{{40,}}', drawing)
+            assert "<text" in drawing
+            assert "<style" not in drawing
+            colours = set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", drawing))
+            assert all(c == "none" or c.startswith(("var(--", "url(#")) for c in colours), colours
+            svg = (folder / "figures" / f"{name}.svg").read_text()
+            assert svg.startswith("<?xml")
+            assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+    def test_numbers_come_from_the_results(self, tmp_path: Path) -> None:
+        folder = tmp_path / "x"
+        results = make_study(folder, full=False)
+        results["rungs"][1]["lds"] = 0.71828
+        results["rungs"][1]["interval"] = [0.70123, 0.73456]
+        write(folder, results)
+        text = write_report(folder).path.read_text()
+        rows = {row[0]: row for row in Page(text).tables["figure-ladder"]}
+        assert rows["GGN"][1:3] == ["0.718", "0.701 to 0.735"]
+        assert "0.718 (95% interval 0.701 to 0.735)" in text
+        for name, lds in LDS.items():
+            if name not in ("GGN", "Hessian"):
+                assert rows[name][1] == f"{lds:.3f}"
+
+    def test_what_was_not_computed_is_named(self, least: tuple[Path, str]) -> None:
+        text = least[1]
+        assert {f"figure-{name}" for name in ALWAYS} == set(Page(text).tables)
+        for said in (
+            "The decomposition was not computed",
+            "The proximal Bregman response was not computed",
+            "The spectra were not computed",
+            "Calibration was not computed",
+            "No claims were tested",
+        ):
+            assert said in text
+
+    def test_is_the_same_again(self, least: tuple[Path, str]) -> None:
+        folder, text = least
+        before = {p.name: p.read_bytes() for p in (folder / "figures").iterdir()}
+        assert write_report(folder).path.read_text() == text
+        assert before == {p.name: p.read_bytes() for p in (folder / "figures").iterdir()}
+
+    def test_hostile_names_stay_text(self, tmp_path: Path) -> None:
+        folder = tmp_path / "x"
+        results = make_study(folder)
+        del results["decomposition"], results["overlap"], results["bregman"]
+        results["problem"] = "</script><script>alert(1)</script>"
+        results["display"]["classes"] = [f"</script><b>{k}" for k in range(10)]
+        results["truth"]["notes"] = ["<img src=http://example.org/x>"]
+        write(folder, results)
+        text = write_report(folder).path.read_text()
+        assert "<script>alert" not in text
+        assert "</script><b>" not in text
+        assert "<img" not in text
+
+    def test_all_settings_and_the_command(self, full: tuple[Path, str]) -> None:
+        text = full[1]
+        for said in ("cd701d92feef0d51", "47bebee5f09808f2", "torch.optim.sgd.SGD", "3.16228"):
+            assert said in text
+        assert "<code>curvfluence study made-up</code>" in text
+        assert "run_study(StudySpec(" in text
+
+    def test_a_ladder_of_one_rung(self, tmp_path: Path) -> None:
+        folder = tmp_path / "x"
+        results = make_study(folder, full=False)
+        results["rungs"] = [rung for rung in results["rungs"] if rung["name"] == "Identity"]
+        results["steps"], results["differences"] = [], []
+        write(folder, results)
+        text = write_report(folder).path.read_text()
+        assert "Identity was the only rung measured" in text
+        assert set(Page(text).tables) == {"figure-ladder"}
+
+
+class TestVerdict:
+    def said(self, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Any:
+        results = make_study(tmp_path / "x")
+        change(results)
+        write(tmp_path / "x", results)
+        return verdict(read_study(tmp_path / "x"))
+
+    def test_the_cheaper_of_two_that_tie(self, tmp_path: Path) -> None:
+        said = self.said(tmp_path, lambda results: None)
+        assert said.rung == "GGN"
+        assert said.headline.startswith(
+            "GGN is the rung to use here: its LDS is 0.64 of about 0.98"
+        )
+        text = " ".join(said.sentences)
+        assert "66% of what the noise in the truth allows" in text
+        assert "0.598, 68% of what is allowed there" in text
+        assert "Hessian(abs), 2.3 times the time for −0.002 (−0.014 to +0.010)" in text
+        assert "best cheaper rung is BlockGGN: 1.4 times faster, and 0.074 of LDS lost" in text
+        assert "Hessian → GGN and EKFAC → KFAC are not resolved" in text
+
+    def test_a_resolved_gain_is_worth_its_time(self, tmp_path: Path) -> None:
+        def change(results: dict[str, Any]) -> None:
+            results["rungs"][0]["lds"] = 0.66
+            results["differences"][0].update(difference=0.017, interval=[0.005, 0.03])
+
+        assert self.said(tmp_path, change).rung == "Hessian"
+
+    def test_an_open_difference_that_is_large_is_no_tie(self, tmp_path: Path) -> None:
+        """A few subsets resolve nothing; that does not make the cheapest rung as good."""
+
+        def change(results: dict[str, Any]) -> None:
+            for found in results["differences"]:
+                found["interval"] = [-1.0, 1.0]
+
+        said = self.said(tmp_path, change)
+        assert said.rung == "GGN"
+        assert "lost (−1.000 to 1.000, not resolved)" in " ".join(said.sentences)
+
+    def test_a_rung_without_units_claims_no_size(self, tmp_path: Path) -> None:
+        def change(results: dict[str, Any]) -> None:
+            results["rungs"] = [r for r in results["rungs"] if r["name"] == "Identity"]
+            results["steps"] = []
+
+        assert "carry no units" in " ".join(self.said(tmp_path, change).sentences)
+
+    def test_what_to_doubt(self, tmp_path: Path) -> None:
+        def change(results: dict[str, Any]) -> None:
+            results["truth"]["notes"] = ["no noise ceiling for the matched question: r = 1"]
+            results["rungs"][2]["undefined"] = 3
+            results["rungs"][4]["coverage"][0].update(fallback=True, rule="dense")
+            results["bregman"]["converged"] = False
+
+        doubts = " ".join(self.said(tmp_path, change).cautions)
+        for part in ("r = 1", "BlockGGN: 3 queries", "KFAC covers by a fallback: 0 (dense)",
+                     "edge of the grid for KFAC", "did not converge"):  # fmt: skip
+            assert part in doubts
+
+
+class TestExplorer:
+    def test_examples_are_the_ends_of_the_scores(self, full: tuple[Path, str]) -> None:
+        study = read_study(full[0])
+        found = explore(study, "GGN")
+        assert found is not None
+        assert found.data["first"] == ["GGN", "KFAC"]
+        assert [rung["name"] for rung in found.data["rungs"]] == [*LDS, *HYBRIDS]
+        scores = study.array("scores.GGN")
+        assert scores is not None
+        rung = found.data["rungs"][1]
+        for q in range(scores.shape[1]):
+            order = np.argsort(-scores[0, q], kind="stable")
+            assert rung["examples"][q] == [order[:6].tolist(), order[::-1][:6].tolist()]
+            values = [scores[0, q][order[:6]], scores[0, q][order[::-1][:6]]]
+            np.testing.assert_allclose(rung["values"][q], values, rtol=6e-3)
+
+    def test_help_turns_where_higher_is_better(self, tmp_path: Path) -> None:
+        results = make_study(tmp_path / "x")
+        loss = explore(read_study(tmp_path / "x"), "GGN")
+        results["truth"]["lower_is_better"] = False
+        write(tmp_path / "x", results)
+        margin = explore(read_study(tmp_path / "x"), "GGN")
+        assert loss is not None
+        assert margin is not None
+        mine, theirs = (e.data["rungs"][1]["examples"][0] for e in (loss, margin))
+        assert mine == theirs[::-1]
+
+    def test_probabilities_and_wrong_labels(self, full: tuple[Path, str]) -> None:
+        found = explore(read_study(full[0]), "GGN")
+        assert found is not None
+        assert found.data["outputs"]["kind"] == "probability"
+        np.testing.assert_allclose(np.sum(found.data["outputs"]["values"], 1), 1, atol=0.02)
+        assert found.data["wrong"]
+        assert set(found.data["wrong"].items()) <= {(n, (n + 1) % 10) for n in range(0, 150, 15)}
+
+    def test_large_images_still_fit(self, tmp_path: Path) -> None:
+        """4,500 images of noise, which no format makes smaller."""
+        make_study(tmp_path / "x", train=4500, queries=120, side=28)
+        found = explore(read_study(tmp_path / "x"), "GGN")
+        assert found is not None
+        assert found.train_sprite is not None
+        assert found.query_sprite is not None
+        embedded = len(found.train_sprite) + len(found.query_sprite) + len(json.dumps(found.data))
+        assert embedded < 4.2e6
+        assert "of the 120 queries" in found.note
+
+
+def lose_results(folder: Path) -> None:
+    (folder / "results.json").unlink()
+
+
+def lose_settings(folder: Path) -> None:
+    (folder / "study.json").unlink()
+
+
+def break_json(folder: Path) -> None:
+    text = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(text[: len(text) // 2])
+
+
+def lose_array(folder: Path) -> None:
+    (folder / "arrays" / "scores.KFAC.npy").unlink()
+
+
+def cut_array(folder: Path) -> None:
+    file = folder / "arrays" / "truth.npy"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def other_array(folder: Path) -> None:
+    np.save(folder / "arrays" / "subsets.npy", np.ones((3, 3)))
+
+
+def other_version(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    results["environment"]["curvfluence"] = "9.9"
+    write(folder, results)
+
+
+def lose_section(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    del results["steps"]
+    write(folder, results)
+
+
+def begin_again(folder: Path) -> None:
+    settings = {"key": "k", "spec": {}, "made_by": {**MADE_BY, "code": "f" * 16}}
+    (folder / "study.json").write_text(json.dumps(settings))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lose_results, "unfinished study: there is no results.json"),
+            (lose_settings, "holds no study: there is no study.json"),
+            (break_json, "not readable as JSON"),
+            (lose_array, "scores.KFAC.npy is missing"),
+            (cut_array, "no readable array"),
+            (other_array, r"subsets.npy has shape \(3, 3\)"),
+            (other_version, f"made by curvfluence 9.9 and this is {cf.__version__}"),
+            (lose_section, "is not whole: it lacks steps"),
+            (begin_again, "begun again and not finished"),
+        ],
+    )
+    def test_refused_with_the_reason_and_nothing_written(
+        self, damage: Callable[[Path], None], said: str, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "x"
+        make_study(folder, full=False)
+        damage(folder)
+        before = sorted(p for p in folder.rglob("*"))
+        with pytest.raises(cf.InputError, match=said):
+            write_report(folder)
+        assert sorted(p for p in folder.rglob("*")) == before
+
+    def test_no_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(cf.InputError, match="is no folder"):
+            write_report(tmp_path / "nothing")
+
+
+class TestCompare:
+    @pytest.fixture
+    def two(self, tmp_path: Path) -> list[Path]:
+        make_study(tmp_path / "a", full=False)
+        results = make_study(tmp_path / "b", full=False, seed=1)
+        results["rungs"] = results["rungs"][1:]
+        results["rungs"][0]["lds"] = 0.5
+        results["spec"]["alpha"] = 0.9
+        write(tmp_path / "b", results)
+        return [tmp_path / "a", tmp_path / "b"]
+
+    def test_side_by_side(self, two: list[Path]) -> None:
+        found = compare_studies(two)
+        rows = {row[0]: row[1:] for row in found.lds.rows}
+        assert found.lds.columns == ("Rung", "a", "b")
+        assert rows["GGN"][0].startswith("0.643 (")
+        assert rows["GGN"][1].startswith("0.500 (")
+        assert rows["Hessian(abs)"][1] == "–"
+        settings = {row[0]: row[1:] for row in found.settings.rows}
+        assert settings == {"seed": ("0", "1"), "alpha": ("0.5", "0.9")}
+
+    def test_page(self, two: list[Path], tmp_path: Path) -> None:
+        out = write_comparison(compare_studies(two), tmp_path / "pages" / "both.html")
+        text = out.read_text()
+        assert Page(text).tables["figure-compare"][2][0] == "GGN"
+        assert all(a.startswith(("#", "data:")) for a in Page(text).addresses)
+        write_comparison(compare_studies(two), out)
+        mine = tmp_path / "mine.html"
+        mine.write_text("<p>years of work")
+        with pytest.raises(cf.InputError, match="no page of curvfluence"):
+            write_comparison(compare_studies(two), mine)
+        assert mine.read_text() == "<p>years of work"
+
+    def test_same_names_in_different_folders(self, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            make_study(tmp_path / name / "digits", full=False)
+        found = compare_studies([tmp_path / "one" / "digits", tmp_path / "two" / "digits"])
+        assert found.labels == ("one/digits", "two/digits")
+
+    def test_refusals(self, two: list[Path], tmp_path: Path) -> None:
+        (tmp_path / "thesis").mkdir()
+        for folders, said in (
+            ([two[0]], "two studies or more"),
+            ([two[0], two[0]], "named twice"),
+            ([two[0], tmp_path / "thesis"], "holds no study"),
+        ):
+            with pytest.raises(cf.InputError, match=said):
+                compare_studies(folders)
+
+
+class TestCommands:
+    def run(
+        self, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["curvfluence", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    def test_report(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        make_study(tmp_path / "x", full=False)
+        code, out, _ = self.run(["report", str(tmp_path / "x")], monkeypatch, capsys)
+        assert code == 0
+        assert f"{tmp_path}/x/report.html" in out
+        assert (tmp_path / "x" / "figures" / "ladder.pdf").is_file()
+
+    def test_compare(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        for seed in range(3):
+            make_study(tmp_path / f"s{seed}", full=False, seed=seed)
+        folders = [str(tmp_path / f"s{seed}") for seed in range(3)]
+        page = tmp_path / "all.html"
+        code, out, _ = self.run(["compare", *folders, "--out", str(page)], monkeypatch, capsys)
+        assert code == 0
+        assert out.count("0.643 (0.613 to 0.668)") == 3
+        assert page.is_file()
+
+    def test_bad_requests_end_with_2(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        make_study(tmp_path / "x", full=False)
+        for arguments, said in (
+            (["report", str(tmp_path)], "holds no study"),
+            (["compare", str(tmp_path / "x")], "two studies or more"),
+            (["compare"], "Missing argument"),
+        ):
+            code, out, err = self.run(arguments, monkeypatch, capsys)
+            assert code == 2
+            assert said in " ".join(err.replace("│", " ").split())
+            assert out == ""
+
+
+class TestWords:
+    def test_numbers(self) -> None:
+        assert number(-0.00049) == "0.000"
+        assert number(-0.25, 2) == "−0.25"
+        assert number(0.25, 2, signed=True) == "+0.25"
+        assert number(None) == "–"
+        assert [short(v) for v in (0, 1e-5, 3.16228e-3, 0.02, 9.999, 1234.5, 2e7, -0.5)] == [
+            "0", "10⁻⁵", "0.00316", "0.02", "10", "1234", "2·10⁷", "−0.5",
+        ]  # fmt: skip
+        assert [seconds(v) for v in (None, 0.0123, 0.9999, 61.0)] == [
+            "–",
+            "12 ms",
+            "1.0 s",
+            "61.0 s",
+        ]
+        assert flops(10.5e9) == "10.5 GFLOP"
+
+    @given(st.lists(st.floats(-50, 150), max_size=12))
+    def test_labels_are_moved_apart_and_stay_in_order(self, values: list[float]) -> None:
+        placed = spread(values, 8.0, 0.0, 100.0)
+        ordered = sorted(placed)
+        assert all(b - a >= 8 - 1e-6 for a, b in pairwise(ordered))
+        assert np.all(np.diff(np.array(placed)[np.argsort(values, kind="stable")]) > 0)
+        if 8.0 * len(values) <= 100:
+            assert all(-1e-6 <= v <= 100 + 1e-6 for v in placed)
+
+    def test_front(self) -> None:
+        rungs = [{"name": n, "lds": y, "x": x} for n, x, y in
+                 (("a", 3, 0.5), ("b", 1, 0.2), ("c", 2, 0.1), ("d", 9, 0.5))]  # fmt: skip
+        assert front(rungs, lambda rung: rung["x"]) == ["b", "a"]

@@ -1,0 +1,271 @@
+"""The report in a real browser, offline: drawn, legible, quiet, and the explorer explores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Locator, sync_playwright
+from playwright.sync_api import Page as Tab
+
+from curvfluence.study.report import compare_studies, write_comparison, write_report
+from tests.studies import LDS, make_study
+from tests.test_report import FIGURES
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WIDTHS, SCHEMES = (400, 1400), ("light", "dark")
+
+# Texts of one drawing that lie on each other, leave the drawing, or are too small to read.
+FAULTS = """svg => {
+  const frame = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll("text")].filter(t => t.textContent.trim());
+  const boxes = texts.map(t => t.getBoundingClientRect());
+  const found = [];
+  boxes.forEach((a, i) => {
+    const name = texts[i].textContent.trim();
+    if (a.left < frame.left - 2 || a.right > Math.min(frame.right + 12, innerWidth)
+      || a.top < frame.top - 2 || a.bottom > frame.bottom + 2) found.push(`${name} is cut`);
+    const size = parseFloat(getComputedStyle(texts[i]).fontSize);
+    if (size * frame.width / svg.viewBox.baseVal.width < 9) found.push(`${name} is too small`);
+    boxes.slice(0, i).forEach((b, j) => {
+      const width = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const height = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (width > 1 && height > 3) found.push(`${name} lies on ${texts[j].textContent.trim()}`);
+    });
+  });
+  return found;
+}"""
+
+# Elements that reach beyond the window and are not inside a box that scrolls by itself.
+WIDE = """() => [...document.querySelectorAll("body *")]
+  .filter(e => !e.closest("svg, .unseen, .skip, details:not([open])") || e.tagName === "svg")
+  .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+  .filter(e => { for (let p = e; p; p = p.parentElement)
+    if (getComputedStyle(p).overflowX === "auto" && p !== document.documentElement) return false;
+    return true; })
+  .map(e => `${e.tagName}.${e.className} ${e.textContent.slice(0, 40)}`)"""
+
+CONTRAST = """([selector, back]) => {
+  const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+    .map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const style = getComputedStyle(document.querySelector(selector));
+  const behind = getComputedStyle(document.querySelector(back)).backgroundColor;
+  const text = style.fill !== "rgb(0, 0, 0)" && selector.includes("svg") ? style.fill : style.color;
+  const [a, b] = [light(text), light(behind)].sort((x, y) => y - x);
+  return (a + .05) / (b + .05);
+}"""
+
+
+@dataclass
+class Opened:
+    """A page with everything it said and asked for."""
+
+    tab: Tab
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI is set and there is no chromium: apt-get install -y chromium")
+        pytest.skip("no chromium on the path: apt-get install -y chromium")
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A full study of images, one of feature rows, the least a study can hold, two compared."""
+    root = tmp_path_factory.mktemp("runs")
+    make_study(root / "full")
+    make_study(root / "rows", kind="features")
+    make_study(root / "least", full=False)
+    found = {name: write_report(root / name).path for name in ("full", "rows", "least")}
+    both = compare_studies([root / "full", root / "least"])
+    return {**found, "compare": write_comparison(both, root / "compare.html")}
+
+
+def show(browser: Browser, path: Path, width: int = 1400, scheme: Any = "light") -> Opened:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+    )
+    opened = Opened(context.new_page())
+    opened.tab.on("console", lambda message: opened.said.append(message.text))
+    opened.tab.on("pageerror", lambda error: opened.said.append(str(error)))
+    opened.tab.on("request", lambda request: opened.asked.append(request.url))
+    opened.tab.goto(path.as_uri())
+    return opened
+
+
+@pytest.fixture
+def tab(browser: Browser, pages: dict[str, Path]) -> Generator[Tab]:
+    opened = show(browser, pages["full"])
+    yield opened.tab
+    assert opened.said == []
+    opened.tab.context.close()
+
+
+@pytest.mark.parametrize("name", ["full", "rows", "least", "compare"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_opens_offline_and_is_legible(
+    browser: Browser, pages: dict[str, Path], name: str, scheme: str, width: int
+) -> None:
+    opened = show(browser, pages[name], width, scheme)
+    tab = opened.tab
+    assert opened.said == []
+    assert [url for url in opened.asked if not url.startswith("data:")] == [pages[name].as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(WIDE) == []
+    drawings = tab.locator("figure svg")
+    assert drawings.count() == {"compare": 1, "least": 4}.get(name, len(FIGURES))
+    for drawing in drawings.all():
+        box = drawing.bounding_box()
+        assert box is not None
+        assert box["width"] > 300
+        assert box["height"] > 150
+        assert drawing.evaluate(FAULTS) == []
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) > 384) == (scheme == "light")
+    for selector in ("h1", ".prose p", "figure .reading", "figure svg text", "caption"):
+        assert tab.evaluate(CONTRAST, [selector, "body"]) >= 4.5, selector
+    for details in tab.locator("details").all():
+        details.evaluate("d => d.open = true")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(WIDE) == []
+    tab.context.close()
+
+
+def test_a_number_of_the_results_is_on_the_page(tab: Tab) -> None:
+    tab.locator("#figure-ladder summary").click()
+    row = tab.locator("#figure-ladder tr", has=tab.locator("th", has_text="BlockGGN").first).first
+    assert row.locator("td").first.inner_text() == f"{LDS['BlockGGN']:.3f}"
+
+
+def examples(tab: Tab, column: int) -> list[list[str]]:
+    lists: list[Locator] = tab.locator(f"#answer-{column} ol").all()
+    return [
+        [item.get_attribute("data-example") or "" for item in one.locator("li").all()]
+        for one in lists
+    ]
+
+
+def test_explorer_shows_the_ends_of_the_scores(tab: Tab, pages: dict[str, Path]) -> None:
+    query = int(tab.locator("#asked h3").inner_text().split()[1])
+    for column, rung in enumerate(("GGN", "KFAC")):
+        scores = np.load(pages["full"].parent / "arrays" / f"scores.{rung}.npy")[0, query]
+        order = np.argsort(-scores, kind="stable")
+        wanted = [order[:6], order[::-1][:6]]
+        assert examples(tab, column) == [[str(n) for n in end] for end in wanted]
+        first = tab.locator(f"#answer-{column} .value").first.inner_text()
+        assert first == f"+{scores[order[0]] * 1000:.2f}"
+
+
+def test_explorer_follows_query_and_rungs(tab: Tab) -> None:
+    before = [examples(tab, k) for k in (0, 1)]
+    status = tab.locator("#status").inner_text()
+    picture = tab.locator("#asked .tile").get_attribute("style")
+    tab.get_by_label("Query", exact=True).select_option(index=3)
+    after = [examples(tab, k) for k in (0, 1)]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert tab.locator("#status").inner_text() != status
+    assert tab.locator("#asked .tile").get_attribute("style") != picture
+    tab.get_by_label("Second rung").select_option("Identity")
+    assert examples(tab, 0) == after[0]
+    assert examples(tab, 1) != after[1]
+    assert tab.locator("#answer-1 h3").inner_text() == "Identity"
+    assert "without units" in tab.locator("#answer-1").inner_text()
+    tab.get_by_label("First rung").select_option("Identity")
+    assert examples(tab, 0) == examples(tab, 1)
+    assert tab.locator(".shared").count() == 0
+    assert "Pick two different rungs" in tab.locator("#status").inner_text()
+
+
+def test_explorer_marks_where_the_rungs_agree(tab: Tab) -> None:
+    for index in range(20):
+        tab.get_by_label("Query", exact=True).select_option(index=index)
+        (a, b) = (examples(tab, k) for k in (0, 1))
+        common = [sorted(set(x) & set(y)) for x, y in zip(a, b, strict=True)]
+        for column in (0, 1):
+            for end in (0, 1):
+                one = tab.locator(f"#answer-{column} ol").nth(end)
+                marked = one.locator("li.shared").all()
+                assert sorted(m.get_attribute("data-example") or "" for m in marked) == common[end]
+        said = tab.locator("#status").inner_text()
+        assert f"share {len(common[0])} of the 6 most helpful and {len(common[1])} of" in said
+
+
+def test_explorer_by_keyboard_alone(tab: Tab) -> None:
+    tab.locator("#query").focus()
+    before = tab.locator("#asked h3").inner_text()
+    tab.keyboard.press("ArrowDown")
+    moved = tab.locator("#asked h3").inner_text()
+    assert moved != before
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.id") == "next"
+    tab.keyboard.press("Enter")
+    assert tab.locator("#asked h3").inner_text() != moved
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.id") == "rung-0"
+    outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+
+
+def test_is_named_for_screen_readers(tab: Tab) -> None:
+    for role, name in (
+        ("combobox", "Query"),
+        ("combobox", "First rung"),
+        ("combobox", "Second rung"),
+        ("button", "Previous query"),
+        ("button", "Next query"),
+        ("list", "Most helpful by GGN"),
+        ("list", "Most harmful by KFAC"),
+        ("img", "LDS by rung"),
+        ("navigation", "Parts of this page"),
+    ):
+        assert tab.get_by_role(role, name=name, exact=True).count() == 1, name  # type: ignore[arg-type]
+    assert tab.get_by_role("status").get_attribute("aria-live") == "polite"
+    assert tab.locator("#answer-0 .tile").first.get_attribute("aria-label", timeout=100)
+    levels = [int(h.evaluate("h => h.tagName[1]")) for h in tab.locator("h1, h2, h3, h4").all()]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_feature_rows(browser: Browser, pages: dict[str, Path]) -> None:
+    tab = show(browser, pages["rows"]).tab
+    assert tab.locator("#asked .strip i").count() == 13
+    item = tab.locator("#answer-0 li").first
+    item.locator("summary").click()
+    assert item.locator("table.features tbody tr").count() == 13
+    assert item.locator("thead").inner_text().split() == ["feature", "example", "query"]
+    tab.context.close()
+
+
+def test_without_images_or_outputs(browser: Browser, pages: dict[str, Path]) -> None:
+    tab = show(browser, pages["least"]).tab
+    assert len(examples(tab, 0)[0]) == 6
+    assert "output was not kept" in tab.locator("#asked").inner_text()
+    tab.context.close()
