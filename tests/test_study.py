@@ -44,7 +44,8 @@ class TestResults:
         for key in ("problem", "protocol", "environment", "truth", "rungs", "steps"):
             assert key in results
         assert results["study_seconds"] > 0
-        assert results["report_seconds"] is None
+        assert results["report_seconds"] > 0
+        assert (out / "report.html").stat().st_size < 5_000_000
         truth = results["truth"]
         assert truth["retrainings"] == 6 * 3 * 2
         assert set(truth["noise_ceiling"]) == {"matched", "independent"}
@@ -103,7 +104,7 @@ class TestResults:
         self, small: tuple[dict, Path], tmp_path: Path
     ) -> None:
         results, out = small
-        again = run_study(StudySpec("digits", **SMALL), tmp_path / "again")
+        again = run_study(StudySpec("digits", **SMALL), tmp_path / "again", report=False)
         assert not again.reused
         for mine, theirs in zip(again.results["rungs"], results["rungs"], strict=True):
             assert mine["lds"] == theirs["lds"]
@@ -113,13 +114,13 @@ class TestResults:
 
     def test_another_seed_is_another_truth(self, small: tuple[dict, Path], tmp_path: Path) -> None:
         spec = StudySpec("digits", seed=1, rungs=("Identity",), **SMALL)
-        other = run_study(spec, tmp_path / "seed").results
+        other = run_study(spec, tmp_path / "seed", report=False).results
         assert other["rungs"][0]["lds"] != small[0]["rungs"][-1]["lds"]
 
     def test_one_model_and_one_order(self, tmp_path: Path) -> None:
         """No other initialisation, no repeat: named as missing, not made up."""
         spec = StudySpec("digits", subsets=5, models=1, orders=1, rungs=("KFAC",), replicates=200)
-        results = run_study(spec, tmp_path / "one").results
+        results = run_study(spec, tmp_path / "one", report=False).results
         assert results["rungs"][0]["lds_independent"] is None
         assert results["truth"]["noise_ceiling"] == {"matched": None, "independent": None}
         assert len(results["truth"]["notes"]) == 2
@@ -130,7 +131,7 @@ class TestPoliteness:
         rng, numpy_rng = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
         threads = torch.get_num_threads()
         spec = StudySpec("digits", subsets=4, models=2, rungs=("Identity",), replicates=200)
-        run_study(spec, tmp_path / "polite", threads=1)
+        run_study(spec, tmp_path / "polite", threads=1, report=False)
         assert torch.equal(rng, torch.get_rng_state())
         assert (numpy_rng == np.random.get_state()[1]).all()  # noqa: NPY002
         assert torch.get_num_threads() == threads
@@ -443,7 +444,7 @@ class TestProtocols:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cf.CurvfluenceWarning)  # of few surprising labels
-            results = run_study(spec, tmp_path / "paper").results
+            results = run_study(spec, tmp_path / "paper", report=False).results
         rungs = {rung["name"]: rung for rung in results["rungs"]}
         assert list(rungs) == list(spec.plan.rungs(0))
         assert results["recipe"]["weight_decay"] == 0
@@ -463,7 +464,7 @@ class TestProtocols:
             "wine", subsets=4, models=2, replicates=200, dampings=(1e-2,), fishers=("mc1",)
         )
         with pytest.warns(cf.CurvfluenceWarning):
-            results = run_study(spec, tmp_path / "fishers").results
+            results = run_study(spec, tmp_path / "fishers", report=False).results
         assert [part["fisher"] for part in results["decompositions"]] == ["type2", "mc1"]
         for part in results["decompositions"]:
             shares = [s["share"] for s in part["steps"] if s["share"] is not None]
@@ -527,7 +528,9 @@ class TestSweep:
         assert ladder == list(base.plan.rungs(0))
         for cell, results in found.cells:
             own = run_study(
-                replace(base, variant=Variant(**cell)), tmp_path / f"own{cell['depth']}"
+                replace(base, variant=Variant(**cell)),
+                tmp_path / f"own{cell['depth']}",
+                report=False,
             ).results
             assert [r["lds"] for r in own["rungs"]] == [r["lds"] for r in results["rungs"]]
         steps = pq.read_table(tmp_path / "steps.parquet").to_pylist()

@@ -106,6 +106,76 @@ def study(
 
 
 @app.command()
+def sweep(
+    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
+    depth: Annotated[str | None, typer.Option(help="Hidden layers, by comma: 1,2,4.")] = None,
+    width: Annotated[str | None, typer.Option(help="Units of every hidden layer: 16,32.")] = None,
+    epochs: Annotated[str | None, typer.Option(help="Training lengths: 3,30.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Kept fractions: 0.5,0.9.")] = None,
+    weight_decay: Annotated[str | None, typer.Option(help="Weight decays: 0,3e-3.")] = None,
+    label_noise: Annotated[
+        str | None, typer.Option(help="Shares of flipped labels: 0,0.1.")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Seeds: 0,1,2.")] = None,
+    fisher: Annotated[
+        str, typer.Option(help="Further Fisher types of K-FAC and EK-FAC, on the same truth.")
+    ] = "mc(1)",
+    subsets: Annotated[int, typer.Option(help="Random subsets of each study.")] = 30,
+    models: Annotated[int, typer.Option(help="Influence models of each study.")] = 2,
+    protocol: Annotated[str, typer.Option(help="clean or paper.")] = "clean",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; runs/PROBLEM-sweep unless given.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Studies at a time; as many as cores unless given.")
+    ] = None,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="Show no progress bars.")
+    ] = False,
+) -> None:
+    """Study every cell of a grid, in parallel processes, into one tidy Parquet table."""
+    from curvfluence.study import StudySpec
+    from curvfluence.study.progress import bars, silent
+    from curvfluence.study.sweep import run_sweep
+    from curvfluence.study.table import WIDTH, show_sweep
+
+    given = {
+        "depth": (depth, int),
+        "width": (width, int),
+        "epochs": (epochs, int),
+        "alpha": (alpha, float),
+        "weight_decay": (weight_decay, float),
+        "label_noise": (label_noise, float),
+        "seed": (seed, int),
+    }
+    axes = {
+        name: [_number(part, kind, name) for part in text.split(",")]
+        for name, (text, kind) in given.items()
+        if text is not None
+    }
+    if not axes:
+        raise InputError("a sweep needs an axis, such as --depth 1,2,4")
+    fishers = tuple(name.strip() for name in fisher.split(",") if name.strip())
+    base = StudySpec(problem, subsets, models=models, protocol=protocol, fishers=fishers)
+    folder = Path("runs") / f"{Path(problem).stem}-sweep" if out is None else out
+    if no_progress:
+        done = run_sweep(base, axes, folder, jobs=jobs, watch=silent)
+    else:
+        with bars(Console(stderr=True)) as watch:
+            done = run_sweep(base, axes, folder, jobs=jobs, watch=watch)
+    show_sweep(done, Console(width=None if sys.stdout.isatty() else WIDTH))
+
+
+def _number(text: str, kind: type[int] | type[float], name: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(
+            f"--{name.replace('_', '-')} takes numbers by comma; seen {text!r}"
+        ) from None
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The new file, such as my_problem.py.")],
 ) -> None:

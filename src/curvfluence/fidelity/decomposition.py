@@ -46,7 +46,7 @@ def distance_squared(a: Curvature, b: Curvature) -> float:
     Σ (Λ_A − Λ_B)², so EK-FAC and K-FAC need no dense matrix; dense otherwise (P² numbers).
     """
     if not same_blocks(a, b):
-        return float((a.to_dense().double() - b.to_dense().double()).square().sum())
+        return _squared(a.to_dense(), b.to_dense())
     total = 0.0
     for x, y in zip(a.blocks, b.blocks, strict=True):
         left, right = x.operator, y.operator
@@ -56,11 +56,16 @@ def distance_squared(a: Curvature, b: Curvature) -> float:
             and torch.equal(left.in_basis, right.in_basis)
             and torch.equal(left.out_basis, right.out_basis)
         ):
-            difference = left.values.double() - right.values.double()
+            total += _squared(left.values, right.values)
         else:
-            difference = left.to_dense().double() - right.to_dense().double()
-        total += float(difference.square().sum())
+            total += _squared(left.to_dense(), right.to_dense())
     return total
+
+
+def _squared(a: Tensor, b: Tensor, rows: int = 512) -> float:
+    """‖a − b‖² in float64, a slice of rows at a time."""
+    parts = zip(a.split(rows), b.split(rows), strict=True)
+    return sum(float((x.double() - y.double()).square().sum()) for x, y in parts)
 
 
 def frobenius_squared(curvature: Curvature) -> float:

@@ -199,7 +199,7 @@ def _one_model(
         _scores_at(problem, fitted[name], grid[len(grid) // 2])
         swept[name] = sweep(fitted[name], time.perf_counter() - start, hybrid=False)
     for name, curvature in hybrids(fitted).items():
-        swept[name] = sweep(curvature, 0.0, hybrid=True)
+        swept[name] = _without_solved(sweep(curvature, 0.0, hybrid=True))
     matrices = {name for name in fitted if fitted[name].fixed_damping is None}
     solved = {name: row.solved for name, row in swept.items()}
     scores = {name: row.scores for name, row in swept.items()}

@@ -116,6 +116,7 @@ def _truth(
         "retrainings": truth.retrainings,
         "measurement": problem.measurement.name,
         "unit": problem.measurement.unit,
+        "lower_is_better": problem.measurement.lower_is_better,
         "path": truth.path,
         "influence_model_loss": truth.models.final_loss.tolist(),
         "retrained_loss": float(truth.final_loss.mean()),

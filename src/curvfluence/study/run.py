@@ -23,6 +23,8 @@ from curvfluence.study.results import Timing, as_json
 from curvfluence.study.retrain import Truth, draw_subsets, make_truth
 from curvfluence.study.spec import DTYPES, StudySpec
 
+REPORT = "report.html"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -40,13 +42,15 @@ def run_study(
     problem: StudyProblem | None = None,
     threads: int | None = None,
     rerun: bool = False,
+    report: bool = True,
     watch: Watcher = silent,
 ) -> Study:
     """Run the study that `spec` describes, or read it where `out` holds it already.
 
     `problem` is `load(spec.problem)` where that has been done before.
 
-    Writes `study.json`, `arrays/` and `results.json` to `out` (by default runs/<problem>). A
+    Writes `study.json`, `arrays/` and `results.json` to `out` (by default runs/<problem>), and
+    unless `report` is False `report.html` with its figures. A
     finished study with the same settings, data, code and torch is read back unless `rerun`.
 
     Errors: `InputError` before any work, with nothing written, where the settings make no study or
@@ -71,6 +75,8 @@ def run_study(
     folder.require_free()
     finished = folder.results()
     if finished is not None and not rerun and finished.get("made_by") == made_by:
+        if report and not (folder.path / REPORT).is_file():
+            finished = _with_report(folder, finished)
         return Study(finished, folder.path, reused=True)
     with _threads(threads):
         folder.claim({"spec": settings, "made_by": made_by})
@@ -86,7 +92,20 @@ def run_study(
         results = as_json(spec, problem, truth, ladder, compared, timing, hashes)
         results["made_by"] = made_by
         folder.save(results, _arrays(problem, truth, ladder, compared))
+        if report:
+            with watch("write the report", 1):
+                results = _with_report(folder, results)
     return Study(results, folder.path, reused=False)
+
+
+def _with_report(folder: store.Folder, results: dict[str, Any]) -> dict[str, Any]:
+    """Write the page; the results with the seconds that it took."""
+    from curvfluence.study.report import write_report  # plotting takes a second to import
+
+    written = write_report(folder.path)
+    timed = {**results, "report_seconds": written.seconds}
+    store.write_json(folder.path / store.RESULTS, timed)
+    return timed
 
 
 def prepared(problem: StudyProblem, protocol: Protocol, dtype: torch.dtype) -> StudyProblem:

@@ -92,7 +92,7 @@ def run_sweep(
 
 
 def _cell(spec: StudySpec, folder: Path) -> dict[str, Any]:
-    return run_study(spec, folder, threads=1).results
+    return run_study(spec, folder, threads=1, report=False).results
 
 
 def rung_rows(sweep: Sweep) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curvfluence.study.sweep import Sweep
+
 WIDTH = 100  # where the output is no terminal
 
 
@@ -30,9 +32,35 @@ def show(results: dict[str, Any], path: Path, console: Console) -> None:
         console.print(line, highlight=False)
     for line in _cautions(results):
         console.print(Text(line, style="yellow"))
+    if results["report_seconds"] is not None:
+        console.print(
+            Text("Report", style="bold") + Text(f"         {path}/report.html"), soft_wrap=True
+        )
     files = Text(f"          {path}/results.json, {path}/arrays/")
     files.append(f"  ({results['study_seconds']:.1f} s)")
     console.print(Text("Files", style="bold") + files, highlight=False, soft_wrap=True)
+
+
+def show_sweep(sweep: Sweep, console: Console) -> None:
+    """A row a cell: LDS of the main rungs, and the eigenvalue step's share by Fisher type."""
+    axes = list(sweep.cells[0][0])
+    names = ("GGN", "BlockGGN", "EKFAC", "KFAC")
+    fishers = [part["fisher"] for part in sweep.cells[0][1]["decompositions"]]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in (*axes, *names, *(f"EK→K share, {fisher}" for fisher in fishers)):
+        table.add_column(name.replace("_", " "), justify="right")
+    for cell, results in sweep.cells:
+        lds = {rung["name"]: rung["lds"] for rung in results["rungs"]}
+        last = [part["steps"] for part in results["decompositions"]]
+        shares = [[s["share"] for s in steps if s["share"] is not None] for steps in last]
+        table.add_row(
+            *(f"{cell[axis]:g}" for axis in axes),
+            *(_optional(lds.get(name)) for name in names),
+            *(f"{found[-1]:.0%}" if found else "–" for found in shares),
+        )
+    console.print(table)
+    files = f"          {sweep.path}/table.parquet, {sweep.path}/steps.parquet, {sweep.path}/cells/"
+    console.print(Text("Files", style="bold") + Text(files), highlight=False, soft_wrap=True)
 
 
 def _rungs(results: dict[str, Any]) -> Table:

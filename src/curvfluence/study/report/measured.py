@@ -60,14 +60,14 @@ def _pairs(caption: str, values: Mapping[str, Any]) -> Table:
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Nested settings on one level: optimizer lr, optimizer momentum."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             inner: Mapping[str, Any] = value
-            flat.update(flat(inner, f"{before}{key} "))
+            found.update(flat(inner, f"{before}{key} "))
         else:
-            flat[before if key == "kind" else before + key] = value
-    return {key.strip(): value for key, value in flat.items()}
+            found[before if key == "kind" else before + key] = value
+    return {key.strip(): value for key, value in found.items()}
 
 
 def library_call(spec: Mapping[str, Any]) -> str:

@@ -108,7 +108,8 @@ def _size(study: Finished, chosen: dict[str, Any]) -> str:
         return ""
     if chosen["name"] == "Identity":
         return "Its values carry no units, so only their order means anything."
-    fit = "within what" if line["slope"] >= 0.8 / alpha else "less than"
+    ratio = line["slope"] * alpha
+    fit = "less than" if ratio < 0.8 else "in line with what" if ratio < 2 else "more than"
     return (
         f"True changes are {short(line['slope'])} times the predicted ones (r = "
         f"{number(line['r'], 2)}), {fit} removing {percent(1 - alpha)} leads one to expect: about "

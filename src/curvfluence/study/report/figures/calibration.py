@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from curvfluence.study.report.axes import Point, reference, rows, rows_height, tick
 from curvfluence.study.report.figure import Figure
@@ -98,7 +98,8 @@ def calibration_curve(study: Finished, name: str) -> Figure | None:
     alpha = study.results["truth"]["alpha"]
     reading = (
         f"Where {rung['full_name']} predicts most ({short(x[-1])} {unit}), the truth is "
-        f"{short(y[-1])} on average."
+        f"{short(y[-1])} on average, and {short(float(spread[-1][0]))} to "
+        f"{short(float(spread[-1][1]))} for the middle half."
     )
 
     def draw(canvas: Canvas) -> None:
@@ -125,9 +126,10 @@ def calibration_curve(study: Finished, name: str) -> Figure | None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(FixedLocator(_decades(small, axis.get_data_interval())))
             axis.set_major_formatter(tick)
+            axis.set_minor_locator(NullLocator())
         axes.set_xlabel(f"predicted change, {unit}")
         axes.set_ylabel(f"true change, {unit}")
-        axes.legend(loc="upper left", handlelength=1.6)
+        canvas.legend(loc="outside lower center", ncols=4, handlelength=1.6, columnspacing=1)
 
     return Figure(
         name="calibration-curve",
