@@ -199,6 +199,9 @@ class Curvature:
 
     def to_dense(self) -> Tensor:
         """C, [P, P]."""
+        first = self.blocks[0]
+        if torch.equal(first.index, torch.arange(self.parameters.count)):
+            return first.operator.to_dense()  # one block in order: no copy through P² indices
         dense = self.decay.new_zeros(self.parameters.count, self.parameters.count)
         for block in self.blocks:
             dense[block.index[:, None], block.index] = block.operator.to_dense()

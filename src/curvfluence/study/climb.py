@@ -89,10 +89,12 @@ def climb(
             models.append(_one_model(ladder, at, grid, protocol, look=not models))
             done(len(ladder) * (1 + len(models)))
     left_out = truth.subsets.left_out
+    names = list(models[0].rungs)
     return Ladder(
         rungs=tuple(
-            _gather(name, [m.rungs[name] for m in models], wants.get(name), spec, left_out)
-            for name in models[0].rungs
+            # taken out as they are gathered: scores are not held twice
+            _gather(name, [m.rungs.pop(name) for m in models], wants.get(name), spec, left_out)
+            for name in names
         ),
         decompositions={
             fisher: tuple(model.decompositions[fisher] for model in models)
@@ -155,7 +157,7 @@ class _Swept:
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    rungs: Mapping[str, _Swept]
+    rungs: dict[str, _Swept]
     decompositions: Mapping[str, tuple[StepLoss, ...]]
     overlaps: tuple[tuple[str, str, tuple[float, ...]], ...]
 
