@@ -223,7 +223,7 @@ def _one_model(
 
 def _without_solved(row: _Swept) -> _Swept:
     """Solutions serve the decomposition of their own model only: Q × P numbers a damping."""
-    return replace(row, solved=row.solved[:0])
+    return replace(row, solved=row.solved.new_empty(0))  # a slice would keep all of it alive
 
 
 def _overlaps(
