@@ -133,9 +133,10 @@ def sweep(
         bool, typer.Option("--no-progress", help="Show no progress bars.")
     ] = False,
 ) -> None:
-    """Study every cell of a grid, in parallel processes, into one tidy Parquet table."""
+    """Study every cell of a grid, in parallel processes, into one tidy table and a page."""
     from curvfluence.study import StudySpec
     from curvfluence.study.progress import bars, silent
+    from curvfluence.study.report.sweep import write_sweep_report
     from curvfluence.study.sweep import run_sweep
     from curvfluence.study.table import WIDTH, show_sweep
 
@@ -163,6 +164,7 @@ def sweep(
     else:
         with bars(Console(stderr=True)) as watch:
             done = run_sweep(base, axes, folder, jobs=jobs, watch=watch)
+    write_sweep_report(done)
     show_sweep(done, Console(width=None if sys.stdout.isatty() else WIDTH))
 
 
@@ -188,13 +190,14 @@ def init(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a finished study.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished study or sweep.")],
 ) -> None:
-    """Write a study's report.html and figures again, from what the folder holds."""
+    """Write the report.html and figures of a study or sweep again, from what the folder holds."""
     from curvfluence.study.report import write_report
+    from curvfluence.study.report.sweep import is_sweep, read_sweep, write_sweep_report
     from curvfluence.study.table import WIDTH
 
-    done = write_report(folder)
+    done = write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
     Console(width=None if sys.stdout.isatty() else WIDTH).print(
         f"[bold]Report[/]  {done.path} ({done.bytes / 1e6:.1f} MB), figures in "
         f"{done.path.parent / 'figures'}  ({done.seconds:.1f} s)",

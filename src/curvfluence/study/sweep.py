@@ -12,6 +12,7 @@ from typing import Any, cast
 from joblib import Parallel, delayed
 
 from curvfluence import store
+from curvfluence._version import __version__
 from curvfluence.errors import InputError
 from curvfluence.study.problems import load
 from curvfluence.study.progress import Watcher, silent
@@ -20,6 +21,7 @@ from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.variant import Variant
 
 STUDY_AXES = ("seed", "alpha")  # settings of a study that a grid may range over, beside Variant's
+INDEX, CELLS = "sweep.json", "cells"
 Cell = dict[str, Any]
 
 
@@ -70,16 +72,18 @@ def run_sweep(
     finished already are read back, so an interrupted sweep goes on where it stopped.
 
     Writes `out/table.parquet` (a row for each cell and rung) and `out/steps.parquet` (a row for
-    each cell, Fisher type and step of the decomposition). Needs the extra `sweep` (pyarrow).
+    each cell, Fisher type and step of the decomposition), and last `out/sweep.json`, which lists
+    the axes and the folder of each cell. Needs the extra `sweep` (pyarrow).
     """
     _require_pyarrow()
     cells = grid(base, axes)
     jobs = min(jobs or os.cpu_count() or 1, len(cells))
     if jobs < 1:
         raise InputError(f"jobs must be at least 1; seen {jobs}")
-    folders = [out / "cells" / store.hash_json(spec.as_json()) for _, spec in cells]
+    folders = [out / CELLS / store.hash_json(spec.as_json()) for _, spec in cells]
     work = (delayed(_cell)(spec, folder) for (_, spec), folder in zip(cells, folders, strict=True))
     results: list[dict[str, Any]] = []
+    (out / INDEX).unlink(missing_ok=True)  # an earlier grid is not this one
     with watch("studies of the grid", len(cells)) as done:
         found = Parallel(n_jobs=jobs, return_as="generator")(work)
         for result in cast("Iterator[dict[str, Any]]", found):
@@ -88,7 +92,20 @@ def run_sweep(
     sweep = Sweep(tuple((c, r) for (c, _), r in zip(cells, results, strict=True)), out)
     _write(rung_rows(sweep), out / "table.parquet")
     _write(step_rows(sweep), out / "steps.parquet")
+    write_index(sweep, axes, [folder.name for folder in folders])
     return sweep
+
+
+def write_index(sweep: Sweep, axes: Mapping[str, Sequence[Any]], names: Sequence[str]) -> None:
+    """`sweep.json`: the axes, and the settings and folder of each cell; `names` are those of the
+    folders in `cells/`. A folder without it holds an unfinished sweep."""
+    cells = [
+        {"settings": cell, "folder": f"{CELLS}/{name}"}
+        for (cell, _), name in zip(sweep.cells, names, strict=True)
+    ]
+    listed = {name: list(values) for name, values in axes.items()}
+    index = {"curvfluence": __version__, "axes": listed, "cells": cells}
+    store.write_json(sweep.path / INDEX, index)
 
 
 def _cell(spec: StudySpec, folder: Path) -> dict[str, Any]:

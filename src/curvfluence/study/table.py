@@ -59,6 +59,9 @@ def show_sweep(sweep: Sweep, console: Console) -> None:
             *(f"{found[-1]:.0%}" if found else "–" for found in shares),
         )
     console.print(table)
+    if (sweep.path / "report.html").is_file():
+        page = Text(f"         {sweep.path}/report.html")
+        console.print(Text("Report", style="bold") + page, soft_wrap=True)
     files = f"          {sweep.path}/table.parquet, {sweep.path}/steps.parquet, {sweep.path}/cells/"
     console.print(Text("Files", style="bold") + Text(files), highlight=False, soft_wrap=True)
 

@@ -73,14 +73,15 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def library_call(spec: Mapping[str, Any]) -> str:
     """The call that repeats the study, whatever started it."""
     settings = {key: value for key, value in spec.items() if value not in ([], {}, None)}
-    lines = "".join(f"    {key}={_argument(value)},\n" for key, value in settings.items())
+    lines = "".join(f"    {key}={argument(value)},\n" for key, value in settings.items())
     start = "from curvfluence.study import StudySpec, run_study\n"
     if "variant" in settings:
         start += "from curvfluence.study.variant import Variant\n"
     return f"{start}\nrun_study(StudySpec(\n{lines}))"
 
 
-def _argument(value: object) -> str:
+def argument(value: object) -> str:
+    """A setting as Python reads it."""
     if isinstance(value, Mapping):
         changes: Mapping[str, object] = value
         return f"Variant({', '.join(f'{k}={v!r}' for k, v in changes.items())})"
