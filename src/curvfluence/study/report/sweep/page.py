@@ -81,8 +81,8 @@ def _sections(grid: Grid) -> tuple[Section, ...]:
             lead=(
                 "From EK-FAC to K-FAC only the eigenvalues change. Its share of ‖GGN − KFAC‖² and "
                 "of plain norms tells how much of the distance they hold, for each Fisher type of "
-                "the factors; beside it, what the step costs in LDS. The line at 50% marks a "
-                "majority."
+                "the factors (under a sampled type EK-FAC has exact eigenvalues in the sampled "
+                "basis); beside it, what the step costs in LDS. The line at 50% marks a majority."
             ),
             figures=of_eigenvalues,
             missing="" if of_eigenvalues else "The studies hold no decomposition.",
