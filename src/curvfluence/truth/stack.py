@@ -15,6 +15,9 @@ from curvfluence.truth.recipe import Optimizer
 # A vectorised elementwise kernel treats the last elements of a tensor, those that fill no vector,
 # by scalar code that may round otherwise. With lengths in multiples of 64 there are none.
 _ALIGN = 64
+# A matrix product may round otherwise when its operands begin elsewhere in a cache line (MKL's do
+# for small results), so each model's tensor begins on a line: 16 numbers of at least 4 bytes.
+_LINE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,8 @@ class Stack:
     """θ and ∂/∂θ of M models: `theta[name]` and `grad[name]` are [M, *shape] views of slabs.
 
     A slab is one flat vector of all tensors that share a weight decay; an optimiser that works
-    element by element then steps every model in one call, each as if it were alone.
+    element by element then steps every model in one call, each as if it were alone. The gaps
+    between models and tensors hold zeros, and stay so.
     """
 
     theta: Mapping[str, Tensor]
@@ -37,15 +41,15 @@ class Stack:
         for value in sorted(set(decay.values())):
             names = [name for name in initial if decay[name] == value]
             ends = [0]
+            strides = {name: _up(initial[name][0].numel(), _LINE) for name in names}
             for name in names:
-                ends.append(ends[-1] + -(-initial[name].numel() // _ALIGN) * _ALIGN)
+                ends.append(ends[-1] + _up(len(initial[name]) * strides[name], _ALIGN))
             slab = next(iter(initial.values())).new_zeros(ends[-1])
             slab.grad = torch.zeros_like(slab)
             for name, start in zip(names, ends, strict=False):
-                shape = initial[name].shape
-                theta[name] = slab[start : start + prod(shape)].view(shape)
-                theta[name].copy_(initial[name])
-                grad[name] = slab.grad[start : start + prod(shape)].view(shape)
+                shape, stride = initial[name].shape, strides[name]
+                theta[name] = _models(slab, start, shape, stride).copy_(initial[name])
+                grad[name] = _models(slab.grad, start, shape, stride)
             slabs[value] = slab
         return Stack(theta, grad, slabs)
 
@@ -63,3 +67,13 @@ class Stack:
         factor_m1 = (norm / (total_m + 1e-6)).clamp_max(1.0)[:, None]
         for g in rows:
             g.mul_(factor_m1)
+
+
+def _up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit
+
+
+def _models(slab: Tensor, start: int, shape: torch.Size, stride: int) -> Tensor:
+    """The [M, *shape] view of `slab` whose models begin `stride` numbers apart."""
+    m, own = shape[0], shape[1:]
+    return slab[start : start + m * stride].view(m, stride)[:, : prod(own)].view(shape)
