@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
@@ -21,11 +22,12 @@ from curvfluence.study import GRID, LADDER, StudySpec, load, run_study
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import require_disjoint
 from curvfluence.study.progress import silent
-from curvfluence.study.retrain import draw_subsets, influence_runs, make_truth
+from curvfluence.study.retrain import draw_subsets, influence_runs, train_models
 from curvfluence.study.run import prepared
 from curvfluence.study.sweep import run_sweep
+from curvfluence.study.table import show
 from curvfluence.study.variant import Variant
-from curvfluence.truth import Run, train_one
+from curvfluence.truth import BregmanResponse, Run, bregman_response, train_one
 
 SMALL = {"subsets": 6, "models": 3, "replicates": 200, "dampings": GRID[::4]}
 
@@ -274,8 +276,9 @@ def cross_fitted(predicted: np.ndarray, truth: np.ndarray, halves: np.ndarray) -
             for row in predicted.transpose(0, 1, 2, 3)
         ]
     )  # [D, J, Q]
-    best = {True: table[:, :, ~halves].mean((1, 2)).argmax(), False: 0}
-    best[False] = table[:, :, halves].mean((1, 2)).argmax()
+    means = {True: table[:, :, ~halves].mean((1, 2)), False: table[:, :, halves].mean((1, 2))}
+    # of tied dampings the smallest: few subsets tie often
+    best = {half: (mean >= mean.max() - 1e-12).argmax() for half, mean in means.items()}
     chosen = np.where(halves, table[best[True]], table[best[False]])
     return float(chosen.mean())
 
@@ -407,6 +410,141 @@ class TestNumbers:
             assert all(0 <= value <= 1 + 1e-6 for value in pair["overlap"])
 
 
+TINY = {"subsets": 6, "models": 2, "replicates": 200, "dampings": (1e-3, 1e-2, 1e-1)}
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("bregman") / "wine"
+    return run_study(StudySpec("wine", **TINY), out, report=False).results, out
+
+
+class TestBregman:
+    """The other truth of a study, again from the arrays and by the obvious loops."""
+
+    def test_lds_and_interval_from_the_arrays(self, wine: tuple[dict, Path]) -> None:
+        results, out = wine
+        load_array = lambda name: np.load(out / "arrays" / f"{name}.npy")  # noqa: E731
+        change, halves = load_array("bregman"), load_array("query_halves")
+        said = results["bregman"]
+        assert said["converged"]
+        assert load_array("bregman.converged").all()
+        assert (said["models"], said["groups"], said["groups_dropped"]) == (2, 6, 0)
+        (seed,) = StudySpec("wine", **TINY).seeds("bootstrap", 1)
+        for rung in (*results["rungs"], *results["hybrids"]):
+            predicted = load_array(f"predicted.{rung['name']}")
+            found = cross_fitted(predicted, change, halves)
+            assert rung["lds_bregman"] == pytest.approx(found, abs=1e-12)
+        rung = next(r for r in results["rungs"] if r["name"] == "EKFAC")
+        swept = Sweep(TINY["dampings"], load_array("predicted.EKFAC"))
+        crossed = intervals(swept, change, halves, seed=seed, replicates=200).crossed
+        assert rung["interval_bregman"] == pytest.approx(list(crossed))
+
+    def test_the_response_is_that_of_the_library(self, wine: tuple[dict, Path]) -> None:
+        results, out = wine
+        problem = load("wine")
+        weights = {
+            name: torch.from_numpy(np.load(out / "arrays" / f"weights.{name}.npy")[1])
+            for name, _ in problem.recipe.build(0).named_parameters()
+        }
+        at = cf.Problem(
+            problem.recipe.build(0),
+            problem.recipe.loss,
+            problem.train.to("cpu", torch.float32),
+            problem.queries.to("cpu", torch.float32),
+            weight_decay=problem.recipe.weight_decay,
+            weights=weights,
+        )
+        ggn = next(r for r in results["rungs"] if r["name"] == "GGN")
+        sweep = {row["damping"]: row["lds"] for row in ggn["sweep"]}
+        damping = max(ggn["dampings"], key=sweep.__getitem__)
+        assert results["bregman"]["damping"] == damping
+        left_out = 1 - torch.from_numpy(np.load(out / "arrays" / "subsets.npy")).double()
+        found = bregman_response(at, left_out[2:4], damping=damping, epsilon=0.1)
+        kept = np.load(out / "arrays" / "bregman.npy")[1, 2:4]
+        np.testing.assert_allclose(kept, found.change, rtol=1e-4, atol=1e-9)
+
+    def test_what_does_not_converge_is_left_out_and_counted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*arguments: object, **settings: object) -> BregmanResponse:
+            found = bregman_response(*arguments, **settings)  # pyright: ignore[reportArgumentType]
+            converged = found.converged.clone()
+            converged[4] = False
+            return replace(
+                found, converged=converged, change=found.change + 9 * ~converged[:, None]
+            )
+
+        monkeypatch.setattr("curvfluence.study.response.bregman_response", stop)
+        spec = StudySpec("wine", rungs=("GGN", "KFAC"), **TINY)
+        results = run_study(spec, tmp_path / "x", report=False).results
+        assert not results["bregman"]["converged"]
+        assert (results["bregman"]["groups"], results["bregman"]["groups_dropped"]) == (5, 1)
+        arrays = tmp_path / "x" / "arrays"
+        kept = [0, 1, 2, 3, 5]
+        change = np.load(arrays / "bregman.npy")[:, kept]
+        predicted = np.load(arrays / "predicted.KFAC.npy")[:, :, kept]
+        found = cross_fitted(predicted, change, np.load(arrays / "query_halves.npy"))
+        assert results["rungs"][1]["lds_bregman"] == pytest.approx(found, abs=1e-12)
+        monkeypatch.setattr("curvfluence.study.response.GROUPS", 6)
+        results = run_study(spec, tmp_path / "y", report=False).results
+        assert results["bregman"] is None
+        assert "only 5 of 6 groups converged" in results["bregman_missing"]
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"rungs": ("KFAC", "Identity")}, "the GGN, whose damping it takes"),
+            ({"bregman": False}, "not asked for"),
+        ],
+    )
+    def test_the_reason_where_there_is_none(
+        self, change: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        results = run_study(StudySpec("wine", **TINY, **change), tmp_path / "x").results
+        assert results["bregman"] is None
+        assert said in results["bregman_missing"]
+        assert all(rung["lds_bregman"] is None for rung in results["rungs"])
+        show(results, tmp_path / "x", Console(width=200))
+        assert said in capsys.readouterr().out
+        assert said in (tmp_path / "x" / "report.html").read_text()
+
+    def test_a_large_study_measures_its_first_models(
+        self, wine: tuple[dict, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("curvfluence.study.response.WORK", 1.0)
+        spec = StudySpec("wine", rungs=("GGN",), **TINY)
+        results = run_study(spec, tmp_path / "x", report=False).results
+        assert (results["bregman"]["models"], results["truth"]["models"]) == (1, 2)
+        first = np.load(wine[1] / "arrays" / "bregman.npy")[:1]
+        assert np.array_equal(np.load(tmp_path / "x" / "arrays" / "bregman.npy"), first)
+
+
+class TestSurprisingLabels:
+    def test_counted_at_every_model(self, tmp_path: Path) -> None:
+        spec = StudySpec("wine", fishers=("mc(3)",), **TINY)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cf.CurvfluenceWarning)
+            results = run_study(spec, tmp_path / "x", report=False).results
+        problem, model = load("wine"), load("wine").recipe.build(0)
+        expected: list[float] = []
+        for j in range(2):
+            weights = {
+                name: torch.from_numpy(
+                    np.load(tmp_path / "x" / "arrays" / f"weights.{name}.npy")[j]
+                )
+                for name, _ in model.named_parameters()
+            }
+            model.load_state_dict(weights)
+            with torch.no_grad():
+                p = model(problem.train.inputs.float()).double().softmax(1)
+            expected.append(float((1 - p.max(1).values).sum()))
+        rungs = {rung["name"]: rung["surprising_labels"] for rung in results["rungs"]}
+        assert rungs["KFAC[mc(3)]"] == pytest.approx(3 * np.mean(expected), rel=1e-4)
+        assert rungs["EKFAC[mc(3)]"] == rungs["KFAC[mc(3)]"]
+        assert rungs["KFAC"] is rungs["GGN"] is None
+
+
 class TestSeeds:
     PURPOSES = (
         "initialisation", "order", "order of the influence models", "subsets", "query halves",
@@ -481,8 +619,8 @@ class TestProtocols:
         problem = prepared(load("wine"), spec.plan, torch.float32)
         recipe = replace(problem.recipe, optimizer=cf.adamw(0.01), epochs=1)
         problem = replace(problem, recipe=recipe)
-        truth = make_truth(spec, problem, silent)
-        assert all(at.decoupled_decay for at in influence_problems(problem, truth))
+        trained = train_models(spec, problem, silent).trained
+        assert all(at.decoupled_decay for at in influence_problems(problem, trained))
 
 
 class TestVariants:

@@ -64,6 +64,10 @@ def study(
         str,
         typer.Option(help="clean: exact factors. paper: one-sample factors, no decay, cosine."),
     ] = "clean",
+    bregman: Annotated[
+        bool,
+        typer.Option(help="Hold every rung against the proximal Bregman response as well."),
+    ] = True,
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Compute again what the folder already holds.")
     ] = False,
@@ -88,6 +92,7 @@ def study(
         rungs=chosen,
         dtype=dtype,
         protocol=protocol,
+        bregman=bregman,
     )
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
     if no_progress:
@@ -157,7 +162,9 @@ def sweep(
     if not axes:
         raise InputError("a sweep needs an axis, such as --depth 1,2,4")
     fishers = tuple(name.strip() for name in fisher.split(",") if name.strip())
-    base = StudySpec(problem, subsets, models=models, protocol=protocol, fishers=fishers)
+    base = StudySpec(
+        problem, subsets, models=models, protocol=protocol, fishers=fishers, bregman=False
+    )
     folder = Path("runs") / f"{Path(problem).stem}-sweep" if out is None else out
     if no_progress:
         done = run_sweep(base, axes, folder, jobs=jobs, watch=silent)

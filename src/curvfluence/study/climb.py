@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from curvfluence.curvature import Covered, Curvature, Rung, fit
+from curvfluence.curvature.rung import FisherRung
 from curvfluence.damping import Absolute, Damping
 from curvfluence.fidelity import (
     Spectrum,
@@ -22,6 +23,7 @@ from curvfluence.fidelity import (
     overlap,
     spectrum,
 )
+from curvfluence.fisher import default_fisher
 from curvfluence.gradients import query_gradients, training_gradients
 from curvfluence.layers import coverage
 from curvfluence.problem import Problem
@@ -29,19 +31,20 @@ from curvfluence.study.ladder import Protocol, hybrids
 from curvfluence.study.memory import Needs, needs
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
-from curvfluence.study.retrain import Truth
 from curvfluence.study.spec import StudySpec
+from curvfluence.truth import Trained
 
 OVERLAP_RANKS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True, eq=False)
 class Climbed:
-    """One rung on all J models. `scores` [J, D, Q, N] are influences at every damping of `sweep`,
-    whose predictions are their sums over what each subset leaves out.
+    """One rung on all J models. `scores` [J, D, Q, N] are influences at every one of `dampings`.
 
     Seconds are medians over the models, each for one model and one damping. What the rung needs
     and its spectrum are those of the first model; a hybrid has neither seconds nor needs.
+    `surprising_labels` is the mean over the models of how many labels that a sampled Fisher draws
+    are expected to differ from the likeliest; None where none are drawn.
     """
 
     name: str
@@ -49,7 +52,8 @@ class Climbed:
     hybrid: bool
     fisher: str | None
     scores: Tensor
-    sweep: Sweep
+    dampings: tuple[float | None, ...]
+    surprising_labels: float | None
     coverage: tuple[Covered, ...]
     notes: tuple[str, ...]
     fit_seconds: float | None
@@ -57,6 +61,12 @@ class Climbed:
     fit_needs: Needs | None
     score_needs: Needs | None
     spectrum: Spectrum
+
+    def sweep(self, left_out_mn: Tensor) -> Sweep:
+        """The predicted change of each query: the sum of influences of what a subset leaves out."""
+        predicted_jdqm = self.scores @ left_out_mn.to(self.scores).T
+        predicted_djmq = predicted_jdqm.double().permute(1, 0, 3, 2)
+        return Sweep(self.dampings, np.ascontiguousarray(predicted_djmq.numpy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +81,13 @@ class Ladder:
 
 
 def climb(
-    spec: StudySpec, problem: StudyProblem, truth: Truth, protocol: Protocol, watch: Watcher
+    spec: StudySpec, problem: StudyProblem, trained: Trained, protocol: Protocol, watch: Watcher
 ) -> Ladder:
-    """Fit and score each rung of the protocol at the checkpoints of `truth.models`."""
-    problems = influence_problems(problem, truth)
+    """Fit and score each rung of the protocol at the checkpoints of the influence models.
+
+    Nothing here depends on which subsets are left out, so studies of other subsets can share it.
+    """
+    problems = influence_problems(problem, trained)
     (seed,) = spec.seeds("Fisher", 1)
     rungs = protocol.rungs(seed)
     ladder = {name: rungs[name] for name in spec.ladder}
@@ -86,14 +99,15 @@ def climb(
             done(len(wants))
         models: list[_Model] = []
         for at in problems:
-            models.append(_one_model(ladder, at, grid, protocol, look=not models))
+            models.append(
+                _one_model(ladder, at, grid, protocol, look=not models, extra=spec.hybrids)
+            )
             done(len(ladder) * (1 + len(models)))
-    left_out = truth.subsets.left_out
     names = list(models[0].rungs)
     return Ladder(
         rungs=tuple(
             # taken out as they are gathered: scores are not held twice
-            _gather(name, [m.rungs.pop(name) for m in models], wants.get(name), spec, left_out)
+            _gather(name, [m.rungs.pop(name) for m in models], wants.get(name), spec)
             for name in names
         ),
         decompositions={
@@ -105,10 +119,10 @@ def climb(
     )
 
 
-def influence_problems(problem: StudyProblem, truth: Truth) -> list[Problem]:
+def influence_problems(problem: StudyProblem, trained: Trained) -> list[Problem]:
     """The study's problem at each influence model's checkpoint."""
     recipe = problem.recipe
-    model = recipe.build(truth.models.runs[0].init_seed, problem.train.inputs.dtype).eval()
+    model = recipe.build(trained.runs[0].init_seed, problem.train.inputs.dtype).eval()
     return [
         Problem(
             model,
@@ -118,9 +132,9 @@ def influence_problems(problem: StudyProblem, truth: Truth) -> list[Problem]:
             measurement=problem.measurement,
             weight_decay=recipe.weight_decay,
             decoupled_decay=recipe.optimizer.decoupled,
-            weights=truth.models.weights(j),
+            weights=trained.weights(j),
         )
-        for j in range(len(truth.models))
+        for j in range(len(trained))
     ]
 
 
@@ -146,6 +160,7 @@ class _Swept:
     full_name: str
     hybrid: bool
     fisher: str | None
+    surprising_labels: float | None
     coverage: tuple[Covered, ...]
     notes: tuple[str, ...]
     scores: Tensor  # [D, Q, N]
@@ -169,11 +184,14 @@ def _one_model(
     protocol: Protocol,
     *,
     look: bool,
+    extra: bool,
 ) -> _Model:
-    """Every rung and hybrid at one model; with `look`, their spectra and overlaps as well."""
+    """Every rung, and with `extra` every hybrid, at one model; with `look`, their spectra and
+    overlaps as well."""
     covered = coverage(problem)
     queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
     gradients = training_gradients(problem, covered)
+    surprising = _surprising_labels(ladder.values(), problem)
 
     def sweep(curvature: Curvature, seconds: float, *, hybrid: bool) -> _Swept:
         fixed = curvature.fixed_damping
@@ -184,6 +202,7 @@ def _one_model(
             full_name=curvature.name,
             hybrid=hybrid,
             fisher=curvature.fisher,
+            surprising_labels=surprising.get(curvature.fisher),
             coverage=curvature.coverage,
             notes=curvature.notes,
             scores=torch.stack([gradients.inner(x_qp)[..., 0] / n for x_qp in solved]),
@@ -200,7 +219,7 @@ def _one_model(
         start = time.perf_counter()
         _scores_at(problem, fitted[name], grid[len(grid) // 2])
         swept[name] = sweep(fitted[name], time.perf_counter() - start, hybrid=False)
-    for name, curvature in hybrids(fitted).items():
+    for name, curvature in (hybrids(fitted) if extra else {}).items():
         swept[name] = _without_solved(sweep(curvature, 0.0, hybrid=True))
     matrices = {name for name in fitted if fitted[name].fixed_damping is None}
     solved = {name: row.solved for name, row in swept.items()}
@@ -219,6 +238,14 @@ def _one_model(
         decompositions=decompositions,
         overlaps=_overlaps(fitted, own) if look else (),
     )
+
+
+def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | None, float | None]:
+    """By the name of each Fisher type: one of the ladder's, or of a hybrid of its rungs."""
+    own = [rung.fisher for rung in rungs if isinstance(rung, FisherRung)]
+    drawn = [default_fisher(problem) if fisher is None else fisher for fisher in own]
+    by_name = {fisher.name: fisher for fisher in drawn}
+    return {name: fisher.surprising_labels(problem) for name, fisher in by_name.items()}
 
 
 def _without_solved(row: _Swept) -> _Swept:
@@ -242,11 +269,10 @@ def _gather(
     parts: list[_Swept],
     wants: tuple[Needs, Needs] | None,
     spec: StudySpec,
-    left_out: Tensor,
 ) -> Climbed:
     scores = torch.stack([part.scores for part in parts])
-    predicted_jdqm = scores @ left_out.to(scores).T
     swept = scores.shape[1] == len(spec.dampings)
+    surprising = [part.surprising_labels for part in parts if part.surprising_labels is not None]
     notes = [f"model {j}: {note}" for j, part in enumerate(parts) for note in part.notes]
     first = parts[0]
     assert first.spectrum is not None
@@ -256,10 +282,8 @@ def _gather(
         hybrid=first.hybrid,
         fisher=first.fisher,
         scores=scores,
-        sweep=Sweep(
-            dampings=spec.dampings if swept else (None,),
-            predicted=np.ascontiguousarray(predicted_jdqm.double().permute(1, 0, 3, 2).numpy()),
-        ),
+        dampings=spec.dampings if swept else (None,),
+        surprising_labels=fmean(surprising) if surprising else None,
         coverage=first.coverage,
         notes=tuple(notes),
         fit_seconds=None if wants is None else median(p.fit_seconds for p in parts),

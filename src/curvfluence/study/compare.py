@@ -46,10 +46,13 @@ class Judged:
 
     The ensemble is one predictor, the mean of the models' scores, against the mean truth over all
     initialisations. `calibration` regresses the true change on the predicted one at the chosen
-    dampings, pooled over models, subsets and queries; None for a rung without units.
+    dampings, pooled over models, subsets and queries; None for a rung without units. `replicates`
+    are the draws of the crossed bootstrap behind its interval, paired between rungs.
     """
 
     name: str
+    sweep: Sweep
+    replicates: Replicates
     matched: LDS
     intervals: Intervals
     independent: LDS | None
@@ -92,9 +95,10 @@ def compare(
     replicates: dict[str, Replicates] = {}
     with watch("compare", len(climbed)) as done:
         for rung in climbed:
-            found = {a: bootstrap_lds(rung.sweep, target, halves, d) for a, d in drawn.items()}
+            sweep = rung.sweep(truth.subsets.left_out)
+            found = {a: bootstrap_lds(sweep, target, halves, d) for a, d in drawn.items()}
             replicates[rung.name] = found[Axes.CROSSED]
-            judged.append(_judge(rung, truth, target, halves, found))
+            judged.append(_judge(rung.name, sweep, truth, target, halves, found))
             done(len(judged))
     pairs = list(combinations(replicates, 2))
     differences = tuple((a, b, paired_difference(replicates[a], replicates[b])) for a, b in pairs)
@@ -157,24 +161,29 @@ def _resamples(spec: StudySpec, halves: NDArray[np.bool_], axes: Axes) -> Resamp
 
 
 def _judge(
-    rung: Climbed,
+    name: str,
+    sweep: Sweep,
     truth: Truth,
     target: Floats,
     halves: NDArray[np.bool_],
     found: dict[Axes, Replicates],
 ) -> Judged:
-    result = lds(rung.sweep, target, halves)
-    mean = Sweep(rung.sweep.dampings, rung.sweep.predicted.mean(axis=1, keepdims=True))
+    result = lds(sweep, target, halves)
+    mean = Sweep(sweep.dampings, sweep.predicted.mean(axis=1, keepdims=True))
     others = independent(truth.values).numpy() if len(truth.values) > 1 else None
     return Judged(
-        name=rung.name,
+        name=name,
+        sweep=sweep,
+        replicates=found[Axes.CROSSED],
         matched=result,
         intervals=Intervals(*(interval(found[a]) for a in (Axes.CROSSED, *_SINGLE))),
-        independent=None if others is None else lds(rung.sweep, others, halves),
+        independent=None if others is None else lds(sweep, others, halves),
         ensemble=(
             lds(mean, target.mean(axis=0, keepdims=True), halves) if len(target) > 1 else None
         ),
-        calibration=_calibration(rung.sweep, result, target - truth.base.numpy()[:, None], halves),
+        calibration=_calibration(
+            sweep, result, target - truth.models.base.numpy()[:, None], halves
+        ),
     )
 
 

@@ -19,18 +19,33 @@ from curvfluence.fidelity import LDS, Difference, Spectrum, mean_steps
 from curvfluence.study.climb import Climbed, Ladder
 from curvfluence.study.compare import Compared, Judged
 from curvfluence.study.problems import StudyProblem
+from curvfluence.study.response import EPSILON, Missing, Response
 from curvfluence.study.retrain import Truth
 from curvfluence.study.spec import StudySpec
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock seconds of each stage of a study."""
+    """Wall-clock seconds of each stage of a study: of training the influence models, of climbing
+    the ladder (both may have served other studies too), of retraining, comparing, and of the
+    proximal Bregman response."""
 
-    truth: float
+    models: float
     climb: float
+    truth: float
     compare: float
+    bregman: float
     total: float
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Everything that the stages of a study found."""
+
+    truth: Truth
+    ladder: Ladder
+    compared: Compared
+    response: Response | Missing
 
 
 def environment(hashes: dict[str, str]) -> dict[str, Any]:
@@ -53,15 +68,14 @@ def environment(hashes: dict[str, str]) -> dict[str, Any]:
 def as_json(
     spec: StudySpec,
     problem: StudyProblem,
-    truth: Truth,
-    ladder: Ladder,
-    compared: Compared,
+    found: Found,
     timing: Timing,
     hashes: dict[str, str],
 ) -> dict[str, Any]:
     """Everything that a study found, ready for JSON."""
+    truth, ladder, compared, response = found.truth, found.ladder, found.compared, found.response
     rows = [
-        (climbed.hybrid, _rung(spec, climbed, judged))
+        (climbed.hybrid, {**_rung(spec, climbed, judged), **_against(response, climbed.name)})
         for climbed, judged in zip(ladder.rungs, compared.rungs, strict=True)
     ]
     rungs = [row for hybrid, row in rows if not hybrid]
@@ -95,7 +109,9 @@ def as_json(
             "pairs": [{"a": a, "b": b, "overlap": list(o)} for a, b, o in ladder.overlaps],
         },
         "differences": [_difference(*row) for row in compared.differences],
-        "seconds": {"truth": timing.truth, "climb": timing.climb, "compare": timing.compare},
+        "bregman": _bregman(spec, response) if isinstance(response, Response) else None,
+        "bregman_missing": response.reason if isinstance(response, Missing) else None,
+        "seconds": {name: value for name, value in asdict(timing).items() if name != "total"},
         "study_seconds": timing.total,
         "report_seconds": None,
     }
@@ -118,7 +134,7 @@ def _truth(
         "unit": problem.measurement.unit,
         "lower_is_better": problem.measurement.lower_is_better,
         "path": truth.path,
-        "influence_model_loss": truth.models.final_loss.tolist(),
+        "influence_model_loss": truth.models.trained.final_loss.tolist(),
         "retrained_loss": float(truth.final_loss.mean()),
         "seconds": truth.seconds,
         "noise_ceiling": {
@@ -135,6 +151,7 @@ def _rung(spec: StudySpec, climbed: Climbed, judged: Judged) -> dict[str, Any]:
         "name": climbed.name,
         "full_name": climbed.full_name,
         "fisher": climbed.fisher,
+        "surprising_labels": climbed.surprising_labels,
         "lds": matched.value,
         "interval": list(intervals.crossed),
         "interval_subsets": list(intervals.subsets),
@@ -170,6 +187,32 @@ def _rung(spec: StudySpec, climbed: Climbed, judged: Judged) -> dict[str, Any]:
             for line in climbed.coverage
         ],
         "notes": list(climbed.notes),
+    }
+
+
+def _bregman(spec: StudySpec, response: Response) -> dict[str, Any]:
+    kept = int(response.groups.sum())
+    return {
+        "damping": response.damping,
+        "epsilon": EPSILON,
+        "alpha": spec.alpha,
+        "models": response.models,
+        "groups": kept,
+        "groups_dropped": spec.subsets - kept,
+        "converged": kept == spec.subsets,
+        "mean_evaluations": response.steps,
+        "seconds": response.seconds,
+    }
+
+
+def _against(response: Response | Missing, name: str) -> dict[str, Any]:
+    """A rung's LDS against the proximal Bregman response; nulls where there is none."""
+    if isinstance(response, Missing):
+        return dict.fromkeys(("lds_bregman", "interval_bregman", "dampings_bregman"))
+    return {
+        "lds_bregman": response.lds[name].value,
+        "interval_bregman": list(response.intervals[name]),
+        "dampings_bregman": list(response.lds[name].dampings),
     }
 
 

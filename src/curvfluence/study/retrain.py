@@ -15,12 +15,20 @@ from curvfluence.truth import Run, Subsets, Trained, grid, measure, random_subse
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
-    """`models` are trained on everything, one for each initialisation; `values` [J, r, m, Q] is
-    each query's measurement after training from initialisation j in order r on subset m."""
+class Models:
+    """The influence models, trained on everything, one for each initialisation."""
 
-    models: Trained
+    trained: Trained
     base: Tensor  # [J, Q]: the queries' measurements before anything was left out
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """`values` [J, r, m, Q] is each query's measurement after training from initialisation j in
+    order r on subset m."""
+
+    models: Models
     subsets: Subsets
     values: Tensor
     final_loss: Tensor  # of the retrained models, [J, r, m]
@@ -47,19 +55,26 @@ def draw_subsets(spec: StudySpec, problem: StudyProblem) -> Subsets:
     return random_subsets(len(problem.train), keep=spec.alpha, count=spec.subsets, seed=seed)
 
 
-def make_truth(spec: StudySpec, problem: StudyProblem, watch: Watcher) -> Truth:
-    """Train J models on everything and J × r × m on subsets that keep a fraction alpha."""
+def train_models(spec: StudySpec, problem: StudyProblem, watch: Watcher) -> Models:
+    """Train J models on everything."""
     start = time.perf_counter()
     full = influence_runs(spec, problem)
-    subsets = draw_subsets(spec, problem)
     with watch("train influence models", len(full)) as done:
-        models = train(problem.recipe, problem.train, full, progress=done)
+        trained = train(problem.recipe, problem.train, full, progress=done)
+    base = measure(problem.recipe, trained, problem.queries, problem.measurement)
+    return Models(trained, base.to(torch.float64), time.perf_counter() - start)
+
+
+def make_truth(spec: StudySpec, problem: StudyProblem, models: Models, watch: Watcher) -> Truth:
+    """Train J × r × m models on subsets that keep a fraction alpha."""
+    start = time.perf_counter()
+    subsets = draw_subsets(spec, problem)
     # Each initialisation has minibatch orders of its own: shared ones would make the repeats of
     # different initialisations agree for that reason.
     orders = iter(spec.seeds("order", spec.models * spec.orders))
     runs = [
         run
-        for own in full
+        for own in models.trained.runs
         for run in grid([own.init_seed], [next(orders) for _ in range(spec.orders)], spec.subsets)
     ]
     with watch("retrain on subsets", len(runs)) as done:
@@ -68,9 +83,6 @@ def make_truth(spec: StudySpec, problem: StudyProblem, watch: Watcher) -> Truth:
     shape = (spec.models, spec.orders, spec.subsets)
     return Truth(
         models=models,
-        base=measure(problem.recipe, models, problem.queries, problem.measurement).to(
-            torch.float64
-        ),
         subsets=subsets,
         values=values.reshape(*shape, -1).to(torch.float64),
         final_loss=retrained.final_loss.reshape(shape),

@@ -38,6 +38,8 @@ class StudySpec:
     protocol: str = "clean"
     fishers: tuple[str, ...] = ()  # K-FAC and EK-FAC of further Fisher types, beside the protocol's
     variant: Variant = Variant()  # noqa: RUF009 - a frozen value
+    bregman: bool = True  # whether every rung is held against the proximal Bregman response too
+    hybrids: bool = True  # whether hybrids stand beside the ladder
 
     def __post_init__(self) -> None:
         known = tuple(self.plan.rungs(0))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from curvfluence.study.sweep import Sweep
 
-WIDTH = 100  # where the output is no terminal
+WIDTH = 110  # where the output is no terminal
 
 
 def show(results: dict[str, Any], path: Path, console: Console) -> None:
@@ -28,7 +28,7 @@ def show(results: dict[str, Any], path: Path, console: Console) -> None:
         console.print(_steps(results))
     if results["hybrids"]:
         console.print(_hybrids(results))
-    for line in _ceiling(truth):
+    for line in (*_ceiling(truth), *_response(results), *_surprising(results)):
         console.print(line, highlight=False)
     for line in _cautions(results):
         console.print(Text(line, style="yellow"))
@@ -69,13 +69,26 @@ def show_sweep(sweep: Sweep, console: Console) -> None:
 def _rungs(results: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("Rung", style="bold")
-    for name in ("LDS", "95% interval", "independent", "ensemble", "damping λ", "fit", "score"):
-        table.add_column(name, justify="right", no_wrap=True)
+    named = (
+        "LDS",
+        "95% interval",
+        "Bregman",
+        "independent",
+        "ensemble",
+        "damping λ",
+        "fit",
+        "score",
+    )
+    response = results["bregman"] is not None
+    for name in named:
+        if response or name != "Bregman":
+            table.add_column(name, justify="right", no_wrap=True)
     for rung in results["rungs"]:
         table.add_row(
             rung["full_name"],
             f"{rung['lds']:.3f}",
             _interval(rung["interval"]),
+            *([_optional(rung["lds_bregman"])] if response else []),
             _optional(rung["lds_independent"]),
             _optional(rung["lds_ensemble"]),
             _dampings(rung["dampings"]),
@@ -126,6 +139,35 @@ def _ceiling(truth: dict[str, Any]) -> list[str]:
                 f"LDS is about {best:.2f}"
             )
     return [*lines, *truth["notes"]]
+
+
+def _response(results: dict[str, Any]) -> list[str]:
+    """How the proximal Bregman response was measured, or why it was not."""
+    found = results["bregman"]
+    if found is None:
+        return [f"[bold]Bregman[/]        not measured: {results['bregman_missing']}"]
+    models, drawn = results["truth"]["models"], results["truth"]["subsets"]
+    dropped = found["groups_dropped"]
+    lost = f"; {dropped} did not converge and are left out" if dropped else ""
+    return [
+        f"[bold]Bregman[/]        the proximal Bregman response at λ = {found['damping']:.2g}, "
+        f"ε = {found['epsilon']:g}: {found['models']} of {models} models, {found['groups']} of "
+        f"{drawn} groups{lost}"
+    ]
+
+
+def _surprising(results: dict[str, Any]) -> list[str]:
+    """The expected number of surprising labels of each sampled Fisher type."""
+    named: dict[tuple[str, float], list[str]] = {}
+    for rung in results["rungs"]:
+        if rung["surprising_labels"] is not None:
+            key = (rung["fisher"], rung["surprising_labels"])
+            named.setdefault(key, []).append(rung["full_name"])
+    return [
+        f"[bold]Sampled[/]        {fisher}: {count:.3g} surprising labels expected among "
+        f"{results['truth']['train']} examples ({', '.join(rungs)})"
+        for (fisher, count), rungs in named.items()
+    ]
 
 
 def _cautions(results: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from curvfluence.study.report.read import Finished
 from curvfluence.study.report.table import Table
 from curvfluence.study.report.verdict import Verdict
 from curvfluence.study.report.words import (
+    bounds,
     dampings,
     flops,
     interval,
@@ -116,7 +117,7 @@ def _lost(study: Finished) -> Section:
                 study.results.get("decomposition"),
                 "The decomposition was not computed in this study.",
             ),
-            (study.results.get("bregman"), "The proximal Bregman response was not computed."),
+            (study.results.get("bregman"), _no_response(study)),
         )
         if not found
     ]
@@ -127,12 +128,19 @@ def _lost(study: Finished) -> Section:
     )
     response = study.results.get("bregman")
     if response:
+        dropped = response.get("groups_dropped") or 0
         converged = "converged" if response.get("converged") else "did not converge"
+        if dropped:
+            converged += f" for {dropped} groups, which are left out"
         lead += (
             " The proximal Bregman response is the truth whose exact derivative is the damped GGN "
             f"influence; its minimisation {converged} (damping {short(response.get('damping'))}, "
-            f"{plain(response.get('groups'))} groups)."
+            f"{plain(response.get('groups'))} groups"
         )
+        models = response.get("models", study.results["truth"]["models"])
+        if models < study.results["truth"]["models"]:
+            lead += f", the first {models} of {study.results['truth']['models']} models"
+        lead += ")."
     by = by_fisher(study)
     return Section(
         id="lost",
@@ -142,6 +150,12 @@ def _lost(study: Finished) -> Section:
         tables=() if by is None else (by,),
         missing=" ".join(missing),
     )
+
+
+def _no_response(study: Finished) -> str:
+    reason = study.results.get("bregman_missing")
+    text = "The proximal Bregman response was not computed"
+    return f"{text}: {reason}." if reason else f"{text}."
 
 
 def _spectra(study: Finished) -> Section:
@@ -230,7 +244,7 @@ def _claims(study: Finished) -> Section:
             claim["claim"],
             claim["protocol"],
             claim["measured"] if isinstance(claim["measured"], str) else short(claim["measured"]),
-            interval(claim.get("interval"), signed=True),
+            bounds(claim.get("interval")),
             claim["verdict"],
             claim.get("detail") or "",
         )

@@ -200,7 +200,13 @@ def _cautions(study: Finished) -> tuple[str, ...]:
             said.append(f"{rung['full_name']} covers by a fallback: {blocks}.")
     response = study.results.get("bregman")
     if response and response.get("converged") is False:
-        said.append("The proximal Bregman response did not converge.")
+        dropped = response.get("groups_dropped")
+        said.append(
+            "The proximal Bregman response did not converge."
+            if not dropped
+            else f"The proximal Bregman response did not converge for {dropped} groups, which are "
+            "left out of its LDS."
+        )
     if truth["subsets"] < 30:
         said.append(f"Only {truth['subsets']} subsets: intervals are wide and hold less than 95%.")
     return tuple(dict.fromkeys(said))

@@ -80,6 +80,7 @@ def command(grid: Grid) -> str:
             protocol=spec.get("protocol", "clean"),
             fishers=tuple(fishers),
             variant=Variant(**cell),
+            bregman=False,
             **own,
         )
     except InputError:

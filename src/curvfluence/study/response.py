@@ -1,0 +1,158 @@
+"""The rungs against the proximal Bregman response: the truth without the gap to retraining."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError, SingularError
+from curvfluence.fidelity import LDS, Interval, Sweep, bootstrap_lds, interval, lds, resamples
+from curvfluence.losses import CustomLoss
+from curvfluence.problem import Problem
+from curvfluence.study.compare import Compared, Judged
+from curvfluence.study.progress import Watcher
+from curvfluence.study.spec import StudySpec
+from curvfluence.truth import BregmanResponse, bregman_response
+
+EPSILON = 0.1  # how far the loss of what is left out is taken away: the response is local
+GROUPS = 3  # converged groups below which there is no rank correlation to speak of
+# Σ over models of m P (N + P), what one evaluation for all groups costs: about half a minute of a
+# core for the usual handful of evaluations. Of a larger study only the first models are measured.
+WORK = 2.5e9
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """The response of the first `models` of the influence models, and what each rung is worth.
+
+    `change` [J, m, Q] and `converged` [J, m] are those of all m subsets; an LDS is over the
+    `groups` that converged at every one of these models. `steps` is their mean number of
+    evaluations.
+    """
+
+    damping: float
+    change: Tensor
+    converged: Tensor
+    steps: float
+    seconds: float
+    lds: Mapping[str, LDS]
+    intervals: Mapping[str, Interval]
+
+    @property
+    def models(self) -> int:
+        return len(self.change)
+
+    @property
+    def groups(self) -> Tensor:
+        """[m], whether a subset counts."""
+        return self.converged.all(0)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why there is no response."""
+
+    reason: str
+
+
+def respond(
+    spec: StudySpec,
+    problems: list[Problem],
+    left_out: Tensor,
+    compared: Compared,
+    watch: Watcher,
+) -> Response | Missing:
+    """The response to each subset's absence at ε = 0.1 and the GGN's damping, and every rung's LDS.
+
+    Of the two dampings that the halves of the queries chose for the GGN, λ is the one with the
+    higher LDS over all queries. Groups that do not converge at some model are left out and counted.
+    """
+    start = time.perf_counter()
+    reason = _undefined(spec, problems[0], compared)
+    if reason is not None:
+        return Missing(reason)
+    damping = _damping(next(rung for rung in compared.rungs if rung.name == "GGN"))
+    count = _models(problems, len(left_out))
+    found: list[BregmanResponse] = []
+    with watch("Bregman response", count * len(left_out)) as done:
+        try:
+            for at in problems[:count]:
+                before = len(found) * len(left_out)
+                found.append(
+                    bregman_response(
+                        at,
+                        left_out,
+                        damping=damping,
+                        epsilon=EPSILON,
+                        progress=lambda k, before=before: done(before + k),
+                    )
+                )
+        except (InputError, SingularError) as error:
+            return Missing(str(error))
+    change_jmq = torch.stack([one.change for one in found])
+    converged_jm = torch.stack([one.converged for one in found])
+    kept_m = converged_jm.all(0)
+    if int(kept_m.sum()) < GROUPS:
+        return Missing(
+            f"only {int(kept_m.sum())} of {len(left_out)} groups converged at λ = {damping:g}"
+        )
+    judged = _judge(spec, change_jmq[:, kept_m].numpy(), kept_m.numpy(), compared)
+    return Response(
+        damping=damping,
+        change=change_jmq,
+        converged=converged_jm,
+        steps=float(torch.stack([one.steps for one in found]).double().mean()),
+        seconds=time.perf_counter() - start,
+        lds={name: value for name, (value, _) in judged.items()},
+        intervals={name: bounds for name, (_, bounds) in judged.items()},
+    )
+
+
+def _undefined(spec: StudySpec, problem: Problem, compared: Compared) -> str | None:
+    if not spec.bregman:
+        return "it was not asked for"
+    if not any(rung.name == "GGN" for rung in compared.rungs):
+        return "the GGN, whose damping it takes, is not among the rungs"
+    if isinstance(problem.loss, CustomLoss) and problem.loss.clip_negative:
+        return (
+            "the loss is not convex in the output (clip_negative), so damped GGN influence is not "
+            "the derivative of the response"
+        )
+    return None
+
+
+def _damping(ggn: Judged) -> float:
+    found = dict(ggn.matched.sweep)
+    best = max(ggn.matched.dampings, key=lambda damping: found[damping])
+    assert best is not None  # the GGN is swept over a grid
+    return best
+
+
+def _models(problems: list[Problem], subsets: int) -> int:
+    p, n = len(problems[0].decay), len(problems[0].train)
+    return max(1, min(len(problems), int(WORK // (subsets * p * (n + p)))))
+
+
+def _judge(
+    spec: StudySpec,
+    change_jmq: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    kept_m: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    compared: Compared,
+) -> dict[str, tuple[LDS, Interval]]:
+    """LDS and crossed interval of every rung, as against retraining."""
+    (seed,) = spec.seeds("bootstrap", 1)
+    models, groups, _ = change_jmq.shape
+    halves = compared.halves
+    drawn = resamples(models, groups, halves=halves, seed=seed, replicates=spec.replicates)
+    found: dict[str, tuple[LDS, Interval]] = {}
+    for rung in compared.rungs:
+        sweep = Sweep(rung.sweep.dampings, rung.sweep.predicted[:, :models, kept_m])
+        value = lds(sweep, change_jmq, halves)
+        bounds = interval(bootstrap_lds(sweep, change_jmq, halves, drawn))
+        found[rung.name] = (value, bounds)
+    return found
