@@ -19,12 +19,13 @@ import curvfluence as cf
 from curvfluence.cli import app, main
 from curvfluence.fidelity import SubsetTruth, Sweep, intervals, spearman
 from curvfluence.study import GRID, LADDER, StudySpec, load, run_study
-from curvfluence.study.climb import influence_problems
+from curvfluence.study.cells import batches
+from curvfluence.study.climb import climb, influence_problems
 from curvfluence.study.problems import require_disjoint
 from curvfluence.study.progress import silent
 from curvfluence.study.retrain import draw_subsets, influence_runs, train_models
-from curvfluence.study.run import prepared
-from curvfluence.study.sweep import run_sweep
+from curvfluence.study.run import prepared, run_together
+from curvfluence.study.sweep import cell_folder, run_sweep
 from curvfluence.study.table import show
 from curvfluence.study.variant import Variant
 from curvfluence.truth import BregmanResponse, Run, bregman_response, train_one
@@ -653,6 +654,22 @@ class TestVariants:
             Variant(label_noise=0.1).apply(load("diabetes"))
 
 
+def timeless(results: dict) -> dict:
+    """Results less what a clock or the system says."""
+    measured = {"fit_seconds", "score_seconds", "peak_bytes", "pareto", "seconds"}
+    drop = measured | {"study_seconds", "report_seconds"}
+
+    def clean(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items() if k not in drop}
+        return [clean(v) for v in value] if isinstance(value, list) else value
+
+    found = clean(results)
+    assert isinstance(found, dict)
+    found["environment"].pop("threads")
+    return found
+
+
 class TestSweep:
     BASE = StudySpec("wine", subsets=4, models=2, replicates=200, dampings=(1e-3, 1e-1))
 
@@ -673,6 +690,52 @@ class TestSweep:
             assert [r["lds"] for r in own["rungs"]] == [r["lds"] for r in results["rungs"]]
         steps = pq.read_table(tmp_path / "steps.parquet").to_pylist()
         assert {row["fisher"] for row in steps} == {"type2", "empirical"}
+
+    def test_cells_of_other_alphas_share_models_and_ladder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The climb runs once for all alphas, and every number is that of a study alone."""
+        climbs: list[float] = []
+
+        def counted(spec: StudySpec, *arguments: object) -> object:
+            climbs.append(spec.alpha)
+            return climb(spec, *arguments)  # pyright: ignore[reportArgumentType]
+
+        monkeypatch.setattr("curvfluence.study.run.climb", counted)
+        axes = {"alpha": [0.5, 0.7, 0.9]}
+        found = run_sweep(self.BASE, axes, tmp_path / "sweep", jobs=1)
+        assert climbs == [0.5]
+        for cell, results in found.cells:
+            own = run_study(replace(self.BASE, **cell), tmp_path / f"{cell}", report=False)
+            assert timeless(own.results) == timeless(results)
+            folder = cell_folder(tmp_path / "sweep", replace(self.BASE, **cell))
+            for path in (own.path / "arrays").iterdir():
+                assert path.read_bytes() == (folder / "arrays" / path.name).read_bytes(), path.name
+
+    def test_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
+        """Cells that are there already are read back, in batches with others too."""
+        axes = {"alpha": [0.5, 0.7]}
+        first = run_sweep(self.BASE, {"alpha": [0.7]}, tmp_path, jobs=1).cells[0][1]
+        time_of = next(tmp_path.glob("cells/*/results.json")).stat().st_mtime_ns
+        found = run_sweep(self.BASE, axes, tmp_path, jobs=2)
+        assert found.cells[1][1] == first
+        folder = cell_folder(tmp_path, replace(self.BASE, alpha=0.7))
+        assert (folder / "results.json").stat().st_mtime_ns == time_of
+        again = run_sweep(self.BASE, axes, tmp_path, jobs=2)
+        assert again.cells == found.cells
+
+    def test_batches_leave_no_process_idle(self) -> None:
+        alphas = [replace(self.BASE, alpha=alpha) for alpha in (0.5, 0.6, 0.7)]
+        assert batches(alphas, 1) == [(0, 1, 2)]
+        assert batches(alphas, 2) == [(0, 2), (1,)]
+        other = [replace(spec, seed=1) for spec in alphas]
+        assert batches([*alphas, *other], 2) == [(0, 1, 2), (3, 4, 5)]
+        assert sorted(batches([*alphas, *other], 4)) == [(0, 2), (1,), (3, 5), (4,)]
+
+    def test_only_alpha_is_shared(self, tmp_path: Path) -> None:
+        specs = [self.BASE, replace(self.BASE, seed=1)]
+        with pytest.raises(cf.InputError, match="alpha alone"):
+            run_together(specs, [tmp_path / "a", tmp_path / "b"])
 
     @pytest.mark.parametrize(
         ("axes", "said"),

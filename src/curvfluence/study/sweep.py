@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
-
-from joblib import Parallel, delayed
+from typing import Any
 
 from curvfluence import store
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
+from curvfluence.study.cells import run_cells
 from curvfluence.study.problems import load
 from curvfluence.study.progress import Watcher, silent
-from curvfluence.study.run import prepared, run_study
+from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.variant import Variant
 
@@ -69,7 +67,8 @@ def run_sweep(
     watch: Watcher = silent,
 ) -> Sweep:
     """Run every cell in `out/cells/`, `jobs` at a time with one thread each; cells that are
-    finished already are read back, so an interrupted sweep goes on where it stopped.
+    finished already are read back, so an interrupted sweep goes on where it stopped. Cells that
+    differ in alpha alone share their influence models and their ladder (`run_cells`).
 
     Writes `out/table.parquet` (a row for each cell and rung) and `out/steps.parquet` (a row for
     each cell, Fisher type and step of the decomposition), and last `out/sweep.json`, which lists
@@ -77,18 +76,9 @@ def run_sweep(
     """
     _require_pyarrow()
     cells = grid(base, axes)
-    jobs = min(jobs or os.cpu_count() or 1, len(cells))
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1; seen {jobs}")
-    folders = [out / CELLS / store.hash_json(spec.as_json()) for _, spec in cells]
-    work = (delayed(_cell)(spec, folder) for (_, spec), folder in zip(cells, folders, strict=True))
-    results: list[dict[str, Any]] = []
+    folders = [cell_folder(out, spec) for _, spec in cells]
     (out / INDEX).unlink(missing_ok=True)  # an earlier grid is not this one
-    with watch("studies of the grid", len(cells)) as done:
-        found = Parallel(n_jobs=jobs, return_as="generator")(work)
-        for result in cast("Iterator[dict[str, Any]]", found):
-            results.append(result)
-            done(len(results))
+    results = run_cells([spec for _, spec in cells], folders, jobs=jobs, watch=watch)
     sweep = Sweep(tuple((c, r) for (c, _), r in zip(cells, results, strict=True)), out)
     _write(rung_rows(sweep), out / "table.parquet")
     _write(step_rows(sweep), out / "steps.parquet")
@@ -108,8 +98,9 @@ def write_index(sweep: Sweep, axes: Mapping[str, Sequence[Any]], names: Sequence
     store.write_json(sweep.path / INDEX, index)
 
 
-def _cell(spec: StudySpec, folder: Path) -> dict[str, Any]:
-    return run_study(spec, folder, threads=1, report=False).results
+def cell_folder(out: Path, spec: StudySpec) -> Path:
+    """Where the study of a cell is kept: named by its settings."""
+    return out / CELLS / store.hash_json(spec.as_json())
 
 
 def rung_rows(sweep: Sweep) -> list[dict[str, Any]]:

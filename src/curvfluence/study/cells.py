@@ -1,0 +1,74 @@
+"""Many studies in parallel processes, sharing what they have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from joblib import Parallel, delayed
+
+from curvfluence.errors import InputError
+from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.run import run_together
+from curvfluence.study.spec import StudySpec
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Studies that one process does together, and their places in the whole."""
+
+    places: tuple[int, ...]
+    specs: tuple[StudySpec, ...]
+    folders: tuple[Path, ...]
+
+
+def run_cells(
+    specs: Sequence[StudySpec],
+    folders: Sequence[Path],
+    *,
+    jobs: int | None = None,
+    watch: Watcher = silent,
+) -> list[dict[str, Any]]:
+    """The results of every study, `jobs` at a time (as many as cores) with one thread each.
+
+    Studies that differ in alpha alone share their influence models and their ladder, as far as
+    that leaves no process idle. What a folder holds already is read back, so an interrupted run
+    goes on where it stopped. The numbers are those of each study by itself.
+    """
+    jobs = min(jobs or os.cpu_count() or 1, len(specs))
+    if jobs < 1:
+        raise InputError(f"jobs must be at least 1; seen {jobs}")
+    work = batches(specs, jobs)
+    tasks = (
+        delayed(_run)(_Batch(k, tuple(specs[i] for i in k), tuple(folders[i] for i in k)))
+        for k in work
+    )
+    results: dict[int, dict[str, Any]] = {}
+    with watch("studies", len(specs)) as done:
+        found = Parallel(n_jobs=jobs, return_as="generator")(tasks)
+        for places, batch in zip(work, cast("Iterator[list[dict[str, Any]]]", found), strict=True):
+            results.update(zip(places, batch, strict=True))
+            done(len(results))
+    return [results[k] for k in range(len(specs))]
+
+
+def batches(specs: Sequence[StudySpec], jobs: int) -> list[tuple[int, ...]]:
+    """Which studies go together: places of specs that differ in alpha alone, in parts where there
+    would be fewer batches than processes."""
+    alike: dict[StudySpec, list[int]] = {}
+    for place, spec in enumerate(specs):
+        alike.setdefault(replace(spec, alpha=0.5), []).append(place)
+    parts = -(-jobs // len(alike))
+    return [
+        tuple(places[start::parts])
+        for places in alike.values()
+        for start in range(min(parts, len(places)))
+    ]
+
+
+def _run(batch: _Batch) -> list[dict[str, Any]]:
+    found = run_together(batch.specs, batch.folders, threads=1)
+    return [study.results for study in found]
