@@ -12,6 +12,8 @@ from rich.console import Console
 from curvfluence._version import __version__
 from curvfluence.errors import CurvfluenceError, InputError
 
+LEAST_MODELS = 8  # influence models of a study that a claim rests on
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -182,6 +184,48 @@ def _number(text: str, kind: type[int] | type[float], name: str) -> float:
         raise InputError(
             f"--{name.replace('_', '-')} takes numbers by comma; seen {text!r}"
         ) from None
+
+
+@app.command()
+def claims(
+    problems: Annotated[
+        list[str], typer.Argument(help="Built-in problems, or Python files of your own.")
+    ],
+    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
+    models: Annotated[int, typer.Option(help="Influence models of each study, 8 or more.")] = 8,
+    subsets: Annotated[
+        int | None,
+        typer.Option(help="Random subsets; each problem's own number unless given."),
+    ] = None,
+    variant_subsets: Annotated[int, typer.Option(help="Random subsets of each variant.")] = 40,
+    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/claims"),
+    docs: Annotated[Path | None, typer.Option(help="Write the tables there too: FILE.md.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Studies at a time; as many as cores unless given.")
+    ] = None,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="Show no progress bars.")
+    ] = False,
+) -> None:
+    """Test what the paper says: both protocols, across width, depth and training length."""
+    from curvfluence.study.claims import Settings, markdown, run_claims, show_claims
+    from curvfluence.study.progress import bars, silent
+    from curvfluence.study.table import WIDTH
+
+    if models < LEAST_MODELS:
+        raise InputError(f"a claim needs {LEAST_MODELS} influence models or more; seen {models}")
+    if docs is not None and not docs.parent.is_dir():
+        raise InputError(f"{docs.parent} is no folder: --docs names a file in one that exists")
+    settings = Settings(seed=seed, models=models, subsets=subsets, variant_subsets=variant_subsets)
+    if no_progress:
+        done = run_claims(problems, out, settings, jobs=jobs, watch=silent)
+    else:
+        with bars(Console(stderr=True)) as watch:
+            done = run_claims(problems, out, settings, jobs=jobs, watch=watch)
+    for path in (out / "claims.md", docs):
+        if path is not None:
+            path.write_text(markdown(done))
+    show_claims(done, Console(width=None if sys.stdout.isatty() else WIDTH))
 
 
 @app.command()

@@ -29,6 +29,7 @@ from curvfluence.layers import coverage
 from curvfluence.problem import Problem
 from curvfluence.study.ladder import Protocol, hybrids
 from curvfluence.study.memory import Needs, needs
+from curvfluence.study.paged import paged
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec
@@ -88,17 +89,17 @@ def climb(
     Nothing here depends on which subsets are left out, so studies of other subsets can share it.
     """
     problems = influence_problems(problem, trained)
-    (seed,) = spec.seeds("Fisher", 1)
-    rungs = protocol.rungs(seed)
-    ladder = {name: rungs[name] for name in spec.ladder}
+    # A draw of labels for each model: the spread over models is then that of sampling too.
+    seeds = spec.seeds("Fisher", len(problems))
+    ladders = [{name: protocol.rungs(seed)[name] for name in spec.ladder} for seed in seeds]
     grid: tuple[Damping, ...] = tuple(map(Absolute, spec.dampings))
-    with watch("climb the ladder", len(ladder) * (1 + len(problems))) as done:
+    with watch("climb the ladder", len(spec.ladder) * (1 + len(problems))) as done:
         wants: dict[str, tuple[Needs, Needs]] = {}
-        for name, rung in ladder.items():
+        for name, rung in ladders[0].items():
             wants[name] = _needs(rung, problems[0], grid[len(grid) // 2])
             done(len(wants))
         models: list[_Model] = []
-        for at in problems:
+        for at, ladder in zip(problems, ladders, strict=True):
             models.append(
                 _one_model(ladder, at, grid, protocol, look=not models, extra=spec.hybrids)
             )
@@ -234,7 +235,11 @@ def _one_model(
             fitted, solved, scores, steps=steps, chain=chain.rungs
         )
     return _Model(
-        rungs={name: _without_solved(row) for name, row in swept.items()},
+        rungs={
+            # scores wait for the other models: memory need not hold them
+            name: replace(_without_solved(row), scores=paged(row.scores))
+            for name, row in swept.items()
+        },
         decompositions=decompositions,
         overlaps=_overlaps(fitted, own) if look else (),
     )
@@ -270,7 +275,7 @@ def _gather(
     wants: tuple[Needs, Needs] | None,
     spec: StudySpec,
 ) -> Climbed:
-    scores = torch.stack([part.scores for part in parts])
+    scores = paged(torch.stack([part.scores for part in parts]))
     swept = scores.shape[1] == len(spec.dampings)
     surprising = [part.surprising_labels for part in parts if part.surprising_labels is not None]
     notes = [f"model {j}: {note}" for j, part in enumerate(parts) for note in part.notes]

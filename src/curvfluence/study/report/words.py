@@ -24,12 +24,12 @@ def interval(pair: Sequence[float] | None, digits: int = 3, *, signed: bool = Fa
     return " to ".join(number(value, digits, signed=signed) for value in pair)
 
 
-def bounds(pair: Sequence[float | None] | None) -> str:
-    """A signed interval that may have no end on one side."""
+def bounds(pair: Sequence[float | None] | None, *, signed: bool = True) -> str:
+    """An interval that may have no end on one side."""
     if pair is None:
         return NONE
     ends = zip(pair, ("−∞", "∞"), strict=True)
-    return " to ".join(end if x is None else number(x, signed=True) for x, end in ends)
+    return " to ".join(end if x is None else number(x, signed=signed) for x, end in ends)
 
 
 def resolved(pair: Sequence[float]) -> bool:
