@@ -1,23 +1,18 @@
-"""`results.json`: the numbers of a study, by name, and the environment they came from."""
+"""`results.json`: the numbers of a study, by name."""
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
-import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from math import log10
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from curvfluence._version import __version__
 from curvfluence.fidelity import LDS, Difference, Spectrum, mean_steps
 from curvfluence.study.climb import Climbed, Ladder
 from curvfluence.study.compare import Compared, Judged
+from curvfluence.study.environment import environment
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.response import EPSILON, Missing, Response
 from curvfluence.study.retrain import Truth
@@ -46,23 +41,6 @@ class Found:
     ladder: Ladder
     compared: Compared
     response: Response | Missing
-
-
-def environment(hashes: dict[str, str]) -> dict[str, Any]:
-    """Versions, machine, hashes, and the command where the command line was used."""
-    program = os.path.basename(sys.argv[0]) if sys.argv else ""
-    command = shlex.join(["curvfluence", *sys.argv[1:]]) if program == "curvfluence" else None
-    packages = ("torch", "numpy", "scipy", "scikit-learn")
-    return {
-        "curvfluence": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "hashes": hashes,
-        "command": command,
-    }
 
 
 def as_json(
