@@ -124,13 +124,13 @@ def test_cross_entropy_at_any_logits(logits: list[float], label: int, smoothing:
 
 
 def test_surprise_is_one_minus_the_largest_probability() -> None:
-    f, _ = batch(cf.CrossEntropy())
+    f, y = batch(cf.CrossEntropy())
     p = f.softmax(-1)
-    assert torch.allclose(cf.CrossEntropy().surprise(f), 1 - p.max(-1).values)
+    assert torch.allclose(cf.CrossEntropy().surprise(f, y), 1 - p.max(-1).values)
     p = f.sigmoid()
     wanted = torch.minimum(p, 1 - p).sum(-1)
-    assert torch.allclose(cf.BinaryCrossEntropy().surprise(f), wanted)
-    assert cf.MSE().surprise(f) is None
+    assert torch.allclose(cf.BinaryCrossEntropy().surprise(f, y), wanted)
+    assert cf.MSE().surprise(f, y) is None
 
 
 def concave(output: Tensor, target: Tensor) -> Tensor:

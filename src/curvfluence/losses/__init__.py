@@ -15,5 +15,14 @@ from curvfluence.losses.base import Loss
 from curvfluence.losses.cross_entropy import CrossEntropy, residual
 from curvfluence.losses.custom import CustomLoss
 from curvfluence.losses.elementwise import MSE, BinaryCrossEntropy
+from curvfluence.losses.positions import Positions
 
-__all__ = ["Loss", "CrossEntropy", "residual", "MSE", "BinaryCrossEntropy", "CustomLoss"]
+__all__ = [
+    "Loss",
+    "CrossEntropy",
+    "residual",
+    "MSE",
+    "BinaryCrossEntropy",
+    "CustomLoss",
+    "Positions",
+]

@@ -8,6 +8,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from curvfluence.errors import InputError
+
 
 class Loss(ABC):
     """A loss ℓ(f, y) per example, with its first and second derivatives in f.
@@ -18,6 +20,40 @@ class Loss(ABC):
     unit: str = "loss"
     lower_is_better: bool = True
     convex: bool = True  # whether ∂²ℓ/∂f² is S Sᵀ in full: nothing negative was set to 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether `notes` may have anything to say."""
+        return type(self).notes is not Loss.notes
+
+    def bound(self, shape: tuple[int, ...], targets: Tensor) -> Loss:
+        """The loss for a model whose output for one example has `shape`, trained on `targets`.
+
+        Only a loss over positions depends on either."""
+        return self
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the loss knows all that its values depend on."""
+        return True
+
+    def bound_as(self, other: Loss) -> Loss:
+        """This loss with what `bound` told `other`."""
+        return self
+
+    def rows(self, output: Tensor, n: int) -> Tensor:
+        """What the model returned for n examples, as one row of outputs an example [n, K].
+
+        Errors: `InputError` where it is not [n] or [n, K]."""
+        if output.ndim == 1 and len(output) == n:
+            return output[:, None]
+        if output.ndim != 2 or len(output) != n:
+            raise InputError(
+                f"the model must return one row of outputs an example, [B, K]; for {n} examples it "
+                f"returned shape {tuple(output.shape)}. For outputs with positions, [B, T, K], use "
+                "Positions(loss)"
+            )
+        return output
 
     @abstractmethod
     def check(self, n_outputs: int, target: Tensor) -> None:
@@ -40,6 +76,18 @@ class Loss(ABC):
         s_nkc = self.factor(output, target)
         return s_nkc @ s_nkc.mT
 
+    def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+        """S Sᵀ v per example, [N, K]: what `factor` stands for, without its C columns where that
+        can be."""
+        s_nkc = self.factor(output, target)
+        return (s_nkc @ (s_nkc.mT @ v[:, :, None]))[:, :, 0]
+
+    def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+        """∂²ℓ/∂f² v per example, [N, K], negative eigenvalues included."""
+        if self.convex:
+            return self.factored_product(output, target, v)
+        return (self.hessian(output, target) @ v[:, :, None])[:, :, 0]
+
     @abstractmethod
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
         """t per example, [N, C], with S t = ∂ℓ/∂f."""
@@ -61,7 +109,7 @@ class Loss(ABC):
         ).to(s_nkc.device)
         return s_nkc @ eps / sqrt(draws)
 
-    def surprise(self, output: Tensor) -> Tensor | None:
+    def surprise(self, output: Tensor, target: Tensor) -> Tensor | None:
         """1 − p_max per example and independent label; None where the loss has no labels."""
         return None
 

@@ -133,6 +133,13 @@ class CrossEntropy(Loss):
         total_n = self._mass(output, target).sum(-1)
         return (total_n.sqrt()[:, None] * u_nk)[:, :, None] * _complement(u_nk)
 
+    def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+        """R (p ∘ v − p pᵀ v)."""
+        p_nk = output.softmax(-1)
+        total_n = self._mass(output, target).sum(-1)
+        centred = v - (p_nk * v).sum(-1, keepdim=True)
+        return total_n[:, None] * p_nk * centred
+
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
         u_nk = (0.5 * output.log_softmax(-1)).exp()
         r_nk = self._mass(output, target)
@@ -152,6 +159,6 @@ class CrossEntropy(Loss):
         drawn = [residual(p_nk, labels_nd[:, d]) * scale_n[:, None] for d in range(draws)]
         return torch.stack(drawn, dim=-1)
 
-    def surprise(self, output: Tensor) -> Tensor:
+    def surprise(self, output: Tensor, target: Tensor) -> Tensor:
         p_nk = output.softmax(-1)
         return p_nk.scatter(-1, p_nk.argmax(-1, keepdim=True), 0.0).sum(-1)

@@ -112,5 +112,5 @@ class BinaryCrossEntropy(Loss):
         pull_nkd = torch.where(ones_nkd, -(-output).sigmoid()[:, :, None], p_nk[:, :, None])
         return pull_nkd / sqrt(k * draws)
 
-    def surprise(self, output: Tensor) -> Tensor:
+    def surprise(self, output: Tensor, target: Tensor) -> Tensor:
         return (-output.abs()).sigmoid().sum(-1)

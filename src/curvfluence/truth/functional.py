@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from curvfluence.errors import InputError
 from curvfluence.losses import Loss
 from curvfluence.parameters import call, slots
-from curvfluence.problem import as_rows
 from curvfluence.truth.stack import Stack
 
 
@@ -67,12 +66,6 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     return None
 
 
-def _rows(
-    model: nn.Module, names: Mapping[str, str], everything: Mapping[str, Tensor], x: Tensor
-) -> Tensor:
-    return as_rows(call(model, names, everything, x), len(x))
-
-
 @dataclass(frozen=True, eq=False)
 class FunctionalNet:
     """M models by `functional_call` under vmap; `state` is their frozen parameters and buffers.
@@ -95,7 +88,7 @@ class FunctionalNet:
         names = slots(self._evaluated)
 
         def forward(everything: dict[str, Tensor]) -> Tensor:
-            return _rows(self._evaluated, names, everything, x)
+            return self.loss.rows(call(self._evaluated, names, everything, x), len(x))
 
         everything = {**self.state, **self.stack.theta}
         return torch.func.vmap(forward, randomness="error")(everything)
@@ -107,7 +100,8 @@ class FunctionalNet:
         def objective(
             theta: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor, s: Tensor
         ) -> Tensor:
-            return (self.loss.values(_rows(self.model, names, {**state, **theta}, x), y) * s).sum()
+            output = call(self.model, names, {**state, **theta}, x)
+            return (self.loss.values(self.loss.rows(output, len(x)), y) * s).sum()
 
         stacked = torch.func.vmap(torch.func.grad(objective), randomness="error")
         theta, state = dict(self.stack.theta), dict(self.state)

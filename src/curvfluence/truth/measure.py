@@ -10,7 +10,6 @@ from torch import Tensor
 from curvfluence.data import Examples
 from curvfluence.errors import NonFiniteError
 from curvfluence.measurement import Measurement
-from curvfluence.problem import as_rows
 from curvfluence.truth.paths import Path, network_of
 from curvfluence.truth.processes import dtype_of
 from curvfluence.truth.recipe import Recipe
@@ -56,7 +55,9 @@ def measure(
         rows: list[Tensor] = []
         for position in positions:
             model.load_state_dict(trained.weights(position), strict=False)
-            output = torch.cat([as_rows(model(x), len(x)) for _, x, _ in queries.chunks(1024)])
+            output = torch.cat(
+                [recipe.loss.rows(model(x), len(x)) for _, x, _ in queries.chunks(1024)]
+            )
             rows.append(values(output, queries.targets))
         return torch.stack(rows)
 

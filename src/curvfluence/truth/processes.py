@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from curvfluence.data import Examples
 from curvfluence.parameters import Parameters
-from curvfluence.problem import as_rows
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.run import Run, Share, batches, share
 from curvfluence.truth.subsets import Subsets
@@ -54,7 +53,7 @@ def _train(recipe: Recipe, examples: Examples, own: Share) -> Trajectory:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(_noise_seed(own.run))
         for step, (index, weight) in enumerate(batches(recipe, own)):
-            output = as_rows(model(x[index]), len(index))
+            output = recipe.loss.rows(model(x[index]), len(index))
             value_b = recipe.loss.values(output, y[index])
             optimizer.zero_grad()
             ((value_b * weight.to(value_b)).sum() / len(index)).backward()
@@ -75,7 +74,7 @@ def _finish(
     total = 0.0
     with torch.no_grad():
         for index, weight in zip(own.index.split(1024), own.weight.split(1024), strict=True):
-            output = as_rows(model(examples.inputs[index]), len(index))
+            output = recipe.loss.rows(model(examples.inputs[index]), len(index))
             value_b = recipe.loss.values(output, examples.targets[index])
             total += float((value_b.double() * weight).sum())
     return Trajectory(

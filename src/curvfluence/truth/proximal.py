@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import GGN, fit
+from curvfluence.curvature import GGN, Matrix, fit
 from curvfluence.curvature.base import require_positive
 from curvfluence.data import Examples
 from curvfluence.problem import Problem
@@ -38,7 +38,7 @@ class Proximal:
             {n: v.double() if v.is_floating_point() else v for n, v in weights.items()}
         )
         pull = exact.decay + damping
-        matrix = fit(exact, GGN()).to_dense()
+        matrix = fit(exact, GGN(Matrix())).to_dense()
         matrix.diagonal().add_(pull)
         return Proximal(
             problem=exact,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from curvfluence.data import Examples
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.parameters import Parameters
-from curvfluence.problem import as_rows
 from curvfluence.truth.paths import Path, choose_path, network_of, require_path, theta_of
 from curvfluence.truth.processes import dtype_of, train_each
 from curvfluence.truth.recipe import Recipe
@@ -92,7 +91,7 @@ def train(
         )
     shares = [share(run, len(examples), subsets) for run in runs]
     model = recipe.build(runs[0].init_seed, dtype_of(examples), examples.inputs.device)
-    _require_fit(recipe, model, examples)
+    recipe = _fitting(recipe, model, examples)
     choice = choose_path(recipe, examples) if path is None else require_path(path, recipe, examples)
     workers = torch.get_num_threads() if threads is None else threads
     if choice.path is Path.PROCESSES:
@@ -115,12 +114,17 @@ def _chunk(path: Path, parameters: int) -> int:
     return max(8, min(256 if path is Path.STACKED else 64, 2_000_000 // parameters))
 
 
-def _require_fit(recipe: Recipe, model: nn.Module, examples: Examples) -> None:
+def _fitting(recipe: Recipe, model: nn.Module, examples: Examples) -> Recipe:
+    """The recipe with its loss bound to the examples, once both are known to fit."""
     mode = model.training
     with torch.no_grad():
-        output = as_rows(model.eval()(examples.inputs[:1]), 1)
+        output = model.eval()(examples.inputs[:1])
     model.train(mode)
-    recipe.loss.check(output.shape[-1], examples.targets)
+    loss = recipe.loss
+    if not loss.is_bound:
+        loss = loss.bound(tuple(output.shape[1:]), examples.targets)
+    loss.check(loss.rows(output, 1).shape[-1], examples.targets)
+    return replace(recipe, loss=loss)
 
 
 def _by_processes(
