@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence import Problem
 
@@ -32,7 +33,8 @@ def loss_at(problem: Problem, theta: Tensor) -> Tensor:
 
 @cache
 def dense_hessian(problem: Problem) -> Tensor:
-    return hessian(lambda theta: loss_at(problem, theta), flat(problem))
+    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+        return hessian(lambda theta: loss_at(problem, theta), flat(problem))
 
 
 def jacobians(problem: Problem, inputs: Tensor) -> Tensor:

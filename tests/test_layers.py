@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import curvfluence as cf
-from curvfluence.layers import coverage
+from curvfluence.coverage import coverage
 from tests import oracles
 from tests.problems import make, mlp, seeded
 
@@ -33,10 +33,10 @@ def model(forward: Callable[[Model, Tensor], Tensor], **options: bool) -> Model:
     return Model(forward, **options)
 
 
-def check(problem: cf.Problem, reason: str) -> None:
-    """The first layer has no rule, for this reason, and every rung is right all the same."""
+def check(problem: cf.Problem, reason: str, name: str = "a.weight") -> None:
+    """A parameter has no rule, for this reason, and every rung is right all the same."""
     covered = coverage(problem)
-    assert reason in covered.others["a.weight"]
+    assert reason in covered.others[name]
     ggn = oracles.dense_ggn(problem)
     assert torch.allclose(cf.fit(problem, cf.GGN()).to_dense(), ggn, rtol=1e-9, atol=1e-12)
     scores = cf.influence(problem, cf.Identity()).values
@@ -57,7 +57,7 @@ def small_tied(m: Model, x: Tensor) -> Tensor:
 
 class TestMisleadingModels:
     def test_a_batch_that_is_reordered_inside(self) -> None:
-        check(make(model(sorting), cf.CrossEntropy()), "not that of its own call alone")
+        check(make(model(sorting), cf.CrossEntropy()), "not that of its own calls alone")
 
     def test_a_second_use_with_tiny_gradients_in_float32(self) -> None:
         net = model(small_tied)
@@ -70,16 +70,17 @@ class TestMisleadingModels:
         def forward(m: Model, x: Tensor) -> Tensor:
             return m.b(torch.tanh(m.a(x)) + m.a.bias)
 
-        check(make(model(forward), cf.CrossEntropy()), "not that of its own call alone")
+        check(make(model(forward), cf.CrossEntropy()), "not that of its own calls alone", "a.bias")
 
     def test_a_second_use_that_only_some_examples_show(self) -> None:
-        """Seen by the probe where it is common; where no probed example shows it, the sum over the
+        """Found by the probe where it is common; where no probed example shows it, the sum over the
         training set disagrees, and that is refused by name."""
 
         def forward(m: Model, x: Tensor) -> Tensor:
-            return m.b(m.a(x) + F.relu(x[:, :1] - 0.5) * F.linear(x, m.a.weight))
+            unseen = torch.einsum("bi,oi->bo", x, m.a.weight)
+            return m.b(m.a(x) + F.relu(x[:, :1] - 0.5) * unseen)
 
-        check(make(model(forward), cf.CrossEntropy()), "not that of its own call alone")
+        check(make(model(forward), cf.CrossEntropy()), "not that of its own calls alone")
         x = torch.randn(200, 5, dtype=torch.float64)
         x[:, 0] = -1.0
         x[3, 0] = 2.0  # the only one, between two probes
@@ -110,10 +111,38 @@ class TestMisleadingModels:
         problem = make(model(forward), cf.CrossEntropy())
         assert coverage(problem).others == {}
 
+    def test_a_functional_second_use_is_seen(self) -> None:
+        """A call is known by the weight that it was given, whoever makes it."""
+
+        def forward(m: Model, x: Tensor) -> Tensor:
+            return m.b(m.a(x) + F.relu(x[:, :1] - 0.5) * F.linear(x, m.a.weight))
+
+        problem = make(model(forward), cf.CrossEntropy())
+        (first, _) = coverage(problem).layers
+        assert (first.positions, first.bias) == (2, None)
+        assert coverage(problem).others == {"a.bias": "a (Linear): a bias alone, not a matrix"}
+        ggn = oracles.dense_ggn(problem)
+        assert torch.allclose(cf.fit(problem, cf.GGN()).to_dense(), ggn, rtol=1e-9, atol=1e-12)
+
+    def test_which_layers_run_depends_on_the_data(self) -> None:
+        def forward(m: Model, x: Tensor) -> Tensor:
+            return m.b(m.a(x) if bool((x[:, 0] > 1.5).any()) else x)
+
+        x = torch.full((200, 5), -1.0, dtype=torch.float64)
+        x[3] = 2.0
+        y = torch.randint(0, 3, (200,))
+        problem = cf.Problem(model(forward).double(), cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
+        with pytest.raises(cf.InputError, match="must not depend on the data"):
+            cf.influence(problem, cf.EKFAC())
+
     def test_a_hook_that_changes_an_output(self) -> None:
+        """The call's own output is watched, before any hook."""
         net = model(lambda m, x: m.b(torch.tanh(m.a(x))))
         net.a.register_forward_hook(lambda module, args, out: out * 2.0)
-        check(make(net, cf.CrossEntropy()), "not that of its own call alone")
+        hooked = make(net, cf.CrossEntropy())
+        assert coverage(hooked).others == {}
+        ggn = oracles.dense_ggn(hooked)
+        assert torch.allclose(cf.fit(hooked, cf.GGN()).to_dense(), ggn, rtol=1e-9, atol=1e-12)
         sequential = mlp(5, 4, 3)
         sequential[0].register_forward_hook(lambda module, args, out: out * 2.0)
         problem = make(sequential, cf.CrossEntropy())

@@ -212,3 +212,14 @@ def test_per_tensor_decay_reaches_the_right_places() -> None:
     made = make(mlp(5, 4, 3), cf.CrossEntropy(), weight_decay={"0.weight": 0.5, "2.bias": 0.25})
     wanted = torch.cat([torch.full((20,), 0.5), torch.zeros(4 + 12), torch.full((3,), 0.25)])
     assert torch.equal(made.decay, wanted.double())
+
+
+def test_what_training_had_beside_the_objective_is_named() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.3), nn.Linear(4, 3)).eval()
+    x, y = torch.randn(6, 5), torch.randint(0, 3, (6,))
+    problem = cf.Problem(net, cf.CrossEntropy(), (x, y), (x, y), unmodelled="random crops")
+    notes = cf.influence(problem, cf.EKFAC()).notes
+    assert "not modelled: random crops" in notes
+    assert any("dropout in training (1 (p = 0.3))" in note for note in notes)
+    plain = cf.Problem(mlp(5, 4, 3).float(), cf.CrossEntropy(), (x, y), (x, y))
+    assert not any("not modelled" in note for note in cf.influence(plain, cf.EKFAC()).notes)

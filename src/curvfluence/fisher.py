@@ -26,6 +26,10 @@ class Fisher(ABC):
     def columns(self, problem: Problem) -> Columns:
         """(output, target) -> [B, K, C]; each call starts the random draws anew."""
 
+    @abstractmethod
+    def width(self, problem: Problem) -> int:
+        """C."""
+
     def surprising_labels(self, problem: Problem) -> float | None:
         """Expected number of drawn labels that differ from the likeliest; None if none is drawn."""
         return None
@@ -39,6 +43,22 @@ class Type2(Fisher):
 
     def columns(self, problem: Problem) -> Columns:
         return problem.loss.factor
+
+    def width(self, problem: Problem) -> int:
+        return problem.loss.columns(problem.n_outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Columns of labels drawn from the model's distribution, example after example."""
+
+    problem: Problem
+    draws: int
+    generator: torch.Generator
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = self.problem.loss
+        return loss.sample(output, target, draws=self.draws, generator=self.generator)
 
 
 @dataclass(frozen=True)
@@ -62,15 +82,14 @@ class MonteCarlo(Fisher):
         return f"mc({self.draws})"
 
     def columns(self, problem: Problem) -> Columns:
-        generator = torch.Generator().manual_seed(self.seed)
+        return Draws(problem, self.draws, torch.Generator().manual_seed(self.seed))
 
-        def draw(output: Tensor, target: Tensor) -> Tensor:
-            return problem.loss.sample(output, target, draws=self.draws, generator=generator)
-
-        return draw
+    def width(self, problem: Problem) -> int:
+        return self.draws
 
     def surprising_labels(self, problem: Problem) -> float | None:
-        surprise = problem.loss.surprise(problem.outputs(problem.train, "training set"))
+        outputs = problem.outputs(problem.train, "training set")
+        surprise = problem.loss.surprise(outputs, problem.train.targets)
         return None if surprise is None else float(surprise.sum()) * self.draws
 
 
@@ -85,6 +104,9 @@ class Empirical(Fisher):
             return problem.loss.gradient(output, target)[:, :, None]
 
         return gradient
+
+    def width(self, problem: Problem) -> int:
+        return 1
 
 
 def fisher_named(name: str, seed: int = 0) -> Fisher:

@@ -1,4 +1,4 @@
-"""Per-example rows Jᵀs: factored (a, s) where a layer allows, dense elsewhere.
+"""Per-example rows Jᵀs: outer products where a layer allows, dense elsewhere.
 
 A gradient is the row whose column is ∂ℓ/∂f; the factor Z of the GGN has the rows of S.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,106 +16,132 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from curvfluence.data import Examples, require_finite
 from curvfluence.errors import InputError
-from curvfluence.layers import Coverage, LinearLayer, capture
+from curvfluence.layers import Coverage, Layer, capture
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
+from curvfluence.terms import Term, joined
 
 Columns: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (output, target) -> [B, K, C]
 
 CHUNK = 4096  # examples a pass
 DENSE_ROWS = 2**27  # numbers in a pass's dense rows
+_AGREED: WeakKeyDictionary[Problem, Coverage] = WeakKeyDictionary()
+NUMBERS = 2**26  # numbers in a pass's layer inputs and output gradients
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """C rows for each of N examples.
 
-    Linear layer l: the row's weight part is s ⊗ a, with a [N, i] and s [N, C, o]. Parameters
-    without such a rule: dense [N, C, R], in the order of `rest`.
+    `terms` holds those of each layer, whose weights and biases stand side by side in no dense
+    form. Parameters of no layer: dense [N, C, R], in the order of `rest`.
     """
 
     parameters: Parameters
-    layers: tuple[LinearLayer, ...]
-    a: tuple[Tensor, ...]
-    s: tuple[Tensor, ...]
+    layers: tuple[Layer, ...]
+    terms: tuple[Term, ...]
     rest: tuple[str, ...]
     dense: Tensor
 
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def __getitem__(self, index: slice | Tensor) -> Rows:
+        terms = tuple(term[index] for term in self.terms)
+        return Rows(self.parameters, self.layers, terms, self.rest, self.dense[index])
+
     @property
-    def factors(self) -> list[tuple[Tensor, Tensor]]:
-        """(a, s) of each layer."""
-        return list(zip(self.a, self.s, strict=True))
+    def _parts(self) -> list[tuple[Layer, Term]]:
+        return list(zip(self.layers, self.terms, strict=True))
+
+    def rest_slices(self) -> Iterator[tuple[slice, slice]]:
+        """(place in the flat vector, place in `dense`) of each of `rest`."""
+        start = 0
+        for name in self.rest:
+            place = self.parameters.slices[name]
+            width = place.stop - place.start
+            yield place, slice(start, start + width)
+            start += width
+
+    def rest_parts(self) -> tuple[Tensor, ...]:
+        """The dense rows of each of `rest`, [N, C, size]."""
+        sizes = [at.stop - at.start for _, at in self.rest_slices()]
+        return self.dense.split(sizes, dim=2)
 
     def to_dense(self) -> Tensor:
         """[N, C, P]."""
         n, c = self.dense.shape[:2]
         rows = self.dense.new_empty(n, c, self.parameters.count)
-        slices = self.parameters.slices
-        for layer, a_ni, s_nco in zip(self.layers, self.a, self.s, strict=True):
-            rows[..., slices[layer.weight]] = (s_nco[..., None] * a_ni[:, None, None, :]).flatten(2)
+        for layer, term in self._parts:
+            layer.weight_of(self.parameters, rows).copy_(term.dense())
             if layer.bias is not None:
-                rows[..., slices[layer.bias]] = s_nco
-        start = 0
-        for name in self.rest:
-            place = slices[name]
-            width = place.stop - place.start
-            rows[..., place] = self.dense[..., start : start + width]
-            start += width
+                layer.bias_of(self.parameters, rows).copy_(term.summed())
+        for place, at in self.rest_slices():
+            rows[..., place] = self.dense[..., at]
         return rows
 
     def inner(self, x_qp: Tensor) -> Tensor:
-        """⟨x_q, row_nc⟩, [Q, N, C]: one GEMM of 2 Q N o i operations a layer.
-
-        Against the rows of a layer, formed a slice at a time, where its inputs are fewer than the
-        queries (and C = 1); otherwise X a first, then its product with s, and no row is formed.
-        """
+        """⟨x_q, row_nc⟩, [Q, N, C]. Cost: 2 Q N C P operations at most; see `Term.inner`."""
         q = len(x_qp)
         n, c = self.dense.shape[:2]
         total = x_qp.new_zeros(q, n, c)
-        slices = self.parameters.slices
-        for layer, a_ni, s_nco in zip(self.layers, self.a, self.s, strict=True):
-            x_qw = x_qp[:, slices[layer.weight]]
-            if c == 1 and layer.in_features <= q:
-                total[..., 0] += _against_rows(x_qw, a_ni, s_nco[:, 0])
-            else:
-                xa_qon = (x_qw.reshape(-1, layer.in_features) @ a_ni.T).reshape(q, -1, n)
-                total += torch.einsum("qon,nco->qnc", xa_qon, s_nco)
+        for layer, term in self._parts:
+            total += term.inner(layer.weight_of(self.parameters, x_qp))
             if layer.bias is not None:
-                bias_qnc = x_qp[:, slices[layer.bias]] @ s_nco.reshape(n * c, -1).T
-                total += bias_qnc.reshape(q, n, c)
-        if self.rest:
-            x_qr = torch.cat([x_qp[:, slices[name]] for name in self.rest], dim=1)
-            total += (x_qr @ self.dense.reshape(n * c, -1).T).reshape(q, n, c)
+                b_qo = layer.bias_of(self.parameters, x_qp)
+                total += (b_qo @ term.summed().flatten(0, 1).T).view(q, n, c)
+        for place, at in self.rest_slices():
+            total += (x_qp[:, place] @ self.dense[..., at].flatten(0, 1).T).view(q, n, c)
+        return total
+
+    def pulled(self, y_qnc: Tensor) -> Tensor:
+        """Σ_n Σ_c y_qnc row_nc, [Q, P]: the adjoint of `inner`, at the same cost."""
+        total = y_qnc.new_empty(len(y_qnc), self.parameters.count)
+        y_qr = y_qnc.flatten(1)
+        for layer, term in self._parts:
+            layer.weight_of(self.parameters, total).copy_(term.pulled(y_qnc))
+            if layer.bias is not None:
+                b_qo = y_qr @ term.summed().flatten(0, 1)
+                layer.bias_of(self.parameters, total).copy_(b_qo)
+        for place, at in self.rest_slices():
+            total[:, place] = y_qr @ self.dense[..., at].flatten(0, 1)
         return total
 
     def weighted_sum(self, weights_mn: Tensor) -> Tensor:
         """Σ_n weights_mn row_n for single-column rows, [m, P]: the gradients of groups."""
-        m = len(weights_mn)
-        total = weights_mn.new_empty(m, self.parameters.count)
-        slices = self.parameters.slices
-        for layer, a_ni, s_nco in zip(self.layers, self.a, self.s, strict=True):
-            s_no = s_nco[:, 0, :]
-            pulled_mon = weights_mn[:, None, :] * s_no.T
-            total[:, slices[layer.weight]] = (pulled_mon.flatten(0, 1) @ a_ni).reshape(m, -1)
+        return self.pulled(weights_mn[..., None])
+
+    def squared_norms(self) -> Tensor:
+        """‖row_nc‖², [N, C]."""
+        total = self.dense.square().sum(2)
+        for layer, term in self._parts:
+            total += term.squared_norms()
             if layer.bias is not None:
-                total[:, slices[layer.bias]] = weights_mn @ s_no
-        start = 0
-        for name in self.rest:
-            place = slices[name]
-            width = place.stop - place.start
-            total[:, place] = weights_mn @ self.dense[:, 0, start : start + width]
-            start += width
+                total += term.summed().square().sum(2)
         return total
 
+    @property
+    def nbytes(self) -> int:
+        return self.dense.nbytes + sum(term.nbytes for term in self.terms)
 
-def _against_rows(x_qw: Tensor, a_ni: Tensor, s_no: Tensor) -> Tensor:
-    """⟨x_q, s_n ⊗ a_n⟩, [Q, N], forming the rows a slice at a time."""
-    step = max(1, 2**24 // x_qw.shape[1])
-    parts = [
-        x_qw @ (s_no[k : k + step, :, None] * a_ni[k : k + step, None, :]).flatten(1).T
-        for k in range(0, len(a_ni), step)
-    ]
-    return torch.cat(parts, dim=1)
+    def to(self, dtype: torch.dtype) -> Rows:
+        """The same rows in another dtype."""
+        if self.dense.dtype == dtype:
+            return self
+        terms = tuple(term.to(dtype) for term in self.terms)
+        return Rows(self.parameters, self.layers, terms, self.rest, self.dense.to(dtype))
+
+    def slices(self, numbers: int) -> Iterator[Rows]:
+        """Successive examples, each part of about so many numbers."""
+        held = self.nbytes // self.dense.element_size()
+        step = max(1, numbers * len(self) // max(1, held))
+        for start in range(0, len(self), step):
+            yield self[start : start + step]
+
+    def size(self) -> float:
+        """Σ_n of bounds on ‖row_n‖ (first columns): what rounding in a sum of rows goes with."""
+        layers = sum(float(term.norms().sum()) for term in self.terms)
+        return layers + float(self.dense[:, 0].norm(dim=-1).sum())
 
 
 def rows_in_chunks(
@@ -124,37 +151,58 @@ def rows_in_chunks(
     columns: Columns,
     *,
     what: str,
+    width: int | None = None,
     chunk: int = CHUNK,
+    first: int = 0,
+    summed: Tensor | None = None,
 ) -> Iterator[tuple[int, Rows]]:
-    """(start, rows) of successive chunks of examples, in order.
+    """(start, rows) of successive chunks of examples, in order; `width` is C where it is not that
+    of S, `first` the number of the first example. Σ_n of the first columns' rows by an ordinary
+    backward pass is added to `summed` [P]. Memory: a chunk's activations and 2²⁶ numbers of a and
+    s.
 
     Errors: `NonFiniteError` names the first example whose output or row is not finite.
     """
-    rest = tuple(name for name in problem.parameters.names if name in covered.others)
-    width = sum(problem.theta[name].numel() for name in rest)
-    columns_each = problem.loss.columns(problem.n_outputs)
-    chunk = max(1, min(chunk, DENSE_ROWS // max(1, width * columns_each)))
-    for start, x, y in examples.chunks(chunk):
-        seen = capture(problem, covered.layers, x)
+    each = problem.loss.columns(problem.n_outputs) if width is None else width
+    size = sum(problem.theta[name].numel() for name in covered.others)
+    chunk = min(chunk, DENSE_ROWS // max(1, size * each))
+    chunk = max(1, min(chunk, NUMBERS // max(1, covered.numbers(each))))
+    for place, x, y in examples.chunks(chunk):
+        start = first + place
+        seen = capture(problem, covered, x, y)
         output = seen.output.detach()
         require_finite(output, f"model output for {what}", start)
         columns_bkc = columns(output, y)
         require_finite(columns_bkc, f"output gradient of {what}", start)
-        s = seen.pullback(columns_bkc) if covered.layers else {}
-        dense = _dense_rows(problem, rest, x, columns_bkc)
-        for rows in (*s.values(), dense):
+        terms, small, total = seen.pullback(columns_bkc, summed=summed is not None)
+        if summed is not None and total is not None:
+            summed += problem.parameters.flatten(total)
+        dense = _rest_rows(problem, covered, x, columns_bkc, small)
+        for rows in (*(term.s for term in terms), dense):
             require_finite(rows, f"gradient of {what}", start)
         yield (
             start,
-            Rows(
-                parameters=problem.parameters,
-                layers=covered.layers,
-                a=tuple(seen.inputs[layer.name] for layer in covered.layers),
-                s=tuple(s[layer.name] for layer in covered.layers),
-                rest=rest,
-                dense=dense,
-            ),
+            Rows(problem.parameters, covered.layers, terms, tuple(covered.others), dense),
         )
+
+
+def _rest_rows(
+    problem: Problem,
+    covered: Coverage,
+    inputs: Tensor,
+    columns_bkc: Tensor,
+    small: dict[str, Tensor],
+) -> Tensor:
+    """Jᵀs of parameters of no layer, [B, C, R]: those of `small` are there already."""
+    b, _, c = columns_bkc.shape
+    unseen = tuple(name for name in covered.others if name not in small)
+    found = dict(small)
+    if unseen:
+        widths = [problem.theta[name].numel() for name in unseen]
+        rows = _dense_rows(problem, unseen, inputs, columns_bkc)
+        found.update(zip(unseen, rows.split(widths, dim=2), strict=True))
+    parts = [found[name] for name in covered.others]
+    return torch.cat(parts, dim=2) if parts else columns_bkc.new_empty(b, c, 0)
 
 
 def _dense_rows(
@@ -232,57 +280,57 @@ def _vmapped_rows(
     return torch.cat(parts).detach()
 
 
-def _concatenate(parts: list[Rows]) -> Rows:
+def concatenate(parts: list[Rows]) -> Rows:
+    """The rows of successive chunks as one."""
+    if len(parts) == 1:
+        return parts[0]
     first = parts[0]
-    return Rows(
-        parameters=first.parameters,
-        layers=first.layers,
-        a=tuple(torch.cat([p.a[k] for p in parts]) for k in range(len(first.layers))),
-        s=tuple(torch.cat([p.s[k] for p in parts]) for k in range(len(first.layers))),
-        rest=first.rest,
-        dense=torch.cat([p.dense for p in parts]),
-    )
+    terms = tuple(joined([p.terms[k] for p in parts]) for k in range(len(first.layers)))
+    dense = torch.cat([p.dense for p in parts])
+    return Rows(first.parameters, first.layers, terms, first.rest, dense)
 
 
-def training_gradients(problem: Problem, covered: Coverage) -> Rows:
-    """g_n = ∇ℓ_n of every training example, factored."""
+def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
+    """(start, g_n = ∇ℓ_n of a chunk of training examples).
+
+    After the last chunk, once for a problem, the sum of all rows is compared with that of an
+    ordinary backward pass: the probe of `coverage` sees a few examples, and a use of a weight that
+    none of them shows would be left out of the rows. Errors: `InputError` names the parameter.
+    """
 
     def columns(output: Tensor, target: Tensor) -> Tensor:
         return problem.loss.gradient(output, target)[:, :, None]
 
-    found = rows_in_chunks(problem, covered, problem.train, columns, what="training set")
-    rows = _concatenate([rows for _, rows in found])
-    _require_agreement(problem, rows)
-    return rows
+    check = _AGREED.get(problem) is not covered
+    total, wanted, size = torch.zeros_like(problem.decay), torch.zeros_like(problem.decay), 0.0
+    found = rows_in_chunks(
+        problem,
+        covered,
+        problem.train,
+        columns,
+        what="training set",
+        width=1,
+        summed=wanted if check else None,
+    )
+    for start, rows in found:
+        if check:
+            total += rows.weighted_sum(total.new_ones(1, len(rows)))[0]
+            size += rows.size()
+        yield start, rows
+    if check:
+        _require_agreement(problem, total, wanted, size)
+        _AGREED[problem] = covered
 
 
-def _require_agreement(problem: Problem, rows: Rows) -> None:
-    """The sum of all rows against one ordinary backward pass over the training set.
+def training_gradients(problem: Problem, covered: Coverage) -> Rows:
+    """g_n = ∇ℓ_n of every training example, held all at once."""
+    return concatenate([rows for _, rows in training_rows(problem, covered)])
 
-    The probe of `coverage` sees a few examples; a use of a weight that none of them shows would be
-    left out of the rows.
-    """
-    summed = rows.weighted_sum(torch.ones(1, len(rows.dense)).to(rows.dense))[0]
-    theta = {name: value.detach().requires_grad_(True) for name, value in problem.theta.items()}
-    wanted = torch.zeros_like(summed)
-    for _, x, y in problem.train.chunks(CHUNK):
-        with torch.enable_grad():
-            output = problem.forward(x, theta)
-        pull = problem.loss.gradient(output.detach(), y)
-        if not output.requires_grad:
-            continue
-        found = cast(
-            "tuple[Tensor | None, ...]",
-            torch.autograd.grad(output, list(theta.values()), pull, allow_unused=True),
-        )
-        filled = [
-            torch.zeros_like(v) if g is None else g
-            for g, v in zip(found, theta.values(), strict=True)
-        ]
-        wanted += problem.parameters.flatten(dict(zip(theta, filled, strict=True)))
+
+def _require_agreement(problem: Problem, summed: Tensor, wanted: Tensor, size: float) -> None:
+    """The sum of all rows, whose norms add up to `size`, against an ordinary backward pass."""
     # Rounding of a sum goes with the size of its terms, not with that of the sum.
-    size = sum(float((a.norm(dim=1) * s[:, 0].norm(dim=1)).sum()) for a, s in rows.factors)
-    size += float(rows.dense.norm(dim=-1).sum()) + float(wanted.norm())
+    size += float(wanted.norm())
     if float((summed - wanted).norm()) <= 1e3 * torch.finfo(summed.dtype).eps * size:
         return
     slices = problem.parameters.slices
@@ -299,5 +347,5 @@ def query_gradients(problem: Problem, covered: Coverage) -> Rows:
     def columns(output: Tensor, target: Tensor) -> Tensor:
         return problem.measurement.gradient(output, target)[:, :, None]
 
-    found = rows_in_chunks(problem, covered, problem.queries, columns, what="queries")
-    return _concatenate([rows for _, rows in found])
+    found = rows_in_chunks(problem, covered, problem.queries, columns, what="queries", width=1)
+    return concatenate([rows for _, rows in found])

@@ -1,304 +1,283 @@
-"""The only file with hooks: inputs and output-gradients of the layers that have a rule.
+"""Weights whose per-example gradients are sums of outer products, and a pass that collects them.
 
-For an unshared Linear layer z = W a + b (one row of inputs an example, called once), an example's
-gradient is the outer product of ∂/∂z and a. `capture` collects a for every such layer in one
-forward pass; its `pullback` sends columns at the model's output down to ∂/∂z of every layer.
+A *layer* here is one weight matrix whose gradient is a sum of outer products s ⊗ a: of a Linear
+layer, a convolution, an embedding, a part of a fused projection, one group of a grouped
+convolution. A weight that is used several times is one layer with as many positions more. Weights
+of normalisation layers have small per-example gradients, which are formed as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.parameters import call
-from curvfluence.problem import Problem, as_rows, require_per_example
+from curvfluence.losses import Positions
+from curvfluence.parameters import Parameters, call
+from curvfluence.problem import Problem
+from curvfluence.terms import LookupOuter, Outer, SharedOuter, Term
+from curvfluence.uses import Affine, Lookup, Product
+from curvfluence.watch import Piece, Use, Watch
 
 
 @dataclass(frozen=True)
-class LinearLayer:
-    """An unshared `nn.Linear`: parameter names, and its sizes o × i."""
+class Layer:
+    """One weight matrix [o, i] with a rule, with its bias where that belongs to it alone.
+
+    `uses` are the calls that it appears in, counted in the order of a forward pass; `group` says
+    which of an operation's matrices it is; `axis` is the examples' axis of the operation's input.
+    `positions` is T, 1 where no position shares the weights.
+    """
 
     name: str
+    part: str  # "" or "[k]": which of the weight's matrices, as names say it
     weight: str
     bias: str | None
     out_features: int
     in_features: int
+    offset: int  # of the matrix in the flat weight, and of its bias in the flat bias
+    bias_offset: int
+    transposed: bool  # stored as [i, o]
+    kind: str
+    uses: tuple[int, ...]
+    group: int
+    axis: int
+    positions: int
+    lookup: bool
+
+    @property
+    def shared(self) -> bool:
+        return self.positions > 1 or self.lookup
+
+    def weight_of(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """This matrix in flat vectors: [..., P] -> [..., o, i], a view."""
+        start = parameters.slices[self.weight].start + self.offset
+        flat = x[..., start : start + self.out_features * self.in_features]
+        if self.transposed:
+            return flat.unflatten(-1, (self.in_features, self.out_features)).mT
+        return flat.unflatten(-1, (self.out_features, self.in_features))
+
+    def add_rows(self, flat: Tensor, rows_boi: Tensor) -> None:
+        """Add this matrix's [B, o, i] to its places in the flat weight's [B, size]."""
+        rows = (rows_boi.mT if self.transposed else rows_boi).flatten(1)
+        flat[:, self.offset : self.offset + rows.shape[1]] += rows
+
+    def bias_of(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """Its bias in flat vectors, [..., o]."""
+        assert self.bias is not None
+        start = parameters.slices[self.bias].start + self.bias_offset
+        return x[..., start : start + self.out_features]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A parameter that is no layer, whose per-example gradients are formed from its calls.
+
+    Those of `uses` are elementwise, or of a bias alone; those of `layers`, of a weight that is used
+    in several ways (as an embedding and as the head, say), are added up from outer products.
+    """
+
+    name: str
+    size: int
+    uses: tuple[tuple[int, bool], ...]  # (call, whether as its weight)
+    axis: int
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which parameters a layer's structure explains, and why the others are not explained."""
+    """Which parameters a layer's structure explains, and why the others are not explained.
 
-    layers: tuple[LinearLayer, ...]
+    `small` are among the others: no layer, but rows without another pass over the model.
+    `numbers` are those that one example needs in the layers' inputs, and per column in s.
+    """
+
+    layers: tuple[Layer, ...]
     others: Mapping[str, str]  # parameter name -> reason
+    small: tuple[Small, ...] = ()
+    calls: tuple[tuple[str, str], ...] = ()  # (kind, weight or bias) of each use, in order
+
+    @property
+    def unshared(self) -> bool:
+        return not any(layer.shared for layer in self.layers)
+
+    def numbers(self, columns: int) -> int:
+        """Of one example, in a and s of all layers."""
+        return sum(
+            layer.positions
+            * (layer.in_features * (not layer.lookup) + columns * layer.out_features)
+            for layer in self.layers
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """One forward pass: outputs [B, K] with their graph, and each layer's inputs a [B, i]."""
+    """One forward pass: outputs [B, K] with their graph, and every watched call in it."""
 
     output: Tensor
-    inputs: Mapping[str, Tensor]
-    edges: Mapping[str, GradientEdge]
+    theta: Mapping[str, Tensor]  # the leaves that it was made with
+    uses: tuple[Use, ...]
+    layers: tuple[Layer, ...]
+    small: tuple[Small, ...]
+    counted: Tensor | None  # positions of the loss that count, [B, T]
 
-    def pullback(self, columns_bkc: Tensor) -> dict[str, Tensor]:
-        """s = (∂f/∂z)ᵀ column for every layer, [B, C, o]. Cost: C backward passes, none into W."""
-        names = list(self.edges)
-        per_column = [
-            torch.autograd.grad(
-                self.output,
-                [self.edges[name] for name in names],
-                columns_bkc[:, :, c],
-                retain_graph=True,
-            )
-            for c in range(columns_bkc.shape[2])
-        ]
-        return {
-            name: torch.stack([grads[k] for grads in per_column], dim=1)
-            for k, name in enumerate(names)
+    def pullback(
+        self, columns_bkc: Tensor, *, summed: bool = False
+    ) -> tuple[tuple[Term, ...], dict[str, Tensor], dict[str, Tensor] | None]:
+        """Jᵀ column of every layer, and of every small parameter [B, C, size]; with `summed`, also
+        Σ_b Jᵀ (first column) of every parameter by autograd's own rules.
+
+        Cost: C backward passes, none into a weight but for `summed`.
+        """
+        b, _, c = columns_bkc.shape
+        first, total = self._both(columns_bkc[:, :, 0], summed)
+        grads = [first, *(self.backward(columns_bkc[:, :, k]) for k in range(1, c))]
+        terms = tuple(self.term(layer, grads, b) for layer in self.layers)
+        small = {
+            part.name: torch.stack([self.small_rows(part, dz, b) for dz in grads], dim=1)
+            for part in self.small
         }
+        return terms, small, total
 
+    def backward(self, column_bk: Tensor) -> list[Tensor | None]:
+        """∂/∂z of every call; None where it does not reach the output."""
+        return self._both(column_bk, False)[0]
 
-def capture(problem: Problem, layers: tuple[LinearLayer, ...], inputs: Tensor) -> Capture:
-    """A forward pass over `inputs` with the layers' inputs and output edges kept."""
-    calls, output = _record(problem, tuple(layer.name for layer in layers), inputs)
-    for name, seen in calls.items():
-        if len(seen) != 1 or seen[0].edge is None:
-            raise InputError(
-                f"{name} (Linear) was called {len(seen)} times on a batch of the data, though once "
-                "on a probe: which layers run must not depend on the data"
+    def _both(
+        self, column_bk: Tensor, summed: bool
+    ) -> tuple[list[Tensor | None], dict[str, Tensor] | None]:
+        """∂/∂z of every call and, with `summed`, ∂/∂θ of every parameter, in one pass."""
+        reached = [k for k, use in enumerate(self.uses) if use.edge is not None]
+        found: list[Tensor | None] = [None] * len(self.uses)
+        edges = [use.edge for use in self.uses if use.edge is not None]
+        leaves = list(self.theta.values()) if summed else []
+        total = {name: torch.zeros_like(v) for name, v in self.theta.items()} if summed else None
+        if (edges or leaves) and self.output.requires_grad:
+            wanted = cast("list[Tensor]", [*edges, *leaves])
+            values = torch.autograd.grad(
+                self.output, wanted, column_bk, retain_graph=True, allow_unused=True
             )
-    return Capture(
-        output=output,
-        inputs={name: seen[0].input for name, seen in calls.items()},
-        edges={name: seen[0].edge for name, seen in calls.items() if seen[0].edge is not None},
-    )
+            for k, value in zip(reached, values, strict=False):
+                found[k] = value
+            if total is not None:
+                own = cast("tuple[Tensor | None, ...]", values[len(edges) :])
+                filled = zip(self.theta, own, strict=True)
+                total.update({name: value for name, value in filled if value is not None})
+        return found, total
+
+    def term(self, layer: Layer, grads: Sequence[Sequence[Tensor | None]], b: int) -> Term:
+        uses = [self.uses[k] for k in layer.uses]
+        calls = list(zip(layer.uses, uses, strict=True))
+        s = [_joined([_grads(layer, u, dz[k], b) for k, u in calls]) for dz in grads]
+        s_bcto = s[0][:, None].contiguous() if len(s) == 1 else torch.stack(s, dim=1)
+        if layer.lookup:
+            ids = _joined([_arranged(u.input, b, layer.axis, 0) for u in uses])
+            return LookupOuter(ids, s_bcto, layer.in_features)
+        ones = layer.bias is not None
+        a_bti = _joined([_inputs(layer, u, b, ones) for u in uses])
+        if layer.positions == 1 and not layer.lookup:
+            return Outer(a_bti[:, 0], s_bcto[:, :, 0], ones=ones)
+        fits = self.counted is not None and self.counted.shape[1] == layer.positions
+        return SharedOuter(a_bti, s_bcto, counted=self.counted if fits else None, ones=ones)
+
+    def small_rows(self, part: Small, grads: Sequence[Tensor | None], b: int) -> Tensor:
+        """One column's rows of a small parameter, [B, size], summed over its calls."""
+        total = self.output.new_zeros(b, part.size)
+        for k, as_weight in part.uses:
+            use, dz = self.uses[k], grads[k]
+            if dz is None:
+                continue
+            if as_weight:
+                lead = cast(Affine, use.op).weight_grads(use.input, dz)
+            else:
+                lead = use.op.bias_grads(dz)
+            piece = role(use, as_weight)
+            assert piece is not None
+            place = slice(piece.offset, piece.offset + piece.count)
+            total[:, place] += _arranged(lead, b, part.axis, 1).sum(1)
+        for layer in part.layers:
+            layer.add_rows(total, self.term(layer, [grads], b).dense()[:, 0])
+        return total
 
 
-def coverage(problem: Problem) -> Coverage:
-    """Find the unshared Linear layers; say of every other trainable parameter why it has no rule.
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Positions of successive calls, [B, T, ...]; a single call's are not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
-    Structure alone does not show how a weight is used (a second call, a use outside its module, a
-    hook that changes an output), so up to eight examples, spread over the training set, are run
-    together and one at a time. Outputs must agree, or the model mixes examples or is random and
-    is refused. A layer has a rule where its g aᵀ equals autograd's gradient of each example.
+
+def role(use: Use, as_weight: bool) -> Piece | None:
+    return use.weight if as_weight else use.bias
+
+
+def _arranged(x: Tensor, b: int, axis: int, kept: int) -> Tensor:
+    """[lead..., kept axes] as [B, T, kept axes]: the examples' axis first, all others merged."""
+    x = x.transpose(0, 1) if axis == 1 else x
+    return x.reshape(b, -1, *x.shape[x.ndim - kept :])
+
+
+def _inputs(layer: Layer, use: Use, b: int, ones: bool) -> Tensor:
+    """a, [B, T, i], with `ones` a 1 behind each."""
+    op = cast(Product, use.op)
+    return _arranged(op.inputs(use.input, ones), b, layer.axis, 2)[:, :, layer.group]
+
+
+def _grads(layer: Layer, use: Use, dz: Tensor | None, b: int) -> Tensor:
+    """s, [B, T, o]; zero where the call does not reach the output."""
+    op = cast(Product, use.op)
+    if isinstance(op, Lookup):
+        if dz is None:
+            dz = torch.zeros(1, dtype=torch.get_default_dtype()).expand(*use.input.shape, op.rows)
+        return _arranged(op.positions(use.input, dz), b, layer.axis, 1)
+    if dz is None:
+        a = _inputs(layer, use, b, False)
+        return a.new_zeros(*a.shape[:2], layer.out_features)
+    return _arranged(op.grads(dz), b, layer.axis, 2)[:, :, layer.group]
+
+
+def capture(problem: Problem, covered: Coverage, inputs: Tensor, targets: Tensor) -> Capture:
+    """A forward pass over `inputs` with every call of the covered weights kept."""
+    watch, output, theta = record(problem, inputs)
+    seen = tuple((use.kind, label(use)) for use in watch.uses)
+    if seen != covered.calls:
+        raise InputError(
+            f"the model used its weights in other operations on a batch of the data than on a "
+            f"probe ({_difference(covered.calls, seen)}): which layers run must not depend on the "
+            "data"
+        )
+    loss = problem.loss
+    counted = loss.counted(targets) if isinstance(loss, Positions) else None
+    return Capture(output, theta, tuple(watch.uses), covered.layers, covered.small, counted)
+
+
+def label(use: Use) -> str:
+    piece = use.weight or use.bias
+    return "" if piece is None else f"{piece.name}[{piece.offset}]"
+
+
+def _difference(wanted: Sequence[tuple[str, str]], seen: Sequence[tuple[str, str]]) -> str:
+    for k, (a, b) in enumerate(zip(wanted, seen, strict=False)):
+        if a != b:
+            return f"call {k} was {a[0]} of {a[1]}, is {b[0]} of {b[1]}"
+    return f"{len(wanted)} calls then, {len(seen)} now"
+
+
+def record(problem: Problem, inputs: Tensor) -> tuple[Watch, Tensor, Mapping[str, Tensor]]:
+    """Run the model with gradients; every call of a trainable weight, the outputs, the leaves.
+
+    A gradient edge is taken at once, so an in-place activation that follows does not move it. An
+    input that is changed in place later is copied: the model is then run a second time.
     """
-    _require_plain_mode()
-    require_per_example(problem.model)
-    candidates, reasons = _candidates(problem)
-    at = torch.linspace(0, len(problem.train) - 1, min(8, len(problem.train))).long().unique()
-    inputs = problem.train.inputs[at]
-    with torch.random.fork_rng(devices=[]):
-        probe = _Probe.of(problem, candidates, inputs)
-        _require_deterministic(problem, probe, at)
-    if not probe.output.requires_grad:
-        return Coverage((), dict.fromkeys(problem.parameters.names, "the output ignores it"))
-    agreeing: list[LinearLayer] = []
-    for layer in candidates:
-        reason = _reason_against(probe, layer)
-        if reason is None:
-            agreeing.append(layer)
-        else:
-            reasons.update(dict.fromkeys(_names(layer), reason))
-    return Coverage(tuple(agreeing), reasons)
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One call of a Linear layer: its input, and the edge of its output (None without a graph)."""
-
-    input: Tensor
-    edge: GradientEdge | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Probe:
-    """A few examples run together, and each example's own outputs and parameter gradients."""
-
-    inputs: Tensor
-    calls: Mapping[str, list[_Call]]
-    output: Tensor
-    weights: Tensor  # the probing combination of outputs, [B, K]
-    alone: tuple[Tensor, ...]  # outputs [1, K] of each example by itself
-    gradients: tuple[Mapping[str, Tensor | None], ...]
-
-    @staticmethod
-    def of(problem: Problem, candidates: list[LinearLayer], inputs: Tensor) -> _Probe:
-        calls, output = _record(problem, tuple(layer.name for layer in candidates), inputs)
-        weights = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype)
-        weights = weights.to(output.device).reshape(output.shape)
-        alone: list[Tensor] = []
-        gradients: list[Mapping[str, Tensor | None]] = []
-        for b in range(len(inputs)):
-            theta = {n: v.detach().requires_grad_(True) for n, v in problem.theta.items()}
-            _, own = _record(problem, (), inputs[b : b + 1], theta)
-            alone.append(own.detach())
-            found = (
-                torch.autograd.grad(
-                    own, list(theta.values()), weights[b : b + 1], allow_unused=True
-                )
-                if own.requires_grad
-                else [None] * len(theta)
-            )
-            gradients.append(dict(zip(theta, found, strict=True)))
-        return _Probe(inputs, calls, output, weights, tuple(alone), tuple(gradients))
-
-
-def _require_plain_mode() -> None:
-    if torch.is_inference_mode_enabled():
-        raise InputError("leave torch.inference_mode(): influence needs gradients")
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise InputError("leave torch.autocast: curvature needs one dtype throughout")
-
-
-def _require_deterministic(problem: Problem, probe: _Probe, at: Tensor) -> None:
-    """The same outputs again, and one example at a time; and the inputs left as they were."""
-    if probe.output.dtype != problem.dtype:
-        raise InputError(
-            f"the model returns {probe.output.dtype} at {problem.dtype} weights: run it in one "
-            "dtype, without autocast inside"
-        )
-    if not torch.equal(probe.inputs, problem.train.inputs[at]):
-        raise InputError("the model changes its inputs in place: have it work on a copy")
-    with torch.no_grad():
-        again = problem.forward(probe.inputs)
-    scale = float(probe.output.detach().abs().max())
-    tolerance = 1e4 * torch.finfo(problem.dtype).eps * max(scale, torch.finfo(problem.dtype).tiny)
-
-    def differs(found: Tensor, wanted: Tensor) -> bool:
-        both_nan = found.isnan() & wanted.isnan()
-        return bool(((found - wanted).abs() > tolerance).logical_and(~both_nan).any())
-
-    if differs(again, probe.output.detach()):
-        raise InputError(
-            "the model gives other outputs when run again on the same inputs: it is random or "
-            "changes its own state. Call model.eval(), or take the randomness out"
-        )
-    if differs(torch.cat(probe.alone), probe.output.detach()):
-        raise InputError(
-            "an example's output depends on the others in its batch, so it has no loss of its own: "
-            "take out what mixes examples (batch statistics, say)"
-        )
-
-
-def _reason_against(probe: _Probe, layer: LinearLayer) -> str | None:
-    """Why the layer has no rule, or None."""
-    seen = probe.calls[layer.name]
-    label = f"{layer.name or 'the model'} (Linear)"
-    if len(seen) != 1:
-        return f"{label} is called {len(seen)} times"
-    a_bi, edge = seen[0].input, seen[0].edge
-    if a_bi.shape != (len(probe.inputs), layer.in_features):
-        return f"{label} acts on inputs of shape {tuple(a_bi.shape)}, shared over positions"
-    if edge is None:
-        return f"{label} runs without a gradient"
-    (g_bo,) = cast(
-        "tuple[Tensor | None]",
-        torch.autograd.grad(
-            probe.output, [edge], probe.weights, allow_unused=True, retain_graph=True
-        ),
-    )
-    if g_bo is None:
-        return f"{label} does not reach the output"
-    for a_i, g_o, own in zip(a_bi, g_bo, probe.gradients, strict=True):
-        expected = [torch.outer(g_o, a_i), g_o]
-        for name, wanted in zip(_names(layer), expected, strict=False):
-            if not _agree(own[name], wanted):
-                return f"the gradient of {label} is not that of its own call alone"
-    return None
-
-
-def _agree(found: Tensor | None, wanted: Tensor) -> bool:
-    """Equal to rounding, relative to the gradient itself: there is no scale below which any is."""
-    found = torch.zeros_like(wanted) if found is None else found
-    if not bool(found.isfinite().all() and wanted.isfinite().all()):
-        return True  # not for this check to name: the pass over the data names the example
-    size = max(float(found.norm()), float(wanted.norm()))
-    return float((found - wanted).norm()) <= 1e3 * torch.finfo(found.dtype).eps * size
-
-
-def _names(layer: LinearLayer) -> list[str]:
-    return [layer.weight] + ([layer.bias] if layer.bias is not None else [])
-
-
-def _candidates(problem: Problem) -> tuple[list[LinearLayer], dict[str, str]]:
-    trainable = set(problem.parameters.names)
-    owners: dict[int, int] = {}
-    for module in problem.model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    reasons: dict[str, str] = {}
-    found: list[LinearLayer] = []
-    for name, module in problem.model.named_modules():
-        own = {
-            f"{name}.{key}" if name else key: parameter
-            for key, parameter in module.named_parameters(recurse=False)
-        }
-        tied = any(owners[id(parameter)] > 1 for parameter in own.values())
-        weight = f"{name}.weight" if name else "weight"
-        bias = f"{name}.bias" if name else "bias"
-        if type(module) is nn.Linear and not tied and weight in trainable:
-            found.append(
-                LinearLayer(
-                    name=name,
-                    weight=weight,
-                    bias=bias if bias in trainable else None,
-                    out_features=module.out_features,
-                    in_features=module.in_features,
-                )
-            )
-            continue
-        kind = type(module).__name__
-        why = "shares a parameter with another module" if tied else "has no rule"
-        label = f"{name} ({kind})" if name else kind
-        for key in own:
-            if key in trainable and key not in reasons:
-                reasons[key] = f"{label} {why}"
-    return found, reasons
-
-
-def _record(
-    problem: Problem,
-    names: tuple[str, ...],
-    inputs: Tensor,
-    theta: Mapping[str, Tensor] | None = None,
-) -> tuple[dict[str, list[_Call]], Tensor]:
-    """Run the model; each call of each named module, and the outputs.
-
-    A gradient edge is taken at once, so an in-place activation that follows does not move it.
-    """
-    calls: dict[str, list[_Call]] = {name: [] for name in names}
     tracked = {name: value.detach().requires_grad_(True) for name, value in problem.theta.items()}
-    with torch.enable_grad(), _hooked(problem.model, calls):
-        values = {**problem.state, **tracked, **(theta or {})}
-        output = call(problem.model, problem.slots, values, inputs)
-    return calls, as_rows(output, len(inputs))
-
-
-@contextmanager
-def _hooked(model: nn.Module, calls: dict[str, list[_Call]]) -> Generator[None]:
-    modules = dict(model.named_modules())
-
-    def record(name: str) -> Any:
-        def hook(
-            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
-        ) -> None:
-            edge = get_gradient_edge(output) if output.requires_grad else None
-            given = args[0] if args else kwargs["input"]
-            calls[name].append(_Call(given.detach(), edge))
-
-        return hook
-
-    handles = [modules[n].register_forward_hook(record(n), with_kwargs=True) for n in calls]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for clone in (False, True):
+        watch = Watch(tracked, clone=clone)
+        with torch.enable_grad():
+            values = {**problem.state, **tracked}
+            with watch:
+                output = call(problem.model, problem.slots, values, inputs)
+        if not watch.overwritten:
+            break
+    return watch, problem.loss.rows(output, len(inputs)), tracked

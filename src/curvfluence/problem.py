@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -30,6 +30,9 @@ class Problem:
     values as they are now. They are copied; the model is only ever called through
     `torch.func.functional_call`, so its parameters, `.grad`, mode and hooks stay as they are.
 
+    `unmodelled` names what training had beside this objective (augmentation, say); results repeat
+    it, and name dropout where the model has some, because J is taken without.
+
     Examples come as (inputs, targets), a `Dataset` or a `DataLoader` that keeps its order, and are
     moved to the weights' device and dtype. `measurement` is what is predicted of each query, by
     default its loss.
@@ -48,6 +51,7 @@ class Problem:
     state: Mapping[str, Tensor] = field(repr=False)  # frozen parameters and buffers
     weight_decay: Mapping[str, float]
     decoupled_decay: bool
+    unmodelled: tuple[str, ...]
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Problem:
         weight_decay: float | Mapping[str, float] = 0.0,
         decoupled_decay: bool = False,
         weights: Mapping[str, Tensor] | None = None,
+        unmodelled: str | Sequence[str] = (),
     ) -> None:
         _require_kinds(loss, measurement)
         require_per_example(model)
@@ -67,17 +72,21 @@ class Problem:
         theta, state = _snapshot(model, parameters, weights)
         first = next(iter(theta.values()))
         place = (first.device, first.dtype)
+        examples = Examples.of(train, "train").to(*place)
+        shape = _output_shape(model, {**state, **theta}, examples.inputs[:1].clone())
+        loss = loss.bound(shape, examples.targets)
         values = {
             "model": model,
             "loss": loss,
-            "train": Examples.of(train, "train").to(*place),
+            "train": examples,
             "queries": Examples.of(queries, "queries").to(*place),
-            "measurement": LossMeasurement(loss) if measurement is None else measurement,
+            "measurement": _measurement(measurement, loss),
             "parameters": parameters,
             "theta": theta,
             "state": state,
             "weight_decay": parameters.per_parameter(weight_decay, "weight_decay"),
             "decoupled_decay": decoupled_decay,
+            "unmodelled": (unmodelled,) if isinstance(unmodelled, str) else tuple(unmodelled),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -89,20 +98,44 @@ class Problem:
             except InputError as error:
                 raise type(error)(f"{name}: {error}") from None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What training had that J lacks, as a result names it."""
+        dropped = [
+            f"{name or 'the model'} (p = {module.p:g})"
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0  # pyright: ignore[reportPrivateUsage]
+        ]
+        found = [f"not modelled: {text}" for text in self.unmodelled]
+        if dropped:
+            found.append(
+                f"not modelled: dropout in training ({', '.join(dropped)}); the objective here is "
+                "that of the model in evaluation mode"
+            )
+        return tuple(found)
+
     @cached_property
     def n_outputs(self) -> int:
-        """K, from a forward pass of one example."""
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                return self.forward(self.train.inputs[:1].clone()).shape[-1]
-        except CurvfluenceError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"the model cannot be run on one example of shape "
-                f"{tuple(self.train.inputs.shape[1:])} and dtype {self.train.inputs.dtype}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        """K, or T K where outputs have positions: from a forward pass of one example."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return self.forward(self.train.inputs[:1].clone()).shape[-1]
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same problem with weights and examples in another dtype."""
+        return Problem(
+            self.model,
+            self.loss,
+            self.train.to(self.device, dtype),
+            self.queries.to(self.device, dtype),
+            measurement=self.measurement,
+            weight_decay=self.weight_decay,
+            decoupled_decay=self.decoupled_decay,
+            unmodelled=self.unmodelled,
+            weights={
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in {**self.theta, **self.state}.items()
+            },
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -151,7 +184,7 @@ class Problem:
     def forward(self, inputs: Tensor, theta: Mapping[str, Tensor] | None = None) -> Tensor:
         """Outputs [B, K] at `theta` (by default this problem's weights)."""
         everything = {**self.state, **(self.theta if theta is None else theta)}
-        return as_rows(call(self.model, self.slots, everything, inputs), len(inputs))
+        return self.loss.rows(call(self.model, self.slots, everything, inputs), len(inputs))
 
     def outputs(self, examples: Examples, what: str, chunk: int = 4096) -> Tensor:
         """Outputs of all examples, [N, K], finite or raised with the index."""
@@ -161,18 +194,32 @@ class Problem:
         return rows
 
 
-def as_rows(output: Tensor, n: int) -> Tensor:
-    """One row of outputs an example: [B] and [B, K] become [B, K]; more axes are refused."""
+def _measurement(given: Measurement | None, loss: Loss) -> Measurement:
+    """The loss by default; a loss over positions that was given unbound takes this problem's."""
+    if given is None:
+        return LossMeasurement(loss)
+    if isinstance(given, LossMeasurement) and not given.loss.is_bound:
+        return LossMeasurement(given.loss.bound_as(loss))
+    return given
+
+
+def _output_shape(
+    model: nn.Module, values: Mapping[str, Tensor], inputs: Tensor
+) -> tuple[int, ...]:
+    """The shape of what the model returns for one example, without the example's axis."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = call(model, slots(model), values, inputs)
+    except CurvfluenceError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the model cannot be run on one example of shape {tuple(inputs.shape[1:])} and dtype "
+            f"{inputs.dtype}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"the model must return a tensor of outputs; it returned {type(output)}")
-    if output.ndim == 1 and len(output) == n:
-        return output[:, None]
-    if output.ndim != 2 or len(output) != n:
-        raise InputError(
-            f"the model must return one row of outputs an example, [B, K]; for {n} examples it "
-            f"returned shape {tuple(output.shape)}"
-        )
-    return output
+    return tuple(output.shape[1:])
 
 
 def _require_kinds(loss: object, measurement: object) -> None:

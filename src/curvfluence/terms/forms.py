@@ -1,0 +1,50 @@
+"""Terms with a bias, and of successive examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from curvfluence.terms.base import Term
+from curvfluence.terms.lookup import LookupOuter
+from curvfluence.terms.outer import Outer
+from curvfluence.terms.products import with_ones
+from curvfluence.terms.shared import SharedOuter
+
+
+def with_bias(term: Term) -> Term:
+    """The rows of [W | b]: a 1 is appended to every a."""
+    assert isinstance(term, Outer | SharedOuter)
+    if term.ones:
+        return replace(term, biased=True)
+    return replace(term, data=with_ones(term.a), biased=True, ones=True)
+
+
+def bias_alone(term: Term) -> Term:
+    """The rows of the bias, o × 1."""
+    assert isinstance(term, Outer | SharedOuter)
+    ones = term.data.new_ones(*term.data.shape[:-1], 1)
+    return replace(term, data=ones, biased=True, ones=False)
+
+
+def joined(parts: Sequence[Term]) -> Term:
+    """The rows of successive examples as one term."""
+    first = parts[0]
+
+    def cat(field: Callable[[Term], Tensor]) -> Tensor:
+        return torch.cat([field(part) for part in parts])
+
+    s = cat(lambda part: part.s)
+    if isinstance(first, Outer):
+        return replace(first, data=cat(lambda p: cast(Outer, p).data), s=s)
+    if isinstance(first, SharedOuter):
+        counted = None
+        if first.counted is not None:
+            counted = cat(lambda p: cast(Tensor, cast(SharedOuter, p).counted))
+        return replace(first, data=cat(lambda p: cast(SharedOuter, p).data), s=s, counted=counted)
+    lookup = cast(LookupOuter, first)
+    return replace(lookup, ids=cat(lambda p: cast(LookupOuter, p).ids), s=s)

@@ -1,0 +1,113 @@
+"""Rows of a weight that several positions share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from curvfluence.terms.base import Term
+from curvfluence.terms.outer import Outer
+from curvfluence.terms.products import combined, gram
+
+
+@dataclass(frozen=True, eq=False)
+class SharedOuter(Term):
+    """Rows Σ_t s_t ⊗ a_t. `counted` [N, T] says which positions count in the factors of `expand`
+    and `reduce` where a loss leaves some out; those with a gradient do in any case."""
+
+    data: Tensor  # a [N, T, i]; with `ones`, a column of ones is stored behind it
+    s: Tensor  # [N, C, T, o]
+    biased: bool = False
+    counted: Tensor | None = None
+    ones: bool = False
+
+    @property
+    def a(self) -> Tensor:
+        return self.data[:, :, :-1] if self.ones and not self.biased else self.data
+
+    @property
+    def shape(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.s.shape[3], self.a.shape[2]
+
+    def __getitem__(self, index: slice | Tensor) -> SharedOuter:
+        counted = None if self.counted is None else self.counted[index]
+        return replace(self, data=self.data[index], s=self.s[index], counted=counted)
+
+    def dense(self) -> Tensor:
+        return self.s.mT @ self.a[:, None]
+
+    def summed(self) -> Tensor:
+        return self.s.sum(2)
+
+    def _mask(self) -> Tensor | None:
+        """Positions that count, [N, T]; None where all do."""
+        if self.counted is None or bool(self.counted.all()):
+            return None
+        return self.counted | (self.s != 0).any(3).any(1)
+
+    def input_gram(self) -> Tensor:
+        mask = self._mask()
+        return gram(self.a.flatten(0, 1) if mask is None else self.a[mask])
+
+    def output_gram(self) -> Tensor:
+        return gram(self.s.flatten(0, 2))
+
+    def positions(self) -> int:
+        mask = self._mask()
+        return self.n * self.a.shape[1] if mask is None else int(mask.sum())
+
+    def reduced(self) -> Outer:
+        mask = self._mask()
+        if mask is None:
+            return Outer(self.a.mean(1), self.s.sum(2), self.biased)
+        share = mask.to(self.a.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
+        return Outer((self.a * share[..., None]).sum(1), self.s.sum(2), self.biased)
+
+    def squares(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Tensor:
+        """The sum over t stands inside the square, so rows are formed, a slice at a time.
+
+        The bases go to a and s, or to the rows, whichever is fewer operations.
+        """
+        o, i = self.shape
+        t = self.a.shape[1]
+        if t * (o * o * self.c + i * i) > self.c * o * i * (o + i):
+            return super().squares(out_basis, in_basis)
+        a = self.a if in_basis is None else self.a @ in_basis
+        s = self.s if out_basis is None else self.s @ out_basis
+        return super(SharedOuter, replace(self, data=a, s=s, ones=False)).squares(None, None)
+
+    def inner(self, x_qoi: Tensor) -> Tensor:
+        """Rows first where that is fewer operations than X a at every position."""
+        q, (o, i) = len(x_qoi), self.shape
+        t = self.a.shape[1]
+        if self.c * (t + q) <= q * t:
+            return super().inner(x_qoi)
+        parts: list[Tensor] = []
+        for part in self.slices(q * t * o // max(1, self.c)):
+            xa_qonT = x_qoi.reshape(q * o, i) @ cast(SharedOuter, part).a.flatten(0, 1).T
+            parts.append(torch.einsum("qont,ncto->qnc", xa_qonT.view(q, o, part.n, t), part.s))
+        return torch.cat(parts, dim=1)
+
+    def pulled(self, y_qnc: Tensor) -> Tensor:
+        a_ri = self.a.flatten(0, 1)
+        n, c, t, o = self.s.shape
+        flat = self.s.reshape(n, c, t * o)
+        each = (combined(y_nc[None], flat)[0].reshape(n * t, o) for y_nc in y_qnc)
+        return torch.stack([columns_ro.T @ a_ri for columns_ro in each])
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + self.s.nbytes
+
+    def to(self, dtype: torch.dtype) -> SharedOuter:
+        return replace(self, data=self.data.to(dtype), s=self.s.to(dtype))
+
+    def rotated(self, out_basis: Tensor, in_basis: Tensor | None) -> SharedOuter:
+        a = self.a if in_basis is None else self.a @ in_basis
+        return replace(self, data=a, s=self.s @ out_basis, ones=False)
+
+    def norms(self) -> Tensor:
+        return (self.a.norm(dim=2) * self.s[:, 0].norm(dim=2)).sum(1)
