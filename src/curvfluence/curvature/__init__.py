@@ -4,12 +4,14 @@ from curvfluence.curvature.base import Block, Cost, Covered, Curvature, Operator
 from curvfluence.curvature.block_ggn import BlockGGN
 from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
+from curvfluence.curvature.forms import ConjugateGradients, Form, Matrix, SampleSpace
 from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.hessian import Hessian
 from curvfluence.curvature.hybrids import Project, Sorted, TraceMatched
 from curvfluence.curvature.identity import Identity
 from curvfluence.curvature.kfac import KFAC
 from curvfluence.curvature.rung import FisherRung, Rung, fit
+from curvfluence.curvature.sharing import Expand, Reduce, Sharing
 from curvfluence.curvature.symmetric import Abs, Clip, Plain, Treatment, Truncate
 
 __all__ = [
@@ -17,20 +19,27 @@ __all__ = [
     "Block",
     "BlockGGN",
     "Clip",
+    "ConjugateGradients",
     "Cost",
     "Covered",
     "Curvature",
     "Diagonal",
     "EKFAC",
+    "Expand",
     "FisherRung",
+    "Form",
     "GGN",
     "Hessian",
     "Identity",
     "KFAC",
+    "Matrix",
     "Operator",
     "Plain",
     "Project",
+    "Reduce",
     "Rung",
+    "SampleSpace",
+    "Sharing",
     "Sorted",
     "TraceMatched",
     "Treatment",

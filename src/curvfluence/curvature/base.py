@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.places import Places, Whole
 from curvfluence.damping import Absolute, Damping
 from curvfluence.errors import InputError, SingularError
 from curvfluence.parameters import Parameters
@@ -68,14 +69,23 @@ def require_positive(smallest: float, largest: float, *, n: int, eps: float, wha
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """An operator on the parameters at `index` of the flat vector; `rule` says what it is."""
+    """An operator on the parameters at `places` of the flat vector; `rule` says what it is."""
 
     name: str
     parameters: tuple[str, ...]
-    index: Tensor
+    places: Places
     operator: Operator
     rule: str
     fallback: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.places.size
+
+    @property
+    def index(self) -> Tensor:
+        """The place of each entry in the flat vector, [n]."""
+        return self.places.index
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,7 @@ class Curvature:
 
     @cached_property
     def coverage(self) -> tuple[Covered, ...]:
-        return tuple(
-            Covered(b.name, b.parameters, len(b.index), b.rule, b.fallback) for b in self.blocks
-        )
+        return tuple(Covered(b.name, b.parameters, b.size, b.rule, b.fallback) for b in self.blocks)
 
     @cached_property
     def fallback_share(self) -> float:
@@ -139,7 +147,7 @@ class Curvature:
         self._require_length(v)
         out = torch.zeros_like(v)
         for block in self.blocks:
-            out[..., block.index] = block.operator @ v[..., block.index]
+            block.places.put(out, block.operator @ block.places.take(v))
         return out
 
     def lambdas(self, damping: Damping) -> tuple[float, ...]:
@@ -149,7 +157,7 @@ class Curvature:
         means = [block.operator.mean_eigenvalue() for block in self.blocks]
         found = damping.resolve(means)
         for block, mean, value in zip(self.blocks, means, found, strict=True):
-            if mean == 0 and value == 0 and bool((self.decay[block.index] == 0).any()):
+            if mean == 0 and value == 0 and bool((block.places.take(self.decay) == 0).any()):
                 raise SingularError(
                     f"{self.rung}, block {block.name}: it has no curvature (do its units reach the "
                     "output?) and no weight decay, so a relative damping is 0 there. Use an "
@@ -183,7 +191,9 @@ class Curvature:
         solutions = [
             iter(
                 block.operator.solve_many(
-                    v[..., block.index], self.decay[block.index], [row[k] for row in lambdas]
+                    block.places.take(v),
+                    block.places.take(self.decay),
+                    [row[k] for row in lambdas],
                 )
             )
             for k, block in enumerate(self.blocks)
@@ -192,7 +202,7 @@ class Curvature:
             out = torch.empty_like(v)
             for block, solution in zip(self.blocks, solutions, strict=True):
                 try:
-                    out[..., block.index] = next(solution)
+                    block.places.put(out, next(solution))
                 except SingularError as error:
                     raise SingularError(f"{self.rung}, block {block.name}: {error}") from None
             yield out
@@ -200,11 +210,12 @@ class Curvature:
     def to_dense(self) -> Tensor:
         """C, [P, P]."""
         first = self.blocks[0]
-        if torch.equal(first.index, torch.arange(self.parameters.count)):
+        if isinstance(first.places, Whole):
             return first.operator.to_dense()  # one block in order: no copy through P² indices
         dense = self.decay.new_zeros(self.parameters.count, self.parameters.count)
         for block in self.blocks:
-            dense[block.index[:, None], block.index] = block.operator.to_dense()
+            index = block.index
+            dense[index[:, None], index] = block.operator.to_dense()
         return dense
 
     def eigenvalues(self) -> Tensor:

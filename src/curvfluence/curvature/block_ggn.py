@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from curvfluence.curvature.base import Block
-from curvfluence.curvature.layerwise import Remainder, fisher_rows, layer_blocks
+from curvfluence.curvature.layerwise import Remainder, layer_blocks
 from curvfluence.curvature.operators import Dense
 from curvfluence.curvature.pairs import PairSum
+from curvfluence.curvature.passes import FisherPass
 from curvfluence.curvature.rung import FisherRung
 from curvfluence.errors import InputError
-from curvfluence.fisher import Fisher
-from curvfluence.layers import coverage
 from curvfluence.problem import Problem
+from curvfluence.terms import Outer, Term
 
 DENSE_LIMIT = 30_000  # parameters above which a dense matrix is refused
 
@@ -21,29 +23,54 @@ DENSE_LIMIT = 30_000  # parameters above which a dense matrix is refused
 class BlockGGN(FisherRung):
     """The GGN with everything between two blocks set to 0 (weight and bias in one block).
 
-    Cost: N P_l²/2 multiplications and P_l² numbers a block, a Cholesky factor a damping.
+    Cost: N P_l²/2 multiplications (N C P_l² where positions are shared) and P_l² numbers a block, a
+    Cholesky factor a damping.
     Errors: `InputError` for a layer block of more than 30,000 parameters.
     """
 
-    def build_blocks(self, problem: Problem, fisher: Fisher) -> tuple[Block, ...]:
-        covered = coverage(problem)
+    def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
+        covered = rows.covered
         blocks = layer_blocks(problem.parameters, covered, joint_bias=self.joint_bias)
         for block in blocks:
-            require_dense(self.name, block.index.numel(), f"block {block.name}")
+            require_dense(self.name, block.size, f"block {block.name}")
         remainder = Remainder(problem, covered, joint=self.joint_bias, native_exact=True)
-        sums = {block.name: PairSum(symmetric=True) for block in blocks}
-        for rows in fisher_rows(problem, covered, fisher):
+        sums: dict[str, GramSum] = {}
+        for chunk in rows:
             for block in blocks:
-                s_bco, a_bi = block.grads(rows), block.inputs(rows)
-                sums[block.name].add(s_bco.transpose(1, 2) @ s_bco, a_bi, a_bi)
-            remainder.add(rows)
+                sums.setdefault(block.name, GramSum()).add(block.term(chunk))
+            remainder.add(chunk)
         made: list[Block] = []
         for block in blocks:
-            size = block.index.numel()
-            matrix = sums[block.name].block().reshape(size, size) / len(problem.train)
-            index = block.index.flatten()
-            made.append(Block(block.name, block.parameters, index, Dense(matrix), "exact block"))
+            matrix = sums.pop(block.name).matrix() / len(problem.train)
+            made.append(block.holding(Dense(matrix), "exact block"))
         return (*made, *remainder.blocks())
+
+
+class GramSum:
+    """Σ_n Σ_c row rowᵀ of one block, [o ĩ, o ĩ]: by pairs where rows are s ⊗ a, else by rows."""
+
+    def __init__(self) -> None:
+        self._pairs: PairSum | None = None
+        self._total: Tensor | None = None
+
+    def add(self, term: Term) -> None:
+        if isinstance(term, Outer):
+            self._pairs = self._pairs or PairSum(symmetric=True)
+            self._pairs.add(term.s.mT @ term.s, term.a, term.a)
+            return
+        size = term.shape[0] * term.shape[1]
+        if self._total is None:
+            self._total = term.s.new_zeros(size, size)
+        for part in term.slices(size):
+            rows = part.dense().reshape(-1, size)
+            self._total.addmm_(rows.T, rows)
+
+    def matrix(self) -> Tensor:
+        if self._pairs is not None:
+            block = self._pairs.block()
+            return block.reshape(block.shape[0] * block.shape[1], -1)
+        assert self._total is not None
+        return self._total
 
 
 def require_dense(rung: str, size: int, what: str) -> None:

@@ -55,11 +55,11 @@ class Chain:
 def find_chain(problem: Problem, covered: Coverage) -> Chain | None:
     """The model as a chain whose Linear layers hold every parameter, or None."""
     modules = _flat(problem.model)
-    if modules is None or covered.others:
+    if modules is None or covered.others or not covered.unshared:
         return None
     linear = [m for m in modules if type(m) is nn.Linear]
     named = dict(problem.model.named_modules())
-    if [named[layer.name] for layer in covered.layers] != linear or not linear:
+    if [named.get(layer.name) for layer in covered.layers] != linear or not linear:
         return None
     activations: list[list[nn.Module]] = []
     for module in modules:

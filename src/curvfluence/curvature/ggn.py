@@ -2,54 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.base import Block, Curvature
+from curvfluence.coverage import coverage
+from curvfluence.curvature.base import Block, Curvature, Operator
 from curvfluence.curvature.block_ggn import require_dense
-from curvfluence.curvature.layerwise import LayerBlock, fisher_notes, fisher_rows, layer_blocks
+from curvfluence.curvature.forms import ConjugateGradients, Form, SampleSpace, cheapest
+from curvfluence.curvature.iterative import iterative
+from curvfluence.curvature.layerwise import LayerBlock, layer_blocks
 from curvfluence.curvature.operators import Dense
 from curvfluence.curvature.pairs import PairSum
+from curvfluence.curvature.passes import FisherPass, loss_notes
+from curvfluence.curvature.places import Whole
 from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.sample_space import SampleSpaceOperator, without_small
+from curvfluence.errors import InputError
 from curvfluence.fisher import Type2
-from curvfluence.gradients import Rows
-from curvfluence.layers import Coverage, coverage
+from curvfluence.gradients import concatenate
+from curvfluence.layers import Coverage
 from curvfluence.problem import Problem
+from curvfluence.terms import Outer
 
 
 @dataclass(frozen=True)
 class GGN(Rung):
     """(1/N) Σ_n J_nᵀ S_n S_nᵀ J_n over all parameters, exact expectation over labels.
 
-    Where unshared Linear layers hold every parameter: one Khatri-Rao GEMM a pair of layers, about
-    N P² operations. Otherwise the Gram of the rows, C times that. Memory: 2 P² numbers while
-    fitting. Errors: `InputError` above 30,000 parameters.
+    `form` says how it is held: `Matrix()`, `SampleSpace()`, `ConjugateGradients()`, by default the
+    one with the fewest operations of those that fit half the memory. As a matrix: where unshared
+    layers hold every parameter one Khatri-Rao GEMM a pair of layers, about N P² operations;
+    otherwise the Gram of the rows, 2 C times that; 2 P² numbers. Errors: `InputError` for a matrix
+    above 30,000 parameters.
     """
+
+    form: Form | None = None
+
+    def __post_init__(self) -> None:
+        if self.form is not None and not isinstance(self.form, Form):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"form must be Matrix(), SampleSpace() or ConjugateGradients(); seen {self.form!r}"
+            )
 
     def rank(self, problem: Problem) -> int | None:
         return len(problem.train) * problem.loss.columns(problem.n_outputs)
 
     def build(self, problem: Problem) -> Curvature:
-        count = problem.parameters.count
-        require_dense(self.name, count, "the model")
-        matrix, rule = ggn_matrix(problem)
-        every = Block("all", problem.parameters.names, torch.arange(count), Dense(matrix), rule)
+        form = cheapest(problem) if self.form is None else self.form
+        operator, rule = self._operator(problem, form)
+        every = Block("all", problem.parameters.names, Whole(problem.parameters), operator, rule)
         return Curvature(
             rung=self.name,
             parameters=problem.parameters,
             blocks=(every,),
             decay=problem.decay,
             fisher=Type2().name,
-            notes=fisher_notes(problem, Type2()),
+            notes=loss_notes(problem),
         )
+
+    def _operator(self, problem: Problem, form: Form) -> tuple[Operator, str]:
+        if isinstance(form, SampleSpace):
+            return sample_space(problem, form)
+        if isinstance(form, ConjugateGradients):
+            return iterative(problem, "GGN", form)
+        require_dense(self.name, problem.parameters.count, "the model")
+        matrix, rule = ggn_matrix(problem)
+        return Dense(matrix), rule
+
+
+def sample_space(problem: Problem, form: SampleSpace) -> tuple[Operator, str]:
+    """(the GGN by its rows, by which path)."""
+    found = list(FisherPass(problem, Type2()))
+    rows, gone, trace = without_small(concatenate(found), len(problem.train), form.drop)
+    operator = SampleSpaceOperator(rows, len(problem.train), gone, trace)
+    return operator, f"exact, in the space of {operator.count:,} samples"
 
 
 def ggn_matrix(problem: Problem) -> tuple[Tensor, str]:
     """(GGN [P, P], by which path)."""
     covered = coverage(problem)
-    if covered.others:
+    if covered.others or not covered.unshared:
         return _from_rows(problem, covered), "exact, from per-example Jacobians"
     return _from_pairs(problem, covered), "exact, from pairs of layers"
 
@@ -57,34 +93,21 @@ def ggn_matrix(problem: Problem) -> tuple[Tensor, str]:
 def _from_rows(problem: Problem, covered: Coverage) -> Tensor:
     count = problem.parameters.count
     total = torch.zeros(count, count, dtype=problem.dtype, device=problem.device)
-    for rows in fisher_rows(problem, covered, Type2()):
-        n, c = rows.dense.shape[:2]
-        step = max(1, 2**26 // (c * count))
-        for start in range(0, n, step):
-            z = _slice(rows, start, start + step).to_dense().flatten(0, 1)
+    for rows in FisherPass(problem, Type2()):
+        step = max(1, 2**26 // (rows.dense.shape[1] * count))
+        for start in range(0, len(rows), step):
+            z = rows[start : start + step].to_dense().flatten(0, 1)
             total.addmm_(z.T, z)
     return total / len(problem.train)
-
-
-def _slice(rows: Rows, start: int, stop: int) -> Rows:
-    return Rows(
-        parameters=rows.parameters,
-        layers=rows.layers,
-        a=tuple(a[start:stop] for a in rows.a),
-        s=tuple(s[start:stop] for s in rows.s),
-        rest=rows.rest,
-        dense=rows.dense[start:stop],
-    )
 
 
 def _from_pairs(problem: Problem, covered: Coverage) -> Tensor:
     blocks = layer_blocks(problem.parameters, covered, joint_bias=True)
     sums = pair_sums(len(blocks))
-    for rows in fisher_rows(problem, covered, Type2()):
-        grads = [block.grads(rows) for block in blocks]
-        inputs = [block.inputs(rows) for block in blocks]
+    for rows in FisherPass(problem, Type2()):
+        terms = [cast(Outer, block.term(rows)) for block in blocks]
         for (m, k), pair in sums.items():
-            pair.add(grads[m].transpose(1, 2) @ grads[k], inputs[m], inputs[k])
+            pair.add(terms[m].s.mT @ terms[k].s, terms[m].a, terms[k].a)
     return assemble(problem, blocks, sums)
 
 
@@ -98,29 +121,29 @@ def assemble(
 ) -> Tensor:
     """The matrix [P, P] whose block (m, k) is the mean of that pair's sum.
 
-    A layer's parameters lie in the flat vector as weight (row-major), then bias, so each corner of
-    a pair's block is one strided copy.
+    Each corner of a pair's block, weight or bias by weight or bias, is one strided copy.
     """
     count, n = problem.parameters.count, len(problem.train)
     matrix = torch.empty(count, count, dtype=problem.dtype, device=problem.device)
     for m, k in list(sums):
         block_pqrs = sums.pop((m, k)).block()
-        for rows, q in _corners(problem, blocks[m]):
-            for columns, s in _corners(problem, blocks[k]):
-                corner = block_pqrs[:, q, :, s]
-                shape = corner.shape
-                target = matrix[rows, columns]
-                target.unflatten(0, shape[:2]).unflatten(2, shape[2:]).copy_(corner / n)
+        for rows, q in _corners(blocks[m]):
+            for columns, s in _corners(blocks[k]):
+                corner = block_pqrs[:, q, :, s].div(n)
+                # the last axis of a vector's part is the first of its places' in the matrix
+                columns(rows(matrix.T).movedim(0, -1)).copy_(corner)
                 if m != k:
-                    matrix[columns, rows].copy_(target.T)
+                    rows(columns(matrix.T).movedim(0, -1)).copy_(corner.permute(2, 3, 0, 1))
     return matrix
 
 
-def _corners(problem: Problem, block: LayerBlock) -> list[tuple[slice, slice]]:
-    """(place in the flat vector, inputs) of a layer's weight and of its bias."""
-    width = block.layer.in_features
-    slices = problem.parameters.slices
-    corners = [(slices[block.layer.weight], slice(0, width))]
-    if block.with_bias and block.layer.bias is not None:
-        corners.append((slices[block.layer.bias], slice(width, width + 1)))
+def _corners(block: LayerBlock) -> list[tuple[Callable[[Tensor], Tensor], slice]]:
+    """(its part of flat vectors [..., P] -> [..., o, i], inputs) of a layer's weight and bias."""
+    layer, of = block.layer, block.of
+    width = layer.in_features
+    corners: list[tuple[Callable[[Tensor], Tensor], slice]] = [
+        (lambda v: layer.weight_of(of, v), slice(0, width))
+    ]
+    if block.with_bias:
+        corners.append((lambda v: layer.bias_of(of, v)[..., None], slice(width, width + 1)))
     return corners

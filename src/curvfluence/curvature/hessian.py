@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block, Curvature
 from curvfluence.curvature.block_ggn import require_dense
 from curvfluence.curvature.chain import chain_hessian, find_chain
+from curvfluence.curvature.forms import ConjugateGradients
 from curvfluence.curvature.ggn import ggn_matrix
+from curvfluence.curvature.iterative import iterative
+from curvfluence.curvature.places import Whole
 from curvfluence.curvature.rung import Rung
-from curvfluence.curvature.symmetric import Abs, Symmetric, Treatment
+from curvfluence.curvature.symmetric import Abs, Plain, Symmetric, Treatment
 from curvfluence.errors import InputError
-from curvfluence.layers import coverage
 from curvfluence.problem import Problem
 
 
@@ -29,15 +32,23 @@ class Hessian(Rung):
     held fixed, so a saturated loss loses nothing to cancellation. Chains of Linear layers take
     GEMMs; any other model takes vmapped Hessian-vector products, P of them. A `CustomLoss` that is
     not convex in f keeps its negative curvature here.
+    With `form=ConjugateGradients()` and `Plain()` no matrix is formed; where H + diag(w) + λI is
+    not positive definite that raises `SingularError`.
     Cost: 2 N P² and an eigendecomposition, about 10 P³; memory 4 P² numbers.
     """
 
     treatment: Treatment = Abs()  # noqa: RUF009 - a frozen value
+    form: ConjugateGradients | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.treatment, Treatment):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
                 f"treatment must be Abs(), Plain(), Clip() or Truncate(τ); seen {self.treatment!r}"
+            )
+        if self.form is not None and not isinstance(self.treatment, Plain):
+            raise InputError(
+                f"conjugate gradients know no eigenvalues to treat by {self.treatment.name}: use "
+                "Hessian(Plain(), form=ConjugateGradients())"
             )
 
     @property
@@ -45,11 +56,13 @@ class Hessian(Rung):
         return f"Hessian({self.treatment.name})"
 
     def build(self, problem: Problem) -> Curvature:
+        if self.form is not None:
+            return self._by_products(problem, self.form)
         count = problem.parameters.count
         require_dense(self.name, count, "the model")
         matrix, rule = hessian_matrix(problem)
         operator = Symmetric.of(matrix, problem.decay, self.treatment)
-        every = Block("all", problem.parameters.names, torch.arange(count), operator, rule)
+        every = Block("all", problem.parameters.names, Whole(problem.parameters), operator, rule)
         negative = operator.values < 0
         notes: tuple[str, ...] = ()
         if bool(negative.any()):
@@ -64,6 +77,13 @@ class Hessian(Rung):
             blocks=(every,),
             decay=problem.decay,
             notes=notes,
+        )
+
+    def _by_products(self, problem: Problem, form: ConjugateGradients) -> Curvature:
+        operator, rule = iterative(problem, "Hessian", form)
+        every = Block("all", problem.parameters.names, Whole(problem.parameters), operator, rule)
+        return Curvature(
+            rung=self.name, parameters=problem.parameters, blocks=(every,), decay=problem.decay
         )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from curvfluence.curvature.base import Block, Curvature
 from curvfluence.curvature.operators import DiagonalOperator
+from curvfluence.curvature.places import Whole
 from curvfluence.curvature.rung import Rung
 from curvfluence.damping import Absolute
 from curvfluence.problem import Problem
@@ -18,12 +19,11 @@ class Identity(Rung):
     """C = 0, w ignored, λ = 1: I[q, n] = g_qᵀ g_n / N. Its scores have no units."""
 
     def build(self, problem: Problem) -> Curvature:
-        count = problem.parameters.count
         zero = torch.zeros_like(problem.decay)
         every = Block(
             "all",
             problem.parameters.names,
-            torch.arange(count),
+            Whole(problem.parameters),
             DiagonalOperator(zero),
             "identity",
         )

@@ -2,71 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, outer, tensor
 
 from curvfluence.curvature.base import Block
-from curvfluence.curvature.kronecker import FactoredKronecker, KroneckerEigen, eigh
+from curvfluence.curvature.kronecker import FactoredKronecker, KroneckerEigen, basis_of
 from curvfluence.curvature.layerwise import (
     LayerBlock,
     Remainder,
     accumulate,
-    fisher_rows,
     layer_blocks,
 )
+from curvfluence.curvature.passes import FisherPass
 from curvfluence.curvature.rung import FisherRung
-from curvfluence.fisher import Fisher
-from curvfluence.layers import Coverage, coverage
+from curvfluence.curvature.sharing import Expand, Sharing
+from curvfluence.errors import InputError
+from curvfluence.gradients import Rows
 from curvfluence.problem import Problem
+from curvfluence.terms import Term
 
 
 @dataclass(frozen=True)
-class KFAC(FisherRung):
-    """Per layer B ⊗ A with A = (1/N) Σ_n a aᵀ and B = (1/N) Σ_n Σ_c s sᵀ (Martens & Grosse 2015).
+class KroneckerRung(FisherRung):
+    """A rung on K-FAC's factors; `sharing` says how they treat positions that share weights:
+    `Expand()` or `Reduce()`."""
+
+    sharing: Sharing = Expand()  # noqa: RUF009 - a value without state
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.sharing, Sharing):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"sharing must be Expand() or Reduce(); seen {self.sharing!r}")
+
+    def _rule(self, kind: str, block: LayerBlock) -> str:
+        """`kind`, and how shared positions were treated where there are any."""
+        layer = block.layer
+        return f"{kind}, {self.sharing.rule(layer.lookup)}" if layer.shared else kind
+
+
+@dataclass(frozen=True)
+class KFAC(KroneckerRung):
+    """Per layer B ⊗ A with A = (1/N) Σ_n a aᵀ and B = (1/N) Σ_n Σ_c s sᵀ (Martens & Grosse 2015);
+    over shared positions as `sharing` says.
 
     Inverted exactly in the Kronecker eigenbasis, or with `factored_damping=True` by their π rule.
     Exact for one unshared datum, and for deep linear nets under MSE (Bernacchia et al. 2018).
-    Cost: N (i² + C o²) and two eigendecompositions a layer.
+    Cost: N T (i² + C o²) and two eigendecompositions a layer.
     """
 
     factored_damping: bool = False
 
-    def build_blocks(self, problem: Problem, fisher: Fisher) -> tuple[Block, ...]:
-        covered = coverage(problem)
+    def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
+        covered = rows.covered
         blocks = layer_blocks(problem.parameters, covered, joint_bias=self.joint_bias)
         remainder = Remainder(problem, covered, joint=self.joint_bias)
-        factors = kronecker_factors(problem, covered, fisher, blocks, remainder)
+        factors = kronecker_factors(problem, rows, self.sharing, blocks, remainder)
         made = [self._block(block, *factors[block.name]) for block in blocks]
         return (*made, *remainder.blocks())
 
     def _block(self, block: LayerBlock, a_ii: Tensor, b_oo: Tensor) -> Block:
-        in_values, in_basis = eigh(a_ii)
-        out_values, out_basis = eigh(b_oo)
-        values = torch.outer(out_values, in_values)
+        in_values, in_basis = basis_of(a_ii)
+        out_values, out_basis = basis_of(b_oo)
+        assert out_basis is not None
+        values = outer(out_values, in_values)
         operator = (
             FactoredKronecker(out_basis, in_basis, values, out_values, in_values)
             if self.factored_damping
             else KroneckerEigen(out_basis, in_basis, values)
         )
-        rule = "Kronecker, factored damping" if self.factored_damping else "Kronecker"
-        return Block(block.name, block.parameters, block.index.flatten(), operator, rule)
+        kind = "Kronecker, factored damping" if self.factored_damping else "Kronecker"
+        return block.holding(operator, self._rule(kind, block))
 
 
 def kronecker_factors(
     problem: Problem,
-    covered: Coverage,
-    fisher: Fisher,
+    rows: Iterable[Rows],
+    sharing: Sharing,
     blocks: tuple[LayerBlock, ...],
     remainder: Remainder | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, B) of every block."""
+    """(A, B) of every block; the A of a lookup is its diagonal."""
 
-    def update(block: LayerBlock, a_bi: Tensor, s_bco: Tensor) -> tuple[Tensor, ...]:
-        s = s_bco.flatten(0, 1)
-        return a_bi.T @ a_bi, s.T @ s
+    def update(block: LayerBlock, term: Term) -> tuple[Tensor, ...]:
+        a_ii, b_oo, count = sharing.sums(term)
+        return a_ii, b_oo, tensor(count)
 
-    sums = accumulate(fisher_rows(problem, covered, fisher), blocks, update, remainder)
+    sums = accumulate(rows, blocks, update, remainder)
     n = len(problem.train)
-    return {name: (a / n, b / n) for name, (a, b) in sums.items()}
+    return {name: (a / n, b / max(1, int(count))) for name, (a, b, count) in sums.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,23 +10,24 @@ from torch import Tensor
 
 from curvfluence.curvature.base import Block, Operator
 from curvfluence.curvature.operators import Dense, DiagonalOperator
-from curvfluence.fisher import FEW_SURPRISES, Fisher
-from curvfluence.gradients import Rows, rows_in_chunks
-from curvfluence.layers import Coverage, LinearLayer
+from curvfluence.curvature.places import Places, Several
+from curvfluence.gradients import Rows
+from curvfluence.layers import Coverage, Layer
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
+from curvfluence.terms import Term, bias_alone, with_bias
 
 EXACT_FALLBACK_LIMIT = 2048  # parameters of a block up to which its exact block is the fallback
 
 
 @dataclass(frozen=True, eq=False)
-class LayerBlock:
-    """A Linear layer's block: its weight with its bias as a last input, or one of them alone."""
+class LayerBlock(Places):
+    """A layer's block: its weight with its bias as a last input, or one of them alone."""
 
-    layer: LinearLayer
+    layer: Layer
     position: int  # of the layer in Rows
     parameters: tuple[str, ...]
-    index: Tensor  # (o, ĩ): place of each entry in the flat vector
+    of: Parameters
     with_weight: bool
     with_bias: bool
 
@@ -34,19 +35,48 @@ class LayerBlock:
     def name(self) -> str:
         if self.with_weight and (self.with_bias or self.layer.bias is None):
             return self.layer.name or "model"
-        return self.parameters[0]
+        return self.parameters[0] + self.layer.part
 
-    def inputs(self, rows: Rows) -> Tensor:
-        """ã, [B, ĩ]: a with a 1 appended for the bias, or the 1 alone."""
-        a_bi = rows.a[self.position]
-        one = a_bi.new_ones(len(a_bi), 1)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(o, ĩ)."""
+        layer = self.layer
+        return layer.out_features, layer.in_features * self.with_weight + self.with_bias
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def index(self) -> Tensor:
+        """Place of each entry in the flat vector, [o ĩ]."""
+        return self.take(torch.arange(self.of.count))
+
+    def take(self, v: Tensor) -> Tensor:
+        """The block's entries of flat vectors, [..., P] -> [..., o ĩ]."""
+        parts = [self.layer.weight_of(self.of, v)] if self.with_weight else []
+        if self.with_bias:
+            parts.append(self.layer.bias_of(self.of, v)[..., None])
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).flatten(-2)
+
+    def put(self, out: Tensor, x: Tensor) -> None:
+        """Write the block's entries [..., o ĩ] into flat vectors [..., P]."""
+        x_oi = x.unflatten(-1, self.shape)
+        if self.with_weight:
+            width = self.layer.in_features
+            self.layer.weight_of(self.of, out).copy_(x_oi[..., :width])
+        if self.with_bias:
+            self.layer.bias_of(self.of, out).copy_(x_oi[..., -1])
+
+    def term(self, rows: Rows) -> Term:
+        """The block's rows, [B, C, o, ĩ]."""
+        term = rows.terms[self.position]
         if not self.with_bias:
-            return a_bi
-        return torch.cat([a_bi, one], dim=1) if self.with_weight else one
+            return term
+        return with_bias(term) if self.with_weight else bias_alone(term)
 
-    def grads(self, rows: Rows) -> Tensor:
-        """s, [B, C, o]."""
-        return rows.s[self.position]
+    def holding(self, operator: Operator, rule: str) -> Block:
+        return Block(self.name, self.parameters, self, operator, rule)
 
 
 def layer_blocks(
@@ -54,55 +84,16 @@ def layer_blocks(
 ) -> tuple[LayerBlock, ...]:
     """The blocks of all covered layers, weight and bias together or apart."""
     blocks: list[LayerBlock] = []
-    for position, layer in enumerate(covered.layers):
-        weight = _places(parameters, layer.weight).reshape(layer.out_features, layer.in_features)
-        if layer.bias is None:
-            blocks.append(LayerBlock(layer, position, (layer.weight,), weight, True, False))
-            continue
-        bias = _places(parameters, layer.bias)[:, None]
-        if joint_bias:
-            both = (layer.weight, layer.bias)
-            index = torch.cat([weight, bias], dim=1)
-            blocks.append(LayerBlock(layer, position, both, index, True, True))
+    for k, layer in enumerate(covered.layers):
+        weight, bias = layer.weight, layer.bias
+        if bias is None:
+            blocks.append(LayerBlock(layer, k, (weight,), parameters, True, False))
+        elif joint_bias:
+            blocks.append(LayerBlock(layer, k, (weight, bias), parameters, True, True))
         else:
-            blocks.append(LayerBlock(layer, position, (layer.weight,), weight, True, False))
-            blocks.append(LayerBlock(layer, position, (layer.bias,), bias, False, True))
+            blocks.append(LayerBlock(layer, k, (weight,), parameters, True, False))
+            blocks.append(LayerBlock(layer, k, (bias,), parameters, False, True))
     return tuple(blocks)
-
-
-def _places(parameters: Parameters, name: str) -> Tensor:
-    place = parameters.slices[name]
-    return torch.arange(place.start, place.stop)
-
-
-def fisher_rows(problem: Problem, covered: Coverage, fisher: Fisher) -> Iterator[Rows]:
-    """The rows (Jᵀs) of the training set under a Fisher type, chunk by chunk."""
-    columns = fisher.columns(problem)
-    what = f"training set ({fisher.name})"
-    for _, rows in rows_in_chunks(problem, covered, problem.train, columns, what=what):
-        yield rows
-
-
-FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
-
-
-def fisher_notes(problem: Problem, fisher: Fisher) -> tuple[str, ...]:
-    """What a result must say of its Fisher type."""
-    outputs = problem.outputs(problem.train, "training set")
-    notes = problem.loss.notes(outputs, problem.train.targets)
-    surprising = fisher.surprising_labels(problem)
-    if surprising is None:
-        return notes
-    text = (
-        f"Fisher {fisher.name}, seed {getattr(fisher, 'seed', None)}: {surprising:.3g} surprising "
-        f"labels expected among {len(problem.train)} examples"
-    )
-    if surprising < FEW_SURPRISES:
-        text += (
-            f"; below about {FEW_SURPRISES:.0f} {FEW_SURPRISES_NOTE} and its scores are mostly "
-            "noise. Use Type2(), or more draws"
-        )
-    return (*notes, text)
 
 
 def uncovered_blocks(
@@ -113,7 +104,11 @@ def uncovered_blocks(
     for name in problem.parameters.names:
         if name in covered.others:
             groups.setdefault(name.rpartition(".")[0] if joint else name, []).append(name)
-    return tuple((name or "model", tuple(names)) for name, names in groups.items())
+    taken = {layer.name for layer in covered.layers}
+    return tuple(
+        (", ".join(names) if name in taken else name or "model", tuple(names))
+        for name, names in groups.items()
+    )
 
 
 class Remainder:
@@ -145,39 +140,38 @@ class Remainder:
     def add(self, rows: Rows) -> None:
         if not self._names:
             return
-        widths = [len(_places(self._parameters, name)) for name in self._names]
-        parts = dict(zip(self._names, rows.dense.split(widths, dim=2), strict=True))
+        parts = dict(zip(self._names, rows.rest_parts(), strict=True))
         for name, names in self._groups:
             z = torch.cat([parts[n] for n in names], dim=2).flatten(0, 1)
             update = z.T @ z if z.shape[1] <= self._limit else z.square().sum(0)
             previous = self._sums.get(name)
-            self._sums[name] = update if previous is None else previous + update
+            self._sums[name] = update if previous is None else previous.add_(update)
 
     def blocks(self) -> tuple[Block, ...]:
         made: list[Block] = []
         for name, names in self._groups:
             total = self._sums[name] / self._n
-            index = torch.cat([_places(self._parameters, n) for n in names])
+            places = Several(self._parameters, names)
             exact = total.ndim == 2
             operator: Operator = Dense(total) if exact else DiagonalOperator(total)
             rule = "exact block" if exact else "diagonal"
             fallback = not self._native[exact]
             why = f"{rule} ({self._reasons[names[0]]})" if fallback else rule
-            made.append(Block(name, names, index, operator, why, fallback))
+            made.append(Block(name, names, places, operator, why, fallback))
         return tuple(made)
 
 
 def accumulate(
-    rows_of: Iterator[Rows],
+    rows_of: Iterable[Rows],
     blocks: tuple[LayerBlock, ...],
-    update: Callable[[LayerBlock, Tensor, Tensor], tuple[Tensor, ...]],
+    update: Callable[[LayerBlock, Term], tuple[Tensor, ...]],
     remainder: Remainder | None = None,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Sum `update(block, ã [B, ĩ], s [B, C, o])` over the chunks, for every layer block."""
+    """Sum `update(block, its rows)` over the chunks, for every layer block."""
     sums: dict[str, tuple[Tensor, ...]] = {}
     for rows in rows_of:
         for block in blocks:
-            new = update(block, block.inputs(rows), block.grads(rows))
+            new = update(block, block.term(rows))
             old = sums.get(block.name)
             sums[block.name] = (
                 new if old is None else tuple(p.add_(q) for p, q in zip(old, new, strict=True))

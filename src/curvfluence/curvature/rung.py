@@ -7,11 +7,11 @@ import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
+from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block, Curvature
-from curvfluence.curvature.layerwise import FEW_SURPRISES_NOTE, fisher_notes
+from curvfluence.curvature.passes import FEW_SURPRISES_NOTE, FisherPass
 from curvfluence.errors import CoverageError, CurvfluenceWarning, InputError
 from curvfluence.fisher import TYPE2_LIMIT, Fisher, Type2, default_fisher
-from curvfluence.layers import coverage
 from curvfluence.problem import Problem
 
 
@@ -45,13 +45,20 @@ class FisherRung(Rung):
                 f"fisher must be Type2(), MonteCarlo(k) or Empirical(); seen {self.fisher!r}"
             )
 
+    @property
+    def passes(self) -> int:
+        """How often `build_blocks` reads the rows."""
+        return 1
+
     @abstractmethod
-    def build_blocks(self, problem: Problem, fisher: Fisher) -> tuple[Block, ...]:
-        """The rung's blocks under a Fisher type."""
+    def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
+        """The rung's blocks from the rows of the training set under a Fisher type."""
 
     def build(self, problem: Problem) -> Curvature:
         fisher = default_fisher(problem) if self.fisher is None else self.fisher
-        notes = fisher_notes(problem, fisher)
+        rows = FisherPass(problem, fisher, again=self.passes > 1)
+        blocks = self.build_blocks(problem, rows)
+        notes = rows.notes()
         if self.fisher is None and not isinstance(fisher, Type2):
             columns = problem.loss.columns(problem.n_outputs)
             notes = (
@@ -62,7 +69,7 @@ class FisherRung(Rung):
         return Curvature(
             rung=self.name,
             parameters=problem.parameters,
-            blocks=self.build_blocks(problem, fisher),
+            blocks=blocks,
             decay=problem.decay,
             fisher=fisher.name,
             notes=notes,
@@ -87,6 +94,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     if problem.decoupled_decay and any(problem.weight_decay.values()):
         note = "weight decay was decoupled (AdamW): recorded, not added to the curvature"
         curvature = replace(curvature, notes=(*curvature.notes, note))
+    curvature = replace(curvature, notes=(*curvature.notes, *problem.notes))
     lost = [line for line in curvature.coverage if line.fallback]
     if strict and lost:
         listed = "; ".join(f"{', '.join(c.parameters)}: {c.rule}" for c in lost)

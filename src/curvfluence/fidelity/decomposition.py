@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from curvfluence.curvature import Curvature
@@ -53,8 +52,7 @@ def distance_squared(a: Curvature, b: Curvature) -> float:
         if (
             isinstance(left, KroneckerEigen)
             and isinstance(right, KroneckerEigen)
-            and torch.equal(left.in_basis, right.in_basis)
-            and torch.equal(left.out_basis, right.out_basis)
+            and left.shares_basis(right)
         ):
             total += _squared(left.values, right.values)
         else:

@@ -61,7 +61,7 @@ def leading_space(curvature: Curvature, count: int) -> Tensor:
     values: list[Tensor] = []
     columns: list[Tensor] = []
     for block in curvature.blocks:
-        found, vectors = leading(block.operator, min(count, len(block.index)))
+        found, vectors = leading(block.operator, min(count, block.size))
         full = vectors.new_zeros(size, len(found))
         full[block.index] = vectors
         values.append(found)

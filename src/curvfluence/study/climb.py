@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvfluence.coverage import coverage
 from curvfluence.curvature import Covered, Curvature, Rung, fit
 from curvfluence.curvature.rung import FisherRung
 from curvfluence.damping import Absolute, Damping
@@ -25,7 +26,6 @@ from curvfluence.fidelity import (
 )
 from curvfluence.fisher import default_fisher
 from curvfluence.gradients import query_gradients, training_gradients
-from curvfluence.layers import coverage
 from curvfluence.problem import Problem
 from curvfluence.study.ladder import Protocol, hybrids
 from curvfluence.study.memory import Needs, needs

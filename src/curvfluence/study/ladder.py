@@ -16,6 +16,7 @@ from curvfluence.curvature import (
     Diagonal,
     Hessian,
     Identity,
+    Matrix,
     Rung,
     Sorted,
     TraceMatched,
@@ -82,7 +83,7 @@ def _of(chain: Chain, seed: int) -> dict[str, Rung]:
 def _clean(seed: int) -> dict[str, Rung]:
     return {
         "Hessian": Hessian(),
-        "GGN": GGN(),
+        "GGN": GGN(Matrix()),  # its blocks and eigenvalues are looked at
         "BlockGGN": BlockGGN(),
         "EKFAC": EKFAC(),
         "KFAC": KFAC(),
@@ -95,7 +96,7 @@ def _paper(seed: int) -> dict[str, Rung]:
     one = MonteCarlo(1, seed=seed)
     return {
         "Hessian": Hessian(Truncate(1e-6)),
-        "GGN": GGN(),
+        "GGN": GGN(Matrix()),  # its blocks and eigenvalues are looked at
         "BlockGGN": BlockGGN(fisher=Type2(), joint_bias=False),
         EXACT_VALUES: EKFAC(fisher=one, joint_bias=False, values=Type2()),
         "EKFAC": EKFAC(fisher=one, joint_bias=False),

@@ -1,0 +1,51 @@
+"""How K-FAC's factors treat positions that share weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from curvfluence.terms import LookupOuter, Term
+
+
+class Sharing(ABC):
+    """Which a and s the factors A and B are sums of (Eschenhagen et al. 2023, §3)."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def sums(self, term: Term) -> tuple[Tensor, Tensor, int]:
+        """(Σ a aᵀ, Σ s sᵀ, count of positions) of some examples; A is the first over N, B the
+        second over the count. A lookup's Σ a aᵀ is diagonal and kept so."""
+
+    def rule(self, lookup: bool) -> str:
+        """What a block's coverage says."""
+        return self.name
+
+
+class Expand(Sharing):
+    """Each position is a datum of its own: A = (1/N) Σ_n Σ_t a aᵀ, B = (1/(N T)) Σ_n Σ_t s sᵀ with
+    T the mean count of positions. For T = 1 plain K-FAC."""
+
+    def sums(self, term: Term) -> tuple[Tensor, Tensor, int]:
+        return term.input_gram(), term.output_gram(), term.positions()
+
+
+class Reduce(Sharing):
+    """Positions are merged first: ā is their mean, s their sum; A = (1/N) Σ_n ā āᵀ,
+    B = (1/N) Σ_n (Σ_t s)(Σ_t s)ᵀ. A lookup stays with `Expand`, whose A is diagonal."""
+
+    def sums(self, term: Term) -> tuple[Tensor, Tensor, int]:
+        if isinstance(term, LookupOuter):
+            return Expand().sums(term)
+        merged = term.reduced()
+        return merged.input_gram(), merged.output_gram(), merged.n
+
+    def rule(self, lookup: bool) -> str:
+        return "expand, as for every lookup" if lookup else self.name
+
+    def __repr__(self) -> str:
+        return "Reduce()"

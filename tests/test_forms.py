@@ -1,0 +1,317 @@
+"""The forms of a curvature over all parameters: the same system, however it is held and solved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import curvfluence as cf
+from curvfluence.curvature.forms import cheapest
+from curvfluence.curvature.iterative import IterativeOperator
+from curvfluence.curvature.products import Product
+from curvfluence.curvature.sample_space import SampleSpaceOperator
+from curvfluence.solvers import Cholesky, conjugate_gradients
+from tests import oracles
+from tests.problems import make, mlp, seeded
+from tests.zoo import CASES, zoo_problem
+
+ZOO = [
+    "mlp",
+    "linear over positions",
+    "cnn with groups",
+    "embedding",
+    "layer norm",
+    "multi-head attention",
+    "tied transformer",
+    "one module twice",
+]
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+class TestCholesky:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_in_place_against_torch(self, dtype: torch.dtype) -> None:
+        seeded()
+        z = torch.randn(30, 40, dtype=torch.float64)
+        full = z @ z.T + torch.eye(30)
+        b = torch.randn(3, 30, dtype=dtype)
+        given = full.to(dtype).tril()
+        where = given.data_ptr()
+        factor = Cholesky.of(given, "it")
+        assert factor.factor.data_ptr() == where
+        wanted = torch.linalg.solve(full, b.double().T).T
+        assert relative(factor.solve(b).double(), wanted) <= 1e3 * torch.finfo(dtype).eps
+
+    def test_not_positive_definite(self) -> None:
+        with pytest.raises(cf.SingularError, match=r"it is not positive definite.*order 2 of 3"):
+            Cholesky.of(torch.diag(torch.tensor([1.0, -1.0, 1.0])), "it")
+
+
+class TestConjugateGradients:
+    def system(self) -> tuple[Tensor, Tensor]:
+        seeded()
+        z = torch.randn(25, 40, dtype=torch.float64)
+        return z.T @ z / 25 + 0.05 * torch.eye(40, dtype=torch.float64), torch.randn(
+            4, 40, dtype=torch.float64
+        )
+
+    def test_every_row_at_once(self) -> None:
+        matrix, b = self.system()
+        b[2] = 0
+        found = conjugate_gradients(
+            lambda v: v @ matrix, b, precondition=lambda v: v, tolerance=1e-10, max_iterations=99
+        )
+        assert float(found.residuals.max()) <= 1e-10
+        assert relative(found.x, torch.linalg.solve(matrix, b.T).T) <= 1e-8
+        assert torch.equal(found.x[2], torch.zeros(40, dtype=torch.float64))
+
+    def test_an_exact_preconditioner_takes_one_step(self) -> None:
+        matrix, b = self.system()
+        inverse = torch.linalg.inv(matrix)
+        found = conjugate_gradients(
+            lambda v: v @ matrix,
+            b,
+            precondition=lambda v: v @ inverse,
+            tolerance=1e-9,
+            max_iterations=99,
+        )
+        assert found.iterations == 1
+
+    def test_rows_that_are_done_leave(self) -> None:
+        matrix, b = self.system()
+        b[0] = matrix[0] * 0 + torch.linalg.eigh(matrix)[1][:, -1]  # an eigenvector: one step
+        widths: list[int] = []
+
+        def product(v: Tensor) -> Tensor:
+            widths.append(len(v))
+            return v @ matrix
+
+        conjugate_gradients(product, b, precondition=lambda v: v, tolerance=1e-9, max_iterations=99)
+        assert widths[0] == 4
+        assert widths[1] == 3
+
+    def test_it_stops_and_says_how_far_it_came(self) -> None:
+        matrix, b = self.system()
+        found = conjugate_gradients(
+            lambda v: v @ matrix, b, precondition=lambda v: v, tolerance=1e-12, max_iterations=3
+        )
+        assert found.iterations == 3
+        own = (b - found.x @ matrix).norm(dim=1) / b.norm(dim=1)
+        assert torch.allclose(found.residuals, own, rtol=1e-6)
+        assert float(own.max()) > 1e-12
+
+    def test_negative_curvature_is_refused(self) -> None:
+        with pytest.raises(cf.SingularError, match="not positive definite"):
+            conjugate_gradients(
+                lambda v: -v,
+                torch.ones(1, 3),
+                precondition=lambda v: v,
+                tolerance=1e-3,
+                max_iterations=3,
+            )
+
+
+class TestProducts:
+    @pytest.mark.parametrize("name", ZOO)
+    @pytest.mark.parametrize("kind", ["GGN", "Hessian"])
+    def test_against_dense(self, name: str, kind: str) -> None:
+        problem = zoo_problem(name)
+        dense = oracles.dense_ggn(problem) if kind == "GGN" else oracles.dense_hessian(problem)
+        v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
+        for product in (Product(problem, kind), Product(problem, kind, examples=3)):  # pyright: ignore[reportArgumentType]
+            assert relative(product(v), v @ dense) <= 1e-9
+
+    @pytest.mark.parametrize("name", ["mlp", "tied transformer", "multi-head attention"])
+    def test_through_the_model_and_through_rows_alike(self, name: str) -> None:
+        problem = zoo_problem(name)
+        v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
+        by_rows = Product(problem, "GGN")
+        through = Product(problem, "GGN")
+        through._rows = None
+        assert relative(through(v), by_rows(v)) <= 1e-10
+
+    def test_a_loss_that_is_not_convex(self) -> None:
+        def bent(output: Tensor, target: Tensor) -> Tensor:
+            return ((output - target).square() / (1 + (output - target).square())).sum(-1)
+
+        loss = cf.CustomLoss(bent, clip_negative=True)
+        problem = make(mlp(5, 4, 3), loss)
+        v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
+        wanted = v @ oracles.dense_hessian(problem)
+        assert relative(Product(problem, "Hessian")(v), wanted) <= 1e-9
+
+    def test_what_cannot_be_differentiated_twice(self) -> None:
+        problem = zoo_problem("embedding bag mean")
+        v = torch.randn(1, problem.parameters.count, dtype=torch.float64)
+        with pytest.raises(cf.InputError, match="cannot be differentiated twice"):
+            Product(problem, "Hessian")(v)
+        assert relative(Product(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9
+
+
+FORMS: dict[str, cf.Form] = {
+    "matrix": cf.Matrix(),
+    "sample space": cf.SampleSpace(),
+    "conjugate gradients": cf.ConjugateGradients(tolerance=1e-11, max_iterations=3000),
+    "without a preconditioner": cf.ConjugateGradients(None, 1e-11, 3000),
+    "by K-FAC": cf.ConjugateGradients(cf.KFAC(), 1e-11, 3000),
+    "by blocks": cf.ConjugateGradients(cf.BlockGGN(), 1e-11, 3000),
+}
+
+
+class TestForms:
+    @pytest.mark.parametrize("name", ZOO)
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("decay", [0.01, "uneven"])
+    def test_every_form_solves_the_same_system(
+        self, name: str, form: str, decay: float | str
+    ) -> None:
+        problem = zoo_problem(name)
+        if decay == "uneven":
+            names = problem.parameters.names
+            by_name = {n: 0.0 if n.endswith("bias") else 0.02 for n in names}
+            problem = cf.Problem(
+                problem.model,
+                problem.loss,
+                problem.train,
+                problem.queries,
+                weight_decay=by_name,
+            )
+        dense = oracles.dense_ggn(problem)
+        damped = dense + problem.decay.diag() + 1e-2 * torch.eye(len(dense), dtype=torch.float64)
+        fitted = cf.fit(problem, cf.GGN(form=FORMS[form]))
+        v = torch.randn(3, len(dense), dtype=torch.float64)
+        x = fitted.solve(v, cf.Absolute(1e-2))
+        assert float((x @ damped - v).norm()) <= 1e-9 * float(v.norm())
+        assert relative(fitted.matvec(v), v @ dense) <= 1e-9
+        assert relative(fitted.to_dense(), dense) <= 1e-9
+        trace = fitted.blocks[0].operator.mean_eigenvalue() * len(dense)
+        assert abs(trace - float(dense.trace())) <= 1e-9 * float(dense.trace())
+
+    def test_sample_space_in_float32_is_refined(self) -> None:
+        """Where D⁻¹g and the rest cancel: λ = 1e-4 next to eigenvalues of order 1."""
+        seeded()
+        exact = make(mlp(5, 20, 20, 3), cf.CrossEntropy(), n=25, weight_decay=0.0)
+        single = cf.Problem(
+            mlp(5, 20, 20, 3),
+            cf.CrossEntropy(),
+            (exact.train.inputs.float(), exact.train.targets),
+            (exact.queries.inputs.float(), exact.queries.targets),
+            weights={n: v.float() for n, v in exact.theta.items()},
+        )
+        dense = oracles.dense_ggn(exact)
+        damped = dense + 1e-4 * torch.eye(len(dense), dtype=torch.float64)
+        g = oracles.query_gradients(exact)
+        fitted = cf.fit(single, cf.GGN(form=cf.SampleSpace()))
+        x = fitted.solve(g.float(), cf.Absolute(1e-4)).double()
+        residual = (x @ damped - g).norm(dim=1) / g.norm(dim=1)
+        assert float(residual.max()) <= 1e-4
+        operator = fitted.blocks[0].operator
+        assert isinstance(operator, SampleSpaceOperator)
+        shift = torch.full((len(dense),), 1e-4)
+        plain = operator._direct(
+            g.float(), shift, Cholesky.of(operator.kernel(shift), "kernel")
+        ).double()
+        unrefined = (plain @ damped - g).norm(dim=1) / g.norm(dim=1)
+        assert float(unrefined.max()) > 3 * float(residual.max())
+
+    def test_dropped_rows_are_counted_and_bounded(self) -> None:
+        problem = zoo_problem("mlp", n=12)
+        dense = oracles.dense_ggn(problem)
+        drop = 0.1 * float(dense.trace())
+        fitted = cf.fit(problem, cf.GGN(form=cf.SampleSpace(drop=drop)))
+        operator = fitted.blocks[0].operator
+        assert isinstance(operator, SampleSpaceOperator)
+        assert 0 < operator.dropped < 12
+        assert 0 < operator.dropped_trace <= drop
+        lost = dense - fitted.to_dense()
+        assert abs(float(lost.trace()) - operator.dropped_trace) <= 1e-12
+        assert float(torch.linalg.eigvalsh(lost)[0]) >= -1e-12
+        scores = cf.influence(
+            problem, cf.GGN(form=cf.SampleSpace(drop=drop)), damping=cf.Absolute(0.1)
+        )
+        note = next(n for n in scores.notes if "dropped" in n)
+        assert f"{operator.dropped} of 12 examples" in note
+        # ‖(M + E)⁻¹ v − M⁻¹ v‖ ≤ (‖E‖/λ) ‖M⁻¹ v‖
+        exact = cf.fit(problem, cf.GGN(form=cf.Matrix()))
+        v = torch.randn(4, len(dense), dtype=torch.float64)
+        a, b = exact.solve(v, cf.Absolute(0.1)), fitted.solve(v, cf.Absolute(0.1))
+        assert float((a - b).norm()) <= operator.dropped_trace / 0.1 * float(b.norm())
+
+    def test_eigenvalues_in_sample_space(self) -> None:
+        problem = zoo_problem("mlp")
+        wanted = torch.linalg.eigvalsh(oracles.dense_ggn(problem))
+        found = cf.fit(problem, cf.GGN(form=cf.SampleSpace())).eigenvalues()
+        assert torch.allclose(found, wanted, atol=1e-12)
+
+    def test_the_hessian_by_conjugate_gradients(self) -> None:
+        problem = zoo_problem("mlp")
+        dense = oracles.dense_hessian(problem)
+        low = float(torch.linalg.eigvalsh(dense)[0])
+        form = cf.ConjugateGradients(tolerance=1e-11, max_iterations=3000)
+        fitted = cf.fit(problem, cf.Hessian(cf.Plain(), form=form))
+        v = torch.randn(3, len(dense), dtype=torch.float64)
+        damping = 0.5 - min(0.0, low)
+        x = fitted.solve(v, cf.Absolute(damping))
+        damped = dense + problem.decay.diag() + damping * torch.eye(len(dense)).double()
+        assert relative(x @ damped, v) <= 1e-9
+        with pytest.raises(cf.InputError, match="no eigenvalues to treat"):
+            cf.Hessian(form=form)
+        assert low < -1e-3
+        with pytest.raises(cf.SingularError, match="not positive definite"):
+            cf.fit(problem, cf.Hessian(cf.Plain(), form=form)).solve(
+                torch.linalg.eigh(dense)[1][:, :1].T.contiguous(), cf.Absolute(1e-6)
+            )
+
+    def test_the_residual_of_every_query_is_reported(self) -> None:
+        problem = zoo_problem("mlp")
+        rung = cf.GGN(form=cf.ConjugateGradients(None, tolerance=1e-10, max_iterations=2))
+        with pytest.warns(cf.CurvfluenceWarning, match="residual"):
+            scores = cf.influence(problem, rung, damping=cf.Absolute(1e-2))
+        assert scores.residuals is not None
+        assert len(scores.residuals) == len(problem.queries)
+        assert max(scores.residuals) > 1e-10
+        assert any("residual" in note for note in scores.notes)
+        exact = cf.influence(problem, cf.GGN(cf.Matrix()), damping=cf.Absolute(1e-2))
+        assert exact.residuals is None
+
+    def test_bad_settings(self) -> None:
+        with pytest.raises(cf.InputError, match="drop"):
+            cf.SampleSpace(drop=-1.0)
+        with pytest.raises(cf.InputError, match="tolerance"):
+            cf.ConjugateGradients(tolerance=0.0)
+        with pytest.raises(cf.InputError, match="max_iterations"):
+            cf.ConjugateGradients(max_iterations=0)
+        with pytest.raises(cf.InputError, match="form must be"):
+            cf.GGN(form="dense")  # pyright: ignore[reportArgumentType]
+        problem = zoo_problem("mlp", weight_decay=0.0)
+        with pytest.raises((cf.InputError, cf.SingularError)):
+            cf.influence(problem, cf.GGN(form=cf.SampleSpace()), damping=cf.Absolute(0.0))
+
+
+class TestCostModel:
+    def test_small_nets_take_a_matrix_and_wide_ones_the_sample_space(self) -> None:
+        seeded()
+        many = make(mlp(5, 4, 3), cf.CrossEntropy(), n=400)
+        assert isinstance(cheapest(many), cf.Matrix)
+        wide = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=20)
+        assert isinstance(cheapest(wide), cf.SampleSpace)
+        assert isinstance(cf.fit(wide, cf.GGN()).blocks[0].operator, SampleSpaceOperator)
+
+    def test_no_room_leaves_conjugate_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seeded()
+        problem = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=200)
+        monkeypatch.setattr("curvfluence.curvature.forms.memory", lambda: 2**22)
+        assert isinstance(cheapest(problem), cf.ConjugateGradients)
+        operator = cf.fit(problem, cf.GGN()).blocks[0].operator
+        assert isinstance(operator, IterativeOperator)
+
+
+def test_every_case_of_the_zoo_has_a_product() -> None:
+    for name in CASES:
+        problem = zoo_problem(name)
+        v = torch.randn(2, problem.parameters.count, dtype=torch.float64)
+        assert relative(Product(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9
