@@ -120,7 +120,7 @@ class TestBestOf:
         best = cf.BestOf(tuple(map(cf.Absolute, self.DAMPINGS)), truth=judge)
         scores = cf.influence(problem, cf.GGN(), damping=best)
         assert scores.damping == cf.Absolute(0.1)
-        note = scores.notes[-1]
+        note = next(n for n in scores.notes if "validation" in n)
         assert "0.800 on validation" in note
         assert "0.300 on held-out" in note
         assert "edge" not in note  # 0.1 lies between the others, wherever it is listed
@@ -129,7 +129,8 @@ class TestBestOf:
         problem = chain_problem()
         judge = self.judge({1.0: (0.1, 0.9), 0.001: (0.9, 0.1), 0.1: (0.8, 0.3)}, problem)
         best = cf.BestOf(tuple(map(cf.Absolute, self.DAMPINGS)), truth=judge)
-        assert "edge" in cf.influence(problem, cf.GGN(), damping=best).notes[-1]
+        notes = cf.influence(problem, cf.GGN(), damping=best).notes
+        assert any("edge" in note for note in notes)
 
     def test_a_truth_without_a_number_is_refused(self) -> None:
         problem = chain_problem()

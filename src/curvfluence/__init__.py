@@ -1,6 +1,7 @@
 """Influence functions under every curvature approximation, measured against retraining."""
 
 from curvfluence._version import __version__
+from curvfluence.certificate import Certificate
 from curvfluence.curvature import (
     EKFAC,
     GGN,
@@ -8,13 +9,20 @@ from curvfluence.curvature import (
     Abs,
     BlockGGN,
     Clip,
+    ConjugateGradients,
     Curvature,
     Diagonal,
+    Expand,
+    Form,
     Hessian,
     Identity,
+    Matrix,
     Plain,
     Project,
+    Reduce,
     Rung,
+    SampleSpace,
+    Sharing,
     Sorted,
     TraceMatched,
     Truncate,
@@ -32,8 +40,9 @@ from curvfluence.errors import (
 )
 from curvfluence.fidelity import SubsetTruth, calibrate
 from curvfluence.fisher import Empirical, Fisher, MonteCarlo, Type2
-from curvfluence.influence import influence, self_influence
-from curvfluence.losses import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss
+from curvfluence.forecast import Plan, plan
+from curvfluence.influence import group_influence, influence, self_influence
+from curvfluence.losses import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss, Positions
 from curvfluence.measurement import (
     CustomMeasurement,
     LogProbability,
@@ -43,6 +52,7 @@ from curvfluence.measurement import (
 )
 from curvfluence.problem import Problem
 from curvfluence.scores import Scores
+from curvfluence.tokens import token_influence
 from curvfluence.truth import (
     Constant,
     Cosine,
@@ -68,6 +78,7 @@ __all__ = [
     "MSE",
     "BinaryCrossEntropy",
     "CustomLoss",
+    "Positions",
     "Measurement",
     "LossMeasurement",
     "Margin",
@@ -79,6 +90,13 @@ __all__ = [
     "Diagonal",
     "KFAC",
     "EKFAC",
+    "Sharing",
+    "Expand",
+    "Reduce",
+    "Form",
+    "Matrix",
+    "SampleSpace",
+    "ConjugateGradients",
     "BlockGGN",
     "GGN",
     "Hessian",
@@ -103,6 +121,11 @@ __all__ = [
     # the answer
     "influence",
     "self_influence",
+    "group_influence",
+    "token_influence",
+    "Certificate",
+    "plan",
+    "Plan",
     "Scores",
     # the truth it is measured against
     "Recipe",

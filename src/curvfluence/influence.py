@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from math import isfinite
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from curvfluence.certificate import Certificate, certify, own_residuals, wanted_tolerance
+from curvfluence.choice import choose
+from curvfluence.coverage import coverage
 from curvfluence.curvature import Curvature, Rung, fit
 from curvfluence.damping import Absolute, BestOf, Damping, Relative
-from curvfluence.data import require_finite
-from curvfluence.errors import InputError, NonFiniteError, SingularError
-from curvfluence.fisher import Type2
-from curvfluence.gradients import Rows, query_gradients, rows_in_chunks, training_gradients
-from curvfluence.layers import Coverage, coverage
+from curvfluence.errors import CurvfluenceWarning, InputError, NonFiniteError, SingularError
+from curvfluence.gradients import Rows, query_gradients, training_rows
+from curvfluence.leverage import newton_scores
 from curvfluence.problem import Problem
 from curvfluence.scores import ScoreCost, Scores
+from curvfluence.scoring import Everything, quadratic_forms, solve_queries
+from curvfluence.table import Table
+
+SOLVED = 2**28  # numbers of solved queries that are held at a time
 
 
 def influence(
@@ -27,6 +33,9 @@ def influence(
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
     leverage: bool = False,
     strict: bool = False,
+    by_block: bool = False,
+    compress: float | None = None,
+    out: Path | None = None,
 ) -> Scores:
     """I[q, n] = (1/N) g_qᵀ (C + diag(w) + λI)⁻¹ g_n, the change of m_q when n is left out.
 
@@ -35,37 +44,70 @@ def influence(
     `leverage=True` each example takes a full Newton step of the quadratic model instead,
     (1/N) g_qᵀ (C + diag w + λI)⁻¹ J_nᵀ S_n (I − H_n)⁻¹ t_n, exact for ridge regression with GGN.
 
+    `by_block=True` keeps each block's share in `Scores.blocks` as well. `compress` holds the solved
+    queries of layers with shared positions at low rank, each within that relative error, and says
+    what it came to. `out` names a new .npy file that scores are written to as they are made;
+    `Scores.values` is then a memory map of it.
+
     Cost: the fit, one solve for Q vectors, and 2 Q N P operations; leverage adds a solve for each
-    of the N × C rows of the factor. Errors: `SingularError` where λ and w leave nothing to invert,
-    `NonFiniteError` with the index of the example.
+    of the N × C rows of the factor. Queries are taken so many at a time that their solutions stay
+    below 2²⁸ numbers, with a pass over the training set each. Errors: `SingularError` where λ and w
+    leave nothing to invert, `NonFiniteError` with the index of the example.
     """
-    curvature = _fitted(problem, rung, damping, strict=strict)
+    if out is not None and Path(out).exists():
+        raise InputError(f"{out} exists: name a new file")
+    curvature = fitted(problem, rung, damping, strict=strict)
     if leverage and curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} has no units, so there is no leverage to correct for")
+    if leverage and (by_block or compress is not None):
+        raise InputError("leverage-corrected scores come neither by block nor compressed")
     start = time.perf_counter()
     covered = coverage(problem)
-    queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
+    queries = query_gradients(problem, covered)
     chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
-    note = None
+    notes: list[str] = []
     if isinstance(chosen, BestOf):
-        gradients = training_gradients(problem, covered)
-        chosen, note = _choose(curvature, chosen, queries_qp, gradients)
-    solved_qp = curvature.solve(queries_qp, chosen)
-    n = len(problem.train)
+        chosen, note = choose(curvature, chosen, queries.to_dense()[:, 0], problem, covered)
+        notes.append(note)
+    table = Table.of(len(queries), len(problem.train), problem.dtype, out)
+    blocks: dict[str, Tensor] = {}
+    residuals: tuple[float, ...] = ()
+    wanted = wanted_tolerance(curvature)
     if leverage:
-        values = _newton(problem, curvature, covered, chosen, solved_qp) / n
+        solved_qp = curvature.solve(queries.to_dense()[:, 0], chosen)
+        table.put(0, 0, newton_scores(problem, curvature, covered, chosen, solved_qp))
     else:
-        values = training_gradients(problem, covered).inner(solved_qp)[..., 0] / n
-    _require_finite_scores(values, curvature.rung)
+        error = 0.0
+        for first, part in _in_batches(queries, curvature):
+            solved = solve_queries(
+                curvature, part, chosen, examples=len(problem.train), compress=compress
+            )
+            error = max(error, solved.compression_error)
+            if wanted is not None:
+                (whole,) = solved.parts
+                assert isinstance(whole, Everything)
+                g_qp = part.to_dense()[:, 0]
+                residuals += own_residuals(curvature, whole.x_qp, g_qp, chosen)
+            for at, rows in training_rows(problem, covered):
+                shares = solved.by_block(rows) if by_block else {"all": solved.values(rows)}
+                found = torch.stack(list(shares.values())).sum(0)[..., 0]
+                _require_finite_scores(found, curvature.rung, first, at)
+                table.put(first, at, found / len(problem.train))
+                if by_block:
+                    _keep(blocks, shares, table.shape, first, at, len(problem.train))
+        if compress is not None:
+            notes.append(f"queries of shared layers at low rank: relative error up to {error:.2g}")
+    values = table.finished() if not leverage else table.finished() / len(problem.train)
+    if wanted is not None and residuals:
+        notes.append(_say_residuals(residuals, wanted))
     measurement = problem.measurement
     fixed = curvature.fixed_damping
-    notes = curvature.notes_at(chosen)
-    blocks = [block.name for block in curvature.blocks]
+    names = [block.name for block in curvature.blocks]
     return Scores(
         values=values,
         rung=curvature.name,
         damping=chosen,
-        lambdas=tuple(zip(blocks, curvature.lambdas(chosen), strict=True)),
+        lambdas=tuple(zip(names, curvature.lambdas(chosen), strict=True)),
         fisher=curvature.fisher,
         measurement=measurement.name,
         unit=measurement.unit if fixed is None else "none (a gradient dot product)",
@@ -75,7 +117,10 @@ def influence(
         cost=ScoreCost(
             curvature.cost.fit_seconds, time.perf_counter() - start, curvature.cost.nbytes
         ),
-        notes=notes if note is None else (*notes, note),
+        notes=(*curvature.notes_at(chosen), *notes),
+        blocks=blocks or None,
+        residuals=residuals or None,
+        certifier=Certifier(problem, curvature, chosen),
     )
 
 
@@ -86,15 +131,109 @@ def self_influence(
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
     strict: bool = False,
 ) -> Tensor:
-    """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss."""
-    curvature = _fitted(problem, rung, damping, strict=strict)
-    rows = training_gradients(problem, coverage(problem)).to_dense()[:, 0]
-    values = (rows * curvature.solve(rows, damping)).sum(1) / len(problem.train)
-    _require_finite_scores(values[None], curvature.rung)
-    return values
+    """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss.
+
+    Cost: a pass over the training set, and in a Kronecker eigenbasis N (o² + i² + o i) a layer
+    where no position is shared; a solve for each example otherwise.
+    """
+    curvature = fitted(problem, rung, damping, strict=strict)
+    if isinstance(damping, BestOf):
+        raise InputError("BestOf chooses by queries: name a damping for self-influence")
+    chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
+    parts: list[Tensor] = []
+    for start, rows in training_rows(problem, coverage(problem)):
+        found = quadratic_forms(curvature, rows, chosen) / len(problem.train)
+        _require_finite_scores(found[None], curvature.rung, 0, start)
+        parts.append(found)
+    return torch.cat(parts)
 
 
-def _fitted(
+def group_influence(
+    problem: Problem,
+    rung: Rung | Curvature,
+    groups: Tensor,
+    *,
+    damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
+    strict: bool = False,
+) -> Tensor:
+    """Predicted change of each query when each group is left out, [Q, m]: Σ_{n in group} I[q, n].
+
+    `groups` is a group's number for each training example [N], or weights [m, N] of how much of
+    each example each group leaves out. Gradients are summed before the product, so nothing of size
+    Q × N is formed: 2 (N + Q) m P operations.
+    """
+    weights_mn = _group_weights(groups, len(problem.train))
+    curvature = fitted(problem, rung, damping, strict=strict)
+    covered = coverage(problem)
+    queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
+    weights_mn = weights_mn.to(queries_qp)
+    summed = queries_qp.new_zeros(len(weights_mn), queries_qp.shape[1])
+    for start, rows in training_rows(problem, covered):
+        summed += rows.weighted_sum(weights_mn[:, start : start + len(rows)])
+    chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
+    if isinstance(chosen, BestOf):
+        chosen, _ = choose(curvature, chosen, queries_qp, problem, covered)
+    found = curvature.solve(queries_qp, chosen) @ summed.T / len(problem.train)
+    _require_finite_scores(found, curvature.rung, 0, 0)
+    return found
+
+
+class Certifier:
+    """Makes the certificate of a set of scores when it is asked for."""
+
+    def __init__(self, problem: Problem, curvature: Curvature, damping: Damping) -> None:
+        self._problem, self._curvature, self._damping = problem, curvature, damping
+
+    def __call__(self, against: str, dtype: torch.dtype | None) -> Certificate:
+        return certify(self._problem, self._curvature, self._damping, against, dtype)
+
+
+def _in_batches(queries: Rows, curvature: Curvature) -> Iterator[tuple[int, Rows]]:
+    """All queries at once where their solutions fit, else as many as do."""
+    step = max(1, SOLVED // curvature.parameters.count)
+    for start in range(0, len(queries), step):
+        yield start, queries[start : start + step]
+
+
+def _keep(
+    blocks: dict[str, Tensor],
+    shares: dict[str, Tensor],
+    shape: tuple[int, int],
+    first: int,
+    at: int,
+    n: int,
+) -> None:
+    for name, value in shares.items():
+        whole = blocks.setdefault(name, value.new_empty(shape))
+        whole[first : first + len(value), at : at + value.shape[1]] = value[..., 0] / n
+
+
+def _say_residuals(residuals: tuple[float, ...], wanted: float) -> str:
+    """What a result says of an inverse by iteration; warns where it stopped short."""
+    worst = max(residuals)
+    text = (
+        f"solved by iteration: the largest relative residual ‖(C + diag(w) + λI)x − g‖/‖g‖ of a "
+        f"query is {worst:.2g}, wanted {wanted:g}"
+    )
+    if worst > 2 * wanted:
+        warnings.warn(text, CurvfluenceWarning, stacklevel=3)
+    return text
+
+
+def _group_weights(groups: Tensor, n: int) -> Tensor:
+    if groups.ndim == 2 and groups.shape[1] == n:
+        return groups
+    if groups.ndim != 1 or len(groups) != n or groups.is_floating_point():
+        raise InputError(
+            f"groups are the number of each example's group, integers [{n}], or weights [m, {n}]; "
+            f"seen shape {tuple(groups.shape)} of {groups.dtype}"
+        )
+    if len(groups) and int(groups.min()) < 0:
+        raise InputError(f"group numbers start at 0; seen {int(groups.min())}")
+    return torch.nn.functional.one_hot(groups.long()).T
+
+
+def fitted(
     problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool
 ) -> Curvature:
     """The curvature to use, after everything that can be refused before work was."""
@@ -116,100 +255,15 @@ def _fitted(
     return rung
 
 
-def _require_finite_scores(values_qn: Tensor, rung: str) -> None:
+def _require_finite_scores(values_qn: Tensor, rung: str, first: int, start: int) -> None:
     bad = (~values_qn.isfinite()).nonzero()
     if len(bad):
         q, n = bad[0].tolist()
         raise NonFiniteError(
-            f"{rung}: the influence of training example {n} on query {q} is "
+            f"{rung}: the influence of training example {start + n} on query {first + q} is "
             f"{float(values_qn[q, n])} ({len(bad)} such values), though all gradients are finite: "
             "use a larger damping, or float64"
         )
-
-
-def group_predictions(
-    curvature: Curvature,
-    queries_qp: Tensor,
-    groups_mp: Tensor,
-    dampings: tuple[Damping, ...],
-    n: int,
-) -> Tensor:
-    """Predicted change of each query for each group of summed gradients, [D, Q, m].
-
-    Σ_{n in group} I[q, n] by (C + W + λ)⁻¹ g_q against the group's summed gradient: nothing of size
-    Q × N is formed, and operators share what they can between dampings.
-    """
-    return torch.stack(
-        [solved @ groups_mp.T / n for solved in curvature.solve_many(queries_qp, dampings)]
-    )
-
-
-@dataclass(frozen=True)
-class _Choice:
-    damping: Damping
-    validation: float
-    held_out: float
-
-
-def _choose(
-    curvature: Curvature, best: BestOf, queries_qp: Tensor, gradients: Rows
-) -> tuple[Damping, str]:
-    assert best.truth is not None
-    n = len(gradients.dense)
-    left_out = best.truth.left_out.to(queries_qp)
-    groups = gradients.weighted_sum(left_out)
-    predicted = group_predictions(curvature, queries_qp, groups, best.candidates, n)
-    tried = [
-        _Choice(damping, *best.truth.judge(row.T))
-        for damping, row in zip(best.candidates, predicted, strict=True)
-    ]
-    if not all(isfinite(choice.validation) for choice in tried):
-        raise InputError(f"the truth gave a score that is not finite: {tried}")
-    won = max(tried, key=lambda choice: choice.validation)
-    sizes = {id(c): sum(curvature.lambdas(c.damping)) for c in tried}
-    edge = len(tried) > 1 and sizes[id(won)] in (min(sizes.values()), max(sizes.values()))
-    note = (
-        f"damping {won.damping} chosen among {len(tried)}: {won.validation:.3f} on validation "
-        f"queries, {won.held_out:.3f} on held-out ones"
-    )
-    return won.damping, note + ("; the choice is on the edge of the candidates" if edge else "")
-
-
-def _newton(
-    problem: Problem,
-    curvature: Curvature,
-    covered: Coverage,
-    damping: Damping,
-    solved_qp: Tensor,
-) -> Tensor:
-    """g_qᵀ (C + W + λ)⁻¹ J_nᵀ S_n (I − H_n)⁻¹ t_n, [Q, N]."""
-    n = len(problem.train)
-    loss = problem.loss
-    per_example = problem.parameters.count * loss.columns(problem.n_outputs)
-    chunk = max(1, 2**26 // per_example)
-    columns = Type2().columns(problem)
-    parts: list[Tensor] = []
-    found = rows_in_chunks(
-        problem, covered, problem.train, columns, what="training set", chunk=chunk
-    )
-    for start, rows in found:
-        part = problem.train[slice(start, start + len(rows.dense))]
-        with torch.no_grad():
-            t_bc = loss.coordinates(problem.forward(part.inputs), part.targets)
-        require_finite(t_bc, "leverage coordinates of training set", start)
-        z_bcp = rows.to_dense()
-        h_bcc = z_bcp @ curvature.solve(z_bcp, damping).transpose(1, 2) / n
-        kept = torch.eye(h_bcc.shape[1]).to(h_bcc) - h_bcc
-        lowest_b = torch.linalg.eigvalsh(kept)[:, 0]
-        bad = (lowest_b <= 0).nonzero().flatten()
-        if len(bad):
-            raise SingularError(
-                f"example {start + int(bad[0])} has a leverage of {1 - float(lowest_b[bad[0]]):.3g}"
-                " >= 1: without it the quadratic model has no minimum. Use a larger damping"
-            )
-        step_bc = torch.linalg.solve(kept, t_bc)
-        parts.append((rows.inner(solved_qp) * step_bc).sum(-1))
-    return torch.cat(parts, dim=1)
 
 
 def _require_regular(problem: Problem, rung: Rung, damping: Damping) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from curvfluence.certificate import Certificate
 from curvfluence.curvature.base import Covered
 from curvfluence.damping import Damping
 from curvfluence.errors import InputError
+
+SORTED = 2**24  # scores that are sorted at a time: a memory map is never read whole
 
 
 class Ranked(NamedTuple):
@@ -50,6 +54,19 @@ class Scores:
     coverage: tuple[Covered, ...]
     cost: ScoreCost
     notes: tuple[str, ...]
+    blocks: Mapping[str, Tensor] | None = None  # each block's share [Q, N], where asked for
+    residuals: tuple[float, ...] | None = None  # of each query, where solved by iteration
+    certifier: Callable[[str, torch.dtype | None], Certificate] | None = None
+
+    def certificate(self, against: str = "GGN", dtype: torch.dtype | None = None) -> Certificate:
+        """‖(A + diag(w) + λI) x − g‖/‖g‖ of every query, x by this rung's inverse and A the exact
+        GGN or Hessian: how far the inverse is from the one that it approximates.
+
+        By one product, see `certify`; the model and the curvature must still be alive.
+        """
+        if self.certifier is None:
+            raise InputError("these scores were read back: the problem that made them is gone")
+        return self.certifier(against, dtype)
 
     @property
     def help(self) -> Tensor:
@@ -68,7 +85,12 @@ class Scores:
         n = self.values.shape[1]
         if not 0 < k <= n:
             raise InputError(f"k must lie in 1..{n}, the number of training examples; seen {k}")
-        order = self.help.sort(dim=1, descending=descending, stable=True).indices[:, :k]
+        sign = 1 if descending == self.lower_is_better else -1
+        found = [
+            (sign * part).sort(dim=1, descending=True, stable=True).indices[:, :k].clone()
+            for part in self.values.split(max(1, SORTED // n))
+        ]
+        order = torch.cat(found)
         return Ranked(order, self.values.gather(1, order))
 
     def for_group(self, group: Tensor | list[int]) -> Tensor:

@@ -1,0 +1,209 @@
+"""Scores by block, by group, by token, compressed, streamed, certified: all against plain ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import curvfluence as cf
+from curvfluence.coverage import coverage
+from curvfluence.gradients import query_gradients
+from curvfluence.lowrank import LowRank
+from curvfluence.scoring import Compressed, Plain, Rotated, solve_queries
+from curvfluence.terms import SharedOuter
+from tests import oracles
+from tests.problems import make, mlp, seeded
+from tests.zoo import zoo_problem
+
+ZOO = ["mlp", "cnn with groups", "embedding", "multi-head attention", "untied transformer"]
+DAMPING = cf.Absolute(1e-2)
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
+    assert found.shape == wanted.shape
+    assert float((found - wanted).norm()) <= tolerance * float(wanted.norm())
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("rung", [cf.EKFAC(), cf.BlockGGN(), cf.GGN()], ids=lambda r: r.name)
+class TestParts:
+    def test_blocks_add_up(self, name: str, rung: cf.Rung) -> None:
+        problem = zoo_problem(name)
+        plain = cf.influence(problem, rung, damping=DAMPING)
+        split = cf.influence(problem, rung, damping=DAMPING, by_block=True)
+        assert plain.blocks is None
+        assert split.blocks is not None
+        assert list(split.blocks) == [block for block, _ in split.lambdas]
+        close(torch.stack(list(split.blocks.values())).sum(0), plain.values)
+        close(split.values, plain.values)
+
+    def test_groups(self, name: str, rung: cf.Rung) -> None:
+        problem = zoo_problem(name)
+        values = cf.influence(problem, rung, damping=DAMPING).values
+        labels = torch.tensor([0, 2, 1, 0, 2, 2, 1])
+        wanted = torch.stack([values[:, labels == k].sum(1) for k in range(3)], dim=1)
+        close(cf.group_influence(problem, rung, labels, damping=DAMPING), wanted)
+        weights = torch.rand(4, 7, dtype=torch.float64)
+        close(cf.group_influence(problem, rung, weights, damping=DAMPING), values @ weights.T)
+
+    def test_streamed_to_a_file(self, name: str, rung: cf.Rung, tmp_path: Path) -> None:
+        problem = zoo_problem(name)
+        plain = cf.influence(problem, rung, damping=DAMPING)
+        path = tmp_path / "scores.npy"
+        streamed = cf.influence(problem, rung, damping=DAMPING, out=path)
+        assert torch.equal(streamed.values, plain.values)
+        assert np.array_equal(np.load(path), plain.values.numpy())
+        assert torch.equal(streamed.top(3).indices, plain.top(3).indices)
+        with pytest.raises(cf.InputError, match="exists"):
+            cf.influence(problem, rung, damping=DAMPING, out=path)
+
+
+def test_queries_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = zoo_problem("cnn with groups", q=5)
+    wanted = cf.influence(problem, cf.EKFAC(), damping=DAMPING)
+    module = sys.modules["curvfluence.influence"]  # the function has its name in the package
+    monkeypatch.setattr(module, "SOLVED", 2 * problem.parameters.count)
+    found = cf.influence(problem, cf.EKFAC(), damping=DAMPING, by_block=True)
+    close(found.values, wanted.values, 1e-12)
+    assert found.blocks is not None
+    close(torch.stack(list(found.blocks.values())).sum(0), wanted.values)
+
+
+class TestTokens:
+    def problem(self) -> cf.Problem:
+        return zoo_problem("untied transformer")
+
+    def test_they_add_up_to_the_example(self) -> None:
+        problem = self.problem()
+        found = cf.token_influence(problem, cf.EKFAC(), damping=DAMPING)
+        assert found.shape == (2, 7, 4)
+        close(found.sum(2), cf.influence(problem, cf.EKFAC(), damping=DAMPING).values)
+        ignored = problem.train.targets == -100
+        assert int(ignored.sum()) == 3
+        assert bool((found[:, ignored] == 0).all())
+
+    def test_against_autograd(self) -> None:
+        problem = self.problem()
+        loss = problem.loss
+        assert isinstance(loss, cf.Positions)
+        dense = cf.fit(problem, cf.GGN()).to_dense()
+        damped = dense + problem.decay.diag() + 1e-2 * torch.eye(len(dense)).double()
+        x = torch.linalg.solve(damped, oracles.query_gradients(problem).T).T
+
+        def each(theta: Tensor) -> Tensor:
+            out = oracles.outputs_at(problem, theta, problem.train.inputs).view(28, -1)
+            y = problem.train.targets.flatten()
+            values = torch.nn.functional.cross_entropy(out, y, reduction="none")
+            return values / loss.mean_count
+
+        g = torch.autograd.functional.jacobian(each, oracles.flat(problem)).view(7, 4, -1)
+        wanted = torch.einsum("qp,ntp->qnt", x, g) / 7
+        close(cf.token_influence(problem, cf.GGN(), damping=DAMPING), wanted, 1e-9)
+
+    def test_a_loss_without_positions_is_refused(self) -> None:
+        with pytest.raises(cf.InputError, match="Positions"):
+            cf.token_influence(zoo_problem("mlp"), cf.EKFAC())
+
+
+class TestCompression:
+    def test_the_error_is_as_stated(self) -> None:
+        seeded()
+        x = torch.randn(4, 7, 3, dtype=torch.float64) @ torch.randn(4, 3, 9, dtype=torch.float64)
+        exact = LowRank.of(x, 1e-10)
+        assert exact.rank == 3
+        assert exact.error <= 1e-12
+        rough = LowRank.of(x, 0.5)
+        assert rough.rank < 3
+        gap = (x - rough.left @ rough.right.mT).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+        assert abs(float(gap.max()) - rough.error) <= 1e-12
+        assert rough.error <= 0.5
+        term = SharedOuter(
+            torch.randn(6, 5, 9, dtype=torch.float64), torch.randn(6, 2, 5, 7, dtype=torch.float64)
+        )
+        close(exact.inner(term), term.inner(x))
+
+    def test_scores(self) -> None:
+        problem = zoo_problem("cnn with groups")
+        plain = cf.influence(problem, cf.EKFAC(), damping=DAMPING)
+        for tolerance in (1e-9, 0.3):
+            found = cf.influence(problem, cf.EKFAC(), damping=DAMPING, compress=tolerance)
+            assert any("relative error up to" in note for note in found.notes)
+            close(found.values, plain.values, 10 * tolerance)
+        queries = query_gradients(problem, coverage(problem))
+        solved = solve_queries(
+            cf.fit(problem, cf.EKFAC()), queries, DAMPING, examples=7, compress=0.3
+        )
+        assert any(isinstance(part, Compressed) for part in solved.parts)
+        assert 0 < solved.compression_error <= 0.3
+        with pytest.raises(cf.InputError, match="compress"):
+            cf.influence(problem, cf.EKFAC(), compress=2.0)
+
+
+def test_both_coordinates_give_the_same() -> None:
+    """Few training examples: rows are rotated. Many: the solved queries are."""
+    problem = make(mlp(5, 8, 3), cf.CrossEntropy(), n=40)
+    curvature = cf.fit(problem, cf.EKFAC())
+    queries = query_gradients(problem, coverage(problem))
+    few = solve_queries(curvature, queries, DAMPING, examples=1)
+    many = solve_queries(curvature, queries, DAMPING, examples=10**6)
+    assert all(isinstance(part, Rotated) for part in few.parts)
+    assert all(isinstance(part, Plain) for part in many.parts)
+    close(few.values(queries), many.values(queries), 1e-12)
+
+
+class TestCertificate:
+    @pytest.mark.parametrize("against", ["GGN", "Hessian"])
+    @pytest.mark.parametrize("name", ["mlp", "untied transformer"])
+    def test_it_is_the_residual(self, against: str, name: str) -> None:
+        problem = zoo_problem(name)
+        exact = oracles.dense_ggn(problem) if against == "GGN" else oracles.dense_hessian(problem)
+        g = oracles.query_gradients(problem)
+        for rung in (cf.EKFAC(), cf.Diagonal(), cf.GGN()):
+            fitted = cf.fit(problem, rung)
+            scores = cf.influence(problem, fitted, damping=cf.Relative(0.1))
+            shift = problem.decay.clone()
+            for block, value in zip(fitted.blocks, fitted.lambdas(cf.Relative(0.1)), strict=True):
+                shift[block.index] += value
+            x = fitted.solve(g, cf.Relative(0.1))
+            wanted = (x @ exact + shift * x - g).norm(dim=1) / g.norm(dim=1)
+            found = scores.certificate(against)
+            residuals = torch.tensor(found.residuals, dtype=torch.float64)
+            assert torch.allclose(residuals, wanted, rtol=1e-6, atol=1e-12)
+            assert found.rung == scores.rung
+            assert against in str(found)
+        assert scores.certificate("GGN").worst <= 1e-10
+
+    def test_better_rungs_have_smaller_residuals(self) -> None:
+        problem = make(mlp(5, 8, 3), cf.CrossEntropy(), n=60)
+        worst = [
+            cf.influence(problem, rung, damping=DAMPING).certificate().worst
+            for rung in (cf.GGN(), cf.BlockGGN(), cf.Diagonal())
+        ]
+        assert worst == sorted(worst)
+
+    def test_in_another_dtype(self) -> None:
+        exact = zoo_problem("mlp")
+        single = exact.to(torch.float32)
+        scores = cf.influence(single, cf.GGN(cf.Matrix()), damping=DAMPING)
+        found = scores.certificate(dtype=torch.float64)
+        assert found.dtype == "float64"
+        assert 1e-9 < found.worst < 1e-4
+
+    def test_refused(self) -> None:
+        problem = zoo_problem("mlp")
+        with pytest.raises(cf.InputError, match="'GGN' or 'Hessian'"):
+            cf.influence(problem, cf.EKFAC()).certificate("Fisher")
+        with pytest.raises(cf.InputError, match="nothing to certify"):
+            cf.influence(problem, cf.Identity()).certificate()
+
+
+def test_bad_groups() -> None:
+    problem = zoo_problem("mlp")
+    for groups in (torch.rand(7), torch.arange(6), torch.rand(2, 6), torch.tensor([-1] * 7)):
+        with pytest.raises(cf.InputError, match="group"):
+            cf.group_influence(problem, cf.EKFAC(), groups)
