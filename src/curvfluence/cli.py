@@ -229,6 +229,26 @@ def claims(
 
 
 @app.command()
+def plan(
+    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
+    rungs: Annotated[
+        str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
+    ] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Queries to score; the problem's own number unless given.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+) -> None:
+    """Forecast what each rung costs here, stage by stage, before anything is fitted."""
+    from curvfluence.study.costs import forecasts
+    from curvfluence.study.table import WIDTH, show_plans
+
+    names = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
+    found = forecasts(problem, names, queries=queries, dtype=dtype)
+    show_plans(found, Console(width=None if sys.stdout.isatty() else WIDTH))
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The new file, such as my_problem.py.")],
 ) -> None:

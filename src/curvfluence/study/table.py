@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curvfluence.forecast import Plan
 from curvfluence.study.sweep import Sweep
 
 WIDTH = 110  # where the output is no terminal
@@ -219,3 +222,31 @@ def _dampings(pair: list[float | None]) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def show_plans(plans: Sequence[Plan], console: Console) -> None:
+    """A table of stages for each rung, and what covers which parameter."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("rung", "stage"):
+        table.add_column(name)
+    for name in ("seconds", "operations", "MiB"):
+        table.add_column(name, justify="right")
+    for found in plans:
+        total = f"{found.operations:.2g}"
+        bytes_ = f"{found.bytes / 2**20:,.1f}"
+        table.add_row(
+            f"[bold]{found.rung}[/]", "all", f"[bold]{found.seconds:.2g}[/]", total, bytes_
+        )
+        for stage in found.stages:
+            mib = f"{stage.bytes / 2**20:,.1f}"
+            table.add_row("", stage.name, f"{stage.seconds:.2g}", f"{stage.operations:.2g}", mib)
+        if not found.fits:
+            why = found.reason or "more than this machine's memory"
+            table.add_row("", f"[red]does not fit[/]: {why}; next: {found.cheaper}", "", "", "")
+    console.print(table)
+    seen: dict[tuple[str, ...], list[str]] = {}
+    for found in plans:
+        for rule in found.coverage:
+            seen.setdefault(rule.parameters, []).append(f"{found.rung}: {rule.rule}")
+    for parameters, rules in seen.items():
+        console.print(f"[bold]{', '.join(parameters)}[/]  {'; '.join(rules)}", highlight=False)

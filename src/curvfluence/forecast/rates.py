@@ -1,0 +1,91 @@
+"""How fast this machine is at what a rung is made of, measured on the problem."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from curvfluence.coverage import coverage
+from curvfluence.gradients import rows_in_chunks
+from curvfluence.problem import Problem
+
+PROBED = 1024  # examples of a pass that is timed, at most
+PROBE_NUMBERS = 2**23  # numbers in it, at most
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of a forward, or of a backward pass: `start` a chunk, and `each` an example."""
+
+    start: float
+    each: float
+
+    def seconds(self, examples: float, chunks: float) -> float:
+        return chunks * self.start + examples * self.each
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds an operation of a matrix product and of an eigendecomposition (n³ each), and of a
+    pass over examples."""
+
+    product: float
+    eigen: float
+    forward: Pass
+    backward: Pass
+
+    @staticmethod
+    def measured(problem: Problem) -> Rates:
+        generator = torch.Generator().manual_seed(0)
+        a = torch.randn(512, 512, generator=generator).to(problem.device, problem.dtype)
+        product = _timed(lambda: a @ a) / (2 * 512**3)
+        symmetric = (a[:256, :256] + a[:256, :256].T).double()
+        eigen = _timed(partial(torch.linalg.eigh, symmetric)) / 256**3
+        covered = coverage(problem)
+        most = min(len(problem.train), PROBED, max(8, PROBE_NUMBERS // covered.numbers(2)))
+        few = max(1, most // 4)
+
+        def run(width: int, examples: int) -> float:
+            def columns(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+                gradient = problem.loss.gradient(output, target)
+                return gradient[:, :, None].expand(-1, -1, width)
+
+            part = problem.train[:examples]
+            return _timed(
+                lambda: list(
+                    rows_in_chunks(problem, covered, part, columns, what="a probe", width=width)
+                )
+            )
+
+        lines = {width: _line(few, run(width, few), most, run(width, most)) for width in (1, 2)}
+        backward = Pass(
+            max(0.0, lines[2].start - lines[1].start),
+            max(0.1 * lines[1].each, lines[2].each - lines[1].each),
+        )
+        forward = Pass(
+            max(0.0, lines[1].start - backward.start),
+            max(0.1 * lines[1].each, lines[1].each - backward.each),
+        )
+        return Rates(product, eigen, forward, backward)
+
+
+def _line(few: int, short: float, many: int, long: float) -> Pass:
+    """start + each · n through two timings; all of it per example where there is but one."""
+    if many == few:
+        return Pass(0.0, long / many)
+    each = max((long - short) / (many - few), 0.05 * long / many)
+    return Pass(max(0.0, long - each * many), each)
+
+
+def _timed(run: Callable[[], object]) -> float:
+    """Seconds of the quickest of three runs."""
+    found: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found)

@@ -1,0 +1,55 @@
+"""The sizes that costs are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from curvfluence.forecast.plan import Stage
+from curvfluence.forecast.rates import Rates
+from curvfluence.gradients import CHUNK, NUMBERS
+from curvfluence.layers import Coverage, Layer
+from curvfluence.problem import Problem
+
+
+@dataclass(frozen=True)
+class Sizes:
+    problem: Problem
+    covered: Coverage
+    rates: Rates
+    queries: int
+
+    @property
+    def n(self) -> int:
+        return len(self.problem.train)
+
+    @property
+    def p(self) -> int:
+        return self.problem.parameters.count
+
+    @property
+    def item(self) -> int:
+        return self.problem.dtype.itemsize
+
+    @property
+    def rest(self) -> int:
+        return sum(self.problem.theta[name].numel() for name in self.covered.others)
+
+    def stage(self, name: str, operations: float, numbers: float, seconds: float = 0.0) -> Stage:
+        return Stage(
+            name, operations, numbers * self.item, seconds + operations * self.rates.product
+        )
+
+    def passed(self, name: str, columns: int, passes: float = 1.0) -> Stage:
+        """Passes over the training set with `columns` backward passes each."""
+        chunks = ceil(self.n / min(CHUNK, max(1, NUMBERS // max(1, self.covered.numbers(columns)))))
+        forward = self.rates.forward.seconds(self.n, chunks)
+        seconds = forward + columns * self.rates.backward.seconds(self.n, chunks)
+        used = sum(work(layer) for layer in self.covered.layers)
+        chunk = min(self.n * self.covered.numbers(columns), NUMBERS)
+        operations = passes * self.n * 2 * used * (1 + columns)
+        return Stage(name, operations, 2 * chunk * self.item, passes * seconds)
+
+
+def work(layer: Layer) -> int:
+    return layer.positions * layer.out_features * (1 if layer.lookup else layer.in_features)

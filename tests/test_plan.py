@@ -1,0 +1,109 @@
+"""The forecast: every parameter once, what cannot fit refused with the next rung, sane numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import curvfluence as cf
+from tests.problems import make, mlp, seeded
+from tests.zoo import CASES, zoo_problem
+
+RUNGS = [
+    cf.Identity(),
+    cf.Diagonal(),
+    cf.KFAC(),
+    cf.EKFAC(),
+    cf.BlockGGN(),
+    cf.GGN(),
+    cf.Hessian(),
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_coverage_is_that_of_the_fit(name: str) -> None:
+    problem = zoo_problem(name)
+    for rung in (cf.EKFAC(), cf.Diagonal()):
+        planned = cf.plan(problem, rung)
+        fitted = cf.fit(problem, rung)
+        assert sum(rule.count for rule in planned.coverage) == problem.parameters.count
+        fallbacks = {n for rule in planned.coverage if rule.fallback for n in rule.parameters}
+        lines = {n for line in fitted.coverage if line.fallback for n in line.parameters}
+        assert fallbacks == lines
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_every_rung_has_a_forecast(rung: cf.Rung) -> None:
+    problem = zoo_problem("cnn with groups")
+    found = cf.plan(problem, rung)
+    assert found.fits
+    assert found.seconds > 0
+    assert found.bytes > 0
+    assert found.operations > 0
+    assert all(stage.seconds >= 0 and stage.bytes > 0 for stage in found.stages)
+    assert found.rung in str(found)
+    found.require()
+
+
+def test_more_queries_and_more_data_cost_more() -> None:
+    problem = zoo_problem("mlp", n=40)
+    few, many = (cf.plan(problem, cf.EKFAC(), queries=q).operations for q in (1, 1000))
+    assert many > few
+    assert cf.plan(zoo_problem("mlp", n=80), cf.EKFAC()).operations > few
+
+
+def wide() -> cf.Problem:
+    seeded()
+    return make(mlp(5, 400, 400, 3), cf.CrossEntropy(), n=20)
+
+
+def test_what_cannot_be_done_names_the_next_rung() -> None:
+    problem = wide()
+    found = cf.plan(problem, cf.Hessian())
+    assert not found.fits
+    assert "164,003 parameters" in str(found.reason)
+    assert found.cheaper == "GGN"  # in sample space
+    with pytest.raises(cf.InputError, match="GGN is the next cheaper rung that fits"):
+        found.require()
+    block = cf.plan(problem, cf.BlockGGN())
+    assert block.cheaper == "EKFAC"
+    assert "block 2 of 160,400" in str(block.reason)
+
+
+def test_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make(mlp(5, 30, 3), cf.CrossEntropy(), n=20)
+    monkeypatch.setattr("curvfluence.forecast.make.machine_memory", lambda: 2**16)
+    found = cf.plan(problem, cf.Hessian())
+    assert not found.fits
+    with pytest.raises(cf.InputError, match=r"this machine has 0\.0"):
+        found.require()
+
+
+def test_the_plan_leaves_the_model_alone() -> None:
+    problem = zoo_problem("untied transformer")
+    before = {n: v.clone() for n, v in problem.model.state_dict().items()}
+    rng = torch.get_rng_state()
+    cf.plan(problem, cf.EKFAC(fisher=cf.MonteCarlo(2)))
+    assert all(torch.equal(v, before[n]) for n, v in problem.model.state_dict().items())
+    assert all(p.grad is None for p in problem.model.parameters())
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+class TestCommand:
+    def test_it_shows_every_rung(self, capsys: pytest.CaptureFixture[str]) -> None:
+        from typer.testing import CliRunner
+
+        from curvfluence.cli import app
+
+        result = CliRunner().invoke(app, ["plan", "wine", "--rungs", "EKFAC,GGN"])
+        assert result.exit_code == 0, result.output
+        for word in ("EKFAC", "GGN", "eigendecompositions", "Cholesky", "0.weight"):
+            assert word in result.output
+
+    def test_an_unknown_rung(self) -> None:
+        from curvfluence.study.costs import forecasts
+
+        with pytest.raises(cf.InputError, match="there is no rung 'KFRA'"):
+            forecasts("wine", ("KFRA",), queries=None, dtype="float32")
+        with pytest.raises(cf.InputError, match="queries"):
+            forecasts("wine", None, queries=0, dtype="float32")
