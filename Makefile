@@ -7,7 +7,13 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Another torch than the pinned one, for example: make study TORCH='torch==2.10.0'
 TORCH ?=
 
-.PHONY: study test test-slow lint format bench clean
+# The benchmark's peers live apart: build/peers, from the pins in benchmarks/peers.txt.
+PEERS := build/peers
+# A part of the comparison, for example: make bench ONLY=W1, or BENCH='--rounds 5 --fresh'
+ONLY ?=
+BENCH ?=
+
+.PHONY: study test test-slow lint format bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -27,9 +33,20 @@ format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/test
-	$(BIN)/python benchmarks/trainer.py
-	$(BIN)/python benchmarks/curvature.py
+bench: .venv/test bench-peers
+	$(BIN)/python benchmarks/compare.py $(if $(ONLY),--only $(ONLY)) $(BENCH)
+	$(if $(ONLY),,$(BIN)/python benchmarks/trainer.py)
+	$(if $(ONLY),,$(BIN)/python benchmarks/curvature.py)
+
+bench-peers: $(PEERS)/made
+
+$(PEERS)/made: benchmarks/peers.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install -q --only-binary :all: \
+	  -r benchmarks/peers.txt || \
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install -q --only-binary :all: \
+	  --extra-index-url $(TORCH_INDEX) -r benchmarks/peers.txt
+	touch $@
 
 clean:
 	rm -rf .venv

@@ -23,7 +23,7 @@ import curvfluence as cf
 from curvfluence.curvature.ggn import ggn_matrix
 from curvfluence.curvature.hessian import hessian_matrix
 from curvfluence.study import load
-from curvfluence.study.memory import peak_memory
+from curvfluence.study.memory import needs
 
 CHUNK = 64
 
@@ -56,7 +56,7 @@ class Products:
         return jvp(grad(loss), (self.flat,), (v,))[1]
 
     def ggn(self, v: Tensor) -> Tensor:
-        f, jv = jvp(self.output, (self.flat,), (v,))
+        f, jv = jvp(self.output, (self.flat,), (v,))[:2]
         p = f.softmax(-1)
         hjv = p * jv - p * (p * jv).sum(-1, keepdim=True)
         return vjp(self.output, self.flat)[1](hjv / len(f))[0]
@@ -74,7 +74,7 @@ class Products:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--all", action="store_true", help="run every chunk of the products")
     options = parser.parse_args()
@@ -100,13 +100,13 @@ def main() -> None:
     for name, ours, theirs in rows:
         ours(problem)
         spent = best(lambda ours=ours: ours(problem))
-        with peak_memory() as peak:
-            matrix, path = ours(problem)
+        matrix, path = ours(problem)
+        peak = needs(lambda ours=ours: ours(problem)).peak_bytes
         other, timed, chunks = products.time(theirs, every=options.all)
         column = theirs(torch.nn.functional.one_hot(torch.tensor(7), count).float())
         error = float((matrix[7] - column).norm() / column.norm())
         floor = n * count**2 / rate  # N P² operations: half of N P² multiply-adds, by symmetry
-        memory = "not measurable here" if peak.bytes is None else f"{peak.bytes / 2**30:.2f} GiB"
+        memory = "not measurable here" if peak is None else f"{peak / 2**30:.2f} GiB"
         print(
             f"{name:8s} {spent:6.2f} s, {path}: {floor / spent:.0%} of the GEMM rate at N P² "
             f"operations; peak {memory}\n"

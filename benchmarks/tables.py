@@ -1,0 +1,164 @@
+"""docs/benchmarks.md, made from the records: no number in it is written by hand."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+from conditions import OURS, paired, verdicts
+from floor import fit_operations, pairwise_operations
+from question import Task
+from record import RIGHT, Record
+from workloads import WORKLOADS
+
+HERE = Path(__file__).resolve().parent
+COVERAGE = HERE / "kinds.json"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+
+HEAD = """# Benchmarks
+
+Made by `make bench` from `benchmarks/results.json`; how it is measured and how to run a part is in
+[benchmarks/README.md](../benchmarks/README.md). One thread, CPU seconds, medians. *Fit* holds the
+factors, decompositions and eigenvalues, *pairwise* the gradients of queries and examples and their
+scores. *Error* is the relative Frobenius error of the scores against a plain float64 reference of
+the same definition; none for sampled labels. A ratio is a library's seconds over curvfluence's in
+the same round. All are restricted to the weights and biases of Linear and Conv2d layers, a layer's
+bias a column of its weight, damping exact.
+"""
+
+
+def write_page(records: list[Record]) -> None:
+    parts = [HEAD, _conditions(records)]
+    for name in WORKLOADS:
+        rows = [one for one in records if one.workload == name]
+        if rows:
+            parts.append(_workload(name, rows))
+    parts += [_computes(), _declined(records), _kinds(), _setting(records)]
+    PAGE.write_text("\n".join(parts))
+
+
+def _conditions(records: list[Record]) -> str:
+    said = {True: "yes", False: "no", None: "–"}
+    rows = [[v.condition, v.measured, said[v.met]] for v in verdicts(records)]
+    return "## What it must show\n\n" + _table(["condition", "measured", "met"], rows)
+
+
+def _workload(name: str, records: list[Record]) -> str:
+    workload = WORKLOADS[name]
+    parts = [f"## {name}: {workload.title}\n\nλ = {workload.damping:g}. `make bench ONLY={name}`\n"]
+    for examples, queries in sorted({(r.examples, r.queries) for r in records}):
+        rows = [
+            _row(one, records)
+            for one in records
+            if (one.examples, one.queries) == (examples, queries) and one.ran
+        ]
+        head = ["rung", "Fisher", "library", "fit", "pairwise", "both", "ratio", "of sgemm"]
+        head += ["peak MB", "error", "note"]
+        parts.append(f"{examples} examples, {queries} queries:\n\n" + _table(head, rows))
+    return "\n".join(parts)
+
+
+def _row(record: Record, records: list[Record]) -> list[str]:
+    asked = ("workload", "rung", "fisher", "examples", "queries")
+    same = {name: getattr(record, name) for name in asked}
+    ours = [one for one in records if one.matches(library=OURS, **same) and one.ran]
+    whole = "total_seconds" if record.total_seconds is not None else "fit_seconds"
+    ratio = paired(record, ours[0], whole) if ours and record.library != OURS else None
+    note = record.note
+    if record.error is not None and not record.right:
+        note = "; ".join(filter(None, ("**wrong**", note)))
+    if record.own_error is not None:
+        note = "; ".join(filter(None, (note, f"{record.own_error:.1e} from its own definition")))
+    return [
+        record.rung,
+        record.fisher,
+        record.library,
+        _seconds(record.fit_seconds),
+        _seconds(record.pairwise_seconds),
+        _seconds(record.total_seconds),
+        "" if ratio is None else f"{ratio:.2f}",
+        _share(record),
+        "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:.0f}",
+        "" if record.error is None else f"{record.error:.1e}",
+        note,
+    ]
+
+
+def _share(record: Record) -> str:
+    """Operations needed over seconds × sgemm: fit / pairwise."""
+    task = Task(
+        record.workload, record.rung, record.fisher, record.examples, record.queries, record.damping
+    )
+    shares: list[str] = []
+    for needed, stage in ((fit_operations(task), "fit"), (pairwise_operations(task), "pairwise")):
+        seconds = getattr(record, f"{stage}_seconds")
+        if seconds is not None:
+            rates = [one.sgemm for one in record.rounds]
+            shares.append(f"{needed / (seconds * sorted(rates)[len(rates) // 2]):.0%}")
+    return " / ".join(shares)
+
+
+def _declined(records: list[Record]) -> str:
+    rows = [
+        [one.workload, one.rung, one.fisher, f"{one.library} {one.version}", f"`{one.note}`"]
+        for one in records
+        if not one.ran
+    ]
+    said = "## What a library declined, and with which words\n\n"
+    return said + _table(["", "rung", "Fisher", "library", "message"], rows)
+
+
+def _computes() -> str:
+    """The docstrings of the libraries' files, which cannot all be imported in one environment."""
+    files = [HERE / "ours.py", *sorted((HERE / "peers").glob("[a-z]*.py"))]
+    said = [ast.get_docstring(ast.parse(file.read_text())) or "" for file in files]
+    return (
+        "## What each library computes\n\n"
+        + "\n".join("- " + text.replace("\n\n", " ").replace("\n", " ") for text in said)
+        + "\n"
+    )
+
+
+def _kinds() -> str:
+    said = (
+        "## Other layers\n\nEK-FAC scores of a small net with such a layer, every parameter "
+        "trainable, at a λ so large that λ N I must be g_qᵀ g_n over the parameters that count "
+        "(`python benchmarks/kinds.py LIBRARY KIND`):\n\n"
+    )
+    if not COVERAGE.exists():
+        return said + "not measured\n"
+    found: dict[str, dict[str, str]] = json.loads(COVERAGE.read_text())
+    names = list(next(iter(found.values())))
+    rows = [[kind, *(answers[name] for name in names)] for kind, answers in found.items()]
+    return said + _table(["layer", *names], rows)
+
+
+def _setting(records: list[Record]) -> str:
+    versions = sorted({(one.library, one.version) for one in records if one.version})
+    made_with = sorted({one.torch for one in records if one.torch})
+    counts = [len(one.rounds) for one in records if one.ran] or [0]
+    lines = [
+        "## Setting\n",
+        f"- {', '.join(f'{name} {version}' for name, version in versions)}; "
+        f"torch {', '.join(made_with)}",
+        f"- {'; '.join(sorted({one.cpu for one in records}))}",
+        f"- measured {', '.join(sorted({one.measured for one in records}))}",
+        f"- {min(counts)} to {max(counts)} rounds a job; with one, on a machine that does "
+        "other work, ratios are rough",
+        f"- scores count as right up to a relative error of {RIGHT:g}",
+        "- each record of `benchmarks/results.json` holds the command that measures it alone\n",
+    ]
+    return "\n".join(lines)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return (
+        "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
+        + "\n"
+    )
