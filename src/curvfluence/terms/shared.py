@@ -69,15 +69,17 @@ class SharedOuter(Term):
     def squares(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Tensor:
         """The sum over t stands inside the square, so rows are formed, a slice at a time.
 
-        The bases go to a and s, or to the rows, whichever is fewer operations.
+        Each basis goes to T vectors or to the rows, whichever are fewer.
         """
         o, i = self.shape
         t = self.a.shape[1]
-        if t * (o * o * self.c + i * i) > self.c * o * i * (o + i):
-            return super().squares(out_basis, in_basis)
-        a = self.a if in_basis is None else self.a @ in_basis
-        s = self.s if out_basis is None else self.s @ out_basis
-        return super(SharedOuter, replace(self, data=a, s=s, ones=False)).squares(None, None)
+        a, s = self.a, self.s
+        if in_basis is not None and t <= self.c * o:
+            a, in_basis = a @ in_basis, None
+        if out_basis is not None and t <= i:
+            s, out_basis = s @ out_basis, None
+        turned = replace(self, data=a, s=s, ones=False)
+        return super(SharedOuter, turned).squares(out_basis, in_basis)
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         """Rows first where that is fewer operations than X a at every position."""
