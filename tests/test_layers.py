@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.coverage import coverage
+from curvfluence.gradients import training_gradients
 from tests import oracles
 from tests.problems import make, mlp, seeded
 
@@ -308,3 +309,132 @@ def test_sampled_labels_differ_between_chunks() -> None:
     output = problem.outputs(problem.train, "training set")
     first, second = columns(output[:4096], y[:4096]), columns(output[4096:], y[4096:])
     assert not torch.equal(first, second)
+
+
+class TestOrdinaryModels:
+    """What users write, and once met a rule that did not expect it."""
+
+    def check(self, net: nn.Module, x: Tensor, *, loss: cf.Loss | None = None) -> cf.Problem:
+        net = net.double()
+        loss = loss or cf.MSE()
+        shape = net(x).shape
+        y = torch.randn(shape, dtype=torch.float64)
+        problem = cf.Problem(net, loss, (x, y), (x[:2], y[:2]))
+        ggn = oracles.dense_ggn(problem)
+        assert torch.allclose(cf.fit(problem, cf.GGN()).to_dense(), ggn, rtol=1e-9, atol=1e-12)
+        wanted = oracles.query_gradients(problem) @ oracles.example_gradients(problem).T / len(x)
+        found = cf.influence(problem, cf.Identity()).values
+        assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+        return problem
+
+    def test_padding_dropped_inside_is_refused(self) -> None:
+        """Rows are then no longer in the order of examples, though their sum is right."""
+
+        def forward(m: Model, x: Tensor) -> Tensor:
+            rows = x.view(len(x), 6, 5)
+            keep = (rows != 0).any(-1)
+            out = torch.zeros(len(x), 6, 5, dtype=x.dtype)
+            out[keep] = m.a(rows[keep])
+            return m.b(out.sum(1))
+
+        x = torch.randn(20, 6, 5, dtype=torch.float64)
+        probed = set(torch.linspace(0, 19, 8).long().tolist())
+        padded = [n for n in range(20) if n not in probed][:10]
+        x[padded, :2] = 0.0
+        y = torch.randn(20, 3, dtype=torch.float64)
+        flat = x.flatten(1)
+        problem = cf.Problem(model(forward).double(), cf.MSE(), (flat, y), (flat[:2], y[:2]))
+        with pytest.raises(cf.InputError, match="told apart by example"):
+            cf.influence(problem, cf.Identity())
+
+    def test_one_training_example_with_time_first(self) -> None:
+        def forward(m: Model, x: Tensor) -> Tensor:
+            return m.b(torch.tanh(m.a(x.view(len(x), 4, 5).transpose(0, 1)))).sum(0)
+
+        net = model(forward).double()
+        x, y = torch.randn(3, 20, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+        problem = cf.Problem(net, cf.MSE(), (x[:1], y[:1]), (x, y))
+        wanted = oracles.query_gradients(problem) @ oracles.example_gradients(problem).T
+        found = cf.influence(problem, cf.Identity()).values
+        assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+    def test_padding_of_a_lookup_is_no_position(self) -> None:
+        """K-FAC with padded columns is K-FAC without them."""
+        seeded()
+        table, top = nn.Embedding(6, 3, padding_idx=0), nn.Linear(3, 4)
+        net = nn.Sequential(table, nn.Tanh(), top).double()
+        ids, y = torch.randint(1, 6, (7, 3)), torch.randint(0, 4, (7, 3))
+        long_ids = torch.cat([ids, torch.zeros(7, 5, dtype=torch.long)], dim=1)
+        long_y = torch.cat([y, torch.full((7, 5), -100)], dim=1)
+        loss = cf.Positions(cf.CrossEntropy())
+        short = cf.Problem(net, loss, (ids, y), (ids[:1], y[:1]))
+        padded = cf.Problem(net, loss, (long_ids, long_y), (long_ids[:1], long_y[:1]))
+        for rung in (cf.KFAC(), cf.EKFAC()):
+            a, b = cf.fit(short, rung).to_dense(), cf.fit(padded, rung).to_dense()
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-13)
+
+    def test_a_key_bias_has_its_rule(self) -> None:
+        """Softmax does not see it: its gradient is what rounding leaves of a sum."""
+
+        class Keys(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)).mean(1)
+
+        seeded()
+        x = torch.randn(8, 24, 32, dtype=torch.float64)
+        net = Keys().double()
+        problem = cf.Problem(net, cf.MSE(), (x, net(x).detach() + 1), (x[:1], net(x[:1]).detach()))
+        assert coverage(problem).others == {}
+
+    def test_sizes_of_one_element(self) -> None:
+        class Conv(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.randn(2, 1, 3, 3))
+                self.bias = nn.Parameter(torch.randn(2))
+
+            def forward(self, x: Tensor) -> Tensor:
+                images = x.view(-1, 1, 4, 5)
+                return F.conv2d(images, self.weight, self.bias, stride=[1], padding=(1,)).flatten(1)
+
+        problem = self.check(Conv(), torch.randn(5, 20, dtype=torch.float64))
+        assert coverage(problem).others == {}
+
+    def test_weights_of_one_axis_and_biases_that_broadcast(self) -> None:
+        class Odd(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.row = nn.Parameter(torch.randn(5))
+                self.weight = nn.Parameter(torch.randn(2, 5))
+                self.bias = nn.Parameter(torch.randn(1))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return F.linear(x, self.weight, self.bias) * F.linear(x, self.row)[:, None]
+
+        self.check(Odd(), torch.randn(5, 5, dtype=torch.float64))
+
+    def test_a_bag_that_does_not_reach_the_output(self) -> None:
+        class Bags(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bag = nn.EmbeddingBag(6, 3, mode="sum")
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.bag(x) + 0 * self.bag(x.flip(1)).detach()
+
+        self.check(Bags(), torch.randint(0, 6, (5, 4)))
+
+    def test_groups_keep_their_own_inputs_only(self) -> None:
+        seeded()
+        net = nn.Sequential(
+            nn.Unflatten(1, (8, 2, 2)), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Flatten()
+        )
+        x = torch.randn(4, 32)
+        problem = cf.Problem(net, cf.MSE(), (x, x), (x[:1], x[:1]))
+        rows = training_gradients(problem, coverage(problem))
+        held = sum(term.data.untyped_storage().nbytes() for term in rows.terms)
+        assert held == sum(term.data.nbytes for term in rows.terms)

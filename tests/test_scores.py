@@ -207,3 +207,19 @@ def test_bad_groups() -> None:
     for groups in (torch.rand(7), torch.arange(6), torch.rand(2, 6), torch.tensor([-1] * 7)):
         with pytest.raises(cf.InputError, match="group"):
             cf.group_influence(problem, cf.EKFAC(), groups)
+
+
+def test_a_query_without_a_gradient_hides_no_residual() -> None:
+    seeded()
+    x = torch.randn(12, 5, dtype=torch.float64)
+    net = mlp(5, 6, 3).double()
+    y = net(x).detach() + 0.3 * torch.randn(12, 3, dtype=torch.float64)
+    qy = y[:2].clone()
+    qy[0] = net(x[:2]).detach()[0]
+    problem = cf.Problem(net, cf.MSE(), (x, y), (x[:2], qy))
+    rung = cf.GGN(cf.ConjugateGradients(None, max_iterations=1))
+    with pytest.warns(cf.CurvfluenceWarning, match="residual"):
+        scores = cf.influence(problem, rung, damping=cf.Absolute(1e-3))
+    assert scores.residuals is not None
+    assert scores.residuals[0] == 0.0
+    assert scores.residuals[1] > 0.01

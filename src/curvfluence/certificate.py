@@ -23,7 +23,8 @@ BATCH = 2**26  # numbers of vectors that a product takes at a time
 @dataclass(frozen=True)
 class Certificate:
     """`residuals[q]` = ‖(A + diag(w) + λI) x_q − g_q‖/‖g_q‖ with A the exact `against`, x_q the
-    rung's own solution. 0 is exact; 1 is no better than x = 0. NaN where g_q is 0."""
+    rung's own solution. 0 is exact; 1 is no better than x = 0. A query
+    without a gradient has 0 with x = 0."""
 
     rung: str
     against: str
@@ -97,7 +98,8 @@ def _batches(queries: Rows, count: int) -> list[Rows]:
 def _relative(found: Tensor, wanted: Tensor) -> list[float]:
     size = wanted.norm(dim=1)
     gap = (found - wanted).norm(dim=1)
-    return torch.where(size > 0, gap / size, torch.nan).tolist()
+    exact = torch.where(gap > 0, torch.inf, 0.0)  # where g is 0, so x must be
+    return torch.where(size > 0, gap / size, exact.to(gap)).tolist()
 
 
 def _shift(curvature: Curvature, damping: Damping) -> Tensor:

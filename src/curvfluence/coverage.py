@@ -13,6 +13,7 @@ from torch import Tensor
 from curvfluence.layers import Capture, Coverage, Layer, Small, label, role
 from curvfluence.probe import Probe, require_deterministic, require_plain_mode
 from curvfluence.problem import Problem, require_per_example
+from curvfluence.terms import bias_alone
 from curvfluence.uses import Lookup, Product
 from curvfluence.watch import Piece, Use
 
@@ -37,6 +38,8 @@ def coverage(problem: Problem) -> Coverage:
     if known is not None and known[0] == state:
         return known[1]
     at = torch.linspace(0, len(problem.train) - 1, min(8, len(problem.train))).long().unique()
+    if len(at) == 1:
+        at = at.repeat(2)  # one alone does not show which axis holds examples
     with torch.random.fork_rng(devices=[]):
         probe = Probe.of(problem, problem.train.inputs[at])
         require_deterministic(problem, probe, at)
@@ -139,7 +142,8 @@ class _Sorting:
 
     def _is_right(self, part: Small) -> bool:
         rows = self.capture.small_rows(part, self.grads, self.batch)
-        return all(_agree(f, w) for f, w in zip(rows, self._own(part.name), strict=True))
+        wanted = self._own(part.name)
+        return _all_agree(rows, wanted, wanted.new_zeros(len(wanted)))
 
     def _against_products(self, name: str) -> str | None:
         """Why the calls of a weight are not all of one kind that covers it, or None."""
@@ -215,11 +219,12 @@ class _Sorting:
     def _against_gradients(self, name: str, layers: tuple[Layer, ...]) -> str | None:
         """Why the layers' rows are not the examples' gradients, or None."""
         wanted = self._own(name)
-        found = torch.zeros_like(wanted)
+        found, sizes = torch.zeros_like(wanted), wanted.new_zeros(len(wanted))
         for layer in layers:
-            rows = self.capture.term(layer, [self.grads], self.batch).dense()[:, 0]
-            layer.add_rows(found, rows)
-        if all(_agree(f, w) for f, w in zip(found, wanted, strict=True)):
+            term = self.capture.term(layer, [self.grads], self.batch)
+            layer.add_rows(found, term.dense()[:, 0])
+            sizes += term.norms()
+        if _all_agree(found, wanted, sizes):
             return None
         return f"the gradient of {self._label(name)} is not that of its own calls alone"
 
@@ -268,12 +273,14 @@ class _Sorting:
         wanted = self._own(name)
         found = torch.zeros_like(wanted)
         filled = torch.zeros(wanted.shape[1], dtype=torch.bool)
+        sizes = wanted.new_zeros(len(wanted))
         for layer in layers:
             place = slice(layer.bias_offset, layer.bias_offset + layer.out_features)
-            found[:, place] = self.capture.term(layer, [self.grads], self.batch).summed()[:, 0]
+            term = self.capture.term(layer, [self.grads], self.batch)
+            found[:, place] = term.summed()[:, 0]
+            sizes += bias_alone(term).norms()
             filled[place] = True
-        agree = all(_agree(f, w) for f, w in zip(found, wanted, strict=True))
-        return agree and bool(filled.all())
+        return _all_agree(found, wanted, sizes) and bool(filled.all())
 
     def _remaining(self, name: str) -> None:
         """A small parameter, or one without a rule."""
@@ -295,9 +302,12 @@ class _Sorting:
         self.others[name] = f"the gradient of {where} is not that of its own calls alone"
 
 
-def _agree(found: Tensor, wanted: Tensor) -> bool:
-    """Equal to rounding, relative to the gradient itself: there is no scale below which any is."""
+def _all_agree(found: Tensor, wanted: Tensor, sizes: Tensor) -> bool:
+    """Equal to rounding example by example, relative to the gradient or to the sizes of what was
+    summed (which may cancel, as for the bias of attention's keys): there is no scale below which
+    any is."""
     if not bool(found.isfinite().all() and wanted.isfinite().all()):
         return True  # not for this check to name: the pass over the data names the example
-    size = max(float(found.norm()), float(wanted.norm()))
-    return float((found - wanted).norm()) <= 1e3 * torch.finfo(found.dtype).eps * size
+    size = torch.maximum(torch.maximum(found.norm(dim=1), wanted.norm(dim=1)), sizes)
+    gap = (found - wanted).norm(dim=1)
+    return bool((gap <= 1e3 * torch.finfo(found.dtype).eps * size).all())

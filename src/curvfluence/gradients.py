@@ -25,6 +25,7 @@ Columns: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (output, target) -> [
 
 CHUNK = 4096  # examples a pass
 DENSE_ROWS = 2**27  # numbers in a pass's dense rows
+_VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
 _AGREED: WeakKeyDictionary[Problem, Coverage] = WeakKeyDictionary()
 NUMBERS = 2**26  # numbers in a pass's layer inputs and output gradients
 
@@ -214,7 +215,10 @@ def _dense_rows(
     if not rest:
         return columns_bkc.new_empty(b, c, 0)
     width = sum(problem.theta[name].numel() for name in rest)
-    rows = _vmapped_rows(problem, rest, inputs, columns_bkc) if _vmaps(problem, rest) else None
+    known = _VMAPPED.setdefault(problem, {})
+    if rest not in known:
+        known[rest] = _vmaps(problem, rest)
+    rows = _vmapped_rows(problem, rest, inputs, columns_bkc) if known[rest] else None
     if rows is None:
         rows = _looped_rows(problem, rest, inputs, columns_bkc)
     assert rows.shape == (b, c, width)

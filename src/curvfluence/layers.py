@@ -136,7 +136,8 @@ class Capture:
         b, _, c = columns_bkc.shape
         first, total = self._both(columns_bkc[:, :, 0], summed)
         grads = [first, *(self.backward(columns_bkc[:, :, k]) for k in range(1, c))]
-        terms = tuple(self.term(layer, grads, b) for layer in self.layers)
+        once: dict[tuple[int, bool], Tensor] = {}
+        terms = tuple(self.term(layer, grads, b, once) for layer in self.layers)
         small = {
             part.name: torch.stack([self.small_rows(part, dz, b) for dz in grads], dim=1)
             for part in self.small
@@ -169,20 +170,60 @@ class Capture:
                 total.update({name: value for name, value in filled if value is not None})
         return found, total
 
-    def term(self, layer: Layer, grads: Sequence[Sequence[Tensor | None]], b: int) -> Term:
-        uses = [self.uses[k] for k in layer.uses]
-        calls = list(zip(layer.uses, uses, strict=True))
+    def term(
+        self,
+        layer: Layer,
+        grads: Sequence[Sequence[Tensor | None]],
+        b: int,
+        once: dict[tuple[int, bool], Tensor] | None = None,
+    ) -> Term:
+        """The rows of a layer; `once` keeps inputs that the groups of a call share.
+
+        Errors: `InputError` where the calls have other positions than on the probe.
+        """
+        calls = [(k, self.uses[k]) for k in layer.uses]
         s = [_joined([_grads(layer, u, dz[k], b) for k, u in calls]) for dz in grads]
         s_bcto = s[0][:, None].contiguous() if len(s) == 1 else torch.stack(s, dim=1)
+        self._require_positions(layer, s_bcto.shape[2])
         if layer.lookup:
-            ids = _joined([_arranged(u.input, b, layer.axis, 0) for u in uses])
-            return LookupOuter(ids, s_bcto, layer.in_features)
+            ids = _joined([_arranged(u.input, b, layer.axis, 0) for _, u in calls])
+            return LookupOuter(ids, s_bcto, layer.in_features, counted=self._looked_up(layer, b))
         ones = layer.bias is not None
-        a_bti = _joined([_inputs(layer, u, b, ones) for u in uses])
-        if layer.positions == 1 and not layer.lookup:
+        once = {} if once is None else once
+        a_bti = _joined([_inputs(layer, k, u, b, ones, once) for k, u in calls])
+        if layer.positions == 1:
             return Outer(a_bti[:, 0], s_bcto[:, :, 0], ones=ones)
-        fits = self.counted is not None and self.counted.shape[1] == layer.positions
-        return SharedOuter(a_bti, s_bcto, counted=self.counted if fits else None, ones=ones)
+        return SharedOuter(a_bti, s_bcto, counted=self._counted(layer.positions), ones=ones)
+
+    def _require_positions(self, layer: Layer, seen: int) -> None:
+        if layer.positions and seen != layer.positions:
+            raise InputError(
+                f"{layer.name or 'the model'} acts on {layer.positions} positions an example on a "
+                f"probe, on {seen} in a batch of the data: rows cannot be told apart by example. "
+                "Keep padded positions in the model, or give it one example's worth at a time"
+            )
+
+    def _counted(self, positions: int) -> Tensor | None:
+        """Which positions of a layer the loss counts, [B, T], where it has the same positions."""
+        fits = self.counted is not None and self.counted.shape[1] == positions
+        return self.counted if fits else None
+
+    def _looked_up(self, layer: Layer, b: int) -> Tensor | None:
+        """Which numbers looked up count, [B, T]: not those of padding, nor those the loss ignores
+        (unless they have a gradient)."""
+        counted = self._counted(layer.positions)
+        uses = [self.uses[k] for k in layer.uses]
+        paddings = [cast(Lookup, use.op).padding for use in uses]
+        if counted is None and all(padding is None for padding in paddings):
+            return None
+        ids = [_arranged(use.input, b, layer.axis, 0) for use in uses]
+        real = _joined(
+            [
+                torch.ones_like(i, dtype=torch.bool) if padding is None else i != padding
+                for i, padding in zip(ids, paddings, strict=True)
+            ]
+        )
+        return real if counted is None else real & counted
 
     def small_rows(self, part: Small, grads: Sequence[Tensor | None], b: int) -> Tensor:
         """One column's rows of a small parameter, [B, size], summed over its calls."""
@@ -216,13 +257,24 @@ def role(use: Use, as_weight: bool) -> Piece | None:
 def _arranged(x: Tensor, b: int, axis: int, kept: int) -> Tensor:
     """[lead..., kept axes] as [B, T, kept axes]: the examples' axis first, all others merged."""
     x = x.transpose(0, 1) if axis == 1 else x
+    if len(x) % b:
+        raise InputError(
+            f"a layer acts on {len(x)} rows for {b} examples: rows cannot be told apart by "
+            "example. Keep padded positions in the model"
+        )
     return x.reshape(b, -1, *x.shape[x.ndim - kept :])
 
 
-def _inputs(layer: Layer, use: Use, b: int, ones: bool) -> Tensor:
+def _inputs(
+    layer: Layer, k: int, use: Use, b: int, ones: bool, once: dict[tuple[int, bool], Tensor]
+) -> Tensor:
     """a, [B, T, i], with `ones` a 1 behind each."""
     op = cast(Product, use.op)
-    return _arranged(op.inputs(use.input, ones), b, layer.axis, 2)[:, :, layer.group]
+    if op.groups == 1:
+        return _arranged(op.inputs(use.input, ones), b, layer.axis, 2)[:, :, 0]
+    if (k, ones) not in once:
+        once[k, ones] = _arranged(op.inputs(use.input, ones), b, layer.axis, 2)
+    return once[k, ones][:, :, layer.group].contiguous()
 
 
 def _grads(layer: Layer, use: Use, dz: Tensor | None, b: int) -> Tensor:
@@ -230,10 +282,11 @@ def _grads(layer: Layer, use: Use, dz: Tensor | None, b: int) -> Tensor:
     op = cast(Product, use.op)
     if isinstance(op, Lookup):
         if dz is None:
-            dz = torch.zeros(1, dtype=torch.get_default_dtype()).expand(*use.input.shape, op.rows)
+            ids = _arranged(use.input, b, layer.axis, 0)
+            return torch.zeros(*ids.shape, op.rows, dtype=use.dtype, device=ids.device)
         return _arranged(op.positions(use.input, dz), b, layer.axis, 1)
     if dz is None:
-        a = _inputs(layer, use, b, False)
+        a = _inputs(layer, 0, use, b, False, {})
         return a.new_zeros(*a.shape[:2], layer.out_features)
     return _arranged(op.grads(dz), b, layer.axis, 2)[:, :, layer.group]
 

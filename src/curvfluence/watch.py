@@ -54,6 +54,7 @@ class Use:
     input: Tensor
     version: int  # of the input, to notice when it is changed in place afterwards
     edge: GradientEdge | None
+    dtype: torch.dtype  # of the output
 
     @property
     def kind(self) -> str:
@@ -104,7 +105,7 @@ class Watch(TorchFunctionMode):
             return
         edge = get_gradient_edge(output) if output.requires_grad else None
         kept = x.detach().clone() if self._clone else x.detach()
-        self.uses.append(Use(op, w, b, kept, kept._version, edge))  # pyright: ignore[reportPrivateUsage]
+        self.uses.append(Use(op, w, b, kept, kept._version, edge, output.dtype))  # pyright: ignore[reportPrivateUsage]
 
     @property
     def overwritten(self) -> bool:
@@ -116,7 +117,8 @@ def _linear(
     watch: Watch, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     output = func(input, weight, bias)
-    _keep_linear(watch, input, output, weight, bias, by_columns=False)
+    if weight.ndim == 2:
+        _keep_linear(watch, input, output, weight, bias, by_columns=False)
     return output
 
 
@@ -127,7 +129,9 @@ def _keep_linear(
     piece = watch.piece(weight)
     stored = by_columns != (piece is not None and piece.transposed)
     shape = weight if piece is None or not piece.transposed else weight.T
-    watch.keep(linear_of(shape, stored_transposed=stored), x, output, weight, bias)
+    op = linear_of(shape, stored_transposed=stored)
+    whole = isinstance(bias, Tensor) and bias.shape == (op.rows,)  # none that broadcasts
+    watch.keep(op, x, output, weight, bias if whole else None)
 
 
 def _addmm(watch: Watch, func: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -151,7 +155,10 @@ def _matmul(watch: Watch, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _sizes(value: int | Sequence[int], n: int) -> tuple[int, ...]:
-    return (int(value),) * n if isinstance(value, int) else tuple(int(v) for v in value)
+    if isinstance(value, int):
+        return (int(value),) * n
+    sizes = tuple(int(v) for v in value)
+    return sizes * n if len(sizes) == 1 else sizes
 
 
 def _convolution(

@@ -41,10 +41,10 @@ def joined(parts: Sequence[Term]) -> Term:
     s = cat(lambda part: part.s)
     if isinstance(first, Outer):
         return replace(first, data=cat(lambda p: cast(Outer, p).data), s=s)
+    many = cast("Sequence[SharedOuter | LookupOuter]", parts)
+    masks = [part.counted for part in many if part.counted is not None]
+    counted = torch.cat(masks) if masks else None
     if isinstance(first, SharedOuter):
-        counted = None
-        if first.counted is not None:
-            counted = cat(lambda p: cast(Tensor, cast(SharedOuter, p).counted))
         return replace(first, data=cat(lambda p: cast(SharedOuter, p).data), s=s, counted=counted)
     lookup = cast(LookupOuter, first)
-    return replace(lookup, ids=cat(lambda p: cast(LookupOuter, p).ids), s=s)
+    return replace(lookup, ids=cat(lambda p: cast(LookupOuter, p).ids), s=s, counted=counted)

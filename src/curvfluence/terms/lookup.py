@@ -19,13 +19,15 @@ class LookupOuter(Term):
     s: Tensor  # [N, C, T, d]
     vocabulary: int
     biased: bool = False
+    counted: Tensor | None = None  # [N, T], as in `SharedOuter`
 
     @property
     def shape(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.s.shape[3], self.vocabulary
 
     def __getitem__(self, index: slice | Tensor) -> LookupOuter:
-        return replace(self, ids=self.ids[index], s=self.s[index])
+        counted = None if self.counted is None else self.counted[index]
+        return replace(self, ids=self.ids[index], s=self.s[index], counted=counted)
 
     def dense(self) -> Tensor:
         n, c, _, d = self.s.shape
@@ -36,15 +38,23 @@ class LookupOuter(Term):
     def summed(self) -> Tensor:
         return self.s.sum(2)
 
+    def _mask(self) -> Tensor | None:
+        """Positions that count or have a gradient, [N, T]; None where all do."""
+        if self.counted is None or bool(self.counted.all()):
+            return None
+        return self.counted | (self.s != 0).any(3).any(1)
+
     def input_gram(self) -> Tensor:
-        counts = self.ids.flatten().bincount(minlength=self.vocabulary)
-        return counts.to(self.s.dtype)
+        mask = self._mask()
+        ids = self.ids.flatten() if mask is None else self.ids[mask]
+        return ids.bincount(minlength=self.vocabulary).to(self.s.dtype)
 
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 2))
 
     def positions(self) -> int:
-        return self.ids.numel()
+        mask = self._mask()
+        return self.ids.numel() if mask is None else int(mask.sum())
 
     def reduced(self) -> LookupOuter:
         """Itself: an average of unit vectors would need a V × V factor."""
