@@ -125,7 +125,7 @@ class TestPlan:
         found = plan("digits", "clean", Settings())
         labels = {axis: [s.label for s in settings] for axis, settings in found.axes.items()}
         assert labels == {
-            "width": ["8", "16", "32"], "depth": ["1", "2", "4"], "epochs": ["3", "10", "30"],
+            "width": ["8", "16", "24"], "depth": ["1", "2", "4"], "epochs": ["3", "10", "30"],
         }  # fmt: skip
         assert len(found.work) == 7
         assert all(spec.models == 8 for spec in found.work)
@@ -141,6 +141,8 @@ class TestPlan:
             "depth 1, width 16", "width 16", "depth 4, width 16",
         ]  # fmt: skip
         assert [s.label for s in found.axes["epochs"]] == ["10", "33", "100"]
+        assert found.axes["epochs"][2].spec == found.axes["width"][1].spec
+        assert found.axes["depth"][1].spec == found.axes["width"][1].spec
 
 
 def tiny() -> StudyProblem:
@@ -155,7 +157,7 @@ SMALL = Settings(
     variant_subsets=5,
     replicates=200,
     dampings=(1e-2, 1e-1),
-    variant_dampings=(1e-2, 1e-1),
+    queries=20,
     axes=("width", "epochs"),
 )
 
@@ -192,6 +194,7 @@ class TestTable:
             assert row.interval == pytest.approx(tuple(pair["interval"]))
             last = results["decomposition"]["steps"]
             shares = [s["share_models"] for s in last if s["share"] is not None][-1]
+            assert results["truth"]["queries"] == 20
             row = own[
                 "The eigenvalue mismatch is the majority of the approximation error, squared norms"
             ]

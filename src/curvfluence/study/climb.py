@@ -43,7 +43,8 @@ class Climbed:
     """One rung on all J models. `scores` [J, D, Q, N] are influences at every one of `dampings`.
 
     Seconds are medians over the models, each for one model and one damping. What the rung needs
-    and its spectrum are those of the first model; a hybrid has neither seconds nor needs.
+    and its spectrum are those of the first model; a hybrid has neither seconds nor needs, and a
+    study that measures no costs has no needs.
     `surprising_labels` is the mean over the models of how many labels that a sampled Fisher draws
     are expected to differ from the likeliest; None where none are drawn.
     """
@@ -95,7 +96,7 @@ def climb(
     grid: tuple[Damping, ...] = tuple(map(Absolute, spec.dampings))
     with watch("climb the ladder", len(spec.ladder) * (1 + len(problems))) as done:
         wants: dict[str, tuple[Needs, Needs]] = {}
-        for name, rung in ladders[0].items():
+        for name, rung in ladders[0].items() if spec.costs else ():
             wants[name] = _needs(rung, problems[0], grid[len(grid) // 2])
             done(len(wants))
         models: list[_Model] = []
@@ -103,7 +104,7 @@ def climb(
             models.append(
                 _one_model(ladder, at, grid, protocol, look=not models, extra=spec.hybrids)
             )
-            done(len(ladder) * (1 + len(models)))
+            done(len(spec.ladder) * (1 + len(models)))
     names = list(models[0].rungs)
     return Ladder(
         rungs=tuple(
@@ -291,8 +292,8 @@ def _gather(
         surprising_labels=fmean(surprising) if surprising else None,
         coverage=first.coverage,
         notes=tuple(notes),
-        fit_seconds=None if wants is None else median(p.fit_seconds for p in parts),
-        score_seconds=None if wants is None else median(p.score_seconds for p in parts),
+        fit_seconds=None if first.hybrid else median(p.fit_seconds for p in parts),
+        score_seconds=None if first.hybrid else median(p.score_seconds for p in parts),
         fit_needs=None if wants is None else wants[0],
         score_needs=None if wants is None else wants[1],
         spectrum=first.spectrum,

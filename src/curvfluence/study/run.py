@@ -135,6 +135,7 @@ def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> _O
     start = time.perf_counter()
     loaded = load(spec.problem) if problem is None else problem
     problem = spec.variant.apply(prepared(loaded, spec.plan, DTYPES[spec.dtype]))
+    problem = problem.with_queries(spec.queries)
     draw_subsets(spec, problem)
     hashes = {
         "data": store.hash_examples(problem.train, problem.queries),

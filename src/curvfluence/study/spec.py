@@ -40,6 +40,8 @@ class StudySpec:
     variant: Variant = Variant()  # noqa: RUF009 - a frozen value
     bregman: bool = True  # whether every rung is held against the proximal Bregman response too
     hybrids: bool = True  # whether hybrids stand beside the ladder
+    costs: bool = True  # whether memory and operations are measured, in a run of their own
+    queries: int | None = None  # how many of the problem's, the first ones; all
 
     def __post_init__(self) -> None:
         known = tuple(self.plan.rungs(0))
@@ -62,6 +64,8 @@ class StudySpec:
             value = getattr(self, name)
             if value < least:
                 raise InputError(f"{name} must be at least {least}; seen {value}")
+        if self.queries is not None and self.queries < 2:
+            raise InputError(f"queries must be at least 2; seen {self.queries}")
         if self.seed < 0:
             raise InputError(f"seed must be >= 0; seen {self.seed}")
 

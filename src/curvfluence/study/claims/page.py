@@ -101,7 +101,9 @@ def _made(claimed: Claimed) -> str:
         f"Made by `{found['command'] or 'the library'}` with {versions}; seed {settings.seed}. "
         f"{settings.models} influence models in every study; {subsets} in {settings.orders} "
         f"minibatch orders for the problem as it is, {settings.variant_subsets} in one order for "
-        f"the variants; {settings.replicates} bootstrap replicates. A rung counts as no worse "
+        f"the variants; at most {settings.queries or 'all'} queries; λ from "
+        f"{min(settings.dampings):g} to {max(settings.dampings):g}; {settings.replicates} "
+        f"bootstrap replicates. A rung counts as no worse "
         f"within {MARGIN:g} of LDS.\n"
     )
 

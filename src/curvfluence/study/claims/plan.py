@@ -16,13 +16,16 @@ from curvfluence.study.variant import Variant
 
 AXES = {"width": "width", "depth": "depth", "epochs": "training length"}
 PROTOCOL_NAMES = ("clean", "paper")
-NARROW = 16  # width at which depths are compared where a problem's own net is wider
+NARROW = 16  # width of the variants where a problem's own net is wider
+# Half decades of λ where the choice matters, whole ones where the sweep is flat.
+DAMPINGS = (*GRID[:4:2], *GRID[4:11])
 ASIDE = ("Diagonal", "Identity")  # rungs that no claim speaks of: not in the variants
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How closely a claim is looked at. `subsets` None takes each problem's own number.
+    """How closely a claim is looked at. `subsets` None takes each problem's own number, `queries`
+    None all of them.
 
     Variants have one minibatch order for each subset and `variant_subsets` of them.
     """
@@ -33,8 +36,8 @@ class Settings:
     orders: int = 2
     variant_subsets: int = 40
     replicates: int = 1000
-    dampings: tuple[float, ...] = GRID
-    variant_dampings: tuple[float, ...] = GRID[::2]
+    queries: int | None = 200
+    dampings: tuple[float, ...] = DAMPINGS
     axes: tuple[str, ...] = tuple(AXES)
 
 
@@ -61,11 +64,11 @@ class Plan:
 
 
 def plan(name: str, protocol_name: str, settings: Settings) -> Plan:
-    """Base and variants: half and twice the width, depths 1, 2 and 4, a tenth and a third of the
+    """Base and variants: ½ and 1½ of the width, depths 1, 2 and 4, a tenth and a third of the
     epochs; one thing is changed at a time.
 
-    Where the problem's own net is wider than 16, widths are 8, 16 and its own, and depths are
-    compared at width 16. Errors: `InputError` for settings that make no study.
+    Where the problem's own net is wider than 16, widths are 8, 16 and its own, and depths and
+    epochs are compared at width 16. Errors: `InputError` for settings that make no study.
     """
     loaded = load(name)
     base = StudySpec(
@@ -77,6 +80,8 @@ def plan(name: str, protocol_name: str, settings: Settings) -> Plan:
         replicates=settings.replicates,
         dampings=settings.dampings,
         protocol=protocol_name,
+        hybrids=False,
+        queries=settings.queries,
     )
     rungs = tuple(rung for rung in base.ladder if rung not in ASIDE)
     variant = replace(
@@ -84,9 +89,8 @@ def plan(name: str, protocol_name: str, settings: Settings) -> Plan:
         subsets=settings.variant_subsets,
         orders=1,
         rungs=rungs,
-        dampings=settings.variant_dampings,
         bregman=False,
-        hybrids=False,
+        costs=False,
     )
     problem = prepared(loaded, base.plan, DTYPES[base.dtype])
     axes: dict[str, tuple[Setting, ...]] = {}
@@ -112,37 +116,37 @@ def _work(spec: StudySpec, problem: StudyProblem) -> float:
 def _axis(
     axis: str, base: StudySpec, variant: StudySpec, problem: StudyProblem
 ) -> tuple[Setting, ...]:
-    if axis == "epochs":
-        own = problem.recipe.epochs
-        if own is None:
-            raise InputError(f"{problem.name} trains for a number of steps, not of epochs")
-        shorter = list(dict.fromkeys(n for n in (own // 10, own // 3) if 0 < n < own))
-        return (*_cells(variant, axis, shorter), Setting(str(own), base))
-    widths, own_depth = _hidden(problem)
-    own = widths[0]
-    narrow = min(own, NARROW)
-    wide = narrow if narrow < own else 2 * own
+    widths = _hidden(problem)
+    own, narrow = widths[0], min(widths[0], NARROW)
     if axis == "width":
-        label = "own" if len(set(widths)) > 1 else str(own)
+        label = str(own) if len(set(widths)) == 1 else "own"
+        wide = narrow if narrow < own else own * 3 // 2
         cells = _cells(variant, axis, [max(1, narrow // 2), wide])
         found = (*cells, Setting(label, base))
         return tuple(sorted(found, key=lambda s: own if s.spec is base else int(s.label)))
+    # A wide net's variants are narrow, and so is what they are compared with.
     at = variant if narrow == own else replace(variant, variant=Variant(width=narrow))
     centre = base if narrow == own else at
-    cells = _cells(at, axis, [depth for depth in (1, 2, 4) if depth != own_depth])
-    return tuple(
-        sorted((*cells, Setting(str(own_depth), centre)), key=lambda setting: int(setting.label))
-    )
+    if axis == "depth":
+        here, others = len(widths), [1, 2, 4]
+    else:
+        if problem.recipe.epochs is None:
+            raise InputError(f"{problem.name} trains for a number of steps, not of epochs")
+        here = problem.recipe.epochs
+        others = [here // 10, here // 3]
+    cells = _cells(at, axis, sorted({value for value in others if value > 0} - {here}))
+    found = (*cells, Setting(str(here), centre))
+    return tuple(sorted(found, key=lambda setting: int(setting.label)))
 
 
 def _cells(base: StudySpec, axis: str, values: list[int]) -> tuple[Setting, ...]:
     return tuple(Setting(str(cell[axis]), spec) for cell, spec in grid(base, {axis: values}))
 
 
-def _hidden(problem: StudyProblem) -> tuple[list[int], int]:
-    """Widths of the hidden layers, and how many there are."""
+def _hidden(problem: StudyProblem) -> list[int]:
+    """Widths of the hidden layers."""
     layers = [m for m in problem.recipe.build(0).modules() if isinstance(m, nn.Linear)]
     widths = [layer.out_features for layer in layers[:-1]]
     if not widths:
         raise InputError(f"{problem.name} has no hidden layer to change")
-    return widths, len(widths)
+    return widths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -99,3 +99,11 @@ class StudyProblem:
                     f"display.{name} must show each of the {examples} examples of {name}; seen "
                     f"{rows} rows"
                 )
+
+    def with_queries(self, count: int | None) -> StudyProblem:
+        """The problem with its first `count` queries, or as it is where it has no more."""
+        if count is None or count >= len(self.queries):
+            return self
+        first = Examples(self.queries.inputs[:count], self.queries.targets[:count])
+        shown = replace(self.display, queries=self.display.queries[:count])
+        return replace(self, queries=first, display=shown)
