@@ -180,6 +180,22 @@ class TestPage:
         assert set(Page(text).tables) == {"figure-ladder"}
 
 
+def test_claims_across_variants_stand_below_those_of_the_problem(tmp_path: Path) -> None:
+    results = make_study(tmp_path / "x")
+    one = {"protocol": "clean", "measured": 0.1, "verdict": "holds", "detail": ""}
+    results["claims"] = [
+        {**one, "claim": "A > B", "interval": [0.05, 0.2], "scope": "base"},
+        {**one, "claim": "A > B, across width", "interval": [None, 0.2], "scope": "width"},
+        {**one, "claim": "C", "interval": None, "verdict": "not resolved", "scope": "base"},
+    ]
+    write(tmp_path / "x", results)
+    text = write_report(tmp_path / "x").path.read_text()
+    assert "(3 rows; holds: 2 and not resolved: 1)" in text
+    assert "−∞ to +0.200" in text
+    own, across = text.index("Claims and what was measured"), text.index("Across width, depth")
+    assert own < text.index("A &gt; B<", own) < across < text.index("A &gt; B, across width")
+
+
 class TestVerdict:
     def said(self, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Any:
         results = make_study(tmp_path / "x")

@@ -521,6 +521,23 @@ class TestBregman:
         assert np.array_equal(np.load(tmp_path / "x" / "arrays" / "bregman.npy"), first)
 
 
+def test_fewer_queries_and_no_costs(wine: tuple[dict, Path], tmp_path: Path) -> None:
+    """The same truth of the first queries; what was not measured is null, seconds are there."""
+    spec = StudySpec("wine", queries=10, costs=False, hybrids=False, **TINY)
+    results = run_study(spec, tmp_path / "x").results
+    assert results["truth"]["queries"] == 10
+    assert results["hybrids"] == []
+    for name in ("truth", "base"):
+        mine = np.load(tmp_path / "x" / "arrays" / f"{name}.npy")
+        all_queries = np.load(wine[1] / "arrays" / f"{name}.npy")
+        np.testing.assert_allclose(mine, all_queries[..., :10], rtol=1e-5)
+    for rung in results["rungs"]:
+        assert rung["flops"] is rung["peak_bytes"] is None
+        assert rung["fit_seconds"] > 0
+    with pytest.raises(cf.InputError, match="queries must be at least 2"):
+        StudySpec("wine", queries=1, **TINY)
+
+
 class TestSurprisingLabels:
     def test_counted_at_every_model(self, tmp_path: Path) -> None:
         spec = StudySpec("wine", fishers=("mc(3)",), **TINY)

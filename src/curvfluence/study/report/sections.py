@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from curvfluence.study.report.words import (
     dampings,
     flops,
     interval,
+    listed,
     number,
     percent,
     plain,
@@ -238,7 +240,28 @@ def _calibration(study: Finished, chosen: str) -> Section:
 
 
 def _claims(study: Finished) -> Section:
+    """The problem as it is in an open table; what is said across its variants below."""
     claims: list[dict[str, Any]] = study.results.get("claims") or []
+    own = [claim for claim in claims if claim.get("scope", "base") == "base"]
+    across = [claim for claim in claims if claim not in own]
+    counts = Counter(claim["verdict"] for claim in claims)
+    lead = "What “Better Hessians Matter” (arXiv 2509.23437) says, and what was measured here"
+    if counts:
+        lead += f" ({len(claims)} rows; {listed([f'{v}: {n}' for v, n in counts.most_common()])})"
+    tables = (
+        _claimed("Claims and what was measured", own, open=True),
+        _claimed("Across width, depth and training length", across, open=False),
+    )
+    return Section(
+        id="claims",
+        title="Claims of the paper",
+        lead=f"{lead}. The interval alone makes the verdict.",
+        tables=tuple(table for table in tables if table.rows),
+        missing="" if claims else "No claims were tested in this study.",
+    )
+
+
+def _claimed(caption: str, claims: list[dict[str, Any]], *, open: bool) -> Table:
     rows = tuple(
         (
             claim["claim"],
@@ -250,20 +273,5 @@ def _claims(study: Finished) -> Section:
         )
         for claim in claims
     )
-    return Section(
-        id="claims",
-        title="Claims of the paper",
-        lead=("What “Better Hessians Matter” (arXiv 2509.23437) says, and what was measured here."),
-        tables=(
-            Table(
-                "Claims and what was measured",
-                ("Claim", "protocol", "measured", "95% interval", "verdict", "detail"),
-                rows,
-                open=True,
-                text=(1, 4, 5),
-            ),
-        )
-        if rows
-        else (),
-        missing="" if rows else "No claims were tested in this study.",
-    )
+    columns = ("Claim", "protocol", "measured", "95% interval", "verdict", "detail")
+    return Table(caption, columns, rows, open=open, text=(1, 4, 5))
