@@ -9,6 +9,7 @@ from torch import Tensor
 import curvfluence as cf
 from curvfluence.curvature import Rung
 from curvfluence.curvature.kronecker import KroneckerEigen
+from curvfluence.curvature.operators import Dense
 from tests import oracles
 from tests.problems import all_problems, chain_problem, make, mixed_problem, mlp, seeded
 
@@ -309,6 +310,40 @@ class TestHessian(RelativeCase):
         v = torch.ones(problem.parameters.count, dtype=torch.float64)
         with pytest.raises(cf.SingularError, match="block all"):
             cf.fit(problem, cf.Hessian(cf.Plain())).solve(v, cf.Absolute(float(-mu[0])))
+
+
+class TestPivots:
+    """When a Cholesky factor in float32 is trusted."""
+
+    @staticmethod
+    def _ill(dead: int) -> torch.Tensor:
+        """C of rank 30 in 400 dimensions with `dead` rows of zeros, eigenvalues up to about 1."""
+        rows = torch.randn(30, 400, generator=torch.Generator().manual_seed(0))
+        rows[:, :dead] = 0.0
+        return rows.T @ rows / torch.linalg.matrix_norm(rows, 2) ** 2
+
+    @pytest.mark.parametrize("dead", [0, 3])
+    @pytest.mark.parametrize("damping", [1e-2, 1e-3, 1e-4, 3e-5])
+    def test_what_is_solved_is_right(self, dead: int, damping: float) -> None:
+        c = self._ill(dead)
+        none = torch.zeros(400)
+        v = torch.randn(5, 400, generator=torch.Generator().manual_seed(1))
+        exact = torch.linalg.solve(c.double() + damping * torch.eye(400), v.double().T).T
+        found = Dense(c).solve(v, none, damping).double()
+        # a relative error of eps times the condition number, 1/λ
+        assert float((found - exact).norm() / exact.norm()) < 1.2e-7 / damping
+
+    def test_a_dead_row_needs_no_more_damping_than_its_own(self) -> None:
+        c = 1e6 * self._ill(3)
+        v = torch.eye(400)[:3]
+        damping = 1.0  # 1e-6 of the norm of C, and exact in the rows where C is zero
+        c.diagonal()[3:].add_(1e3)
+        assert torch.equal(Dense(c).solve(v, torch.zeros(400), damping), v)
+
+    @pytest.mark.parametrize("damping", [1e-8, 0.0])
+    def test_noise_is_refused(self, damping: float) -> None:
+        with pytest.raises(cf.SingularError, match="larger damping"):
+            Dense(self._ill(0)).solve(torch.ones(400), torch.zeros(400), damping)
 
 
 class TestAnyModel:

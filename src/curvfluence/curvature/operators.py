@@ -83,16 +83,31 @@ class Dense(Operator):
 def cholesky_solve(matrix: Tensor, v: Tensor) -> Tensor:
     """matrix⁻¹ v for v [..., n] and a positive definite matrix, which is overwritten."""
     n = len(matrix)
-    largest = float(matrix.diagonal().max())
+    diagonal = matrix.diagonal().clone()
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info):
         raise SingularError(
             f"C + diag(w) + λI is not positive definite (its leading minor of order {int(info)} of "
             f"{n} is not). Use a larger damping, Relative(0.1) for a start"
         )
-    pivot = float(factor.diagonal().min()) ** 2
-    require_positive(
-        pivot, largest, n=n, eps=torch.finfo(matrix.dtype).eps, what="C + diag(w) + λI"
-    )
+    _require_pivots(factor.diagonal() ** 2, diagonal)
     flat = v.reshape(-1, n)
     return torch.cholesky_solve(flat.T, factor).T.reshape(v.shape)
+
+
+def _require_pivots(pivots: Tensor, diagonal: Tensor) -> None:
+    """Raise `SingularError` where a pivot cannot be told from zero.
+
+    The factor is that of a matrix off by about √n eps √(a_ii a_jj) in entry ij, so each pivot is
+    held against its own a_ii: one of λ in a row of C that is zero is exact, however large the
+    rest of C. Source: Demmel 1989 (LAPACK working note 14) for the scaling, Higham and Mary 2019
+    (SIAM J. Sci. Comput. 41(5)) for √n.
+    """
+    worst = int((pivots / diagonal).argmin())
+    require_positive(
+        float(pivots[worst]),
+        float(diagonal[worst]),
+        n=len(diagonal) ** 0.5,
+        eps=torch.finfo(diagonal.dtype).eps,
+        what="C + diag(w) + λI",
+    )
