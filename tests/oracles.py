@@ -11,6 +11,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence import Problem
+from curvfluence.curvature.kronecker import KroneckerEigen
 
 
 def outputs_at(problem: Problem, theta: Tensor, inputs: Tensor) -> Tensor:
@@ -140,3 +141,10 @@ def block_mask(problem: Problem, groups: list[Tensor]) -> Tensor:
     for index in groups:
         mask[index[:, None], index] = True
     return mask
+
+
+def kronecker_basis(operator: KroneckerEigen) -> Tensor:
+    inner = operator.in_basis
+    if inner is None:
+        inner = torch.eye(operator.values.shape[1], dtype=operator.values.dtype)
+    return torch.kron(operator.out_basis.contiguous(), inner.contiguous())

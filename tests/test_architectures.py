@@ -12,6 +12,7 @@ import curvfluence as cf
 from curvfluence.coverage import coverage
 from curvfluence.curvature.kronecker import KroneckerEigen
 from tests import oracles
+from tests.oracles import kronecker_basis
 from tests.problems import seeded
 from tests.zoo import CASES, zoo_problem
 
@@ -38,13 +39,6 @@ def close(found: Tensor, wanted: Tensor) -> None:
     """Equal to 1e-9 of the largest entry."""
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max()) <= TOLERANCE * max(1e-3, float(wanted.abs().max()))
-
-
-def kronecker_basis(operator: KroneckerEigen) -> Tensor:
-    inner = operator.in_basis
-    if inner is None:
-        inner = torch.eye(operator.values.shape[1], dtype=operator.values.dtype)
-    return torch.kron(operator.out_basis.contiguous(), inner.contiguous())
 
 
 @pytest.mark.parametrize("name", CASES)

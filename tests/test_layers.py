@@ -305,9 +305,10 @@ def test_sampled_labels_differ_between_chunks() -> None:
     x = torch.randn(1, 5, dtype=torch.float64).expand(8192, 5).contiguous()
     y = torch.zeros(8192, dtype=torch.long)
     problem = cf.Problem(mlp(5, 3).double(), cf.CrossEntropy(), (x, y), (x[:1], y[:1]))
-    columns = cf.MonteCarlo(1, seed=0).columns(problem)
+    columns = cf.MonteCarlo(1, seed=0).columns()
     output = problem.outputs(problem.train, "training set")
-    first, second = columns(output[:4096], y[:4096]), columns(output[4096:], y[4096:])
+    first = columns(problem.loss, output[:4096], y[:4096])
+    second = columns(problem.loss, output[4096:], y[4096:])
     assert not torch.equal(first, second)
 
 

@@ -75,7 +75,7 @@ def same(a: Trained, b: Trained) -> bool:
 
 def test_minibatches_are_the_runs_own_and_the_last_may_be_partial() -> None:
     subsets = random_subsets(50, keep=0.7, count=2, seed=0)
-    own = share(Run(0, 7, 1), 50, subsets)
+    own = share(Run(0, 7, 1), examples(), subsets)
     seen = list(batches(RECIPE, own))
     assert [len(index) for index, _ in seen] == [16, 16, 3] * 3
     kept = set(subsets.weights[1].nonzero().flatten().tolist())
@@ -84,7 +84,7 @@ def test_minibatches_are_the_runs_own_and_the_last_may_be_partial() -> None:
         assert set(drawn) == kept
         assert len(drawn) == len(kept)
     assert not torch.equal(seen[0][0], seen[3][0])
-    others = [share(Run(1, 7, 0), 50, subsets), own]
+    others = [share(Run(1, 7, 0), examples(), subsets), own]
     for (index, weight), (index_mb, scale_mb) in zip(
         seen, stacked_batches(RECIPE, others, examples().inputs), strict=True
     ):
@@ -97,8 +97,8 @@ def test_minibatches_are_the_runs_own_and_the_last_may_be_partial() -> None:
 def test_order_depends_on_order_seed_and_epoch_only() -> None:
     assert torch.equal(epoch_order(1, 2, 40), epoch_order(1, 2, 40))
     assert not torch.equal(epoch_order(1, 2, 40), epoch_order(2, 1, 40))
-    full = share(Run(0, 4), 50, None)
-    without = share(Run(9, 4, 0), 50, leave_one_out(50, [11]))
+    full = share(Run(0, 4), examples(), None)
+    without = share(Run(9, 4, 0), examples(), leave_one_out(50, [11]))
     for (a, _), (b, weight) in zip(batches(RECIPE, full), batches(RECIPE, without), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(weight == 0, a == 11)
@@ -183,7 +183,7 @@ def test_epochs_follow_the_subset_and_steps_do_not() -> None:
     by_epochs = Recipe(net, CrossEntropy(), sgd(0.1), 16, epochs=4)
     by_steps = Recipe(net, CrossEntropy(), sgd(0.1), 16, steps=10)
     for n in (50, 16, 17, 3):
-        own = share(Run(0, 0), n, None)
+        own = share(Run(0, 0), examples(n), None)
         assert len(list(batches(by_epochs, own))) == 4 * ceil(n / 16)
         assert len(list(batches(by_steps, own))) == 10
     subsets = Subsets(torch.tensor([[1] * 50, [1] * 20 + [0] * 30, [1] * 3 + [0] * 47]))

@@ -19,12 +19,17 @@ Source: TypeAlias = "Examples | tuple[Tensor, Tensor] | Dataset[Any] | DataLoade
 class Examples:
     """Inputs [N, ...] and targets [N, ...]; example n is row n of both. Held, not copied.
 
-    Errors: `InputError` for mismatched lengths or no example; `NonFiniteError` naming the first
-    example that holds a NaN or infinity.
+    `weights` v [N] make each loss count v_n times in training, (1/N) Σ_n v_n ℓ_n: the mean still
+    divides by N. None is 1 each.
+
+    Errors: `InputError` for mismatched lengths or no example, for weights of another shape, a
+    negative one or none above 0; `NonFiniteError` naming the first example that holds a NaN or
+    infinity.
     """
 
     inputs: Tensor
     targets: Tensor
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.inputs.ndim == 0 or self.targets.ndim == 0:
@@ -37,17 +42,24 @@ class Examples:
             raise InputError("no examples: the set is empty")
         for what, rows in (("input", self.inputs), ("target", self.targets)):
             require_finite(rows, what)
+        if self.weights is not None:
+            object.__setattr__(self, "weights", _weights(self.weights, len(self)))
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self, index: slice | Tensor) -> Examples:
-        return Examples(self.inputs[index], self.targets[index])
+        weights = None if self.weights is None else self.weights[index]
+        return _part(self.inputs[index], self.targets[index], weights)
 
-    def chunks(self, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(start, inputs, targets) of at most `size` examples at a time, in order."""
+    def chunks(self, size: int) -> Iterator[tuple[int, Examples]]:
+        """(start, examples) of at most `size` examples at a time, in order."""
         for start in range(0, len(self), size):
-            yield start, self.inputs[start : start + size], self.targets[start : start + size]
+            yield start, self[start : start + size]
+
+    def weighted(self, weights: Tensor) -> Examples:
+        """The same examples with weights."""
+        return Examples(self.inputs, self.targets, weights)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Examples:
         """On `device`; floating inputs in `dtype`. Labels become int64."""
@@ -56,6 +68,7 @@ class Examples:
         return Examples(
             inputs.to(dtype) if inputs.is_floating_point() else inputs,
             targets.to(dtype) if targets.is_floating_point() else targets.long(),
+            None if self.weights is None else self.weights.to(device),
         )
 
     @staticmethod
@@ -81,6 +94,33 @@ class Examples:
             return Examples(torch.as_tensor(inputs), torch.as_tensor(targets))
         except InputError as error:
             raise type(error)(f"{name}: {error}") from None
+
+
+def _part(inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Examples:
+    """Some of checked examples, which need no second look."""
+    part = object.__new__(Examples)
+    for name, value in (("inputs", inputs), ("targets", targets), ("weights", weights)):
+        object.__setattr__(part, name, value)
+    return part
+
+
+def _weights(weights: Tensor, n: int) -> Tensor:
+    found = torch.as_tensor(weights).detach().double()
+    if found.shape != (n,):
+        raise InputError(
+            f"weights must hold one number an example, [{n}]; seen shape {tuple(found.shape)}"
+        )
+    require_finite(found, "weight")
+    negative = (found < 0).nonzero().flatten()
+    if len(negative):
+        first = int(negative[0])
+        raise InputError(
+            f"weights must be >= 0; example {first} has {float(found[first]):.6g} "
+            f"({len(negative)} such examples)"
+        )
+    if not bool(found.any()):
+        raise InputError("all weights are 0: no example counts")
+    return found
 
 
 def require_finite(rows: Tensor, what: str, start: int = 0) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.gradients import Columns
+from curvfluence.losses import Loss
 from curvfluence.problem import Problem
 
 TYPE2_LIMIT = 64  # output columns an example up to which the exact expectation is the default
@@ -23,8 +24,8 @@ class Fisher(ABC):
     name: str
 
     @abstractmethod
-    def columns(self, problem: Problem) -> Columns:
-        """(output, target) -> [B, K, C]; each call starts the random draws anew."""
+    def columns(self) -> Columns:
+        """(loss, output, target) -> [B, K, C]; each call starts the random draws anew."""
 
     @abstractmethod
     def width(self, problem: Problem) -> int:
@@ -41,8 +42,11 @@ class Type2(Fisher):
 
     name = "type2"
 
-    def columns(self, problem: Problem) -> Columns:
-        return problem.loss.factor
+    def columns(self) -> Columns:
+        def factor(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+            return loss.factor(output, target)
+
+        return factor
 
     def width(self, problem: Problem) -> int:
         return problem.loss.columns(problem.n_outputs)
@@ -52,12 +56,10 @@ class Type2(Fisher):
 class Draws:
     """Columns of labels drawn from the model's distribution, example after example."""
 
-    problem: Problem
     draws: int
     generator: torch.Generator
 
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = self.problem.loss
+    def __call__(self, loss: Loss, output: Tensor, target: Tensor) -> Tensor:
         return loss.sample(output, target, draws=self.draws, generator=self.generator)
 
 
@@ -81,15 +83,15 @@ class MonteCarlo(Fisher):
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return f"mc({self.draws})"
 
-    def columns(self, problem: Problem) -> Columns:
-        return Draws(problem, self.draws, torch.Generator().manual_seed(self.seed))
+    def columns(self) -> Columns:
+        return Draws(self.draws, torch.Generator().manual_seed(self.seed))
 
     def width(self, problem: Problem) -> int:
         return self.draws
 
     def surprising_labels(self, problem: Problem) -> float | None:
         outputs = problem.outputs(problem.train, "training set")
-        surprise = problem.loss.surprise(outputs, problem.train.targets)
+        surprise = problem.loss_of(problem.train).surprise(outputs, problem.train.targets)
         return None if surprise is None else float(surprise.sum()) * self.draws
 
 
@@ -99,9 +101,9 @@ class Empirical(Fisher):
 
     name = "empirical"
 
-    def columns(self, problem: Problem) -> Columns:
-        def gradient(output: Tensor, target: Tensor) -> Tensor:
-            return problem.loss.gradient(output, target)[:, :, None]
+    def columns(self) -> Columns:
+        def gradient(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+            return loss.label_column(output, target)
 
         return gradient
 

@@ -17,11 +17,12 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 from curvfluence.data import Examples, require_finite
 from curvfluence.errors import InputError
 from curvfluence.layers import Coverage, Layer, capture
+from curvfluence.losses import Loss
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
 from curvfluence.terms import Term, joined
 
-Columns: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (output, target) -> [B, K, C]
+Columns: TypeAlias = Callable[[Loss, Tensor, Tensor], Tensor]  # (loss, output, target)
 
 CHUNK = 4096  # examples a pass
 DENSE_ROWS = 2**27  # numbers in a pass's dense rows
@@ -35,7 +36,8 @@ class Rows:
     """C rows for each of N examples.
 
     `terms` holds those of each layer, whose weights and biases stand side by side in no dense
-    form. Parameters of no layer: dense [N, C, R], in the order of `rest`.
+    form. Parameters of no layer: dense [N, C, R], in the order of `rest`. `weights` [N] are the
+    examples', which the rows hold already and only K-FAC's A needs to know; None is 1 each.
     """
 
     parameters: Parameters
@@ -43,13 +45,15 @@ class Rows:
     terms: tuple[Term, ...]
     rest: tuple[str, ...]
     dense: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.dense)
 
     def __getitem__(self, index: slice | Tensor) -> Rows:
         terms = tuple(term[index] for term in self.terms)
-        return Rows(self.parameters, self.layers, terms, self.rest, self.dense[index])
+        weights = None if self.weights is None else self.weights[index]
+        return Rows(self.parameters, self.layers, terms, self.rest, self.dense[index], weights)
 
     @property
     def _parts(self) -> list[tuple[Layer, Term]]:
@@ -130,7 +134,8 @@ class Rows:
         if self.dense.dtype == dtype:
             return self
         terms = tuple(term.to(dtype) for term in self.terms)
-        return Rows(self.parameters, self.layers, terms, self.rest, self.dense.to(dtype))
+        dense = self.dense.to(dtype)
+        return Rows(self.parameters, self.layers, terms, self.rest, dense, self.weights)
 
     def slices(self, numbers: int) -> Iterator[Rows]:
         """Successive examples, each part of about so many numbers."""
@@ -168,12 +173,12 @@ def rows_in_chunks(
     size = sum(problem.theta[name].numel() for name in covered.others)
     chunk = min(chunk, DENSE_ROWS // max(1, size * each))
     chunk = max(1, min(chunk, NUMBERS // max(1, covered.numbers(each))))
-    for place, x, y in examples.chunks(chunk):
-        start = first + place
+    for place, part in examples.chunks(chunk):
+        start, x, y = first + place, part.inputs, part.targets
         seen = capture(problem, covered, x, y)
         output = seen.output.detach()
         require_finite(output, f"model output for {what}", start)
-        columns_bkc = columns(output, y)
+        columns_bkc = columns(problem.loss_of(part), output, y)
         require_finite(columns_bkc, f"output gradient of {what}", start)
         terms, small, total = seen.pullback(columns_bkc, summed=summed is not None)
         if summed is not None and total is not None:
@@ -183,7 +188,14 @@ def rows_in_chunks(
             require_finite(rows, f"gradient of {what}", start)
         yield (
             start,
-            Rows(problem.parameters, covered.layers, terms, tuple(covered.others), dense),
+            Rows(
+                problem.parameters,
+                covered.layers,
+                terms,
+                tuple(covered.others),
+                dense,
+                part.weights,
+            ),
         )
 
 
@@ -291,19 +303,21 @@ def concatenate(parts: list[Rows]) -> Rows:
     first = parts[0]
     terms = tuple(joined([p.terms[k] for p in parts]) for k in range(len(first.layers)))
     dense = torch.cat([p.dense for p in parts])
-    return Rows(first.parameters, first.layers, terms, first.rest, dense)
+    held = [p.weights for p in parts if p.weights is not None]
+    weights = torch.cat(held) if held else None
+    return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)
 
 
 def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
-    """(start, g_n = ∇ℓ_n of a chunk of training examples).
+    """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted.
 
     After the last chunk, once for a problem, the sum of all rows is compared with that of an
     ordinary backward pass: the probe of `coverage` sees a few examples, and a use of a weight that
     none of them shows would be left out of the rows. Errors: `InputError` names the parameter.
     """
 
-    def columns(output: Tensor, target: Tensor) -> Tensor:
-        return problem.loss.gradient(output, target)[:, :, None]
+    def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        return loss.gradient(output, target)[:, :, None]
 
     check = _AGREED.get(problem) is not covered
     total, wanted, size = torch.zeros_like(problem.decay), torch.zeros_like(problem.decay), 0.0
@@ -327,7 +341,7 @@ def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Ro
 
 
 def training_gradients(problem: Problem, covered: Coverage) -> Rows:
-    """g_n = ∇ℓ_n of every training example, held all at once."""
+    """g_n = ∇ℓ_n of every training example (v_n ∇ℓ_n), held all at once."""
     return concatenate([rows for _, rows in training_rows(problem, covered)])
 
 
@@ -348,7 +362,7 @@ def _require_agreement(problem: Problem, summed: Tensor, wanted: Tensor, size: f
 def query_gradients(problem: Problem, covered: Coverage) -> Rows:
     """g_q = ∇m_q of every query, factored."""
 
-    def columns(output: Tensor, target: Tensor) -> Tensor:
+    def columns(_: Loss, output: Tensor, target: Tensor) -> Tensor:
         return problem.measurement.gradient(output, target)[:, :, None]
 
     found = rows_in_chunks(problem, covered, problem.queries, columns, what="queries", width=1)

@@ -24,10 +24,9 @@ def newton_scores(
 ) -> Tensor:
     """g_qᵀ (C + W + λ)⁻¹ J_nᵀ S_n (I − H_n)⁻¹ t_n, [Q, N]."""
     n = len(problem.train)
-    loss = problem.loss
-    per_example = problem.parameters.count * loss.columns(problem.n_outputs)
+    per_example = problem.parameters.count * problem.loss.columns(problem.n_outputs)
     chunk = max(1, 2**26 // per_example)
-    columns = Type2().columns(problem)
+    columns = Type2().columns()
     parts: list[Tensor] = []
     found = rows_in_chunks(
         problem, covered, problem.train, columns, what="training set", chunk=chunk
@@ -35,6 +34,7 @@ def newton_scores(
     for start, rows in found:
         part = problem.train[slice(start, start + len(rows))]
         with torch.no_grad():
+            loss = problem.loss_of(part)
             t_bc = loss.coordinates(problem.forward(part.inputs), part.targets)
         require_finite(t_bc, "leverage coordinates of training set", start)
         z_bcp = rows.to_dense()

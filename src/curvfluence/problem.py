@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from curvfluence.data import Examples, Source, require_finite
 from curvfluence.errors import CurvfluenceError, InputError
-from curvfluence.losses import Loss
+from curvfluence.losses import Loss, ScaledLoss
 from curvfluence.measurement import LossMeasurement, Measurement
 from curvfluence.parameters import Parameters, call, slots
 
@@ -24,7 +24,9 @@ class Problem:
     The model was trained to minimise J(θ) = (1/N) Σ_n ℓ_n + ½ Σ_i w_i θ_i². `weight_decay` is w: a
     number for all parameters, or a mapping from parameter names (those not named get 0). With
     `decoupled_decay=True` (AdamW) the decay is recorded and not added, because that optimiser
-    minimises something else; results say so.
+    minimises something else; results say so. `sample_weight` is v [N], where training minimised
+    (1/N) Σ_n v_n ℓ_n + ½ Σ w θ²; then an example's influence is that of v_n ℓ_n, and one of weight
+    2 is one that is there twice. The same as `Examples(inputs, targets, weights=v)`.
 
     `weights` names the checkpoint: a mapping like `model.state_dict()`, by default the model's
     values as they are now. They are copied; the model is only ever called through
@@ -65,6 +67,7 @@ class Problem:
         decoupled_decay: bool = False,
         weights: Mapping[str, Tensor] | None = None,
         unmodelled: str | Sequence[str] = (),
+        sample_weight: Tensor | None = None,
     ) -> None:
         _require_kinds(loss, measurement)
         require_per_example(model)
@@ -73,13 +76,15 @@ class Problem:
         first = next(iter(theta.values()))
         place = (first.device, first.dtype)
         examples = Examples.of(train, "train").to(*place)
+        if sample_weight is not None:
+            examples = _weighted(examples, sample_weight).to(*place)
         shape = _output_shape(model, {**state, **theta}, examples.inputs[:1].clone())
         loss = loss.bound(shape, examples.targets)
         values = {
             "model": model,
             "loss": loss,
             "train": examples,
-            "queries": Examples.of(queries, "queries").to(*place),
+            "queries": _unweighted(Examples.of(queries, "queries")).to(*place),
             "measurement": _measurement(measurement, loss),
             "parameters": parameters,
             "theta": theta,
@@ -142,6 +147,8 @@ class Problem:
         """Of what a curvature depends on: weights, decay, loss and training set."""
         digest = hashlib.sha256(repr(self.loss).encode())
         tensors = (*self.theta.values(), *self.state.values(), self.decay)
+        if self.train.weights is not None:
+            tensors = (*tensors, self.train.weights)
         for tensor in (*tensors, self.train.inputs, self.train.targets):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -179,7 +186,12 @@ class Problem:
             weight_decay=self.weight_decay,
             decoupled_decay=self.decoupled_decay,
             weights=weights,
+            unmodelled=self.unmodelled,
         )
+
+    def loss_of(self, part: Examples) -> Loss:
+        """v_n ℓ_n of these examples: the loss as it is where they have no weights."""
+        return ScaledLoss.of(self.loss, part.weights)
 
     def forward(self, inputs: Tensor, theta: Mapping[str, Tensor] | None = None) -> Tensor:
         """Outputs [B, K] at `theta` (by default this problem's weights)."""
@@ -189,9 +201,24 @@ class Problem:
     def outputs(self, examples: Examples, what: str, chunk: int = 4096) -> Tensor:
         """Outputs of all examples, [N, K], finite or raised with the index."""
         with torch.no_grad():
-            rows = torch.cat([self.forward(x) for _, x, _ in examples.chunks(chunk)])
+            rows = torch.cat([self.forward(part.inputs) for _, part in examples.chunks(chunk)])
         require_finite(rows, f"model output for the {what}")
         return rows
+
+
+def _weighted(train: Examples, weights: Tensor) -> Examples:
+    if train.weights is not None:
+        raise InputError("train has weights of its own: give them there or as sample_weight")
+    try:
+        return train.weighted(weights)
+    except InputError as error:
+        raise type(error)(f"sample_weight: {error}") from None
+
+
+def _unweighted(queries: Examples) -> Examples:
+    if queries.weights is not None:
+        raise InputError("queries: they have weights, and a measurement has none: leave them out")
+    return queries
 
 
 def _measurement(given: Measurement | None, loss: Loss) -> Measurement:

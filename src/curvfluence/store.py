@@ -114,7 +114,8 @@ def hash_examples(*sets: Examples) -> str:
     """Of the numbers themselves, in order."""
     digest = hashlib.sha256()
     for examples in sets:
-        for tensor in (examples.inputs, examples.targets):
+        weights = () if examples.weights is None else (examples.weights,)
+        for tensor in (examples.inputs, examples.targets, *weights):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

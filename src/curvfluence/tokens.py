@@ -11,7 +11,7 @@ from curvfluence.damping import BestOf, Damping, Relative
 from curvfluence.errors import InputError
 from curvfluence.gradients import query_gradients, rows_in_chunks
 from curvfluence.influence import fitted
-from curvfluence.losses import Positions
+from curvfluence.losses import Loss, Positions
 from curvfluence.problem import Problem
 from curvfluence.scoring import solve_queries
 
@@ -43,7 +43,7 @@ def token_influence(
     chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
     count = loss.count
 
-    def columns(output: Tensor, target: Tensor) -> Tensor:
+    def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
         g_btk = loss.gradient(output, target).view(len(output), count, -1)
         each = torch.diag_embed(g_btk.movedim(1, -1), dim1=1, dim2=3)  # [B, T, K, T]
         return each.flatten(1, 2)

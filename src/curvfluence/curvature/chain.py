@@ -143,12 +143,13 @@ def chain_hessian(problem: Problem, covered: Coverage, chain: Chain, chunk: int 
     """
     blocks = layer_blocks(problem.parameters, covered, joint_bias=True)
     sums = pair_sums(len(blocks))
-    for start, x, y in problem.train.chunks(chunk):
-        layers, output = _forward(problem, chain, blocks, x)
+    for start, part in problem.train.chunks(chunk):
+        layers, output = _forward(problem, chain, blocks, part.inputs)
         require_finite(output, "model output for training set", start)
-        delta = problem.loss.gradient(output, y)
+        loss, y = problem.loss_of(part), part.targets
+        delta = loss.gradient(output, y)
         require_finite(delta, "output gradient of training set", start)
-        columns = problem.loss.factor(output, y).transpose(1, 2)
+        columns = loss.factor(output, y).transpose(1, 2)
         _add_chunk(sums, layers, delta, columns)
     return assemble(problem, blocks, sums)
 

@@ -32,7 +32,7 @@ class Diagonal(FisherRung):
             problem, covered, joint=self.joint_bias, native_diagonal=True, limit=0
         )
 
-        def update(block: LayerBlock, term: Term) -> tuple[Tensor, ...]:
+        def update(block: LayerBlock, term: Term, _: Tensor | None) -> tuple[Tensor, ...]:
             return (term.squares(None, None),)
 
         sums = accumulate(rows, blocks, update, remainder)

@@ -52,7 +52,7 @@ class EKFAC(KroneckerRung):
             a_ii, b_oo = factors.pop(name)
             bases[name] = basis_of(b_oo)[1], basis_of(a_ii)[1]
 
-        def update(block: LayerBlock, term: Term) -> tuple[Tensor, ...]:
+        def update(block: LayerBlock, term: Term, _: Tensor | None) -> tuple[Tensor, ...]:
             return (term.squares(*bases[block.name]),)
 
         of_values = rows if self.values is None else FisherPass(problem, self.values)

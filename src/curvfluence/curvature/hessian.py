@@ -135,12 +135,13 @@ def _is_symmetric(matrix: Tensor) -> bool:
 
 def _quadratic_models(problem: Problem, *, whole: bool, examples: int) -> Iterator[_QuadraticModel]:
     n = len(problem.train)
-    for _, x, y in problem.train.chunks(examples):
+    for _, part in problem.train.chunks(examples):
+        loss = problem.loss_of(part)
         with torch.no_grad():
-            at = problem.forward(x)
-            delta = problem.loss.gradient(at, y) / n
-            curve = problem.loss.hessian(at, y) / n if whole else None
-        yield _QuadraticModel(problem, x, at, delta, curve)
+            at = problem.forward(part.inputs)
+            delta = loss.gradient(at, part.targets) / n
+            curve = loss.hessian(at, part.targets) / n if whole else None
+        yield _QuadraticModel(problem, part.inputs, at, delta, curve)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, outer, tensor
+from torch import Tensor, float64, outer, tensor
 
 from curvfluence.curvature.base import Block
 from curvfluence.curvature.kronecker import FactoredKronecker, KroneckerEigen, basis_of
@@ -83,12 +83,20 @@ def kronecker_factors(
     blocks: tuple[LayerBlock, ...],
     remainder: Remainder | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, B) of every block; the A of a lookup is its diagonal."""
+    """(A, B) of every block; the A of a lookup is its diagonal.
 
-    def update(block: LayerBlock, term: Term) -> tuple[Tensor, ...]:
-        a_ii, b_oo, count = sharing.sums(term)
-        return a_ii, b_oo, tensor(count)
+    With weights v, A is the mean by v, and B Σ_n v_n s sᵀ over N and the mean count of positions
+    by v: what examples that are there v times would give.
+    """
+
+    def update(block: LayerBlock, term: Term, weights: Tensor | None) -> tuple[Tensor, ...]:
+        a_ii, b_oo, count = sharing.sums(term, weights)
+        return a_ii, b_oo, tensor(count, dtype=float64)
 
     sums = accumulate(rows, blocks, update, remainder)
-    n = len(problem.train)
-    return {name: (a / n, b / max(1, int(count))) for name, (a, b, count) in sums.items()}
+    n, v = len(problem.train), problem.train.weights
+    total = n if v is None else float(v.sum())
+    return {
+        name: (a / total, b / (float(count) * (n / total) if float(count) else 1))
+        for name, (a, b, count) in sums.items()
+    }

@@ -164,14 +164,14 @@ class Remainder:
 def accumulate(
     rows_of: Iterable[Rows],
     blocks: tuple[LayerBlock, ...],
-    update: Callable[[LayerBlock, Term], tuple[Tensor, ...]],
+    update: Callable[[LayerBlock, Term, Tensor | None], tuple[Tensor, ...]],
     remainder: Remainder | None = None,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Sum `update(block, its rows)` over the chunks, for every layer block."""
+    """Sum `update(block, its rows, the examples' weights)` over the chunks, for every block."""
     sums: dict[str, tuple[Tensor, ...]] = {}
     for rows in rows_of:
         for block in blocks:
-            new = update(block, block.term(rows))
+            new = update(block, block.term(rows), rows.weights)
             old = sums.get(block.name)
             sums[block.name] = (
                 new if old is None else tuple(p.add_(q) for p, q in zip(old, new, strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor
 from curvfluence.coverage import coverage
 from curvfluence.fisher import FEW_SURPRISES, Draws, Fisher
 from curvfluence.gradients import Rows, rows_in_chunks
+from curvfluence.losses import Loss
 from curvfluence.problem import Problem
 
 REMEMBERED = 2**28  # numbers of rows that a second pass reads instead of computing them
@@ -27,7 +28,7 @@ class FisherPass:
     def __init__(self, problem: Problem, fisher: Fisher, *, again: bool = False) -> None:
         self.problem, self.fisher = problem, fisher
         self.covered = coverage(problem)
-        self._columns = fisher.columns(problem)
+        self._columns = fisher.columns()
         self._room = REMEMBERED if again else 0
         self._kept: list[Rows] = []
         self._from: tuple[int, Tensor | None] | None = None  # where computing goes on, and draws
@@ -62,13 +63,13 @@ class FisherPass:
     def _rows(self, start: int) -> Iterator[Rows]:
         counted = start == 0 and self.surprising is None
 
-        def columns(output: Tensor, target: Tensor) -> Tensor:
+        def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
             if counted and isinstance(self._columns, Draws):
-                found = self.problem.loss.surprise(output, target)
+                found = loss.surprise(output, target)
                 if found is not None:
                     total = float(found.double().sum()) * self._columns.draws
                     self.surprising = total + (self.surprising or 0.0)
-            return self._columns(output, target)
+            return self._columns(loss, output, target)
 
         found = rows_in_chunks(
             self.problem,
@@ -106,4 +107,4 @@ def loss_notes(problem: Problem) -> tuple[str, ...]:
         return ()
     with torch.no_grad():
         outputs = problem.outputs(problem.train, "training set")
-    return problem.loss.notes(outputs, problem.train.targets)
+    return problem.loss_of(problem.train).notes(outputs, problem.train.targets)

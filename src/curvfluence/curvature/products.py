@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.curvature.passes import FisherPass
+from curvfluence.data import Examples
 from curvfluence.errors import InputError
 from curvfluence.fisher import TYPE2_LIMIT, Type2
 from curvfluence.gradients import Rows
+from curvfluence.losses import Loss
 from curvfluence.problem import Problem
 
 Kind = Literal["GGN", "Hessian"]
@@ -43,8 +45,8 @@ class Product:
             return sum_of_pulled(self._rows, v_qp) / n
         total = torch.zeros_like(v_qp)
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-            for _, x, y in self.problem.train.chunks(self._examples):
-                chunk = _Linearised.of(self.problem, x, y, self.kind)
+            for _, part in self.problem.train.chunks(self._examples):
+                chunk = _Linearised.of(self.problem, part, self.kind)
                 for k, v in enumerate(v_qp):
                     total[k] += chunk.product(v)
         return total / n
@@ -64,6 +66,7 @@ class _Linearised:
 
     problem: Problem
     kind: Kind
+    loss: Loss  # of these examples
     targets: Tensor
     theta: list[Tensor]
     output: Tensor
@@ -72,11 +75,12 @@ class _Linearised:
     slopes: tuple[Tensor, ...]  # Σ_n Jᵀ ∂ℓ/∂f with its graph in θ, for the Hessian
 
     @staticmethod
-    def of(problem: Problem, x: Tensor, y: Tensor, kind: Kind) -> _Linearised:
+    def of(problem: Problem, part: Examples, kind: Kind) -> _Linearised:
+        loss, y = problem.loss_of(part), part.targets
         theta = {n: v.detach().requires_grad_(True) for n, v in problem.theta.items()}
         values = list(theta.values())
         with torch.enable_grad():
-            output = problem.forward(x, theta)
+            output = problem.forward(part.inputs, theta)
             if not output.requires_grad:
                 raise InputError("the output does not depend on any trainable parameter")
             dummy = torch.zeros_like(output, requires_grad=True)
@@ -84,15 +88,15 @@ class _Linearised:
             try:
                 pulled = _filled(output, values, dummy)
                 if kind == "Hessian":
-                    slopes = _filled(output, values, problem.loss.gradient(output.detach(), y))
+                    slopes = _filled(output, values, loss.gradient(output.detach(), y))
             except (RuntimeError, NotImplementedError) as error:
                 raise _not_twice(error) from error
-        return _Linearised(problem, kind, y, values, output, dummy, pulled, slopes)
+        return _Linearised(problem, kind, loss, y, values, output, dummy, pulled, slopes)
 
     def product(self, v: Tensor) -> Tensor:
         """Σ_n of the chunk, unscaled, [P]."""
         parts = list(self.problem.parameters.unflatten(v).values())
-        loss, at = self.problem.loss, self.output.detach()
+        loss, at = self.loss, self.output.detach()
         try:
             (jv,) = torch.autograd.grad(self.pulled, self.dummy, parts, retain_graph=True)
         except (RuntimeError, NotImplementedError) as error:

@@ -17,9 +17,10 @@ class Sharing(ABC):
         return type(self).__name__.lower()
 
     @abstractmethod
-    def sums(self, term: Term) -> tuple[Tensor, Tensor, int]:
+    def sums(self, term: Term, weights: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
         """(Σ a aᵀ, Σ s sᵀ, count of positions) of some examples; A is the first over N, B the
-        second over the count. A lookup's Σ a aᵀ is diagonal and kept so."""
+        second over the count. A lookup's Σ a aᵀ is diagonal and kept so. With weights v [N], which
+        s holds already, Σ v a aᵀ and Σ v over the positions."""
 
     def rule(self, lookup: bool) -> str:
         """What a block's coverage says."""
@@ -30,19 +31,18 @@ class Expand(Sharing):
     """Each position is a datum of its own: A = (1/N) Σ_n Σ_t a aᵀ, B = (1/(N T)) Σ_n Σ_t s sᵀ with
     T the mean count of positions. For T = 1 plain K-FAC."""
 
-    def sums(self, term: Term) -> tuple[Tensor, Tensor, int]:
-        return term.input_gram(), term.output_gram(), term.positions()
+    def sums(self, term: Term, weights: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+        return term.input_gram(weights), term.output_gram(), term.positions(weights)
 
 
 class Reduce(Sharing):
     """Positions are merged first: ā is their mean, s their sum; A = (1/N) Σ_n ā āᵀ,
     B = (1/N) Σ_n (Σ_t s)(Σ_t s)ᵀ. A lookup stays with `Expand`, whose A is diagonal."""
 
-    def sums(self, term: Term) -> tuple[Tensor, Tensor, int]:
+    def sums(self, term: Term, weights: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
         if isinstance(term, LookupOuter):
-            return Expand().sums(term)
-        merged = term.reduced()
-        return merged.input_gram(), merged.output_gram(), merged.n
+            return Expand().sums(term, weights)
+        return Expand().sums(term.reduced(), weights)
 
     def rule(self, lookup: bool) -> str:
         return "expand, as for every lookup" if lookup else self.name

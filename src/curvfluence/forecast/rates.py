@@ -11,6 +11,7 @@ import torch
 
 from curvfluence.coverage import coverage
 from curvfluence.gradients import rows_in_chunks
+from curvfluence.losses import Loss
 from curvfluence.problem import Problem
 
 PROBED = 1024  # examples of a pass that is timed, at most
@@ -50,8 +51,8 @@ class Rates:
         few = max(1, most // 4)
 
         def run(width: int, examples: int) -> float:
-            def columns(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-                gradient = problem.loss.gradient(output, target)
+            def columns(loss: Loss, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+                gradient = loss.gradient(output, target)
                 return gradient[:, :, None].expand(-1, -1, width)
 
             part = problem.train[:examples]

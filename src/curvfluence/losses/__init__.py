@@ -16,6 +16,7 @@ from curvfluence.losses.cross_entropy import CrossEntropy, residual
 from curvfluence.losses.custom import CustomLoss
 from curvfluence.losses.elementwise import MSE, BinaryCrossEntropy
 from curvfluence.losses.positions import Positions
+from curvfluence.losses.scaled import ScaledLoss
 
 __all__ = [
     "Loss",
@@ -25,4 +26,5 @@ __all__ = [
     "BinaryCrossEntropy",
     "CustomLoss",
     "Positions",
+    "ScaledLoss",
 ]

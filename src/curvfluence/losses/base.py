@@ -67,6 +67,10 @@ class Loss(ABC):
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """∂ℓ/∂f per example, [N, K]."""
 
+    def label_column(self, output: Tensor, target: Tensor) -> Tensor:
+        """s with s sᵀ what the example adds to the empirical Fisher, [N, K, 1]: ∂ℓ/∂f."""
+        return self.gradient(output, target)[:, :, None]
+
     @abstractmethod
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
         """S per example, [N, K, C], with S Sᵀ = ∂²ℓ/∂f²."""

@@ -99,7 +99,7 @@ def _with_noise(problem: StudyProblem, share: float) -> StudyProblem:
     noisy[chosen] = (targets[chosen] + shift) % classes
     return replace(
         problem,
-        train=Examples(problem.train.inputs, noisy),
+        train=Examples(problem.train.inputs, noisy, problem.train.weights),
         flipped=chosen,
         flipped_from=targets[chosen],
     )

@@ -39,16 +39,16 @@ class Term(ABC):
         """Σ_t s, [N, C, o]: the rows of a bias."""
 
     @abstractmethod
-    def input_gram(self) -> Tensor:
-        """Σ_n Σ_t a aᵀ, [i, i] ([i], its diagonal, for a lookup)."""
+    def input_gram(self, weights: Tensor | None = None) -> Tensor:
+        """Σ_n Σ_t v_n a aᵀ, [i, i] ([i], its diagonal, for a lookup); v [N] is 1 where None."""
 
     @abstractmethod
     def output_gram(self) -> Tensor:
         """Σ_n Σ_t Σ_c s sᵀ, [o, o]."""
 
     @abstractmethod
-    def positions(self) -> int:
-        """How many (n, t) count."""
+    def positions(self, weights: Tensor | None = None) -> float:
+        """How many (n, t) count, each as v_n."""
 
     @abstractmethod
     def reduced(self) -> Term:

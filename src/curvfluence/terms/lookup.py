@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Term
-from curvfluence.terms.products import combined, gram
+from curvfluence.terms.products import combined, counted_positions, gram
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +44,20 @@ class LookupOuter(Term):
             return None
         return self.counted | (self.s != 0).any(3).any(1)
 
-    def input_gram(self) -> Tensor:
+    def input_gram(self, weights: Tensor | None = None) -> Tensor:
         mask = self._mask()
         ids = self.ids.flatten() if mask is None else self.ids[mask]
-        return ids.bincount(minlength=self.vocabulary).to(self.s.dtype)
+        each = None
+        if weights is not None:
+            each_nt = weights[:, None].expand_as(self.ids)
+            each = each_nt.flatten() if mask is None else each_nt[mask]
+        return ids.bincount(each, minlength=self.vocabulary).to(self.s.dtype)
 
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 2))
 
-    def positions(self) -> int:
-        mask = self._mask()
-        return self.ids.numel() if mask is None else int(mask.sum())
+    def positions(self, weights: Tensor | None = None) -> float:
+        return counted_positions(self._mask(), weights, *self.ids.shape)
 
     def reduced(self) -> LookupOuter:
         """Itself: an average of unit vectors would need a V × V factor."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Term
-from curvfluence.terms.products import combined, gram
+from curvfluence.terms.products import combined, gram, rooted
 
 INNER = 2**22  # in a temporary of products with some queries: it stays in cache
 OPERAND = 2**20  # in the solved queries that such a product takes at a time
@@ -40,14 +40,14 @@ class Outer(Term):
     def summed(self) -> Tensor:
         return self.s
 
-    def input_gram(self) -> Tensor:
-        return gram(self.a)
+    def input_gram(self, weights: Tensor | None = None) -> Tensor:
+        return gram(self.a if weights is None else rooted(self.a, weights))
 
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 1))
 
-    def positions(self) -> int:
-        return self.n
+    def positions(self, weights: Tensor | None = None) -> float:
+        return self.n if weights is None else float(weights.sum())
 
     def reduced(self) -> Outer:
         return self

@@ -28,6 +28,19 @@ def gram(rows: Tensor) -> Tensor:
     return out
 
 
+def rooted(rows: Tensor, weights: Tensor) -> Tensor:
+    """√v_n row_n, for v [N] and rows [N, ...]."""
+    return rows * weights.to(rows).sqrt().view(-1, *[1] * (rows.ndim - 1))
+
+
+def counted_positions(mask: Tensor | None, weights: Tensor | None, n: int, t: int) -> float:
+    """How many of N × T positions count, by `mask` [N, T] and as often as v [N] says."""
+    if weights is None:
+        return n * t if mask is None else int(mask.sum())
+    each = t if mask is None else mask.sum(1)
+    return float((weights * each).sum())
+
+
 def with_ones(a: Tensor) -> Tensor:
     """a with a column of ones behind the last axis."""
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)

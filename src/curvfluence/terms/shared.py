@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvfluence.terms.base import Term
 from curvfluence.terms.outer import Outer
-from curvfluence.terms.products import combined, gram
+from curvfluence.terms.products import combined, counted_positions, gram, rooted
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +48,16 @@ class SharedOuter(Term):
             return None
         return self.counted | (self.s != 0).any(3).any(1)
 
-    def input_gram(self) -> Tensor:
+    def input_gram(self, weights: Tensor | None = None) -> Tensor:
         mask = self._mask()
-        return gram(self.a.flatten(0, 1) if mask is None else self.a[mask])
+        a = self.a if weights is None else rooted(self.a, weights)
+        return gram(a.flatten(0, 1) if mask is None else a[mask])
 
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 2))
 
-    def positions(self) -> int:
-        mask = self._mask()
-        return self.n * self.a.shape[1] if mask is None else int(mask.sum())
+    def positions(self, weights: Tensor | None = None) -> float:
+        return counted_positions(self._mask(), weights, self.n, self.a.shape[1])
 
     def reduced(self) -> Outer:
         mask = self._mask()

@@ -56,7 +56,10 @@ def measure(
         for position in positions:
             model.load_state_dict(trained.weights(position), strict=False)
             output = torch.cat(
-                [recipe.loss.rows(model(x), len(x)) for _, x, _ in queries.chunks(1024)]
+                [
+                    recipe.loss.rows(model(part.inputs), len(part))
+                    for _, part in queries.chunks(1024)
+                ]
             )
             rows.append(values(output, queries.targets))
         return torch.stack(rows)

@@ -37,7 +37,7 @@ def train_one(
     from (init_seed, order_seed) and left as found. Retraining on a weighted subset thus sees the
     masks of the full run.
     """
-    return _train(recipe, examples, share(run, len(examples), subsets))
+    return _train(recipe, examples, share(run, examples, subsets))
 
 
 def _train(recipe: Recipe, examples: Examples, own: Share) -> Trajectory:

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvfluence.curvature import GGN, Matrix, fit
 from curvfluence.curvature.base import require_positive
 from curvfluence.data import Examples
+from curvfluence.losses import ScaledLoss
 from curvfluence.problem import Problem
 from curvfluence.truth.functional import obstacle
 
@@ -50,8 +51,8 @@ class Proximal:
 
     @cached_property
     def anchor(self) -> tuple[Tensor, Tensor, Tensor]:
-        """fˢ [N, K], ℓ(fˢ) [N] and ∇ℓ(fˢ) [N, K]."""
-        loss, y = self.problem.loss, self.problem.train.targets
+        """fˢ [N, K], ℓ(fˢ) [N] and ∇ℓ(fˢ) [N, K], as training weights them."""
+        loss, y = self.problem.loss_of(self.problem.train), self.problem.train.targets
         f_nk = self.problem.outputs(self.problem.train, "training set")
         return f_nk, loss.values(f_nk, y), loss.gradient(f_nk, y)
 
@@ -73,24 +74,26 @@ class Proximal:
         value_m = 0.5 * (self.pull * shift_mp.square()).sum(1)
         gradient_mp = self.pull * shift_mp
         n = len(self.problem.train)
-        for start, x, y in self._chunks(self.problem.train, len(theta)):
-            rows = slice(start, start + len(x))
-            data_m, slope_mp = self._data(theta, x, y, kept_mn[:, rows], rows)
+        for start, part in self._chunks(self.problem.train, len(theta)):
+            rows = slice(start, start + len(part))
+            kept_mb = kept_mn[:, rows]
+            data_m, slope_mp = self._data(theta, part, kept_mb, rows)
             value_m += data_m / n
             gradient_mp += slope_mp / n
         solved = torch.linalg.solve_triangular(self.factor, gradient_mp.T, upper=False)
         return value_m, solved.T
 
     def _data(
-        self, theta: Tensor, x: Tensor, y: Tensor, kept_mb: Tensor, rows: slice
+        self, theta: Tensor, part: Examples, kept_mb: Tensor, rows: slice
     ) -> tuple[Tensor, Tensor]:
         """Σ_b kept_b (ℓ_b(f) − ℓ_b(fˢ)) − ∇ℓ_b(fˢ)ᵀ (f − fˢ) [m] and its gradient in θ [m, P]."""
-        loss = self.problem.loss
+        m, weights = len(theta), part.weights
+        loss = ScaledLoss.of(self.problem.loss, None if weights is None else _repeat(weights, m))
         anchor_bk, l_b, g_bk = (part[rows] for part in self.anchor)
         leaf = theta.detach().requires_grad_(True)
         with torch.enable_grad():
-            f_mbk = self._outputs(leaf, x)
-        f_rk, y_r = f_mbk.detach().flatten(0, 1), _repeat(y, len(theta))
+            f_mbk = self._outputs(leaf, part.inputs)
+        f_rk, y_r = f_mbk.detach().flatten(0, 1), _repeat(part.targets, m)
         with torch.no_grad():
             l_mb = loss.values(f_rk, y_r).view_as(kept_mb)
             slope_mbk = kept_mb[:, :, None] * loss.gradient(f_rk, y_r).view_as(f_mbk) - g_bk
@@ -103,8 +106,10 @@ class Proximal:
         values, m = self.problem.measurement.values, len(theta)
         with torch.no_grad():
             columns = [
-                values(self._outputs(theta, x).flatten(0, 1), _repeat(y, m)).view(m, len(x))
-                for _, x, y in self._chunks(self.problem.queries, m)
+                values(
+                    self._outputs(theta, part.inputs).flatten(0, 1), _repeat(part.targets, m)
+                ).view(m, len(part))
+                for _, part in self._chunks(self.problem.queries, m)
             ]
         return torch.cat(columns, dim=1)
 
@@ -118,7 +123,7 @@ class Proximal:
             return torch.func.vmap(forward)(theta)
         return torch.stack([forward(row) for row in theta])
 
-    def _chunks(self, examples: Examples, models: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _chunks(self, examples: Examples, models: int) -> Iterator[tuple[int, Examples]]:
         return examples.chunks(max(1, _INPUTS // (models * examples.inputs[0].numel())))
 
 
@@ -138,9 +143,9 @@ def _stackable(problem: Problem) -> bool:
     return True
 
 
-def _repeat(target: Tensor, models: int) -> Tensor:
+def _repeat(rows: Tensor, models: int) -> Tensor:
     """[B, ...] -> [models · B, ...]."""
-    return target.expand(models, *target.shape).flatten(0, 1)
+    return rows.expand(models, *rows.shape).flatten(0, 1)
 
 
 def _cholesky(matrix: Tensor, damping: float) -> Tensor:

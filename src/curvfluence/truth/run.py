@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from curvfluence.data import Examples
 from curvfluence.errors import InputError
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.subsets import Subsets
@@ -54,7 +55,18 @@ class Share:
         return len(self.index)
 
 
-def share(run: Run, n: int, subsets: Subsets | None) -> Share:
+def share(run: Run, examples: Examples, subsets: Subsets | None) -> Share:
+    """The run's examples, each loss counted as often as the subset and its own weight say."""
+    own = _own(run, len(examples), subsets)
+    if examples.weights is None:
+        return own
+    weight = own.weight * examples.weights.cpu()[own.index]
+    if not bool(weight.any()):
+        raise InputError(f"{run}: every example of its subset has weight 0")
+    return replace(own, weight=weight)
+
+
+def _own(run: Run, n: int, subsets: Subsets | None) -> Share:
     if run.subset is None:
         return Share(run, torch.arange(n), torch.ones(n, dtype=torch.float64))
     if subsets is None or not 0 <= run.subset < len(subsets):

@@ -54,7 +54,8 @@ def evaluate(
 ) -> Tensor:
     """values(output, target) of each example under each model, [M, N]."""
     columns: list[Tensor] = []
-    for _, x, y in examples.chunks(_ROWS):
+    for _, part in examples.chunks(_ROWS):
+        x, y = part.inputs, part.targets
         spare = -len(x) % 16
         output = network.outputs(torch.cat([x, x[:1].expand(spare, *x.shape[1:])]))
         f_mbk = output[:, : len(x)]

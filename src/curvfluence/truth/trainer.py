@@ -89,7 +89,7 @@ def train(
         raise InputError(
             f"nothing to train with {len(runs)} runs, chunk={chunk}, threads={threads}"
         )
-    shares = [share(run, len(examples), subsets) for run in runs]
+    shares = [share(run, examples, subsets) for run in runs]
     model = recipe.build(runs[0].init_seed, dtype_of(examples), examples.inputs.device)
     recipe = _fitting(recipe, model, examples)
     choice = choose_path(recipe, examples) if path is None else require_path(path, recipe, examples)

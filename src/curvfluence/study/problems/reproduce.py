@@ -113,7 +113,9 @@ def _plain(run: Run) -> str:
 def _loss(problem: Problem, weights: Mapping[str, Tensor]) -> float:
     at = problem.at(weights)
     output = at.outputs(at.train, "training set")
-    return float(at.loss.values(output, at.train.targets).double().mean())
+    value_n = at.loss.values(output, at.train.targets).double()
+    v_n = torch.ones_like(value_n) if at.train.weights is None else at.train.weights
+    return float((value_n * v_n).sum() / v_n.sum())
 
 
 def _distance(trained: Trained, given: Mapping[str, Tensor]) -> tuple[float, str]:
