@@ -97,6 +97,16 @@ class TestDecompose:
         again = mean_steps([steps, steps])
         assert again == steps
 
+    def test_queries_of_a_confident_model(self) -> None:
+        """One whose gradient is 0 loses nothing; one below 1e-23 is no 0 for float32's sake."""
+        found = {n: c for n, c in fitted(chain_problem()).items() if n in ("GGN", "BlockGGN")}
+        a = torch.tensor([[[3e-25, 4e-25], [0.0, 0.0]]])
+        b = torch.tensor([[[3e-25, 0.0], [0.0, 0.0]]])
+        rows = {"GGN": a, "BlockGGN": b}
+        (step,) = decompose(found, rows, rows, steps=[("GGN", "BlockGGN")])
+        assert step.inverse_error == pytest.approx([0.4])
+        assert step.score_error == pytest.approx([0.8])
+
     def test_grids_must_agree(self) -> None:
         found = fitted(chain_problem())
         rows = {name: torch.ones(2 + (name == "KFAC"), 3, 4) for name in found}

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 import curvfluence as cf
+from curvfluence import store
 from curvfluence.cli import app, main
 from curvfluence.fidelity import SubsetTruth, Sweep, intervals, spearman
 from curvfluence.study import GRID, LADDER, StudySpec, load, run_study
@@ -768,3 +769,9 @@ class TestSweep:
         with pytest.raises(cf.InputError, match=said):
             run_sweep(self.BASE, axes, tmp_path / "sweep")
         assert not (tmp_path / "sweep").exists()
+
+
+def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(cf.NonFiniteError, match=r"x.json would hold a\[1\].b = nan"):
+        store.write_json(tmp_path / "x.json", {"a": [1.0, {"b": float("nan")}]})
+    assert not list(tmp_path.iterdir())

@@ -96,8 +96,8 @@ def _batches(queries: Rows, count: int) -> list[Rows]:
 
 
 def _relative(found: Tensor, wanted: Tensor) -> list[float]:
-    size = wanted.norm(dim=1)
-    gap = (found - wanted).norm(dim=1)
+    size = wanted.double().norm(dim=1)  # small gradients have squares that float32 has not
+    gap = (found - wanted).double().norm(dim=1)
     exact = torch.where(gap > 0, torch.inf, 0.0)  # where g is 0, so x must be
     return torch.where(size > 0, gap / size, exact.to(gap)).tolist()
 

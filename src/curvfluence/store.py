@@ -8,14 +8,15 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
 from curvfluence.data import Examples
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, NonFiniteError
 
 SPEC, RESULTS, ARRAYS = "study.json", "results.json", "arrays"
 
@@ -89,10 +90,26 @@ def _summary(found: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace `path` atomically. NaN is refused: a missing number is null."""
+    """Replace `path` atomically. NaN is refused, by its name: a missing number is null."""
+    unfit = _not_finite(value)
+    if unfit is not None:
+        raise NonFiniteError(f"{path.name} would hold {unfit}, which is no number to keep")
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def _not_finite(value: Any, name: str = "") -> str | None:
+    """Where in nested values the first NaN or infinity is."""
+    if isinstance(value, float):
+        return None if isfinite(value) else f"{name} = {value}"
+    if isinstance(value, Mapping):
+        named = ((f"{name}.{k}" if name else str(k), v) for k, v in cast(Any, value).items())
+    elif isinstance(value, list | tuple):
+        named = ((f"{name}[{k}]", v) for k, v in enumerate(cast(Any, value)))
+    else:
+        return None
+    return next((found for k, v in named if (found := _not_finite(v, k))), None)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from curvfluence.curvature import Curvature
@@ -129,13 +130,23 @@ def decompose(
 
 
 def _relative_rows(a_dqp: Tensor, b_dqp: Tensor) -> tuple[float, ...]:
-    errors = (a_dqp - b_dqp).norm(dim=-1) / a_dqp.norm(dim=-1)
-    return tuple(errors.double().mean(-1).tolist())
+    pairs = zip(a_dqp, b_dqp, strict=True)
+    return tuple(float(_gaps(a_qp, b_qp).mean()) for a_qp, b_qp in pairs)
 
 
 def _relative(a_dqn: Tensor, b_dqn: Tensor) -> tuple[float, ...]:
-    errors = (a_dqn - b_dqn).flatten(1).norm(dim=1) / a_dqn.flatten(1).norm(dim=1)
-    return tuple(errors.double().tolist())
+    pairs = zip(a_dqn, b_dqn, strict=True)
+    return tuple(float(_gaps(a_qn.reshape(1, -1), b_qn.reshape(1, -1))) for a_qn, b_qn in pairs)
+
+
+def _gaps(a_rp: Tensor, b_rp: Tensor) -> Tensor:
+    """‖a − b‖/‖a‖ of each row; 0 where both are 0, as of a query without a gradient.
+
+    In float64: the square of a query's gradient under 1e-23 is 0 in float32.
+    """
+    a, b = a_rp.double(), b_rp.double()
+    gap, size = (a - b).norm(dim=1), a.norm(dim=1)
+    return torch.where(gap == 0, 0.0, gap / size)
 
 
 def mean_steps(models: Sequence[tuple[StepLoss, ...]]) -> tuple[StepLoss, ...]:
