@@ -630,3 +630,63 @@ class TestInit:
         )
         results = run_study(spec, tmp_path / "out").results
         assert results["rungs"][0]["lds"] > 0
+
+
+SEQUENCES = """\
+import torch
+from torch import nn
+import curvfluence as cf
+
+x = torch.randint(0, 8, (40, 5), generator=torch.Generator().manual_seed(0))
+y = x.roll(-1, 1)
+y[:10, 3:] = -100
+v = torch.ones(30)
+train, queries = cf.Examples(x[:30], y[:30], v), cf.Examples(x[30:], y[30:])
+recipe = cf.Recipe(
+    lambda: nn.Sequential(nn.Embedding(8, 3), nn.Linear(3, 8)),
+    cf.Positions(cf.CrossEntropy(), reduction="sum"),
+    cf.sgd(0.05),
+    batch_size=8,
+    epochs=3,
+)
+weights = cf.train(recipe, train, [cf.Run(0, 0)]).weights(0)
+problem = cf.Problem(recipe.build(0), recipe.loss, train, queries, weights=weights)
+"""
+
+
+class TestSequences:
+    def study(self, folder: Path, text: str) -> dict[str, Any]:
+        path = folder / "sequences.py"
+        path.write_text(text)
+        spec = StudySpec(
+            str(path), 4, models=2, rungs=("EKFAC", "Identity"), dampings=GRID[::6], replicates=200
+        )
+        return run_study(spec, folder / "out", threads=1).results
+
+    def test_are_a_study(self, tmp_path: Path) -> None:
+        results = self.study(tmp_path, SEQUENCES)
+        assert [rung["name"] for rung in results["rungs"]] == ["EKFAC", "Identity"]
+        assert all(np.isfinite(rung["lds"]) for rung in results["rungs"])
+
+    def test_weights_reach_retraining_and_scores(self, tmp_path: Path) -> None:
+        """An example of weight 0 counts for nothing: neither in training nor in a prediction."""
+        text = SEQUENCES.replace("v = torch.ones(30)", "v = torch.ones(30)\nv[7] = 0")
+        self.study(tmp_path, text)
+        scores = np.load(tmp_path / "out" / "arrays" / "scores.EKFAC.npy")
+        assert not scores[..., 7].any()
+        assert scores[..., 8].any()
+
+    @pytest.mark.parametrize("other", ["token_mean", "mean"])
+    def test_another_reduction_than_the_recipes_is_refused(
+        self, tmp_path: Path, other: str
+    ) -> None:
+        path = tmp_path / "sequences.py"
+        loss = f'cf.Positions(cf.CrossEntropy(), reduction="{other}")'
+        path.write_text(
+            SEQUENCES.replace("recipe.build(0), recipe.loss", f"recipe.build(0), {loss}")
+        )
+        seen = refused(path)
+        assert "their losses differ" in seen
+        assert f"reduction='{other}'" in seen
+        assert "reduction='sum'" in seen
+        assert "pass recipe.loss to cf.Problem" in seen

@@ -48,6 +48,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What models train in: the inputs' dtype, or torch's default where those are integers."""
+        inputs = self.inputs
+        return inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
+
     def __getitem__(self, index: slice | Tensor) -> Examples:
         weights = None if self.weights is None else self.weights[index]
         return _part(self.inputs[index], self.targets[index], weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -37,8 +37,9 @@ class Positions(Loss):
     loss: Loss
     reduction: Reduction = "token_mean"
     ignore_index: int = -100
-    count: int = 0  # T, once bound
-    mean_count: float = 0.0  # of counted positions, over the training set, once bound
+    count: int = field(default=0, repr=False)  # T, once bound
+    # of counted positions, over the training set, once bound
+    mean_count: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, Loss) or isinstance(self.loss, Positions):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -124,7 +124,8 @@ def climb(
 def influence_problems(problem: StudyProblem, trained: Trained) -> list[Problem]:
     """The study's problem at each influence model's checkpoint."""
     recipe = problem.recipe
-    model = recipe.build(trained.runs[0].init_seed, problem.train.inputs.dtype).eval()
+    dtype = next(iter(trained.theta.values())).dtype
+    model = recipe.build(trained.runs[0].init_seed, dtype).eval()
     return [
         Problem(
             model,

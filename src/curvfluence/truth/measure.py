@@ -11,7 +11,6 @@ from curvfluence.data import Examples
 from curvfluence.errors import NonFiniteError
 from curvfluence.measurement import Measurement
 from curvfluence.truth.paths import Path, network_of
-from curvfluence.truth.processes import dtype_of
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.threads import spread
 from curvfluence.truth.together import evaluate
@@ -37,8 +36,9 @@ def measure(
 
     Errors: `NonFiniteError` naming run and query.
     """
-    queries = queries.to(queries.inputs.device, next(iter(trained.theta.values())).dtype)
-    model = recipe.build(0, dtype_of(queries), queries.inputs.device)
+    dtype = next(iter(trained.theta.values())).dtype
+    queries = queries.to(queries.inputs.device, dtype)
+    model = recipe.build(0, dtype, queries.inputs.device)
 
     def values(output: Tensor, target: Tensor) -> Tensor:
         return measurement.values(output.double(), target)

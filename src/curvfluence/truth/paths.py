@@ -15,7 +15,6 @@ from curvfluence.data import Examples
 from curvfluence.errors import InputError
 from curvfluence.parameters import Parameters
 from curvfluence.truth.functional import FunctionalNet, obstacle, probe
-from curvfluence.truth.processes import dtype_of
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.stack import Stack
 from curvfluence.truth.stacked import StackedChain, layers_of
@@ -45,7 +44,7 @@ def choose_path(recipe: Recipe, examples: Examples | None = None) -> Choice:
     With `examples` the functional path is tried on two of them before it is chosen; without, the
     choice goes by the kinds of the modules.
     """
-    dtype = torch.get_default_dtype() if examples is None else dtype_of(examples)
+    dtype = torch.get_default_dtype() if examples is None else examples.dtype
     model = recipe.build(0, dtype)
     if not recipe.optimizer.elementwise:
         kind = recipe.optimizer.kind.__name__

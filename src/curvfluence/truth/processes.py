@@ -42,7 +42,7 @@ def train_one(
 
 def _train(recipe: Recipe, examples: Examples, own: Share) -> Trajectory:
     x, y = examples.inputs, examples.targets
-    model = recipe.build(own.run.init_seed, dtype_of(examples), x.device)
+    model = recipe.build(own.run.init_seed, examples.dtype, x.device)
     parameters = Parameters.of(model)
     decay = recipe.decay(parameters)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -82,12 +82,6 @@ def _finish(
         state={n: v for n, v in final.items() if n not in trained},
         final_loss=total / float(own.weight.sum()),
     )
-
-
-def dtype_of(examples: Examples) -> torch.dtype:
-    """The dtype models train in: the inputs', or torch's default where inputs are integers."""
-    inputs = examples.inputs
-    return inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
 
 
 def _noise_seed(run: Run) -> int:

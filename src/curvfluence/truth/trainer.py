@@ -15,7 +15,7 @@ from curvfluence.data import Examples
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.parameters import Parameters
 from curvfluence.truth.paths import Path, choose_path, network_of, require_path, theta_of
-from curvfluence.truth.processes import dtype_of, train_each
+from curvfluence.truth.processes import train_each
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.run import Run, Share, share
 from curvfluence.truth.subsets import Subsets
@@ -90,7 +90,7 @@ def train(
             f"nothing to train with {len(runs)} runs, chunk={chunk}, threads={threads}"
         )
     shares = [share(run, examples, subsets) for run in runs]
-    model = recipe.build(runs[0].init_seed, dtype_of(examples), examples.inputs.device)
+    model = recipe.build(runs[0].init_seed, examples.dtype, examples.inputs.device)
     recipe = _fitting(recipe, model, examples)
     choice = choose_path(recipe, examples) if path is None else require_path(path, recipe, examples)
     workers = torch.get_num_threads() if threads is None else threads
@@ -151,7 +151,7 @@ def _side_by_side(
     pieces: Sequence[list[int]],
     threads: int,
 ) -> Generator[_Piece, None, None]:
-    dtype, device = dtype_of(examples), examples.inputs.device
+    dtype, device = examples.dtype, examples.inputs.device
     model = recipe.build(shares[0].run.init_seed, dtype, device)
     # Building draws on the global generator, so it stays in this thread.
     fresh = {seed: recipe.start(seed, dtype) for seed in {own.run.init_seed for own in shares}}

@@ -19,9 +19,10 @@ TOLERANCE = 1e-3  # of ‖θ_recipe − θ_given‖ / ‖θ_given‖
 def require_same_setting(problem: Problem, recipe: Recipe) -> None:
     """The recipe trains the problem's parameters on its loss with its weight decay."""
     _require_parameters(problem, recipe)
-    recipe.loss.check(problem.n_outputs, problem.train.targets)
-    output, target = problem.outputs(problem.train, "training set"), problem.train.targets
-    own, theirs = problem.loss.values(output, target), recipe.loss.values(output, target)
+    target, trained = problem.train.targets, recipe.loss.bound_as(problem.loss)
+    trained.check(problem.n_outputs, target)
+    output = problem.outputs(problem.train, "training set")
+    own, theirs = problem.loss.values(output, target), trained.values(output, target)
     if not torch.allclose(own, theirs, rtol=1e-4, atol=1e-6):
         raise InputError(
             f"their losses differ: {problem.loss} and {recipe.loss} give "
