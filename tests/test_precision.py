@@ -7,7 +7,10 @@ import torch
 from scipy.stats import spearmanr
 
 import curvfluence as cf
+from curvfluence.coverage import coverage
 from tests.digits import well_fitted
+from tests.problems import seeded
+from tests.zoo import CASES, zoo_problem
 
 RUNGS = (cf.Identity(), cf.Diagonal(), cf.KFAC(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(), cf.Hessian())
 
@@ -52,3 +55,76 @@ def test_factor_of_saturated_examples(top: int) -> None:
     others = [k for k in range(3) if k != top]
     wanted[top, top] = p[top] * p[others].sum()  # p (1 − p) without cancellation
     assert torch.allclose(s @ s.T, wanted, rtol=1e-4, atol=0)
+
+
+class TestBfloat16:
+    """Forward and backward passes in bfloat16, everything made of them in float32."""
+
+    @staticmethod
+    def pair(name: str) -> tuple[cf.Problem, cf.Problem]:
+        """(autocast, float64) at the same weights."""
+        seeded()
+        single = zoo_problem(name).to(torch.float32)
+        low = cf.Problem(
+            single.model,
+            single.loss,
+            single.train,
+            single.queries,
+            weight_decay=0.01,
+            weights={**single.theta, **single.state},
+            autocast=torch.bfloat16,
+        )
+        return low, single.to(torch.float64)
+
+    # Eigenvalues of its A coincide, so EK-FAC depends on the basis that LAPACK picks.
+    @pytest.mark.parametrize("name", [name for name in CASES if name != "conv1d circular"])
+    def test_every_layer(self, name: str) -> None:
+        low, high = self.pair(name)
+        for rung in (cf.Diagonal(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(cf.Matrix())):
+            found = cf.influence(low, rung, damping=cf.Absolute(0.1)).values
+            wanted = cf.influence(high, rung, damping=cf.Absolute(0.1)).values
+            assert found.dtype == torch.float32
+            # bfloat16 rounds by up to 2⁻⁸ = .004; an error of its rounding and not of a rule
+            gap = float((found.double() - wanted).norm() / wanted.norm())
+            assert 1e-5 < gap < 2e-2
+
+    def test_coverage_is_that_of_float32(self) -> None:
+        low, high = self.pair("tied transformer")
+        assert coverage(low).layers == coverage(high).layers
+        assert coverage(low).others == coverage(high).others
+
+    def test_other_ways_to_score(self) -> None:
+        low, high = self.pair("untied transformer")
+        damping = cf.Absolute(0.1)
+        for score in (cf.self_influence, cf.token_influence):
+            found, wanted = (score(p, cf.KFAC(), damping=damping).double() for p in (low, high))
+            assert float((found - wanted).norm() / wanted.norm()) < 2e-2
+        hessian = cf.influence(low, cf.Hessian(), damping=damping).values.double()
+        wanted = cf.influence(high, cf.Hessian(), damping=damping).values
+        assert float((hessian - wanted).norm() / wanted.norm()) < 2e-2
+
+    def test_the_certificate_can_be_exact(self) -> None:
+        """A residual by a float64 product shows what bfloat16 costs; one by its own hides it."""
+        low, _ = self.pair("mlp")
+        scores = cf.influence(low, cf.GGN(cf.Matrix()), damping=cf.Absolute(0.1))
+        own = scores.certificate().worst
+        exact = scores.certificate(dtype=torch.float64).worst
+        assert own < 1e-5 < exact < 2e-2
+
+    def test_is_named_and_leaves_no_trace(self) -> None:
+        low, _ = self.pair("mlp")
+        scores = cf.influence(low, cf.EKFAC())
+        assert any("bfloat16" in note for note in scores.notes)
+        assert low.fingerprint != low.exact.fingerprint
+        assert low.at(low.theta).autocast is torch.bfloat16
+        assert low.exact.exact is low.exact
+        assert not torch.is_autocast_enabled("cpu")
+
+    def test_refused(self) -> None:
+        net, rows = torch.nn.Linear(5, 3), (torch.randn(4, 5), torch.zeros(4, dtype=torch.long))
+        with pytest.raises(cf.InputError, match="float16 gradients underflow"):
+            cf.Problem(net, cf.CrossEntropy(), rows, rows, autocast=torch.float16)
+        with pytest.raises(cf.InputError, match=r"its parameters are torch\.float64"):
+            cf.Problem(net.double(), cf.CrossEntropy(), rows, rows, autocast=torch.bfloat16)
+        with pytest.raises(cf.InputError, match=r"model.float\(\), with autocast"):
+            cf.Problem(net.bfloat16(), cf.CrossEntropy(), rows, rows)

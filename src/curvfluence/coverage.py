@@ -30,6 +30,7 @@ def coverage(problem: Problem) -> Coverage:
     give equals autograd's for each example. Asked again of the same problem with the model in the
     same mode, the answer is remembered.
     """
+    problem = problem.exact
     require_plain_mode()
     require_per_example(problem.model)
     modules = list(problem.model.modules())

@@ -246,7 +246,7 @@ def _vmaps(problem: Problem, rest: tuple[str, ...]) -> bool:
         found = _vmapped_rows(problem, rest, inputs, columns)
     except Exception:
         return False
-    tolerance = 1e3 * torch.finfo(wanted.dtype).eps * float(wanted.norm())
+    tolerance = problem.rounding * float(wanted.norm())
     return found.shape == wanted.shape and float((found - wanted).norm()) <= tolerance
 
 
@@ -349,7 +349,7 @@ def _require_agreement(problem: Problem, summed: Tensor, wanted: Tensor, size: f
     """The sum of all rows, whose norms add up to `size`, against an ordinary backward pass."""
     # Rounding of a sum goes with the size of its terms, not with that of the sum.
     size += float(wanted.norm())
-    if float((summed - wanted).norm()) <= 1e3 * torch.finfo(summed.dtype).eps * size:
+    if float((summed - wanted).norm()) <= problem.rounding * size:
         return
     slices = problem.parameters.slices
     worst = max(slices, key=lambda name: float((summed - wanted)[slices[name]].norm()))

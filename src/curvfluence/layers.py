@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.losses import Positions
-from curvfluence.parameters import Parameters, call
+from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
 from curvfluence.terms import LookupOuter, Outer, SharedOuter, Term
 from curvfluence.uses import Affine, Lookup, Product
@@ -159,14 +159,16 @@ class Capture:
         total = {name: torch.zeros_like(v) for name, v in self.theta.items()} if summed else None
         if (edges or leaves) and self.output.requires_grad:
             wanted = cast("list[Tensor]", [*edges, *leaves])
-            values = torch.autograd.grad(
-                self.output, wanted, column_bk, retain_graph=True, allow_unused=True
+            values = cast(
+                "tuple[Tensor | None, ...]",
+                torch.autograd.grad(
+                    self.output, wanted, column_bk, retain_graph=True, allow_unused=True
+                ),
             )
             for k, value in zip(reached, values, strict=False):
-                found[k] = value
+                found[k] = None if value is None else value.to(self.output.dtype)
             if total is not None:
-                own = cast("tuple[Tensor | None, ...]", values[len(edges) :])
-                filled = zip(self.theta, own, strict=True)
+                filled = zip(self.theta, values[len(edges) :], strict=True)
                 total.update({name: value for name, value in filled if value is not None})
         return found, total
 
@@ -303,7 +305,8 @@ def capture(problem: Problem, covered: Coverage, inputs: Tensor, targets: Tensor
         )
     loss = problem.loss
     counted = loss.counted(targets) if isinstance(loss, Positions) else None
-    return Capture(output, theta, tuple(watch.uses), covered.layers, covered.small, counted)
+    uses = tuple(use.to(problem.dtype) for use in watch.uses)
+    return Capture(output, theta, uses, covered.layers, covered.small, counted)
 
 
 def label(use: Use) -> str:
@@ -330,7 +333,7 @@ def record(problem: Problem, inputs: Tensor) -> tuple[Watch, Tensor, Mapping[str
         with torch.enable_grad():
             values = {**problem.state, **tracked}
             with watch:
-                output = call(problem.model, problem.slots, values, inputs)
+                output = problem.run(values, inputs)
         if not watch.overwritten:
             break
     return watch, problem.loss.rows(output, len(inputs)), tracked

@@ -55,7 +55,10 @@ def require_plain_mode() -> None:
     if torch.is_inference_mode_enabled():
         raise InputError("leave torch.inference_mode(): influence needs gradients")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise InputError("leave torch.autocast: curvature needs one dtype throughout")
+        raise InputError(
+            "leave torch.autocast: curvature needs to know which passes it is for. Use "
+            "Problem(..., autocast=torch.bfloat16)"
+        )
 
 
 def require_deterministic(problem: Problem, probe: Probe, at: Tensor) -> None:

@@ -39,6 +39,11 @@ class Problem:
     moved to the weights' device and dtype. `measurement` is what is predicted of each query, by
     default its loss.
 
+    `autocast=torch.bfloat16` runs the model's forward and backward passes under `torch.autocast`,
+    as such training did: products of matrices take bfloat16, their sums and all that is made of
+    inputs and gradients (factors, eigenvectors, solves, scores) stay in float32. Which weights have
+    a rule is found without. docs/precision.md tables the error.
+
     Errors, before any work: `InputError` where model, loss and data do not fit, `NonFiniteError`
     with the index of the example.
     """
@@ -54,6 +59,7 @@ class Problem:
     weight_decay: Mapping[str, float]
     decoupled_decay: bool
     unmodelled: tuple[str, ...]
+    autocast: torch.dtype | None
 
     def __init__(
         self,
@@ -68,13 +74,17 @@ class Problem:
         weights: Mapping[str, Tensor] | None = None,
         unmodelled: str | Sequence[str] = (),
         sample_weight: Tensor | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         _require_kinds(loss, measurement)
+        _require_autocast(autocast)
         require_per_example(model)
         parameters = Parameters.of(model)
         theta, state = _snapshot(model, parameters, weights)
         first = next(iter(theta.values()))
         place = (first.device, first.dtype)
+        if autocast is not None and first.dtype != torch.float32:
+            raise InputError(f"autocast is of a float32 model; its parameters are {first.dtype}")
         examples = Examples.of(train, "train").to(*place)
         if sample_weight is not None:
             examples = _weighted(examples, sample_weight).to(*place)
@@ -92,6 +102,7 @@ class Problem:
             "weight_decay": parameters.per_parameter(weight_decay, "weight_decay"),
             "decoupled_decay": decoupled_decay,
             "unmodelled": (unmodelled,) if isinstance(unmodelled, str) else tuple(unmodelled),
+            "autocast": autocast,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -112,6 +123,9 @@ class Problem:
             if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0  # pyright: ignore[reportPrivateUsage]
         ]
         found = [f"not modelled: {text}" for text in self.unmodelled]
+        if self.autocast is not None:
+            low = str(self.autocast).removeprefix("torch.")
+            found.append(f"the model ran in {low} (autocast), sums and solves in float32")
         if dropped:
             found.append(
                 f"not modelled: dropout in training ({', '.join(dropped)}); the objective here is "
@@ -126,7 +140,7 @@ class Problem:
             return self.forward(self.train.inputs[:1].clone()).shape[-1]
 
     def to(self, dtype: torch.dtype) -> Problem:
-        """The same problem with weights and examples in another dtype."""
+        """The same problem with weights and examples in a dtype, without autocast."""
         return Problem(
             self.model,
             self.loss,
@@ -143,9 +157,21 @@ class Problem:
         )
 
     @cached_property
+    def exact(self) -> Problem:
+        """The problem without autocast: itself where it has none."""
+        return self if self.autocast is None else self.to(self.dtype)
+
+    @property
+    def rounding(self) -> float:
+        """What relative difference between two ways to one gradient may be rounding."""
+        if self.autocast is not None:
+            return 4 * torch.finfo(self.autocast).eps
+        return 1e3 * torch.finfo(self.dtype).eps
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Of what a curvature depends on: weights, decay, loss and training set."""
-        digest = hashlib.sha256(repr(self.loss).encode())
+        """Of what a curvature depends on: weights, decay, loss, training set, autocast."""
+        digest = hashlib.sha256(f"{self.loss!r}{self.autocast or ''}".encode())
         tensors = (*self.theta.values(), *self.state.values(), self.decay)
         if self.train.weights is not None:
             tensors = (*tensors, self.train.weights)
@@ -187,6 +213,7 @@ class Problem:
             decoupled_decay=self.decoupled_decay,
             weights=weights,
             unmodelled=self.unmodelled,
+            autocast=self.autocast,
         )
 
     def loss_of(self, part: Examples) -> Loss:
@@ -196,7 +223,16 @@ class Problem:
     def forward(self, inputs: Tensor, theta: Mapping[str, Tensor] | None = None) -> Tensor:
         """Outputs [B, K] at `theta` (by default this problem's weights)."""
         everything = {**self.state, **(self.theta if theta is None else theta)}
-        return self.loss.rows(call(self.model, self.slots, everything, inputs), len(inputs))
+        return self.loss.rows(self.run(everything, inputs), len(inputs))
+
+    def run(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """What the model returns with `values` in place of its tensors."""
+        if self.autocast is None:
+            return call(self.model, self.slots, values, inputs)
+        # Without a cache: its casts of weights would outlive a pass that changes them.
+        with torch.autocast(inputs.device.type, dtype=self.autocast, cache_enabled=False):
+            output = call(self.model, self.slots, values, inputs)
+        return output.to(self.dtype)
 
     def outputs(self, examples: Examples, what: str, chunk: int = 4096) -> Tensor:
         """Outputs of all examples, [N, K], finite or raised with the index."""
@@ -204,6 +240,14 @@ class Problem:
             rows = torch.cat([self.forward(part.inputs) for _, part in examples.chunks(chunk)])
         require_finite(rows, f"model output for the {what}")
         return rows
+
+
+def _require_autocast(dtype: torch.dtype | None) -> None:
+    if dtype not in (None, torch.bfloat16):
+        raise InputError(
+            f"autocast must be torch.bfloat16 or None; seen {dtype}. (float16 gradients underflow "
+            "without a scale)"
+        )
 
 
 def _weighted(train: Examples, weights: Tensor) -> Examples:
@@ -304,7 +348,10 @@ def _snapshot(
             raise InputError(f"parameter {name} holds a NaN or infinity")
     dtype = next(iter(theta.values())).dtype
     if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"the parameters must be float32 or float64; seen {dtype}")
+        raise InputError(
+            f"the parameters must be float32 or float64; seen {dtype}. For a bfloat16 model: "
+            "model.float(), with autocast=torch.bfloat16"
+        )
     copied = {n: v.to(dtype) if v.is_floating_point() else v for n, v in copied.items()}
     kinds = {(value.device, value.dtype) for value in theta.values()}
     if len(kinds) > 1:

@@ -9,7 +9,7 @@ so modules of any class, functional calls, fused and tied weights are seen alike
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from math import prod
 from typing import Any
@@ -59,6 +59,12 @@ class Use:
     @property
     def kind(self) -> str:
         return type(self.op).__name__
+
+    def to(self, dtype: torch.dtype) -> Use:
+        """With its input in `dtype`, where autocast had it in another; indices stay."""
+        if not self.input.is_floating_point() or self.input.dtype == self.dtype == dtype:
+            return self
+        return replace(self, input=self.input.to(dtype), dtype=dtype)
 
 
 class Watch(TorchFunctionMode):

@@ -34,10 +34,7 @@ class Proximal:
 
     @staticmethod
     def at(problem: Problem, damping: float) -> Proximal:
-        weights = {**problem.theta, **problem.state}
-        exact = problem.at(
-            {n: v.double() if v.is_floating_point() else v for n, v in weights.items()}
-        )
+        exact = problem.to(torch.float64)
         pull = exact.decay + damping
         matrix = fit(exact, GGN(Matrix())).to_dense()
         matrix.diagonal().add_(pull)
