@@ -58,6 +58,85 @@ def test_curvlinops(problem: cf.Problem, name: str) -> None:
     assert relative(scores, wanted / 600) <= 1e-4
 
 
+class Pooled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+class ClassesFirst(nn.Module):
+    """Outputs [B, K, T], as torch's cross-entropy takes them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).movedim(-1, 1)
+
+
+SHARED = {
+    "positions": (
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Pooled(), nn.Linear(3, 3)),
+        (9, 5, 4),
+    ),
+    "convolution": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)
+        ),
+        (9, 1, 4, 4),
+    ),
+    "sequence": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)), (9, 5, 4)),
+}
+
+
+# Over outputs with positions curvlinops refuses EK-FAC, and sends one column through all positions
+# at once: the same K-FAC under expand, where no position reaches another's output; under reduce it
+# sums them up before squaring, which adds products of independent labels.
+ASKED = [
+    (name, rung, fisher, sharing)
+    for name in SHARED
+    for rung in ("KFAC", "EKFAC")
+    for fisher in (cf.Type2(), cf.Empirical())
+    for sharing in (cf.Expand(), cf.Reduce())
+    if name != "sequence" or (rung, fisher.name, sharing.name) == ("KFAC", "type2", "expand")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "rung", "fisher", "sharing"), ASKED, ids=lambda v: getattr(v, "name", v)
+)
+def test_shared_positions(name: str, rung: str, fisher: cf.Fisher, sharing: cf.Sharing) -> None:
+    """K-FAC and EK-FAC over positions that share weights, in float64."""
+    build, shape = SHARED[name]
+    torch.manual_seed(0)
+    model, x = build().double(), torch.randn(*shape, dtype=torch.float64)
+    positions = shape[1] if name == "sequence" else 1
+    loss: cf.Loss = cf.CrossEntropy()
+    y = torch.randint(0, 3, (9,))
+    peer_model = model
+    if name == "sequence":
+        loss = cf.Positions(loss, reduction="mean")
+        y = torch.randint(0, 3, (9, positions))
+        peer_model = ClassesFirst(model)
+    problem = cf.Problem(model, loss, (x, y), (x[:2], y[:2]))
+    ours = {"KFAC": cf.KFAC, "EKFAC": cf.EKFAC}[rung](fisher, sharing=sharing)
+    found = cf.fit(problem, ours).to_dense()
+    peer = PAIRS[rung][1](
+        peer_model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [(x, y)],
+        check_deterministic=False,
+        fisher_type={"type2": FisherType.TYPE2, "empirical": FisherType.EMPIRICAL}[fisher.name],
+        kfac_approx=sharing.name,
+        num_per_example_loss_terms=positions,
+        separate_weight_and_bias=False,
+        num_data=9,
+    )
+    wanted = peer @ torch.eye(problem.parameters.count, dtype=torch.float64)
+    assert relative(found, wanted) <= 1e-12
+
+
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
