@@ -7,8 +7,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Another torch than the pinned one, for example: make study TORCH='torch==2.10.0'
 TORCH ?=
 
-# The benchmark's peers live apart: build/peers, from the pins in benchmarks/peers.txt.
-PEERS := build/peers
+# The benchmark's peers live apart, each in build/peers/NAME, from the pins in benchmarks/peers/NAME.txt.
+PEERS := kronfluence curvlinops dattri pydvl
 # A part of the comparison, for example: make bench ONLY=W1, or BENCH='--rounds 5 --fresh'
 ONLY ?=
 BENCH ?=
@@ -38,14 +38,13 @@ bench: .venv/test bench-peers
 	$(if $(ONLY),,$(BIN)/python benchmarks/trainer.py)
 	$(if $(ONLY),,$(BIN)/python benchmarks/curvature.py)
 
-bench-peers: $(PEERS)/made
+bench-peers: $(PEERS:%=build/peers/%/made)
 
-$(PEERS)/made: benchmarks/peers.txt
-	$(PYTHON) -m venv --clear $(PEERS)
-	$(PEERS)/bin/python -m pip --disable-pip-version-check install -q --only-binary :all: \
-	  -r benchmarks/peers.txt || \
-	$(PEERS)/bin/python -m pip --disable-pip-version-check install -q --only-binary :all: \
-	  --extra-index-url $(TORCH_INDEX) -r benchmarks/peers.txt
+build/peers/%/made: benchmarks/peers/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q --only-binary :all: -r $< || \
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q --only-binary :all: \
+	  --extra-index-url $(TORCH_INDEX) -r $<
 	touch $@
 
 clean:

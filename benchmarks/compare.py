@@ -33,7 +33,6 @@ from workloads import BUILD, load
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PEERS_PYTHON = ROOT / "build" / "peers" / "bin" / "python"
 LONGEST = 900.0  # seconds after which a measurement is given up
 CACHE = BUILD / "peers"
 NAMES = {OURS: "curvfluence", "peers.pydvl": "pyDVL"}
@@ -58,15 +57,20 @@ class Attempt:
 
 def command(job: Job) -> list[str]:
     """What runs a job, from the repository's root."""
-    python = ".venv/bin/python" if job.library == OURS else "build/peers/bin/python"
+    python = ".venv/bin/python" if job.library == OURS else _python(job.library)
     task = json.dumps(asdict(job.task))
     fit_only = ["--fit-only"] if job.fit_only else []
     return [python, "benchmarks/measure.py", job.library, task, *fit_only]
 
 
+def _python(peer: str) -> str:
+    """The interpreter of a peer's own environment, from the repository's root."""
+    return f"build/{peer.replace('.', '/')}/bin/python"
+
+
 def start(library: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Python with one thread, in the library's environment, until it ends or takes too long."""
-    python = sys.executable if library == OURS else str(PEERS_PYTHON)
+    python = sys.executable if library == OURS else str(ROOT / _python(library))
     paths = str(ROOT / "src") if library == OURS else ""
     return subprocess.run(
         [python, *arguments],
@@ -102,7 +106,7 @@ def cache_path(job: Job) -> Path:
     """By what a peer's figures depend on: its code here, the pins, the weights, the machine."""
     digest = hashlib.sha256(repr(job).encode())
     peer = HERE / f"{job.library.replace('.', '/')}.py"
-    for path in (peer, HERE / "peers.txt", HERE / "measure.py", HERE / "workloads.py"):
+    for path in (peer, peer.with_suffix(".txt"), HERE / "measure.py", HERE / "workloads.py"):
         digest.update(path.read_bytes())
     digest.update(load(job.task.workload).fingerprint().encode() + cpu().encode())
     return CACHE / f"{digest.hexdigest()[:24]}.json"

@@ -45,11 +45,11 @@ class Row:
 LAYERED = (cf.Identity(), cf.Diagonal(), cf.KFAC(), cf.EKFAC())
 QUESTIONS = (
     Question("W1", 1617, 180, (*LAYERED, cf.BlockGGN(), cf.GGN(), cf.Hessian()), 1e-3),
-    Question("W3", 1000, 50, (*LAYERED, cf.BlockGGN()), 1e-3),
+    Question("W3", 500, 20, LAYERED, 1e-3),
     # sampled labels could fall differently in another dtype: the training labels' own gradients
     Question(
         "W4",
-        64,
+        32,
         8,
         (cf.Identity(), cf.Diagonal(cf.Empirical()), cf.EKFAC(cf.Empirical())),
         1e-1,
