@@ -121,12 +121,11 @@ Made by `python benchmarks/precision.py --docs docs/precision.md` (torch {torch.
 
 - A rung of which two eigenvalues of a factor coincide has no unique eigenbasis: EK-FAC may then
   differ between any two machines, in any dtype.
-- The Hessian of a plain chain of Linear layers is computed from weights and inputs in float32,
-  with autocast as without.
-- With autocast, the check that per-example gradients add up to the gradient of the training set
-  allows for rounding of bfloat16, and so sees less; which weights have a rule is found in float32.
-- `certificate(dtype=torch.float64)` takes an exact product, without autocast: its residual holds
-  what bfloat16 cost.
+- The Hessian, products by double backward (conjugate gradients of losses with many outputs) and
+  certificates are computed without autocast, and so are the checks of which weights have a rule and
+  that per-example gradients add up.
+- The residual of a certificate holds what bfloat16 cost the inverse and the queries' gradients; the
+  training examples' own gradients are not in it.
 """
 
 

@@ -104,12 +104,13 @@ class TestBfloat16:
         assert float((hessian - wanted).norm() / wanted.norm()) < 2e-2
 
     def test_the_certificate_can_be_exact(self) -> None:
-        """A residual by a float64 product shows what bfloat16 costs; one by its own hides it."""
+        """A residual shows what bfloat16 costs the inverse and the query's gradient."""
         low, _ = self.pair("mlp")
         scores = cf.influence(low, cf.GGN(cf.Matrix()), damping=cf.Absolute(0.1))
-        own = scores.certificate().worst
-        exact = scores.certificate(dtype=torch.float64).worst
-        assert own < 1e-5 < exact < 2e-2
+        found = [scores.certificate(dtype=dtype).worst for dtype in (None, torch.float64)]
+        assert all(1e-4 < residual < 2e-2 for residual in found)
+        exact = cf.influence(low.exact, cf.GGN(cf.Matrix()), damping=cf.Absolute(0.1))
+        assert exact.certificate(dtype=torch.float64).worst < 1e-5
 
     def test_is_named_and_leaves_no_trace(self) -> None:
         low, _ = self.pair("mlp")
@@ -118,6 +119,10 @@ class TestBfloat16:
         assert low.fingerprint != low.exact.fingerprint
         assert low.at(low.theta).autocast is torch.bfloat16
         assert low.exact.exact is low.exact
+        doubled = {name: 2 * value for name, value in low.theta.items()}
+        moved = cf.influence(low.at(doubled), cf.EKFAC(), damping=cf.Absolute(0.1)).values
+        again = cf.influence(low, cf.EKFAC(), damping=cf.Absolute(0.1)).values
+        assert not torch.allclose(moved, again, rtol=0.1)
         assert not torch.is_autocast_enabled("cpu")
 
     def test_refused(self) -> None:
@@ -128,3 +133,16 @@ class TestBfloat16:
             cf.Problem(net.double(), cf.CrossEntropy(), rows, rows, autocast=torch.bfloat16)
         with pytest.raises(cf.InputError, match=r"model.float\(\), with autocast"):
             cf.Problem(net.bfloat16(), cf.CrossEntropy(), rows, rows)
+
+    def test_conjugate_gradients_of_many_outputs(self) -> None:
+        """Products by double backward are without autocast: rounded ones would not be linear."""
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 70))
+        rows = (torch.randn(40, 5), torch.randint(0, 70, (40,)))
+        low = cf.Problem(net, cf.CrossEntropy(), rows, rows, autocast=torch.bfloat16)
+        rung = cf.GGN(cf.ConjugateGradients(tolerance=1e-4))
+        found = cf.influence(low, rung, damping=cf.Absolute(0.01))
+        assert found.residuals is not None
+        assert max(found.residuals) <= 1e-4
+        wanted = cf.influence(low.to(torch.float64), rung, damping=cf.Absolute(0.01)).values
+        assert float((found.values.double() - wanted).norm() / wanted.norm()) < 3e-2

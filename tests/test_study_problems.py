@@ -670,11 +670,19 @@ class TestSequences:
 
     def test_weights_reach_retraining_and_scores(self, tmp_path: Path) -> None:
         """An example of weight 0 counts for nothing: neither in training nor in a prediction."""
-        text = SEQUENCES.replace("v = torch.ones(30)", "v = torch.ones(30)\nv[7] = 0")
-        self.study(tmp_path, text)
-        scores = np.load(tmp_path / "out" / "arrays" / "scores.EKFAC.npy")
-        assert not scores[..., 7].any()
-        assert scores[..., 8].any()
+        found: list[tuple[Any, Any]] = []
+        for change in ("", "\nx[7] = y[7] = 3"):
+            text = SEQUENCES.replace("v = torch.ones(30)", f"v = torch.ones(30)\nv[7] = 0{change}")
+            own = tmp_path / f"study{len(found)}"
+            own.mkdir()
+            self.study(own, text)
+            arrays = own / "out" / "arrays"
+            scores = np.load(arrays / "scores.EKFAC.npy")
+            assert not scores[..., 7].any()
+            assert scores[..., 8].any()
+            found.append((np.load(arrays / "truth.npy"), scores))
+        for a, b in zip(*found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
     @pytest.mark.parametrize("other", ["token_mean", "mean"])
     def test_another_reduction_than_the_recipes_is_refused(
@@ -690,3 +698,10 @@ class TestSequences:
         assert f"reduction='{other}'" in seen
         assert "reduction='sum'" in seen
         assert "pass recipe.loss to cf.Problem" in seen
+
+    def test_autocast_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "sequences.py"
+        path.write_text(
+            SEQUENCES.replace("weights=weights)", "weights=weights, autocast=torch.bfloat16)")
+        )
+        assert "it has autocast" in refused(path)

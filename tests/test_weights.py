@@ -59,7 +59,7 @@ def pair(name: str) -> tuple[cf.Problem, cf.Problem, Tensor]:
     seeded()
     own = all_problems()
     base = own[name] if name in own else zoo_problem(name)
-    loss = replace(base.loss, reduction="sum") if isinstance(base.loss, cf.Positions) else base.loss
+    loss = replace(base.loss, count=0) if isinstance(base.loss, cf.Positions) else base.loss
     n = len(base.train)
     v = weights_for(n)
     index = torch.arange(n).repeat_interleave(v.long())
@@ -177,8 +177,39 @@ def test_every_way_to_score() -> None:
     own = cf.self_influence(weighted, cf.EKFAC(), damping=cf.Absolute(0.1))
     copies = cf.self_influence(repeated, cf.EKFAC(), damping=cf.Absolute(0.1 / share))
     first = torch.stack([copies[index == k][0] for k in range(len(v)) if v[k] > 0])
-    close(own[v > 0], first * v[v > 0] ** 2)
+    close(own[v > 0], first * v[v > 0])
     assert not own[v == 0].any()
+    diagonal = cf.Problem(
+        weighted.model,
+        weighted.loss,
+        weighted.train,
+        (weighted.train.inputs, weighted.train.targets),
+    )
+    alike = [
+        cf.influence(diagonal, cf.EKFAC(), damping=cf.Absolute(0.1)).values.diagonal(),
+        cf.self_influence(diagonal, cf.EKFAC(), damping=cf.Absolute(0.1)),
+    ]
+    close(*alike)
+    groups = torch.rand(3, len(v), dtype=torch.float64)
+    every = cf.influence(weighted, cf.EKFAC(), damping=cf.Absolute(0.1), by_block=True)
+    together = cf.group_influence(weighted, cf.EKFAC(), groups, damping=cf.Absolute(0.1))
+    close(together, every.values @ groups.T)
+    assert every.blocks is not None
+    close(torch.stack(list(every.blocks.values())).sum(0), every.values)
+    assert any("weights of 0 to 3" in note for note in every.notes)
+
+
+def test_tokens_and_the_best_damping() -> None:
+    weighted, repeated, v = pair("tied transformer")
+    share = len(repeated.train) / len(v)
+    tokens = cf.token_influence(weighted, cf.EKFAC(), damping=cf.Absolute(0.1))
+    whole = cf.influence(weighted, cf.EKFAC(), damping=cf.Absolute(0.1)).values
+    close(tokens.sum(2), whole)
+    own = cf.influence(weighted, cf.GGN(cf.Matrix()), damping=cf.Relative(0.1))
+    copies = cf.influence(repeated, cf.GGN(cf.Matrix()), damping=cf.Relative(0.1))
+    # λ is a share of the mean eigenvalue, which goes with N as C does
+    close(own.values, summed_copies(copies.values, v), 1e-7)
+    assert own.lambdas[0][1] == pytest.approx(share * copies.lambdas[0][1])
 
 
 def test_newton_step_is_exact_for_a_quadratic() -> None:
@@ -282,6 +313,17 @@ def test_bregman_response() -> None:
 
 
 class TestBadWeights:
+    def test_a_checkpoint_is_something_else(self) -> None:
+        base = make(mlp(5, 3), cf.CrossEntropy())
+        with pytest.raises(cf.InputError, match="are sample_weight"):
+            cf.Problem(
+                base.model,
+                base.loss,
+                base.train,
+                base.queries,
+                weights=torch.ones(12),  # pyright: ignore[reportArgumentType]
+            )
+
     @pytest.mark.parametrize(
         ("weights", "words"),
         [

@@ -53,8 +53,10 @@ def certify(
 ) -> Certificate:
     """The certificate of a rung's inverse at one damping.
 
-    `dtype` is that of the product, by default the problem's; torch.float64 makes it independent of
-    the rounding of the solution's own arithmetic. Each block keeps the λ that it was solved with.
+    `dtype` is that of the product and of g, by default the problem's, without its autocast;
+    torch.float64 makes it independent of the rounding of the solution's own arithmetic. Rounding of
+    the training examples' own gradients, of which scores are made too, is not in it. Each block
+    keeps the λ that it was solved with.
     Cost: a solve for Q vectors and one product with A, see `Product`.
     """
     if against not in ("GGN", "Hessian"):
@@ -62,14 +64,15 @@ def certify(
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: there is nothing to certify")
     queries = query_gradients(problem, coverage(problem))
-    exact = problem if dtype is None else problem.to(dtype)
+    exact = problem.exact if dtype is None else problem.to(dtype)
+    wanted = queries if exact is problem else query_gradients(exact, coverage(exact))
     product = Product(exact, against)
     shift = _shift(curvature, damping).to(exact.dtype)
     found: list[float] = []
-    for part in _batches(queries, curvature.parameters.count):
-        g_qp = part.to_dense()[:, 0]
-        x_qp = curvature.solve(g_qp, damping).to(exact.dtype)
-        found += _relative(product(x_qp) + shift * x_qp, g_qp.to(exact.dtype))
+    count = curvature.parameters.count
+    for own, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
+        x_qp = curvature.solve(own.to_dense()[:, 0], damping).to(exact.dtype)
+        found += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
     return Certificate(
         curvature.name, against, tuple(found), str(exact.dtype).removeprefix("torch.")
     )

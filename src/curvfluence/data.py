@@ -103,7 +103,11 @@ class Examples:
 
 
 def _part(inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Examples:
-    """Some of checked examples, which need no second look."""
+    """Some of checked examples, which need no second look.
+
+    Errors: `InputError` where there is none."""
+    if len(inputs) == 0:
+        raise InputError("no examples: the set is empty")
     part = object.__new__(Examples)
     for name, value in (("inputs", inputs), ("targets", targets), ("weights", weights)):
         object.__setattr__(part, name, value)

@@ -133,6 +133,8 @@ def self_influence(
 ) -> Tensor:
     """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss.
 
+    Where examples have weights, v_n of that: v_n ℓ_n is left out, and ℓ_n is what rises.
+
     Cost: a pass over the training set, and in a Kronecker eigenbasis N (o² + i² + o i) a layer
     where no position is shared; a solve for each example otherwise.
     """
@@ -143,6 +145,9 @@ def self_influence(
     parts: list[Tensor] = []
     for start, rows in training_rows(problem, coverage(problem)):
         found = quadratic_forms(curvature, rows, chosen) / len(problem.train)
+        if rows.weights is not None:  # the rows hold v twice
+            v_n = rows.weights.to(found)
+            found = torch.where(v_n > 0, found / v_n, 0.0)
         _require_finite_scores(found[None], curvature.rung, 0, start)
         parts.append(found)
     return torch.cat(parts)

@@ -78,6 +78,11 @@ class Problem:
     ) -> None:
         _require_kinds(loss, measurement)
         _require_autocast(autocast)
+        if isinstance(weights, Tensor):
+            raise InputError(
+                "weights is a checkpoint, a mapping like model.state_dict(); weights of training "
+                "examples are sample_weight"
+            )
         require_per_example(model)
         parameters = Parameters.of(model)
         theta, state = _snapshot(model, parameters, weights)
@@ -89,7 +94,7 @@ class Problem:
         if sample_weight is not None:
             examples = _weighted(examples, sample_weight).to(*place)
         shape = _output_shape(model, {**state, **theta}, examples.inputs[:1].clone())
-        loss = loss.bound(shape, examples.targets)
+        loss = loss.bound(shape, examples.targets, examples.weights)
         values = {
             "model": model,
             "loss": loss,
@@ -123,6 +128,12 @@ class Problem:
             if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0  # pyright: ignore[reportPrivateUsage]
         ]
         found = [f"not modelled: {text}" for text in self.unmodelled]
+        v_n = self.train.weights
+        if v_n is not None:
+            found.append(
+                f"training examples have weights of {float(v_n.min()):.3g} to "
+                f"{float(v_n.max()):.3g}; leaving one out takes its weight with it"
+            )
         if self.autocast is not None:
             low = str(self.autocast).removeprefix("torch.")
             found.append(f"the model ran in {low} (autocast), sums and solves in float32")
@@ -160,13 +171,6 @@ class Problem:
     def exact(self) -> Problem:
         """The problem without autocast: itself where it has none."""
         return self if self.autocast is None else self.to(self.dtype)
-
-    @property
-    def rounding(self) -> float:
-        """What relative difference between two ways to one gradient may be rounding."""
-        if self.autocast is not None:
-            return 4 * torch.finfo(self.autocast).eps
-        return 1e3 * torch.finfo(self.dtype).eps
 
     @cached_property
     def fingerprint(self) -> str:

@@ -56,6 +56,7 @@ class Hessian(Rung):
         return f"Hessian({self.treatment.name})"
 
     def build(self, problem: Problem) -> Curvature:
+        problem = problem.exact  # second derivatives of a rounded function are none
         if self.form is not None:
             return self._by_products(problem, self.form)
         count = problem.parameters.count
@@ -117,9 +118,9 @@ def hessian_by_products(
     flat = problem.parameters.flatten(problem.theta)
     with sdpa_kernel(SDPBackend.MATH):
         total = _vmapped_products(models, flat, vectors)
-        if total is None or not _is_symmetric(total, problem.rounding):
+        if total is None or not _is_symmetric(total):
             total = _looped_products(models, flat)  # for operations that vmap refuses or gets wrong
-    if not _is_symmetric(total, problem.rounding):
+    if not _is_symmetric(total):
         raise InputError(
             f"the second derivatives of this model are not symmetric (by "
             f"{float((total - total.T).norm()):.3g} of {float(total.norm()):.3g}): an operation in "
@@ -128,8 +129,9 @@ def hessian_by_products(
     return (total + total.T) / 2
 
 
-def _is_symmetric(matrix: Tensor, rounding: float) -> bool:
-    return float((matrix - matrix.T).norm()) <= rounding * float(matrix.norm())
+def _is_symmetric(matrix: Tensor) -> bool:
+    tolerance = 1e3 * torch.finfo(matrix.dtype).eps * float(matrix.norm())
+    return float((matrix - matrix.T).norm()) <= tolerance
 
 
 def _quadratic_models(problem: Problem, *, whole: bool, examples: int) -> Iterator[_QuadraticModel]:

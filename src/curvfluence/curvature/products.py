@@ -32,7 +32,8 @@ class Product:
     """
 
     def __init__(self, problem: Problem, kind: Kind = "GGN", *, examples: int = 256) -> None:
-        self.problem = problem
+        # By double backward v would pass through autocast and the product be linear no more.
+        self.problem = problem.exact
         self.kind: Kind = kind
         self._examples = examples
         columns = problem.loss.columns(problem.n_outputs)

@@ -26,8 +26,9 @@ class Loss(ABC):
         """Whether `notes` may have anything to say."""
         return type(self).notes is not Loss.notes
 
-    def bound(self, shape: tuple[int, ...], targets: Tensor) -> Loss:
-        """The loss for a model whose output for one example has `shape`, trained on `targets`.
+    def bound(self, shape: tuple[int, ...], targets: Tensor, weights: Tensor | None = None) -> Loss:
+        """The loss for a model whose output for one example has `shape`, trained on `targets` with
+        `weights` [N].
 
         Only a loss over positions depends on either."""
         return self

@@ -69,15 +69,18 @@ class Positions(Loss):
     def speaks(self) -> bool:
         return self.loss.speaks
 
-    def bound(self, shape: tuple[int, ...], targets: Tensor) -> Positions:
+    def bound(
+        self, shape: tuple[int, ...], targets: Tensor, weights: Tensor | None = None
+    ) -> Positions:
         if len(shape) < 2:
             raise InputError(
                 f"Positions needs a model that returns [B, T, K]; it returned {list(shape)} for an "
                 "example. Without positions, use the loss itself"
             )
         bound = replace(self, count=prod(shape[:-1]))
-        counted_n = bound.counted(targets).sum(1)
-        return replace(bound, mean_count=float(counted_n.double().mean()))
+        counted_n = bound.counted(targets).sum(1).double()
+        v_n = torch.ones_like(counted_n) if weights is None else weights
+        return replace(bound, mean_count=float((v_n * counted_n).sum() / v_n.sum()))
 
     @property
     def is_bound(self) -> bool:

@@ -42,6 +42,10 @@ class ScaledLoss(Loss):
     def speaks(self) -> bool:
         return self.loss.speaks
 
+    @property
+    def is_bound(self) -> bool:
+        return self.loss.is_bound
+
     def rows(self, output: Tensor, n: int) -> Tensor:
         return self.loss.rows(output, n)
 

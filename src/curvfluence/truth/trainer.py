@@ -122,7 +122,7 @@ def _fitting(recipe: Recipe, model: nn.Module, examples: Examples) -> Recipe:
     model.train(mode)
     loss = recipe.loss
     if not loss.is_bound:
-        loss = loss.bound(tuple(output.shape[1:]), examples.targets)
+        loss = loss.bound(tuple(output.shape[1:]), examples.targets, examples.weights)
     loss.check(loss.rows(output, 1).shape[-1], examples.targets)
     return replace(recipe, loss=loss)
 

@@ -18,6 +18,11 @@ TOLERANCE = 1e-3  # of ‖θ_recipe − θ_given‖ / ‖θ_given‖
 
 def require_same_setting(problem: Problem, recipe: Recipe) -> None:
     """The recipe trains the problem's parameters on its loss with its weight decay."""
+    if problem.autocast is not None:
+        raise InputError(
+            "it has autocast, and a study trains and measures in one dtype: leave it out of "
+            "cf.Problem"
+        )
     _require_parameters(problem, recipe)
     target, trained = problem.train.targets, recipe.loss.bound_as(problem.loss)
     trained.check(problem.n_outputs, target)
