@@ -33,22 +33,24 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 class TestCholesky:
+    @pytest.mark.parametrize("block", [1, 7, 10, 30, 2048])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_in_place_against_torch(self, dtype: torch.dtype) -> None:
+    def test_in_place_against_torch(self, dtype: torch.dtype, block: int) -> None:
         seeded()
         z = torch.randn(30, 40, dtype=torch.float64)
         full = z @ z.T + torch.eye(30)
         b = torch.randn(3, 30, dtype=dtype)
         given = full.to(dtype).tril()
         where = given.data_ptr()
-        factor = Cholesky.of(given, "it")
+        factor = Cholesky.of(given, "it", block)
         assert factor.factor.data_ptr() == where
         wanted = torch.linalg.solve(full, b.double().T).T
-        assert relative(factor.solve(b).double(), wanted) <= 1e3 * torch.finfo(dtype).eps
+        assert relative(factor.solve(b, block).double(), wanted) <= 1e3 * torch.finfo(dtype).eps
 
-    def test_not_positive_definite(self) -> None:
+    @pytest.mark.parametrize("block", [1, 2, 2048])
+    def test_not_positive_definite(self, block: int) -> None:
         with pytest.raises(cf.SingularError, match=r"it is not positive definite.*order 2 of 3"):
-            Cholesky.of(torch.diag(torch.tensor([1.0, -1.0, 1.0])), "it")
+            Cholesky.of(torch.diag(torch.tensor([1.0, -1.0, 1.0])), "it", block)
 
 
 class TestConjugateGradients:
