@@ -23,8 +23,8 @@ BATCH = 2**26  # numbers of vectors that a product takes at a time
 @dataclass(frozen=True)
 class Certificate:
     """`residuals[q]` = ‖(A + diag(w) + λI) x_q − g_q‖/‖g_q‖ with A the exact `against`, x_q the
-    rung's own solution. 0 is exact; 1 is no better than x = 0. A query
-    without a gradient has 0 with x = 0."""
+    rung's own solution. 0 is exact; 1 is no better than x = 0. A query without
+    a gradient has 0 with x = 0."""
 
     rung: str
     against: str

@@ -58,7 +58,7 @@ class Operator(ABC):
             yield self.solve(v, decay, damping)
 
 
-def require_positive(smallest: float, largest: float, *, n: float, eps: float, what: str) -> None:
+def require_positive(smallest: float, largest: float, *, n: int, eps: float, what: str) -> None:
     """Raise `SingularError` where the smallest eigenvalue cannot be told from zero."""
     if not smallest > max(0.0, n * eps * abs(largest)):  # also where it is NaN
         raise SingularError(

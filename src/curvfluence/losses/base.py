@@ -121,3 +121,25 @@ class Loss(ABC):
     def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
         """What a result that uses S must say about it."""
         return ()
+
+
+class Wrapping(Loss):
+    """A loss made of another, whose unit and kind it has."""
+
+    loss: Loss
+
+    @property
+    def unit(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.unit
+
+    @property
+    def lower_is_better(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.lower_is_better
+
+    @property
+    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.convex
+
+    @property
+    def speaks(self) -> bool:
+        return self.loss.speaks

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.losses.base import Loss
+from curvfluence.losses.base import Loss, Wrapping
 
 Reduction = Literal["token_mean", "sum", "mean"]
 
 
 @dataclass(frozen=True)
-class Positions(Loss):
+class Positions(Wrapping):
     """ℓ_n = c_n Σ_t ℓ(f_nt, y_nt) over the counted positions t of example n.
 
     The model returns [B, T, K] (or more position axes, K last). `reduction` must be what training
@@ -52,22 +52,6 @@ class Positions(Loss):
                 "reduction must be token_mean, sum or mean, whatever training minimised; seen "
                 f"{self.reduction!r}"
             )
-
-    @property
-    def unit(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.loss.unit
-
-    @property
-    def lower_is_better(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.loss.lower_is_better
-
-    @property
-    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.loss.convex
-
-    @property
-    def speaks(self) -> bool:
-        return self.loss.speaks
 
     def bound(
         self, shape: tuple[int, ...], targets: Tensor, weights: Tensor | None = None

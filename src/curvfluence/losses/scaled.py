@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvfluence.losses.base import Loss
+from curvfluence.losses.base import Loss, Wrapping
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledLoss(Loss):
+class ScaledLoss(Wrapping):
     """v_n ℓ_n for a given batch of examples, v [N] ≥ 0.
 
     Gradient and Hessian are v times ℓ's, S and the columns of every Fisher type √v times, and t
@@ -25,22 +25,6 @@ class ScaledLoss(Loss):
     def of(loss: Loss, weights: Tensor | None) -> Loss:
         """`loss` itself where there are no weights."""
         return loss if weights is None else ScaledLoss(loss, weights)
-
-    @property
-    def unit(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.loss.unit
-
-    @property
-    def lower_is_better(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.loss.lower_is_better
-
-    @property
-    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.loss.convex
-
-    @property
-    def speaks(self) -> bool:
-        return self.loss.speaks
 
     @property
     def is_bound(self) -> bool:
