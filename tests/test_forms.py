@@ -149,8 +149,10 @@ class TestProducts:
     def test_what_cannot_be_differentiated_twice(self) -> None:
         problem = zoo_problem("embedding bag mean")
         v = torch.randn(1, problem.parameters.count, dtype=torch.float64)
-        with pytest.raises(cf.InputError, match="cannot be differentiated twice"):
+        hooks = [len(m._forward_pre_hooks) for m in problem.model.modules()]
+        with pytest.raises(cf.InputError, match=r"\(EmbeddingBag\) cannot be .* twice.*EKFAC"):
             Product(problem, "Hessian")(v)
+        assert [len(m._forward_pre_hooks) for m in problem.model.modules()] == hooks
         assert relative(Product(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9
 
 
@@ -219,6 +221,27 @@ class TestForms:
         ).double()
         unrefined = (plain @ damped - g).norm(dim=1) / g.norm(dim=1)
         assert float(unrefined.max()) > 3 * float(residual.max())
+
+    def test_the_last_factor_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A certificate, or more queries, at the same λ costs no second factor; another λ does."""
+        problem = zoo_problem("mlp")
+        fitted = cf.fit(problem, cf.GGN(form=cf.SampleSpace()))
+        made: list[float] = []
+        kernel = SampleSpaceOperator.kernel
+
+        def counted(self: SampleSpaceOperator, shift: Tensor) -> Tensor:
+            made.append(float(shift[0]))
+            return kernel(self, shift)
+
+        monkeypatch.setattr(SampleSpaceOperator, "kernel", counted)
+        v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
+        first = fitted.solve(v, cf.Absolute(0.1))
+        scores = cf.influence(problem, fitted, damping=cf.Absolute(0.1))
+        assert scores.certificate().worst <= 1e-9
+        assert len(made) == 1
+        fitted.solve(v, cf.Absolute(0.2))
+        assert len(made) == 2
+        assert torch.equal(fitted.solve(v, cf.Absolute(0.1)), first)
 
     def test_dropped_rows_are_counted_and_bounded(self) -> None:
         problem = zoo_problem("mlp", n=12)
@@ -306,7 +329,7 @@ class TestCostModel:
     def test_no_room_leaves_conjugate_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seeded()
         problem = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=200)
-        monkeypatch.setattr("curvfluence.curvature.forms.memory", lambda: 2**22)
+        monkeypatch.setattr("curvfluence.machine.memory", lambda: 2**23)
         assert isinstance(cheapest(problem), cf.ConjugateGradients)
         operator = cf.fit(problem, cf.GGN()).blocks[0].operator
         assert isinstance(operator, IterativeOperator)

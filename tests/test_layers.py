@@ -90,6 +90,37 @@ class TestMisleadingModels:
         with pytest.raises(cf.InputError, match=r"a\.weight do not add up"):
             cf.influence(problem, cf.Identity())
 
+    def test_a_use_that_appears_with_the_data(self) -> None:
+        """Where the graph of the probe proves that the calls are all uses, each batch's must too:
+        refused in the fit, before any score."""
+
+        def forward(m: Model, x: Tensor) -> Tensor:
+            h = m.a(x)
+            if bool((x[:, 0] > 1).any()):
+                h = h + torch.einsum("bi,oi->bo", x, m.a.weight)
+            return m.b(h)
+
+        x = -torch.ones(200, 5, dtype=torch.float64)
+        x[3, 0] = 2.0  # the only one, between two probes
+        y = torch.randint(0, 3, (200,))
+        problem = cf.Problem(model(forward).double(), cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
+        assert coverage(problem).proved
+        with pytest.raises(
+            cf.InputError, match=r"a\.weight reaches the output by other operations"
+        ):
+            cf.fit(problem, cf.EKFAC())
+
+    def test_what_the_graph_proves(self) -> None:
+        def unseen(m: Model, x: Tensor) -> Tensor:
+            rare = torch.einsum("bi,oi->bo", x, m.a.weight)
+            return m.b(m.a(x) + F.relu(x[:, :1] - 1e3) * rare)
+
+        def twice(m: Model, x: Tensor) -> Tensor:
+            return m.b(m.a(m.a(x)))
+
+        assert not coverage(make(model(unseen), cf.CrossEntropy())).proved
+        assert coverage(make(model(twice), cf.CrossEntropy())).proved
+
     def test_a_layer_under_no_grad(self) -> None:
         def forward(m: Model, x: Tensor) -> Tensor:
             with torch.no_grad():

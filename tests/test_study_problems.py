@@ -309,13 +309,15 @@ class TestOwnFile:
         assert (shown.train.min(), shown.train.max()) == (0, 255)
 
     def test_is_a_study(self, write: Write, tmp_path: Path) -> None:
-        path = write()
+        path = write(("weights=weights", "weights=weights, unmodelled='augmentation'"))
         spec = StudySpec(
             str(path), 4, models=2, rungs=("GGN", "Identity"), dampings=GRID[::6], replicates=200
         )
         results = run_study(spec, tmp_path / "out", threads=1).results
         assert results["problem"] == "mine"
         assert [rung["name"] for rung in results["rungs"]] == ["GGN", "Identity"]
+        for rung in results["rungs"]:
+            assert "model 0: not modelled: augmentation" in rung["notes"]
 
     def test_default_run(self, write: Write) -> None:
         path = write(("run = cf.Run(1, 2)\n", ""), ("[run]", "[cf.Run(0, 0)]"))

@@ -17,7 +17,7 @@ from curvfluence.errors import InputError
 from curvfluence.gradients import Rows, query_gradients
 from curvfluence.problem import Problem
 
-BATCH = 2**26  # numbers of vectors that a product takes at a time
+BATCH = 2**25  # numbers of vectors that a product takes at a time
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,12 @@ def own_residuals(
     curvature: Curvature, x_qp: Tensor, g_qp: Tensor, damping: Damping
 ) -> tuple[float, ...]:
     """‖(C + diag(w) + λI) x − g‖/‖g‖ of every query with C the curvature itself."""
-    shift = _shift(curvature, damping)
-    return tuple(_relative(curvature.matvec(x_qp) + shift * x_qp, g_qp))
+    shift, step = _shift(curvature, damping), max(1, BATCH // x_qp.shape[1])
+    return tuple(
+        value
+        for x, g in zip(x_qp.split(step), g_qp.split(step), strict=True)
+        for value in _relative(curvature.matvec(x) + shift * x, g)
+    )
 
 
 def _batches(queries: Rows, count: int) -> list[Rows]:

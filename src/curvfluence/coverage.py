@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from curvfluence.graph import unaccounted
 from curvfluence.layers import Capture, Coverage, Layer, Small, label, role
 from curvfluence.probe import Probe, require_deterministic, require_plain_mode
 from curvfluence.problem import Problem, require_per_example
@@ -92,12 +93,15 @@ class _Sorting:
             if name not in self.layers and name not in claimed and name not in self.others:
                 self._remaining(name)
         found = tuple(layer for name in names for layer in self.layers.get(name, ()))
-        return Coverage(
+        covered = Coverage(
             layers=found,
             others={name: self.others[name] for name in names if name in self.others},
             small=tuple(self.small),
             calls=tuple((use.kind, label(use)) for use in self.probe.uses),
         )
+        probe = self.probe
+        hidden = unaccounted(probe.output, probe.leaves, probe.uses, covered.ruled)
+        return replace(covered, proved=hidden is None)
 
     def _use(self, r: _Role) -> Use:
         return self.probe.uses[r.call]

@@ -311,16 +311,19 @@ def concatenate(parts: list[Rows]) -> Rows:
 def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
     """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted.
 
-    After the last chunk, once for a problem, the sum of all rows is compared with that of an
-    ordinary backward pass: the probe of `coverage` sees a few examples, and a use of a weight that
-    none of them shows would be left out of the rows. Under autocast, whose rounding would hide one,
-    that is done in a pass without. Errors: `InputError` names the parameter.
+    The probe of `coverage` sees a few examples, and a use of a weight that none of them shows would
+    be left out of the rows. Where the graph does not prove that there is none, the sum of all rows
+    is compared after the last chunk, once for a problem, with that of an ordinary backward pass;
+    under autocast, whose rounding would hide one, in a pass without. Errors: `InputError` names the
+    parameter.
     """
 
     def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
         return loss.gradient(output, target)[:, :, None]
 
-    if problem.exact is not problem:
+    if covered.proved:
+        _AGREED[problem] = covered
+    elif problem.exact is not problem:
         if _AGREED.get(problem.exact) is not covered:
             for _ in training_rows(problem.exact, covered):
                 pass

@@ -20,7 +20,7 @@ from curvfluence.gradients import Rows, query_gradients, training_rows
 from curvfluence.leverage import newton_scores
 from curvfluence.problem import Problem
 from curvfluence.scores import ScoreCost, Scores
-from curvfluence.scoring import Everything, quadratic_forms, solve_queries
+from curvfluence.scoring import Everything, quadratic_forms, solve_queries, sum_of
 from curvfluence.table import Table
 
 SOLVED = 2**28  # numbers of solved queries that are held at a time
@@ -84,13 +84,13 @@ def influence(
             )
             error = max(error, solved.compression_error)
             if wanted is not None:
-                (whole,) = solved.parts
-                assert isinstance(whole, Everything)
+                (every,) = solved.parts
+                assert isinstance(every, Everything)
                 g_qp = part.to_dense()[:, 0]
-                residuals += own_residuals(curvature, whole.x_qp, g_qp, chosen)
+                residuals += own_residuals(curvature, every.x_qp, g_qp, chosen)
             for at, rows in training_rows(problem, covered):
                 shares = solved.by_block(rows) if by_block else {"all": solved.values(rows)}
-                found = torch.stack(list(shares.values())).sum(0)[..., 0]
+                found = sum_of(shares.values())[..., 0]
                 _require_finite_scores(found, curvature.rung, first, at)
                 table.put(first, at, found / len(problem.train))
                 if by_block:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
+from curvfluence.graph import unaccounted
 from curvfluence.losses import Positions
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
@@ -92,7 +93,8 @@ class Small:
 class Coverage:
     """Which parameters a layer's structure explains, and why the others are not explained.
 
-    `small` are among the others: no layer, but rows without another pass over the model.
+    `small` are among the others: no layer, but rows without another pass over the model. `proved`
+    says that the graph of the probe shows all uses of what has a rule, as each batch's then must.
     `numbers` are those that one example needs in the layers' inputs, and per column in s.
     """
 
@@ -100,6 +102,14 @@ class Coverage:
     others: Mapping[str, str]  # parameter name -> reason
     small: tuple[Small, ...] = ()
     calls: tuple[tuple[str, str], ...] = ()  # (kind, weight or bias) of each use, in order
+    proved: bool = False
+
+    @property
+    def ruled(self) -> tuple[str, ...]:
+        """The parameters whose rows come from their calls."""
+        found = [name for layer in self.layers for name in (layer.weight, layer.bias)]
+        found += [part.name for part in self.small]
+        return tuple(dict.fromkeys(name for name in found if name is not None))
 
     @property
     def unshared(self) -> bool:
@@ -303,10 +313,23 @@ def capture(problem: Problem, covered: Coverage, inputs: Tensor, targets: Tensor
             f"probe ({_difference(covered.calls, seen)}): which layers run must not depend on the "
             "data"
         )
+    if covered.proved:
+        _require_all_seen(output, theta, watch.uses, covered)
     loss = problem.loss
     counted = loss.counted(targets) if isinstance(loss, Positions) else None
     uses = tuple(use.to(problem.dtype) for use in watch.uses)
     return Capture(output, theta, uses, covered.layers, covered.small, counted)
+
+
+def _require_all_seen(
+    output: Tensor, theta: Mapping[str, Tensor], uses: Sequence[Use], covered: Coverage
+) -> None:
+    name = unaccounted(output, theta, uses, covered.ruled)
+    if name is not None:
+        raise InputError(
+            f"{name} reaches the output by other operations on a batch of the data than on a "
+            "probe: how it is used must not depend on the data. Give that use a module of its own"
+        )
 
 
 def label(use: Use) -> str:

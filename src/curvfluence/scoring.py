@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -125,7 +127,7 @@ class Solved:
 
     def values(self, rows: Rows) -> Tensor:
         """⟨x_q, row_nc⟩, [Q, n, C]."""
-        return torch.stack([part.values(rows) for part in self.parts]).sum(0)
+        return sum_of(part.values(rows) for part in self.parts)
 
     def by_block(self, rows: Rows) -> dict[str, Tensor]:
         """The same, each block's share by itself; they add up to `values`."""
@@ -136,6 +138,11 @@ class Solved:
         """The largest ‖x − L Rᵀ‖/‖x‖ of a query in a compressed block; 0 where there is none."""
         found = [part.x.error for part in self.parts if isinstance(part, Compressed)]
         return max(found, default=0.0)
+
+
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """Σ of at least one tensor, with no more than two held at a time."""
+    return reduce(torch.add, values)
 
 
 def solve_queries(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block
 from curvfluence.curvature.layerwise import Remainder, layer_blocks
 from curvfluence.curvature.operators import Dense
@@ -27,6 +28,11 @@ class BlockGGN(FisherRung):
     Cholesky factor a damping.
     Errors: `InputError` for a layer block of more than 30,000 parameters.
     """
+
+    def numbers(self, problem: Problem) -> float:
+        blocks = layer_blocks(problem.parameters, coverage(problem), joint_bias=self.joint_bias)
+        sizes = [float(block.size) for block in blocks if block.size <= DENSE_LIMIT]
+        return sum(size**2 for size in sizes) + max(sizes, default=0.0) ** 2
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
         covered = rows.covered

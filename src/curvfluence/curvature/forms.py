@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from curvfluence import machine
 from curvfluence.coverage import coverage
 from curvfluence.curvature.block_ggn import DENSE_LIMIT
 from curvfluence.curvature.ekfac import EKFAC
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
+
+
+HELD = 2**26  # numbers of queries that are solved for at a time, of which copies are held
 
 
 class Form(ABC):
@@ -75,11 +78,8 @@ class SampleSpace(Form):
     def numbers(self, problem: Problem, queries: int) -> float:
         covered = coverage(problem)
         n, c = len(problem.train), problem.loss.columns(problem.n_outputs)
-        return (
-            (n * c) ** 2
-            + n * covered.numbers(c)
-            + 6.0 * min(queries, 32) * (problem.parameters.count)
-        )
+        p = problem.parameters.count
+        return float(n * c) ** 2 + n * covered.numbers(c) + 10.0 * _held(queries, p)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,18 @@ class ConjugateGradients(Form):
         return queries * each * self.max_iterations / 4
 
     def numbers(self, problem: Problem, queries: int) -> float:
-        return 8.0 * queries * problem.parameters.count
+        return 8.0 * _held(queries, problem.parameters.count)
+
+
+def _held(queries: int, p: int) -> float:
+    """Numbers of the queries that are solved for at a time."""
+    return float(max(p, min(queries * p, HELD)))
 
 
 def cheapest(problem: Problem, queries: int = 0) -> Form:
     """The form with the fewest operations of those that fit half the machine's memory."""
     queries = queries or len(problem.queries)
-    room = memory() / 2
+    room = machine.memory() / 2
     itemsize = 8 if problem.dtype.itemsize == 8 else 4
     fits: list[Form] = [
         form
@@ -123,8 +128,3 @@ def cheapest(problem: Problem, queries: int = 0) -> Form:
     if not fits:
         return ConjugateGradients()
     return min(fits, key=lambda form: form.operations(problem, queries))
-
-
-def memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

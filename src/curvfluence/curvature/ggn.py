@@ -11,8 +11,8 @@ from torch import Tensor
 
 from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block, Curvature, Operator
-from curvfluence.curvature.block_ggn import require_dense
-from curvfluence.curvature.forms import ConjugateGradients, Form, SampleSpace, cheapest
+from curvfluence.curvature.block_ggn import DENSE_LIMIT, require_dense
+from curvfluence.curvature.forms import ConjugateGradients, Form, Matrix, SampleSpace, cheapest
 from curvfluence.curvature.iterative import iterative
 from curvfluence.curvature.layerwise import LayerBlock, layer_blocks
 from curvfluence.curvature.operators import Dense
@@ -50,6 +50,12 @@ class GGN(Rung):
 
     def rank(self, problem: Problem) -> int | None:
         return len(problem.train) * problem.loss.columns(problem.n_outputs)
+
+    def numbers(self, problem: Problem) -> float:
+        form = cheapest(problem) if self.form is None else self.form
+        if isinstance(form, Matrix) and problem.parameters.count > DENSE_LIMIT:
+            return 0.0  # refused by name
+        return form.numbers(problem, len(problem.queries))
 
     def build(self, problem: Problem) -> Curvature:
         form = cheapest(problem) if self.form is None else self.form

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block, Curvature
-from curvfluence.curvature.block_ggn import require_dense
+from curvfluence.curvature.block_ggn import DENSE_LIMIT, require_dense
 from curvfluence.curvature.chain import chain_hessian, find_chain
 from curvfluence.curvature.forms import ConjugateGradients
 from curvfluence.curvature.ggn import ggn_matrix
@@ -22,6 +22,7 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.curvature.symmetric import Abs, Plain, Symmetric, Treatment
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
+from curvfluence.twice import REFUSALS, not_twice
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Hessian(Rung):
     @property
     def name(self) -> str:
         return f"Hessian({self.treatment.name})"
+
+    def numbers(self, problem: Problem) -> float:
+        if self.form is not None or problem.parameters.count > DENSE_LIMIT:
+            return 0.0  # no matrix, or refused by name
+        return 4.0 * problem.parameters.count**2
 
     def build(self, problem: Problem) -> Curvature:
         problem = problem.exact  # second derivatives of a rounded function are none
@@ -192,9 +198,6 @@ def _looped_products(models: list[_QuadraticModel], flat: Tensor) -> Tensor:
             for p in range(len(flat)):
                 (row,) = torch.autograd.grad(first[p], theta, retain_graph=True)
                 total[p] += row
-    except (RuntimeError, NotImplementedError) as error:
-        raise InputError(
-            f"this model cannot be differentiated twice ({str(error).strip().splitlines()[0]}): "
-            "use GGN, which needs first derivatives only"
-        ) from error
+    except REFUSALS as error:
+        raise not_twice(models[0].problem, error) from error
     return total

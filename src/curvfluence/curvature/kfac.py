@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, float64, outer, tensor
 
+from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block
 from curvfluence.curvature.kronecker import FactoredKronecker, KroneckerEigen, basis_of
 from curvfluence.curvature.layerwise import (
@@ -35,6 +36,13 @@ class KroneckerRung(FisherRung):
         super().__post_init__()
         if not isinstance(self.sharing, Sharing):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"sharing must be Expand() or Reduce(); seen {self.sharing!r}")
+
+    def numbers(self, problem: Problem) -> float:
+        total = 0.0
+        for layer in coverage(problem).layers:
+            o, i = layer.out_features, layer.in_features + (layer.bias is not None)
+            total += 3.0 * (o**2 + (i if layer.lookup else i**2)) + o * i
+        return total
 
     def _rule(self, kind: str, block: LayerBlock) -> str:
         """`kind`, and how shared positions were treated where there are any."""

@@ -17,6 +17,7 @@ from curvfluence.fisher import TYPE2_LIMIT, Type2
 from curvfluence.gradients import Rows
 from curvfluence.losses import Loss
 from curvfluence.problem import Problem
+from curvfluence.twice import REFUSALS, not_twice
 
 Kind = Literal["GGN", "Hessian"]
 
@@ -90,8 +91,8 @@ class _Linearised:
                 pulled = _filled(output, values, dummy)
                 if kind == "Hessian":
                     slopes = _filled(output, values, loss.gradient(output.detach(), y))
-            except (RuntimeError, NotImplementedError) as error:
-                raise _not_twice(error) from error
+            except REFUSALS as error:
+                raise not_twice(problem, error) from error
         return _Linearised(problem, kind, loss, y, values, output, dummy, pulled, slopes)
 
     def product(self, v: Tensor) -> Tensor:
@@ -100,8 +101,8 @@ class _Linearised:
         loss, at = self.loss, self.output.detach()
         try:
             (jv,) = torch.autograd.grad(self.pulled, self.dummy, parts, retain_graph=True)
-        except (RuntimeError, NotImplementedError) as error:
-            raise _not_twice(error) from error
+        except REFUSALS as error:
+            raise not_twice(self.problem, error) from error
         times = loss.factored_product if self.kind == "GGN" else loss.hessian_product
         found = torch.autograd.grad(
             self.output,
@@ -138,10 +139,3 @@ def _filled(output: Tensor, theta: list[Tensor], u: Tensor) -> tuple[Tensor, ...
         torch.autograd.grad(output, theta, u, create_graph=True, allow_unused=True),
     )
     return tuple(torch.zeros_like(v) if g is None else g for g, v in zip(found, theta, strict=True))
-
-
-def _not_twice(error: Exception) -> InputError:
-    return InputError(
-        f"this model cannot be differentiated twice ({str(error).strip().splitlines()[0]}): use a "
-        "rung that needs first derivatives only, such as EKFAC or the dense GGN"
-    )

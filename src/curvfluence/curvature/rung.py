@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
+from curvfluence import machine
 from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block, Curvature
 from curvfluence.curvature.passes import FEW_SURPRISES_NOTE, FisherPass
@@ -29,6 +30,11 @@ class Rung(ABC):
     def rank(self, problem: Problem) -> int | None:
         """A bound on the rank of C (of each block), known before any work; None without one."""
         return None
+
+    def numbers(self, problem: Problem) -> float:
+        """Numbers that its matrices take at the peak of a fit and a solve, known before any work;
+        rows that go with the number of examples are taken in parts and not among them."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,14 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
 
     Parameters that no rule of the rung covers get its fallback (the exact GGN block up to 2,048
     parameters, else its diagonal) and are listed in `coverage`; with `strict=True` they raise
-    `CoverageError` instead.
+    `CoverageError` instead. Errors, before work starts: `InputError` where the rung's matrices are
+    larger than this machine's memory.
     """
     if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     start = time.perf_counter()
     coverage(problem)  # refuses a model that is no function of one example, before anything runs
+    _require_room(problem, rung)
     curvature = replace(rung.build(problem), fitted_on=problem.fingerprint)
     for note in curvature.notes:
         if FEW_SURPRISES_NOTE in note:
@@ -103,3 +111,12 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
             f"({listed}). Use BlockGGN, GGN or Hessian, or strict=False to accept the fallbacks"
         )
     return curvature.with_cost(time.perf_counter() - start)
+
+
+def _require_room(problem: Problem, rung: Rung) -> None:
+    needed, room = rung.numbers(problem) * problem.dtype.itemsize, machine.memory()
+    if needed > room:
+        raise InputError(
+            f"{rung.name} needs about {needed / 2**30:.1f} GiB for its matrices, this machine has "
+            f"{room / 2**30:.1f}: `cf.plan(problem, rung)` names the next cheaper rung that fits"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from curvfluence.layers import Layer
 from curvfluence.solvers import Cholesky
 from curvfluence.terms import Outer, Term
 
-BATCH = 2**26  # numbers in a batch of float64 right-hand sides
+BATCH = 2**25  # numbers in a batch of float64 right-hand sides, of which about five are held
 REFINEMENTS = 5
 SLICE = 2**26  # numbers of rows taken to float64 at a time
 
@@ -26,7 +26,8 @@ class SampleSpaceOperator(Operator):
     The kernel Z D⁻¹ Zᵀ is a sum over layers; where no position is shared, of (a aᵀ) ∘ (s sᵀ), so P
     never enters its cost: R² Σ(i + o) operations and R³/3 for its factor, R² numbers in its own
     memory. What D⁻¹ v and the rest cancel in float32 is recovered by refinement against products
-    in float64, until the residual is below `tolerance` or no longer falls.
+    in float64, until the residual is below `tolerance` or no longer falls. The factor of the last
+    D is kept, R² numbers, for the next solve with it (a certificate's, say).
     """
 
     rows: Rows
@@ -34,6 +35,7 @@ class SampleSpaceOperator(Operator):
     dropped: int = 0
     dropped_trace: float = 0.0  # (1/N) Σ ‖row‖² of what was dropped: bounds ‖C − kept‖₂
     tolerance: float = 1e-6
+    _last: list[tuple[Tensor, Cholesky]] = field(default_factory=list, init=False, repr=False)
 
     @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -68,31 +70,40 @@ class SampleSpaceOperator(Operator):
                 "damping > 0"
             )
         flat = v.reshape(-1, self.size)
+        factor, batch = self._factor(shift), max(1, BATCH // self.size)
+        out = torch.empty_like(flat)
+        for to, part in zip(out.split(batch), flat.split(batch), strict=True):
+            to.copy_(self._refined(part, shift, factor))
+        return out.view_as(v)
+
+    def _factor(self, shift: Tensor) -> Cholesky:
+        if self._last and torch.equal(self._last[0][0], shift):
+            return self._last[0][1]
+        self._last.clear()  # before the next is made: both at once may not fit
         factor = Cholesky.of(self.kernel(shift), "the kernel of the damped GGN")
-        batch = max(1, BATCH // self.size)
-        parts = [self._refined(part, shift, factor) for part in flat.split(batch)]
-        return torch.cat(parts).view_as(v)
+        self._last.append((shift, factor))
+        return factor
 
     def _refined(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
-        wanted, exact = v_qp.double(), shift.double()
-        size = wanted.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        exact = shift.double()
+        size = v_qp.double().norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         x, last = self._direct(v_qp, shift, factor).double(), torch.inf
         for _ in range(REFINEMENTS):
-            residual = wanted - self._product(x) - exact * x
+            residual = self._product(x).addcmul_(exact, x).neg_().add_(v_qp)
             relative = residual.norm(dim=1, keepdim=True) / size
             worst = float(relative.max())
             if worst <= self.tolerance or worst > 0.5 * last:
                 break
             last = worst
-            scaled = (residual / size).to(v_qp.dtype)
-            x += self._direct(scaled, shift, factor).double() * size
+            scaled = residual.div_(size).to(v_qp.dtype)
+            x.addcmul_(self._direct(scaled, shift, factor).double(), size)
         return x.to(v_qp.dtype)
 
     def _direct(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
         u_qp = v_qp / shift
         y_qr = factor.solve(self.rows.inner(u_qp).flatten(1))
         y_qnc = y_qr.view(len(v_qp), *self.rows.dense.shape[:2])
-        return u_qp - self.rows.pulled(y_qnc) / shift
+        return u_qp.sub_(self.rows.pulled(y_qnc).div_(shift))
 
     def kernel(self, shift: Tensor) -> Tensor:
         """N I + Z D⁻¹ Zᵀ, [R, R]; only the lower triangle is filled."""

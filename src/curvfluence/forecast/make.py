@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from curvfluence import machine
 from curvfluence.coverage import coverage
 from curvfluence.curvature import EKFAC, GGN, KFAC, BlockGGN, Diagonal, Hessian, Identity, Rung
 from curvfluence.curvature.block_ggn import DENSE_LIMIT
 from curvfluence.curvature.forms import Form, Matrix, cheapest
-from curvfluence.curvature.forms import memory as machine_memory
 from curvfluence.curvature.layerwise import EXACT_FALLBACK_LIMIT, uncovered_blocks
 from curvfluence.forecast.plan import Plan, Rule
 from curvfluence.forecast.rates import Rates
@@ -47,7 +47,7 @@ def _plan(problem: Problem, rung: Rung, queries: int, rates: Rates) -> Plan:
         rung=rung.name,
         stages=tuple(stages),
         coverage=tuple(_rules(sizes, rung)),
-        memory=machine_memory(),
+        memory=machine.memory(),
         reason=_reason(sizes, rung, form),
     )
 

@@ -11,6 +11,7 @@ import torch
 
 from curvfluence.coverage import coverage
 from curvfluence.gradients import rows_in_chunks
+from curvfluence.layers import Coverage
 from curvfluence.losses import Loss
 from curvfluence.problem import Problem
 
@@ -43,12 +44,11 @@ class Rates:
     def measured(problem: Problem) -> Rates:
         generator = torch.Generator().manual_seed(0)
         a = torch.randn(512, 512, generator=generator).to(problem.device, problem.dtype)
-        product = _timed(lambda: a @ a) / (2 * 512**3)
+        product = timed(lambda: a @ a) / (2 * 512**3)
         symmetric = (a[:256, :256] + a[:256, :256].T).double()
-        eigen = _timed(partial(torch.linalg.eigh, symmetric)) / 256**3
+        eigen = timed(partial(torch.linalg.eigh, symmetric)) / 256**3
         covered = coverage(problem)
-        most = min(len(problem.train), PROBED, max(8, PROBE_NUMBERS // covered.numbers(2)))
-        few = max(1, most // 4)
+        few, most = probed(problem, covered, 2)
 
         def run(width: int, examples: int) -> float:
             def columns(loss: Loss, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -56,13 +56,13 @@ class Rates:
                 return gradient[:, :, None].expand(-1, -1, width)
 
             part = problem.train[:examples]
-            return _timed(
+            return timed(
                 lambda: list(
                     rows_in_chunks(problem, covered, part, columns, what="a probe", width=width)
                 )
             )
 
-        lines = {width: _line(few, run(width, few), most, run(width, most)) for width in (1, 2)}
+        lines = {width: line(few, run(width, few), most, run(width, most)) for width in (1, 2)}
         backward = Pass(
             max(0.0, lines[2].start - lines[1].start),
             max(0.1 * lines[1].each, lines[2].each - lines[1].each),
@@ -74,7 +74,14 @@ class Rates:
         return Rates(product, eigen, forward, backward)
 
 
-def _line(few: int, short: float, many: int, long: float) -> Pass:
+def probed(problem: Problem, covered: Coverage, width: int) -> tuple[int, int]:
+    """How many examples are timed: (few, most)."""
+    numbers = max(1, covered.numbers(width))
+    most = min(len(problem.train), PROBED, max(8, PROBE_NUMBERS // numbers))
+    return max(1, most // 4), most
+
+
+def line(few: int, short: float, many: int, long: float) -> Pass:
     """start + each · n through two timings; all of it per example where there is but one."""
     if many == few:
         return Pass(0.0, long / many)
@@ -82,7 +89,7 @@ def _line(few: int, short: float, many: int, long: float) -> Pass:
     return Pass(max(0.0, long - each * many), each)
 
 
-def _timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object]) -> float:
     """Seconds of the quickest of three runs."""
     found: list[float] = []
     for _ in range(3):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import ceil
 
+from curvfluence.fisher import Fisher
 from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.rates import Rates
-from curvfluence.gradients import CHUNK, NUMBERS
+from curvfluence.forecast.sample import Sample
+from curvfluence.gradients import CHUNK, NUMBERS, Rows
 from curvfluence.layers import Coverage, Layer
 from curvfluence.problem import Problem
 
@@ -18,6 +21,7 @@ class Sizes:
     covered: Coverage
     rates: Rates
     queries: int
+    samples: dict[Fisher, Sample] = field(default_factory=dict[Fisher, Sample])
 
     @property
     def n(self) -> int:
@@ -40,15 +44,35 @@ class Sizes:
             name, operations, numbers * self.item, seconds + operations * self.rates.product
         )
 
+    def timed(
+        self,
+        name: str,
+        operations: float,
+        numbers: float,
+        fisher: Fisher,
+        run: Callable[[Rows], object],
+        *,
+        times: float = 1.0,
+    ) -> Stage:
+        """A stage that does `run` with the rows of all examples, timed on those of a few."""
+        if fisher not in self.samples:
+            self.samples[fisher] = Sample.of(self.problem, self.covered, fisher)
+        columns = fisher.width(self.problem)
+        seconds = times * self.samples[fisher].line(run).seconds(self.n, self._chunks(columns))
+        return Stage(name, operations, numbers * self.item, seconds)
+
     def passed(self, name: str, columns: int, passes: float = 1.0) -> Stage:
         """Passes over the training set with `columns` backward passes each."""
-        chunks = ceil(self.n / min(CHUNK, max(1, NUMBERS // max(1, self.covered.numbers(columns)))))
+        chunks = self._chunks(columns)
         forward = self.rates.forward.seconds(self.n, chunks)
         seconds = forward + columns * self.rates.backward.seconds(self.n, chunks)
         used = sum(work(layer) for layer in self.covered.layers)
         chunk = min(self.n * self.covered.numbers(columns), NUMBERS)
         operations = passes * self.n * 2 * used * (1 + columns)
         return Stage(name, operations, 2 * chunk * self.item, passes * seconds)
+
+    def _chunks(self, columns: int) -> int:
+        return ceil(self.n / min(CHUNK, max(1, NUMBERS // max(1, self.covered.numbers(columns)))))
 
 
 def work(layer: Layer) -> int:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from curvfluence.curvature import EKFAC, GGN, KFAC, BlockGGN, Hessian, Identity, Rung
 from curvfluence.curvature.forms import ConjugateGradients, Form, SampleSpace
-from curvfluence.curvature.layerwise import EXACT_FALLBACK_LIMIT, uncovered_blocks
+from curvfluence.curvature.layerwise import (
+    EXACT_FALLBACK_LIMIT,
+    LayerBlock,
+    Remainder,
+    layer_blocks,
+    uncovered_blocks,
+)
 from curvfluence.curvature.passes import REMEMBERED
 from curvfluence.curvature.rung import FisherRung
-from curvfluence.fisher import Fisher, Type2, default_fisher
+from curvfluence.fisher import Empirical, Fisher, Type2, default_fisher
 from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.sizes import Sizes, work
+from curvfluence.gradients import Rows
 from curvfluence.problem import Problem
+
+SOLVED = 2**25  # numbers of solved queries in the scores that are timed
 
 
 def fit_stages(sizes: Sizes, rung: Rung, form: Form | None) -> list[Stage]:
@@ -20,13 +32,12 @@ def fit_stages(sizes: Sizes, rung: Rung, form: Form | None) -> list[Stage]:
         assert form is not None
         return _whole_stages(sizes, rung, form)
     fisher = _fisher(sizes.problem, rung)
-    c = fisher.width(sizes.problem)
     if isinstance(rung, KFAC | EKFAC):
-        return _kronecker_stages(sizes, c, again=isinstance(rung, EKFAC))
-    passed = sizes.passed("pass over the data", c)
+        return _kronecker_stages(sizes, rung, fisher)
+    passed = sizes.passed("pass over the data", fisher.width(sizes.problem))
     if isinstance(rung, BlockGGN):
-        return [passed, *_block_stages(sizes, c)]
-    return [passed, sizes.stage("sums of squares", _row_operations(sizes, c), sizes.p)]
+        return [passed, *_block_stages(sizes, fisher.width(sizes.problem))]
+    return [passed, _squares(sizes, fisher)]
 
 
 def _fisher(problem: Problem, rung: Rung) -> Fisher:
@@ -43,9 +54,26 @@ def _row_operations(sizes: Sizes, c: int) -> float:
     return total
 
 
-def _kronecker_stages(sizes: Sizes, c: int, *, again: bool) -> list[Stage]:
+def _squares(sizes: Sizes, fisher: Fisher) -> Stage:
+    """The diagonal, in the parameters' own basis."""
+    blocks = layer_blocks(sizes.problem.parameters, sizes.covered, joint_bias=True)
+
+    def run(rows: Rows) -> None:
+        for block in blocks:
+            block.term(rows).squares(None, None)
+        rows.dense.square().sum((0, 1))
+
+    c = fisher.width(sizes.problem)
+    return sizes.timed("sums of squares", _row_operations(sizes, c), sizes.p, fisher, run)
+
+
+def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[Stage]:
     n, factors, eigen, second, held = sizes.n, 0.0, 0.0, 0.0, 0.0
-    for layer in sizes.covered.layers:
+    problem, covered = sizes.problem, sizes.covered
+    c = fisher.width(problem)
+    again = fisher if isinstance(rung, EKFAC) and rung.values is None else None
+    values = rung.values if isinstance(rung, EKFAC) else None
+    for layer in covered.layers:
         o, t = layer.out_features, layer.positions
         i = 0 if layer.lookup else layer.in_features + (layer.bias is not None)
         factors += n * t * (_gram(i) + c * _gram(o))
@@ -57,10 +85,17 @@ def _kronecker_stages(sizes: Sizes, c: int, *, again: bool) -> list[Stage]:
         else:
             second += rotate + 2.0 * n * o * i
         held += o * o + i * i + o * (layer.in_features + 1)
-    memory = min(n * sizes.covered.numbers(c), REMEMBERED if again else 0)
+    memory = min(n * covered.numbers(c), REMEMBERED if again is not None else 0)
+    blocks = layer_blocks(problem.parameters, covered, joint_bias=rung.joint_bias)
+
+    def sums(rows: Rows) -> None:
+        for block in blocks:
+            rung.sharing.sums(block.term(rows), rows.weights)
+        Remainder(problem, covered, joint=rung.joint_bias).add(rows)
+
     stages = [
         sizes.passed("pass over the data", c),
-        sizes.stage("factors", factors, held + memory),
+        sizes.timed("factors", factors, held + memory, fisher, sums),
         Stage(
             "eigendecompositions",
             9 * eigen,
@@ -68,12 +103,29 @@ def _kronecker_stages(sizes: Sizes, c: int, *, again: bool) -> list[Stage]:
             eigen * sizes.rates.eigen,
         ),
     ]
-    if again:
-        missing = 1 - min(1.0, REMEMBERED / max(1, n * sizes.covered.numbers(c)))
-        if missing:
-            stages.append(sizes.passed("second pass over the data", c, missing))
-        stages.append(sizes.stage("eigenvalues", second, 2 * held + memory))
+    if not isinstance(rung, EKFAC):
+        return stages
+    missing = 1 - min(1.0, REMEMBERED / max(1, n * covered.numbers(c)))
+    if values is not None:
+        stages.append(sizes.passed("second pass over the data", values.width(problem)))
+    elif missing:
+        stages.append(sizes.passed("second pass over the data", c, missing))
+    bases = {block.name: _bases(problem, block) for block in blocks}
+
+    def squares(rows: Rows) -> None:
+        for block in blocks:
+            block.term(rows).squares(*bases[block.name])
+
+    read = fisher if values is None else values
+    stages.append(sizes.timed("eigenvalues", second, 2 * held + memory, read, squares))
     return stages
+
+
+def _bases(problem: Problem, block: LayerBlock) -> tuple[Tensor, Tensor | None]:
+    """Matrices of the sizes of U_B and U_A, whose numbers do not matter to a clock."""
+    o, i = block.shape
+    lookup = block.layer.lookup and block.with_weight
+    return torch.eye(o).to(problem.decay), None if lookup else torch.eye(i).to(problem.decay)
 
 
 def _gram(k: int) -> float:
@@ -147,15 +199,26 @@ def _iterations(sizes: Sizes, form: ConjugateGradients, c: int) -> list[Stage]:
 
 
 def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
-    n, q = sizes.n, sizes.queries
+    n, q, p = sizes.n, sizes.queries, sizes.p
     solve = 0.0
     if isinstance(rung, KFAC | EKFAC):
         for layer in sizes.covered.layers:
             o, i = layer.out_features, layer.in_features
-            back = 2.0 * q * o * i * (o + i)
-            solve += min(back, 2.0 * n * layer.positions * (o * o + i * i))
+            there = 2.0 * q * o * i * (o + i)
+            solve += there + min(there, 2.0 * n * layer.positions * (o * o + i * i))
     rows = sum(2.0 * n * work(layer) for layer in sizes.covered.layers if layer.shared)
+    some = min(q, max(1, SOLVED // p))
+    x_qp = torch.ones(some, p).to(sizes.problem.decay)
+    scores = sizes.timed(
+        "scores",
+        rows + 2.0 * q * n * p,
+        3.0 * q * p + q * n,
+        Empirical(),
+        lambda rows: rows.inner(x_qp),
+        times=q / some,
+    )
     return [
         sizes.passed("gradients", 1, 1 + q / max(1, n)),
-        sizes.stage("scores", solve + rows + 2.0 * q * n * sizes.p, 3.0 * q * sizes.p + q * n),
+        sizes.stage("solutions", solve, 3.0 * q * p),
+        scores,
     ]

@@ -136,6 +136,7 @@ def influence_problems(problem: StudyProblem, trained: Trained) -> list[Problem]
             weight_decay=recipe.weight_decay,
             decoupled_decay=recipe.optimizer.decoupled,
             weights=trained.weights(j),
+            unmodelled=problem.unmodelled,
         )
         for j in range(len(trained))
     ]

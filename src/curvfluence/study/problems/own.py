@@ -79,6 +79,7 @@ def load_file(path: Path) -> StudyProblem:
             display=display,
             subsets=subsets,
             run=run,
+            unmodelled=problem.unmodelled,
             source_hash=file.source_hash,
         )
 
