@@ -16,6 +16,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from curvfluence.data import Examples, require_finite
 from curvfluence.errors import InputError
+from curvfluence.kept import Kept
 from curvfluence.layers import Coverage, Layer, capture
 from curvfluence.losses import Loss
 from curvfluence.parameters import Parameters
@@ -28,7 +29,8 @@ CHUNK = 4096  # examples a pass
 DENSE_ROWS = 2**27  # numbers in a pass's dense rows
 _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
 _AGREED: WeakKeyDictionary[Problem, Coverage] = WeakKeyDictionary()
-NUMBERS = 2**26  # numbers in a pass's layer inputs and output gradients
+_KEPT: WeakKeyDictionary[Problem, tuple[Coverage, Kept[Rows]]] = WeakKeyDictionary()
+NUMBERS = 2**24  # numbers in a pass's layer inputs and output gradients: they stay near the caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,8 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        return self.dense.nbytes + sum(term.nbytes for term in self.terms)
+        held = {t.data_ptr(): t.nbytes for term in self.terms for t in term.tensors}
+        return self.dense.nbytes + sum(held.values())
 
     def to(self, dtype: torch.dtype) -> Rows:
         """The same rows in another dtype."""
@@ -308,8 +311,43 @@ def concatenate(parts: list[Rows]) -> Rows:
     return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)
 
 
-def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
+def gradient_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
     """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted.
+
+    Those of the first examples are kept, `Problem.remember` bytes of them, and read the next time.
+    """
+    known = _KEPT.get(problem)
+    if known is None or known[0] is not covered:
+        known = _KEPT[problem] = covered, Kept[Rows](problem.remember)
+    kept = known[1]
+    yield from kept
+    first = kept.count
+    if first < len(problem.train):
+        for start, rows in _computed(problem, covered, first, None):
+            kept.offer(start, rows)
+            yield start, rows
+
+
+def _computed(
+    problem: Problem, covered: Coverage, first: int, summed: Tensor | None
+) -> Iterator[tuple[int, Rows]]:
+    def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        return loss.gradient(output, target)[:, :, None]
+
+    return rows_in_chunks(
+        problem,
+        covered,
+        problem.train[first:],
+        columns,
+        what="training set",
+        width=1,
+        first=first,
+        summed=summed,
+    )
+
+
+def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
+    """`gradient_rows`, which are all there is.
 
     The probe of `coverage` sees a few examples, and a use of a weight that none of them shows would
     be left out of the rows. Where the graph does not prove that there is none, the sum of all rows
@@ -317,10 +355,6 @@ def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Ro
     under autocast, whose rounding would hide one, in a pass without. Errors: `InputError` names the
     parameter.
     """
-
-    def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-        return loss.gradient(output, target)[:, :, None]
-
     if covered.proved:
         _AGREED[problem] = covered
     elif problem.exact is not problem:
@@ -328,25 +362,16 @@ def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Ro
             for _ in training_rows(problem.exact, covered):
                 pass
         _AGREED[problem] = covered
-    check = _AGREED.get(problem) is not covered
+    if _AGREED.get(problem) is covered:
+        yield from gradient_rows(problem, covered)
+        return
     total, wanted, size = torch.zeros_like(problem.decay), torch.zeros_like(problem.decay), 0.0
-    found = rows_in_chunks(
-        problem,
-        covered,
-        problem.train,
-        columns,
-        what="training set",
-        width=1,
-        summed=wanted if check else None,
-    )
-    for start, rows in found:
-        if check:
-            total += rows.weighted_sum(total.new_ones(1, len(rows)))[0]
-            size += rows.size()
+    for start, rows in _computed(problem, covered, 0, wanted):
+        total += rows.weighted_sum(total.new_ones(1, len(rows)))[0]
+        size += rows.size()
         yield start, rows
-    if check:
-        _require_agreement(problem, total, wanted, size)
-        _AGREED[problem] = covered
+    _require_agreement(problem, total, wanted, size)
+    _AGREED[problem] = covered
 
 
 def training_gradients(problem: Problem, covered: Coverage) -> Rows:

@@ -9,7 +9,7 @@ of normalisation layers have small per-example gradients, which are formed as th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -21,7 +21,7 @@ from curvfluence.losses import Positions
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
 from curvfluence.terms import LookupOuter, Outer, SharedOuter, Term
-from curvfluence.uses import Affine, Lookup, Product
+from curvfluence.uses import Affine, Convolution, Linear, Lookup, Product
 from curvfluence.watch import Piece, Use, Watch
 
 
@@ -146,7 +146,7 @@ class Capture:
         b, _, c = columns_bkc.shape
         first, total = self._both(columns_bkc[:, :, 0], summed)
         grads = [first, *(self.backward(columns_bkc[:, :, k]) for k in range(1, c))]
-        once: dict[tuple[int, bool], Tensor] = {}
+        once: dict[object, Tensor] = {}
         terms = tuple(self.term(layer, grads, b, once) for layer in self.layers)
         small = {
             part.name: torch.stack([self.small_rows(part, dz, b) for dz in grads], dim=1)
@@ -187,9 +187,9 @@ class Capture:
         layer: Layer,
         grads: Sequence[Sequence[Tensor | None]],
         b: int,
-        once: dict[tuple[int, bool], Tensor] | None = None,
+        once: dict[object, Tensor] | None = None,
     ) -> Term:
-        """The rows of a layer; `once` keeps inputs that the groups of a call share.
+        """The rows of a layer; `once` keeps inputs that groups of a call, or calls, share.
 
         Errors: `InputError` where the calls have other positions than on the probe.
         """
@@ -202,7 +202,7 @@ class Capture:
             return LookupOuter(ids, s_bcto, layer.in_features, counted=self._looked_up(layer, b))
         ones = layer.bias is not None
         once = {} if once is None else once
-        a_bti = _joined([_inputs(layer, k, u, b, ones, once) for k, u in calls])
+        a_bti = _joined([_inputs(layer, u, b, ones, once) for _, u in calls])
         if layer.positions == 1:
             return Outer(a_bti[:, 0], s_bcto[:, :, 0], ones=ones)
         return SharedOuter(a_bti, s_bcto, counted=self._counted(layer.positions), ones=ones)
@@ -277,16 +277,15 @@ def _arranged(x: Tensor, b: int, axis: int, kept: int) -> Tensor:
     return x.reshape(b, -1, *x.shape[x.ndim - kept :])
 
 
-def _inputs(
-    layer: Layer, k: int, use: Use, b: int, ones: bool, once: dict[tuple[int, bool], Tensor]
-) -> Tensor:
-    """a, [B, T, i], with `ones` a 1 behind each."""
-    op = cast(Product, use.op)
-    if op.groups == 1:
-        return _arranged(op.inputs(use.input, ones), b, layer.axis, 2)[:, :, 0]
-    if (k, ones) not in once:
-        once[k, ones] = _arranged(op.inputs(use.input, ones), b, layer.axis, 2)
-    return once[k, ones][:, :, layer.group].contiguous()
+def _inputs(layer: Layer, use: Use, b: int, ones: bool, once: dict[object, Tensor]) -> Tensor:
+    """a, [B, T, i], with `ones` a 1 behind each; one tensor for calls on the same input."""
+    x, op = use.input, cast(Product, use.op)
+    alike = replace(op, rows=0) if isinstance(op, Linear | Convolution) else op
+    key = x.data_ptr(), x.shape, x.stride(), alike, layer.axis, ones
+    if key not in once:
+        once[key] = _arranged(op.inputs(x, ones), b, layer.axis, 2)
+    a_bti = once[key][:, :, layer.group]
+    return a_bti if op.groups == 1 else a_bti.contiguous()
 
 
 def _grads(layer: Layer, use: Use, dz: Tensor | None, b: int) -> Tensor:
@@ -298,7 +297,7 @@ def _grads(layer: Layer, use: Use, dz: Tensor | None, b: int) -> Tensor:
             return torch.zeros(*ids.shape, op.rows, dtype=use.dtype, device=ids.device)
         return _arranged(op.positions(use.input, dz), b, layer.axis, 1)
     if dz is None:
-        a = _inputs(layer, 0, use, b, False, {})
+        a = _inputs(layer, use, b, False, {})
         return a.new_zeros(*a.shape[:2], layer.out_features)
     return _arranged(op.grads(dz), b, layer.axis, 2)[:, :, layer.group]
 

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from curvfluence import machine
 from curvfluence.data import Examples, Source, require_finite
 from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.losses import Loss, ScaledLoss
@@ -44,6 +45,10 @@ class Problem:
     inputs and gradients (factors, eigenvectors, solves, scores) stay in float32. Which weights have
     a rule is found without. docs/precision.md tables the error.
 
+    `remember` is how many bytes of the training examples' gradients (as a and s, not formed) are
+    kept, as long as the problem is, for the next scores or damping; and of a fit's rows while it
+    makes its second pass. By default a sixteenth of the memory; 0 keeps none.
+
     Errors, before any work: `InputError` where model, loss and data do not fit, `NonFiniteError`
     with the index of the example.
     """
@@ -60,6 +65,7 @@ class Problem:
     decoupled_decay: bool
     unmodelled: tuple[str, ...]
     autocast: torch.dtype | None
+    remember: int
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class Problem:
         unmodelled: str | Sequence[str] = (),
         sample_weight: Tensor | None = None,
         autocast: torch.dtype | None = None,
+        remember: int | None = None,
     ) -> None:
         _require_kinds(loss, measurement)
         _require_autocast(autocast)
@@ -108,6 +115,7 @@ class Problem:
             "decoupled_decay": decoupled_decay,
             "unmodelled": (unmodelled,) if isinstance(unmodelled, str) else tuple(unmodelled),
             "autocast": autocast,
+            "remember": _room(remember, first.device),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -161,6 +169,7 @@ class Problem:
             weight_decay=self.weight_decay,
             decoupled_decay=self.decoupled_decay,
             unmodelled=self.unmodelled,
+            remember=self.remember,
             weights={
                 name: value.to(dtype) if value.is_floating_point() else value
                 for name, value in {**self.theta, **self.state}.items()
@@ -218,6 +227,7 @@ class Problem:
             weights=weights,
             unmodelled=self.unmodelled,
             autocast=self.autocast,
+            remember=self.remember,
         )
 
     def loss_of(self, part: Examples) -> Loss:
@@ -244,6 +254,14 @@ class Problem:
             rows = torch.cat([self.forward(part.inputs) for _, part in examples.chunks(chunk)])
         require_finite(rows, f"model output for the {what}")
         return rows
+
+
+def _room(remember: int | None, device: torch.device) -> int:
+    if remember is None:
+        return machine.memory(device) // 16
+    if remember < 0:
+        raise InputError(f"remember is a number of bytes, 0 for none; seen {remember}")
+    return int(remember)
 
 
 def _require_autocast(dtype: torch.dtype | None) -> None:

@@ -196,8 +196,14 @@ def _kronecker(
     back = len(x_qoi) * o * i * (o + i * inner)
     forth = examples * places.layer.positions * (o * o + i * i * inner)
     if back <= forth:
-        return Plain(name, places, operator.rotate_back(x_qoi).unflatten(-1, (o, i)))
-    return Rotated(name, places, operator, x_qoi)
+        back_qoi = operator.rotate_back(x_qoi).unflatten(-1, (o, i))
+        return Plain(name, places, _laid_out(back_qoi, places))
+    return Rotated(name, places, operator, _laid_out(x_qoi, places))
+
+
+def _laid_out(x_qoi: Tensor, places: LayerBlock) -> Tensor:
+    """With o the last axis in memory where positions are shared: as the products form rows."""
+    return x_qoi.mT.contiguous().mT if places.layer.shared else x_qoi
 
 
 def _part(block: Block, x: Tensor) -> Part:

@@ -81,8 +81,7 @@ class Convolution(Product):
     transposed: bool = False
 
     def inputs(self, x: Tensor, ones: bool) -> Tensor:
-        padded = F.pad(x, self.pad)
-        return patches(padded, self.kernel, self.stride, self.dilation, self.groups, ones=ones)
+        return patches(x, self.kernel, self.stride, self.dilation, self.pad, self.groups, ones=ones)
 
     def grads(self, dz: Tensor) -> Tensor:
         return dz.movedim(1, -1).unflatten(-1, (self.groups, self.rows))
@@ -110,7 +109,7 @@ class TransposedConvolution(Product):
         return with_ones(a) if ones else a
 
     def grads(self, dz: Tensor) -> Tensor:
-        return patches(F.pad(dz, self.pad), self.kernel, self.stride, self.dilation, self.groups)
+        return patches(dz, self.kernel, self.stride, self.dilation, self.pad, self.groups)
 
     def bias_grads(self, dz: Tensor) -> Tensor:
         return dz.movedim(1, -1)
@@ -157,16 +156,18 @@ def patches(
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
+    pad: tuple[int, ...],
     groups: int,
     *,
     ones: bool = False,
 ) -> Tensor:
-    """The windows of a padded [B, c, *space], as [B, *positions, groups, (c/groups) · kernel]; with
-    `ones`, a 1 behind each. Gathered by index, several times faster than a strided copy."""
-    index, positions = _windows(tuple(x.shape[1:]), kernel, stride, dilation, groups, ones)
+    """The windows of [B, c, *space] padded with zeros, as [B, *positions, groups, (c/groups) ·
+    kernel]; with `ones`, a 1 behind each. Gathered by index, several times faster than a strided
+    copy; padding is the index of a 0 behind the example."""
+    index, positions = _windows(tuple(x.shape[1:]), kernel, stride, dilation, pad, groups, ones)
     flat = x.flatten(1)
-    if ones:
-        flat = with_ones(flat)
+    if ones or any(pad):
+        flat = torch.cat([flat, flat.new_tensor([[0.0, 1.0]]).expand(len(flat), 2)], dim=1)
     found = flat.index_select(1, index.to(x.device))
     return found.view(len(x), *positions, groups, -1)
 
@@ -177,12 +178,14 @@ def _windows(
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
+    pad: tuple[int, ...],
     groups: int,
     ones: bool,
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """(place of each entry of each window in a flat example, sizes of the position axes)."""
+    """(place of each entry of each window in a flat example, with a 0 and a 1 behind it; sizes of
+    the position axes)."""
     n, size = len(kernel), prod(shape)
-    x = torch.arange(size).view(shape)
+    x = F.pad(torch.arange(size).view(shape), pad, value=size)
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(1 + axis, (k - 1) * d + 1, s)
     windows = x[(..., *(slice(None, None, d) for d in dilation))]
@@ -190,7 +193,7 @@ def _windows(
     windows = windows.permute(*range(1, 1 + n), 0, *range(1 + n, 1 + 2 * n))
     windows = windows.unflatten(n, (groups, -1)).flatten(1 + n)
     if ones:
-        windows = torch.cat([windows, torch.full_like(windows[..., :1], size)], dim=-1)
+        windows = torch.cat([windows, torch.full_like(windows[..., :1], size + 1)], dim=-1)
     return windows.flatten(), tuple(windows.shape[:n])
 
 

@@ -13,7 +13,6 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
 
-
 HELD = 2**26  # numbers of queries that are solved for at a time, of which copies are held
 
 

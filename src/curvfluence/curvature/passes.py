@@ -8,59 +8,53 @@ import torch
 from torch import Tensor
 
 from curvfluence.coverage import coverage
-from curvfluence.fisher import FEW_SURPRISES, Draws, Fisher
-from curvfluence.gradients import Rows, rows_in_chunks
+from curvfluence.fisher import FEW_SURPRISES, Draws, Empirical, Fisher
+from curvfluence.gradients import Rows, gradient_rows, rows_in_chunks
+from curvfluence.kept import Kept
 from curvfluence.losses import Loss
 from curvfluence.problem import Problem
 
-REMEMBERED = 2**28  # numbers of rows that a second pass reads instead of computing them
 FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
 
 
 class FisherPass:
     """The rows Jᵀs of the training set, chunk by chunk; iterate again for the same rows again.
 
-    With `again`, chunks are remembered from the first until they are `REMEMBERED` numbers; a
-    further pass reads those and computes the rest once more, with the same draws. So the memory of
-    a fit does not grow with N. The first pass also counts what a sampled Fisher must say.
+    With `again`, chunks are kept from the first while they are `Problem.remember` bytes; a further
+    pass reads those and computes the rest once more, with the same draws. So the memory of a fit
+    does not grow with N. Where the rows are the gradients, they are those of `gradient_rows`, which
+    scores read later. The first pass also counts what a sampled Fisher must say.
     """
 
     def __init__(self, problem: Problem, fisher: Fisher, *, again: bool = False) -> None:
         self.problem, self.fisher = problem, fisher
         self.covered = coverage(problem)
         self._columns = fisher.columns()
-        self._room = REMEMBERED if again else 0
-        self._kept: list[Rows] = []
-        self._from: tuple[int, Tensor | None] | None = None  # where computing goes on, and draws
+        self._kept = Kept[Rows](problem.remember if again else 0)
+        self._next_state = self._state()  # of the draws, after what is kept
         self.surprising: float | None = None
 
     def __iter__(self) -> Iterator[Rows]:
-        if self._from is None:
-            yield from self._first()
+        if isinstance(self.fisher, Empirical) and self.problem.train.weights is None:
+            yield from (rows for _, rows in gradient_rows(self.problem, self.covered))
             return
-        yield from self._kept
-        start, state = self._from
-        if isinstance(self._columns, Draws) and state is not None:
-            self._columns.generator.set_state(state)
-        if start < len(self.problem.train):
-            yield from self._rows(start)
+        yield from (rows for _, rows in self._kept)
+        if isinstance(self._columns, Draws) and self._next_state is not None:
+            self._columns.generator.set_state(self._next_state)
+        first = self._kept.count
+        if first < len(self.problem.train):
+            yield from self._computed(first)
 
-    def _first(self) -> Iterator[Rows]:
-        self._from = (0, self._state())
-        seen, room, keeping = 0, self._room, True
-        for rows in self._rows(0):
-            seen += len(rows)
-            room -= rows.nbytes // rows.dense.element_size()
-            keeping = keeping and room >= 0
-            if keeping:
-                self._kept.append(rows)
-                self._from = (seen, self._state())
+    def _computed(self, first: int) -> Iterator[Rows]:
+        for start, rows in self._rows(first):
+            if self._kept.offer(start, rows):
+                self._next_state = self._state()
             yield rows
 
     def _state(self) -> Tensor | None:
         return self._columns.generator.get_state() if isinstance(self._columns, Draws) else None
 
-    def _rows(self, start: int) -> Iterator[Rows]:
+    def _rows(self, start: int) -> Iterator[tuple[int, Rows]]:
         counted = start == 0 and self.surprising is None
 
         def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
@@ -71,7 +65,7 @@ class FisherPass:
                     self.surprising = total + (self.surprising or 0.0)
             return self._columns(loss, output, target)
 
-        found = rows_in_chunks(
+        return rows_in_chunks(
             self.problem,
             self.covered,
             self.problem.train[start:],
@@ -80,8 +74,6 @@ class FisherPass:
             width=self.fisher.width(self.problem),
             first=start,
         )
-        for _, rows in found:
-            yield rows
 
     def notes(self) -> tuple[str, ...]:
         """What a result must say of its Fisher type, after a pass."""

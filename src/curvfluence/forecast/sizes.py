@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 
-from curvfluence.fisher import Fisher
+from curvfluence.fisher import Empirical, Fisher
 from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.sample import Sample
@@ -38,6 +38,20 @@ class Sizes:
     @property
     def rest(self) -> int:
         return sum(self.problem.theta[name].numel() for name in self.covered.others)
+
+    def gradients(self, fisher: Fisher) -> bool:
+        """Whether a pass under this Fisher leaves the gradients that scores read."""
+        return isinstance(fisher, Empirical) and self.problem.train.weights is None
+
+    def kept(self, fisher: Fisher) -> float:
+        """Numbers of rows that a pass keeps for the next."""
+        every = self.n * self.covered.numbers(fisher.width(self.problem))
+        return min(every, self.problem.remember // self.item)
+
+    def missing(self, fisher: Fisher) -> float:
+        """The share of the examples that a further pass computes again."""
+        every = self.n * self.covered.numbers(fisher.width(self.problem))
+        return 1 - self.kept(fisher) / max(1, every)
 
     def stage(self, name: str, operations: float, numbers: float, seconds: float = 0.0) -> Stage:
         return Stage(

@@ -14,7 +14,6 @@ from curvfluence.curvature.layerwise import (
     layer_blocks,
     uncovered_blocks,
 )
-from curvfluence.curvature.passes import REMEMBERED
 from curvfluence.curvature.rung import FisherRung
 from curvfluence.fisher import Empirical, Fisher, Type2, default_fisher
 from curvfluence.forecast.plan import Stage
@@ -71,7 +70,6 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
     n, factors, eigen, second, held = sizes.n, 0.0, 0.0, 0.0, 0.0
     problem, covered = sizes.problem, sizes.covered
     c = fisher.width(problem)
-    again = fisher if isinstance(rung, EKFAC) and rung.values is None else None
     values = rung.values if isinstance(rung, EKFAC) else None
     for layer in covered.layers:
         o, t = layer.out_features, layer.positions
@@ -85,7 +83,7 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
         else:
             second += rotate + 2.0 * n * o * i
         held += o * o + i * i + o * (layer.in_features + 1)
-    memory = min(n * covered.numbers(c), REMEMBERED if again is not None else 0)
+    memory = sizes.kept(fisher) if isinstance(rung, EKFAC) and rung.values is None else 0.0
     blocks = layer_blocks(problem.parameters, covered, joint_bias=rung.joint_bias)
 
     def sums(rows: Rows) -> None:
@@ -105,7 +103,7 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
     ]
     if not isinstance(rung, EKFAC):
         return stages
-    missing = 1 - min(1.0, REMEMBERED / max(1, n * covered.numbers(c)))
+    missing = sizes.missing(fisher)
     if values is not None:
         stages.append(sizes.passed("second pass over the data", values.width(problem)))
     elif missing:
@@ -200,6 +198,8 @@ def _iterations(sizes: Sizes, form: ConjugateGradients, c: int) -> list[Stage]:
 
 def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     n, q, p = sizes.n, sizes.queries, sizes.p
+    there = isinstance(rung, FisherRung) and sizes.gradients(_fisher(sizes.problem, rung))
+    left = sizes.missing(Empirical()) if there else 1.0
     solve = 0.0
     if isinstance(rung, KFAC | EKFAC):
         for layer in sizes.covered.layers:
@@ -218,7 +218,7 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
         times=q / some,
     )
     return [
-        sizes.passed("gradients", 1, 1 + q / max(1, n)),
+        sizes.passed("gradients", 1, left + q / max(1, n)),
         sizes.stage("solutions", solve, 3.0 * q * p),
         scores,
     ]

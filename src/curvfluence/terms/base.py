@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-NUMBERS = 2**24  # in a temporary of per-example matrices
+NUMBERS = 2**22  # in a temporary of per-example matrices: malloc keeps the memory of such a one
 
 
 class Term(ABC):
@@ -121,8 +121,8 @@ class Term(ABC):
 
     @property
     @abstractmethod
-    def nbytes(self) -> int:
-        """Memory that it holds."""
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds; calls on the same input share theirs."""
 
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Term:

@@ -96,8 +96,8 @@ class LookupOuter(Term):
         return total.mT
 
     @property
-    def nbytes(self) -> int:
-        return self.ids.nbytes + self.s.nbytes
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.ids, self.s
 
     def to(self, dtype: torch.dtype) -> LookupOuter:
         return replace(self, s=self.s.to(dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Term
-from curvfluence.terms.products import combined, gram, rooted
+from curvfluence.terms.products import combined, gram, mm, rooted
 
 INNER = 2**22  # in a temporary of products with some queries: it stays in cache
 OPERAND = 2**20  # in the solved queries that such a product takes at a time
@@ -54,9 +54,9 @@ class Outer(Term):
 
     def squares(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Tensor:
         """(Σ_c (s U_B)²)ᵀ ((a U_A)²): two GEMMs and no row (George et al. 2018 for rank one)."""
-        s_nco = self.s if out_basis is None else self.s @ out_basis
-        a_ni = self.a if in_basis is None else self.a @ in_basis
-        return s_nco.square().sum(1).T @ a_ni.square()
+        s_nco = self.s if out_basis is None else mm(self.s, out_basis)
+        a_ni = self.a if in_basis is None else mm(self.a, in_basis)
+        return mm(s_nco.square().sum(1).T, a_ni.square())
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         """GEMMs of 2 Q N o i operations, x a first and then s, slice by slice; or
@@ -89,15 +89,15 @@ class Outer(Term):
         return self.a.square().sum(1)[:, None] * self.s.square().sum(2)
 
     @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + self.s.nbytes
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.data, self.s
 
     def to(self, dtype: torch.dtype) -> Outer:
         return replace(self, data=self.data.to(dtype), s=self.s.to(dtype))
 
     def rotated(self, out_basis: Tensor, in_basis: Tensor | None) -> Outer:
-        a = self.a if in_basis is None else self.a @ in_basis
-        return Outer(a, self.s @ out_basis, self.biased)
+        a = self.a if in_basis is None else mm(self.a, in_basis)
+        return Outer(a, mm(self.s, out_basis), self.biased)
 
     def weighted_squares(self, weights_oi: Tensor) -> Tensor:
         return ((self.a.square() @ weights_oi.T) * self.s[:, 0].square()).sum(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvfluence.terms.base import Term
 from curvfluence.terms.outer import Outer
-from curvfluence.terms.products import combined, counted_positions, gram, rooted
+from curvfluence.terms.products import combined, counted_positions, gram, mm, rooted
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +75,40 @@ class SharedOuter(Term):
         t = self.a.shape[1]
         a, s = self.a, self.s
         if in_basis is not None and t <= self.c * o:
-            a, in_basis = a @ in_basis, None
+            a, in_basis = mm(a, in_basis), None
         if out_basis is not None and t <= i:
-            s, out_basis = s @ out_basis, None
+            s, out_basis = mm(s, out_basis), None
+        total_io = self.s.new_zeros(i, o)
         turned = replace(self, data=a, s=s, ones=False)
-        return super(SharedOuter, turned).squares(out_basis, in_basis)
+        for part in turned.slices(o * i):
+            rows = cast(SharedOuter, part)._turned()  # [n, i, C, o]
+            if in_basis is not None:
+                rows = (in_basis.T @ rows.flatten(2)).view(rows.shape)
+            if out_basis is not None:
+                rows = rows @ out_basis
+            total_io += rows.square_().sum((0, 2))
+        return total_io.T
+
+    def _turned(self) -> Tensor:
+        """The rows as [n, i, C, o]: one product an example whatever C."""
+        n, c, t, o = self.s.shape
+        s_nto = self.s[:, 0] if c == 1 else self.s.transpose(1, 2).reshape(n, t, c * o)
+        return (self.a.mT @ s_nto).unflatten(2, (c, o))
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         """Rows first where that is fewer operations than X a at every position."""
         q, (o, i) = len(x_qoi), self.shape
         t = self.a.shape[1]
         if self.c * (t + q) <= q * t:
-            return super().inner(x_qoi)
+            x_qw = x_qoi.mT.reshape(q, i * o)  # no copy where x was laid out as i × o
+            found = [
+                torch.einsum("qio,nico->qnc", x_qoi.mT, rows)
+                if self.c > 1
+                else (x_qw @ rows.flatten(1).T)[..., None]
+                for part in self.slices(o * i)
+                for rows in (cast(SharedOuter, part)._turned(),)
+            ]
+            return torch.cat(found, dim=1)
         parts: list[Tensor] = []
         for part in self.slices(q * t * o // max(1, self.c)):
             xa_qonT = x_qoi.reshape(q * o, i) @ cast(SharedOuter, part).a.flatten(0, 1).T
@@ -101,15 +123,15 @@ class SharedOuter(Term):
         return torch.stack([columns_ro.T @ a_ri for columns_ro in each])
 
     @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + self.s.nbytes
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.data, self.s
 
     def to(self, dtype: torch.dtype) -> SharedOuter:
         return replace(self, data=self.data.to(dtype), s=self.s.to(dtype))
 
     def rotated(self, out_basis: Tensor, in_basis: Tensor | None) -> SharedOuter:
-        a = self.a if in_basis is None else self.a @ in_basis
-        return replace(self, data=a, s=self.s @ out_basis, ones=False)
+        a = self.a if in_basis is None else mm(self.a, in_basis)
+        return replace(self, data=a, s=mm(self.s, out_basis), ones=False)
 
     def norms(self) -> Tensor:
         return (self.a.norm(dim=2) * self.s[:, 0].norm(dim=2)).sum(1)

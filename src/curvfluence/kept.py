@@ -1,0 +1,44 @@
+"""Rows of a pass over the data that later passes read, within the memory that a problem grants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+
+class Sized(Protocol):
+    def __len__(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+R = TypeVar("R", bound=Sized)
+
+
+@dataclass(eq=False)
+class Kept(Generic[R]):
+    """The rows of the first `count` examples, in the chunks in which they were made, at most
+    `room` bytes of them."""
+
+    room: int
+    chunks: list[R] = field(default_factory=list[R])
+    count: int = 0
+
+    def offer(self, start: int, rows: R) -> bool:
+        """Keep the rows of the examples from `start` on, if they are the next ones and fit."""
+        if start != self.count or rows.nbytes > self.room:
+            self.room = self.room if start < self.count else 0  # what follows would leave a gap
+            return False
+        self.chunks.append(rows)
+        self.count += len(rows)
+        self.room -= rows.nbytes
+        return True
+
+    def __iter__(self) -> Iterator[tuple[int, R]]:
+        """(number of the first example, rows) of each chunk that is kept now."""
+        start = 0
+        for rows in list(self.chunks):
+            yield start, rows
+            start += len(rows)
