@@ -18,8 +18,8 @@ from workloads import ClassesFirst, example_losses
 
 DISTRIBUTION = "curvlinops-for-pytorch"
 FISHERS = {"type2": "type-2", "mc(1)": "mc", "empirical": "empirical"}
-FIT_BATCH = {"W1": 2048, "W2": 512, "W3": 256, "W4": 32}
-GRADIENT_CHUNK = {"W1": 2048, "W2": 32, "W3": 256, "W4": 32}
+FIT_BATCH = {"W1": 2048, "W2": 512, "W3": 512, "W4": 32}
+GRADIENT_CHUNK = {"W1": 2048, "W2": 32, "W3": 256, "W4": 16}
 
 
 @dataclass(frozen=True)

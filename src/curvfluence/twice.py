@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,10 @@ def _twice(module: nn.Module, given: Arguments) -> bool:
             if not smooth:
                 return True
             total = torch.stack([o.square().sum() for o in smooth]).sum()
-            first = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
+            first = cast(
+                "tuple[Tensor | None, ...]",
+                torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True),
+            )
             bent = [g.square().sum() for g in first if g is not None and g.requires_grad]
             if bent:
                 torch.autograd.grad(torch.stack(bent).sum(), leaves, allow_unused=True)

@@ -32,11 +32,15 @@ class Pass:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds an operation of a matrix product and of an eigendecomposition (n³ each), and of a
-    pass over examples."""
+    """Seconds an operation of a matrix product, of an eigendecomposition (n³ each; `eigen` of a
+    factor in float64, `symmetric` of a matrix in the problem's dtype) and of a Cholesky factor
+    (n³/3), a number of fresh memory, and of a pass over examples."""
 
     product: float
     eigen: float
+    symmetric: float
+    cholesky: float
+    fresh: float
     forward: Pass
     backward: Pass
 
@@ -45,8 +49,11 @@ class Rates:
         generator = torch.Generator().manual_seed(0)
         a = torch.randn(512, 512, generator=generator).to(problem.device, problem.dtype)
         product = timed(lambda: a @ a) / (2 * 512**3)
-        symmetric = (a[:256, :256] + a[:256, :256].T).double()
-        eigen = timed(partial(torch.linalg.eigh, symmetric)) / 256**3
+        symmetric = a + a.T
+        eigen = timed(partial(torch.linalg.eigh, symmetric.double()), 2) / 512**3
+        own = timed(partial(torch.linalg.eigh, symmetric), 2) / 512**3
+        cholesky = timed(partial(torch.linalg.cholesky, a @ a.T + 512 * torch.eye(512).to(a)))
+        fresh = timed(lambda: torch.zeros(2**24, dtype=a.dtype, device=a.device)) / 2**24
         covered = coverage(problem)
         few, most = probed(problem, covered, 2)
 
@@ -71,7 +78,7 @@ class Rates:
             max(0.0, lines[1].start - backward.start),
             max(0.1 * lines[1].each, lines[1].each - backward.each),
         )
-        return Rates(product, eigen, forward, backward)
+        return Rates(product, eigen, own, 3 * cholesky / 512**3, fresh, forward, backward)
 
 
 def probed(problem: Problem, covered: Coverage, width: int) -> tuple[int, int]:
@@ -89,10 +96,10 @@ def line(few: int, short: float, many: int, long: float) -> Pass:
     return Pass(max(0.0, long - each * many), each)
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of the quickest of three runs."""
+def timed(run: Callable[[], object], runs: int = 3) -> float:
+    """Seconds of the quickest of a few runs."""
     found: list[float] = []
-    for _ in range(3):
+    for _ in range(runs):
         start = time.perf_counter()
         run()
         found.append(time.perf_counter() - start)

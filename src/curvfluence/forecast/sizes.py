@@ -75,7 +75,7 @@ class Sizes:
         seconds = times * self.samples[fisher].line(run).seconds(self.n, self._chunks(columns))
         return Stage(name, operations, numbers * self.item, seconds)
 
-    def passed(self, name: str, columns: int, passes: float = 1.0) -> Stage:
+    def passed(self, name: str, columns: int, passes: float = 1.0, *, kept: float = 0.0) -> Stage:
         """Passes over the training set with `columns` backward passes each."""
         chunks = self._chunks(columns)
         forward = self.rates.forward.seconds(self.n, chunks)
@@ -83,7 +83,9 @@ class Sizes:
         used = sum(work(layer) for layer in self.covered.layers)
         chunk = min(self.n * self.covered.numbers(columns), NUMBERS)
         operations = passes * self.n * 2 * used * (1 + columns)
-        return Stage(name, operations, 2 * chunk * self.item, passes * seconds)
+        # inputs and output gradients, and the graph; columns are gathered and put together
+        held = (2 if columns == 1 else 4) * chunk + kept
+        return Stage(name, operations, held * self.item, passes * seconds)
 
     def _chunks(self, columns: int) -> int:
         return ceil(self.n / min(CHUNK, max(1, NUMBERS // max(1, self.covered.numbers(columns)))))

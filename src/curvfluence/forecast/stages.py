@@ -132,11 +132,12 @@ def _gram(k: int) -> float:
 
 
 def _block_stages(sizes: Sizes, c: int) -> list[Stage]:
-    operations, solve, held = 0.0, 0.0, 0.0
+    operations, factor, solve, held = 0.0, 0.0, 0.0, 0.0
     for layer in sizes.covered.layers:
         size = float(layer.out_features * (layer.in_features + (layer.bias is not None)))
         operations += sizes.n * size**2 * (2 * c if layer.shared else 0.5)
-        solve += size**3 / 3 + 2 * sizes.queries * size**2
+        factor += size**3 / 3
+        solve += 2 * sizes.queries * size**2
         held += size**2
     for _, names in uncovered_blocks(sizes.problem, sizes.covered, joint=True):
         size = float(sum(sizes.problem.theta[name].numel() for name in names))
@@ -144,9 +145,16 @@ def _block_stages(sizes: Sizes, c: int) -> list[Stage]:
             operations += 2 * sizes.n * c * size**2
             held += size**2
     return [
-        sizes.stage("Gram matrices", operations, 2 * held),
-        sizes.stage("Cholesky factors", solve, 2 * held),
+        sizes.stage("Gram matrices", operations, 3.5 * held, 4 * held * sizes.rates.fresh),
+        _factored(sizes, "Cholesky factors", factor, solve, held),
     ]
+
+
+def _factored(sizes: Sizes, name: str, factor: float, solve: float, held: float) -> Stage:
+    """Cholesky factors of `factor` operations in `held` numbers, and solves by them."""
+    rates = sizes.rates
+    seconds = factor * rates.cholesky + solve * rates.product + 3 * held * rates.fresh
+    return Stage(name, factor + solve, 3.5 * held * sizes.item, seconds)
 
 
 def _whole_stages(sizes: Sizes, rung: Rung, form: Form) -> list[Stage]:
@@ -168,13 +176,17 @@ def _whole_stages(sizes: Sizes, rung: Rung, form: Form) -> list[Stage]:
         products = 0.0 if paired else p * n * one
         return [
             sizes.passed("pass over the data", c),
-            sizes.stage("second derivatives", 2 * rows, 3 * p**2, products),
-            Stage("eigendecomposition", 9 * p**3, 4 * p**2 * sizes.item, p**3 * sizes.rates.eigen),
+            sizes.stage(
+                "second derivatives", 2 * rows, 4 * p**2, products + 6 * p**2 * sizes.rates.fresh
+            ),
+            Stage(
+                "eigendecomposition", 9 * p**3, 5 * p**2 * sizes.item, p**3 * sizes.rates.symmetric
+            ),
         ]
     return [
         sizes.passed("pass over the data", c),
-        sizes.stage("matrix", rows, 2 * p**2),
-        sizes.stage("Cholesky factor", p**3 / 3 + 2 * q * p**2, 2 * p**2),
+        sizes.stage("matrix", rows, 4 * p**2, 6 * p**2 * sizes.rates.fresh),
+        _factored(sizes, "Cholesky factor", p**3 / 3, 2 * q * p**2, p**2),
     ]
 
 
@@ -212,13 +224,13 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     scores = sizes.timed(
         "scores",
         rows + 2.0 * q * n * p,
-        3.0 * q * p + q * n,
+        3.0 * q * p + q * n + sizes.kept(Empirical()),
         Empirical(),
         lambda rows: rows.inner(x_qp),
         times=q / some,
     )
     return [
-        sizes.passed("gradients", 1, left + q / max(1, n)),
+        sizes.passed("gradients", 1, left + q / max(1, n), kept=sizes.kept(Empirical())),
         sizes.stage("solutions", solve, 3.0 * q * p),
         scores,
     ]
