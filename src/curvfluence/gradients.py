@@ -311,20 +311,26 @@ def concatenate(parts: list[Rows]) -> Rows:
     return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)
 
 
-def gradient_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
+def gradient_rows(
+    problem: Problem, covered: Coverage, *, again: bool = False
+) -> Iterator[tuple[int, Rows]]:
     """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted.
 
-    Those of the first examples are kept, `Problem.remember` bytes of them, and read the next time.
+    With `again` (they will be asked for once more), and from the second time on, those of the first
+    examples are kept, `Problem.remember` bytes of them, and read from then on. Fresh memory costs
+    a third of a pass, which one that stays alone does not pay.
     """
     known = _KEPT.get(problem)
     if known is None or known[0] is not covered:
         known = _KEPT[problem] = covered, Kept[Rows](problem.remember)
     kept = known[1]
+    keeping, kept.asked = again or kept.asked, True
     yield from kept
     first = kept.count
     if first < len(problem.train):
         for start, rows in _computed(problem, covered, first, None):
-            kept.offer(start, rows)
+            if keeping:
+                kept.offer(start, rows)
             yield start, rows
 
 

@@ -25,6 +25,7 @@ class Kept(Generic[R]):
     room: int
     chunks: list[R] = field(default_factory=list[R])
     count: int = 0
+    asked: bool = False  # whether a pass has been made before, so that another is likely
 
     def offer(self, start: int, rows: R) -> bool:
         """Keep the rows of the examples from `start` on, if they are the next ones and fit."""

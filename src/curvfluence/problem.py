@@ -46,8 +46,9 @@ class Problem:
     a rule is found without. docs/precision.md tables the error.
 
     `remember` is how many bytes of the training examples' gradients (as a and s, not formed) are
-    kept, as long as the problem is, for the next scores or damping; and of a fit's rows while it
-    makes its second pass. By default a sixteenth of the memory; 0 keeps none.
+    kept, as long as the problem is, once they are asked for again (by scores after a fit with the
+    training labels, by a second damping or rung); and of a fit's rows while it makes its second
+    pass. By default a sixteenth of the memory; 0 keeps none.
 
     Errors, before any work: `InputError` where model, loss and data do not fit, `NonFiniteError`
     with the index of the example.

@@ -36,7 +36,8 @@ class FisherPass:
 
     def __iter__(self) -> Iterator[Rows]:
         if isinstance(self.fisher, Empirical) and self.problem.train.weights is None:
-            yield from (rows for _, rows in gradient_rows(self.problem, self.covered))
+            found = gradient_rows(self.problem, self.covered, again=True)
+            yield from (rows for _, rows in found)
             return
         yield from (rows for _, rows in self._kept)
         if isinstance(self._columns, Draws) and self._next_state is not None:

@@ -211,7 +211,7 @@ def _iterations(sizes: Sizes, form: ConjugateGradients, c: int) -> list[Stage]:
 def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     n, q, p = sizes.n, sizes.queries, sizes.p
     there = isinstance(rung, FisherRung) and sizes.gradients(_fisher(sizes.problem, rung))
-    left = sizes.missing(Empirical()) if there else 1.0
+    left, kept = (sizes.missing(Empirical()), sizes.kept(Empirical())) if there else (1.0, 0.0)
     solve = 0.0
     if isinstance(rung, KFAC | EKFAC):
         for layer in sizes.covered.layers:
@@ -224,13 +224,13 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     scores = sizes.timed(
         "scores",
         rows + 2.0 * q * n * p,
-        3.0 * q * p + q * n + sizes.kept(Empirical()),
+        3.0 * q * p + q * n + kept,
         Empirical(),
         lambda rows: rows.inner(x_qp),
         times=q / some,
     )
     return [
-        sizes.passed("gradients", 1, left + q / max(1, n), kept=sizes.kept(Empirical())),
+        sizes.passed("gradients", 1, left + q / max(1, n), kept=kept),
         sizes.stage("solutions", solve, 3.0 * q * p),
         scores,
     ]
