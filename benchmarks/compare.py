@@ -1,6 +1,6 @@
 """Curvfluence beside kronfluence, curvlinops, dattri and pyDVL on W1 to W4.
 
-    python benchmarks/compare.py [--only W1 W3] [--rounds 3] [--libraries ours curvlinops] [--fresh]
+    python benchmarks/compare.py [--only W1 W3] [--rounds 2] [--libraries ours curvlinops] [--fresh]
     python benchmarks/compare.py --tables [--kinds]     # no timing: only the page, and other layers
 
 Every measurement is a process of its own with one thread. In a round each job of a group runs once,
@@ -237,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="workloads, such as W1")
     parser.add_argument("--libraries", nargs="*", default=[OURS, *PEERS])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="measure the peers again")
     parser.add_argument("--tables", action="store_true", help="only write the page again")
     parser.add_argument("--kinds", action="store_true", help="also what becomes of other layers")

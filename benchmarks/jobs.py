@@ -76,6 +76,7 @@ GROUPS = (
             ("EKFAC", "empirical", (OURS, "kronfluence", "curvlinops", "dattri")),
             ("EKFAC", "type2", (OURS, "curvlinops", "pydvl")),
         ),
+        rounds=1,
     ),
     Group(
         "W2",
@@ -86,6 +87,7 @@ GROUPS = (
             ("EKFAC", "mc(1)", (OURS, "curvlinops")),
         ),
         fit_only=("curvlinops",),
+        rounds=1,
     ),
     Group(
         "W3",

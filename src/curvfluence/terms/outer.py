@@ -72,12 +72,12 @@ class Outer(Term):
             x_ri = x_qoi[first : first + several].reshape(-1, i)
             for start in range(0, self.n, step):
                 a_ni, s_nco = self.a[start : start + step], self.s[start : start + step]
-                xa_qon = (x_ri @ a_ni.T).view(-1, o, len(a_ni))
+                xa_nqo = (a_ni @ x_ri.T).view(len(a_ni), -1, o)
                 if self.c == 1:
-                    found = xa_qon.mul_(s_nco[:, 0].T).sum(1)[..., None]
+                    found_nqc = xa_nqo.mul_(s_nco).sum(2, keepdim=True)
                 else:
-                    found = (xa_qon.permute(2, 0, 1) @ s_nco.mT).transpose(0, 1)
-                total[first : first + several, start : start + step] = found
+                    found_nqc = xa_nqo @ s_nco.mT
+                total[first : first + several, start : start + step] = found_nqc.transpose(0, 1)
         return total
 
     def pulled(self, y_qnc: Tensor) -> Tensor:
