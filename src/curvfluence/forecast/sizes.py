@@ -84,7 +84,7 @@ class Sizes:
         chunk = min(self.n * self.covered.numbers(columns), NUMBERS)
         operations = passes * self.n * 2 * used * (1 + columns)
         # inputs and output gradients, and the graph; columns are gathered and put together
-        held = (2 if columns == 1 else 4) * chunk + kept
+        held = (2 if columns == 1 else 6) * chunk + kept
         return Stage(name, operations, held * self.item, passes * seconds)
 
     def _chunks(self, columns: int) -> int:
