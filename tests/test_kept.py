@@ -14,7 +14,7 @@ from tests.zoo import zoo_problem
 
 
 class Chunk(list[int]):
-    nbytes = 10
+    held = 10
 
 
 class TestKept:

@@ -14,8 +14,9 @@ from curvfluence.curvature.products import Product
 from curvfluence.curvature.sample_space import SampleSpaceOperator
 from curvfluence.damping import Damping
 from curvfluence.errors import InputError
-from curvfluence.gradients import Rows, query_gradients
+from curvfluence.gradients import query_gradients
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 
 BATCH = 2**25  # numbers of vectors that a product takes at a time
 

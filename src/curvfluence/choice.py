@@ -11,7 +11,7 @@ from torch import Tensor
 from curvfluence.curvature import Curvature
 from curvfluence.damping import BestOf, Damping
 from curvfluence.errors import InputError
-from curvfluence.gradients import training_rows
+from curvfluence.gradients import gradient_rows
 from curvfluence.layers import Coverage
 from curvfluence.problem import Problem
 
@@ -47,7 +47,7 @@ def choose(
     n = len(problem.train)
     left_out = best.truth.left_out.to(queries_qp)
     groups = queries_qp.new_zeros(len(left_out), queries_qp.shape[1])
-    for start, rows in training_rows(problem, covered):
+    for start, rows in gradient_rows(problem, covered):
         groups += rows.weighted_sum(left_out[:, start : start + len(rows)])
     predicted = group_predictions(curvature, queries_qp, groups, best.candidates, n)
     tried = [

@@ -18,6 +18,7 @@ from curvfluence.terms import bias_alone
 from curvfluence.uses import Lookup, Product
 from curvfluence.watch import Piece, Use
 
+PLAIN = (bool, int, float, str, type(None))  # settings of a module that are compared
 _FOUND: WeakKeyDictionary[Problem, tuple[object, Coverage]] = WeakKeyDictionary()
 
 
@@ -28,14 +29,13 @@ def coverage(problem: Problem) -> Coverage:
     hook that changes an output, a batch that is reordered), so up to eight examples, spread over
     the training set, are run together and one at a time. Outputs must agree, or the model mixes
     examples or is random and is refused. A weight has a rule where the gradient that its calls
-    give equals autograd's for each example. Asked again of the same problem with the model in the
-    same mode, the answer is remembered.
+    give equals autograd's for each example. The answer is remembered until the model's modules,
+    their modes, hooks and plain settings, or the examples in memory, are changed.
     """
     problem = problem.exact
     require_plain_mode()
     require_per_example(problem.model)
-    modules = list(problem.model.modules())
-    state = tuple((m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules)  # pyright: ignore[reportPrivateUsage]
+    state = _state(problem)
     known = _FOUND.get(problem)
     if known is not None and known[0] == state:
         return known[1]
@@ -51,6 +51,20 @@ def coverage(problem: Problem) -> Coverage:
         found = Coverage((), dict.fromkeys(problem.parameters.names, "the output ignores it"))
     _FOUND[problem] = (state, found)
     return found
+
+
+def _state(problem: Problem) -> object:
+    """What a rule depends on beside the weights, which a problem has copied."""
+    modules = tuple(
+        (
+            id(module),
+            tuple(module._forward_hooks),  # pyright: ignore[reportPrivateUsage]
+            tuple(module._forward_pre_hooks),  # pyright: ignore[reportPrivateUsage]
+            tuple((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN)),
+        )
+        for module in problem.model.modules()
+    )
+    return modules, problem.train.versions, problem.queries.versions
 
 
 @dataclass(frozen=True)
@@ -142,8 +156,13 @@ class _Sorting:
             layers = tuple(layer for r in products for layer in self._split(name, [r], axis))
             part = Small(name, self.problem.theta[name].numel(), uses, axis, layers)
             if self._is_right(part):
-                self.small.append(part)
+                self.small.append(self._sized(part))
                 return
+
+    def _sized(self, part: Small) -> Small:
+        """With the positions of its calls."""
+        counts = self.capture.small_positions(part, self.grads, self.batch)
+        return replace(part, positions=counts)
 
     def _is_right(self, part: Small) -> bool:
         rows = self.capture.small_rows(part, self.grads, self.batch)
@@ -302,7 +321,7 @@ class _Sorting:
             if self._is_right(part):
                 what = "an elementwise scale" if any(r.as_weight for r in roles) else "a bias alone"
                 self.others[name] = f"{where}: {what}, not a matrix"
-                self.small.append(part)
+                self.small.append(self._sized(part))
                 return
         self.others[name] = f"the gradient of {where} is not that of its own calls alone"
 

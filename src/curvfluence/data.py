@@ -69,13 +69,19 @@ class Examples:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Examples:
         """On `device`; floating inputs in `dtype`. Labels become int64."""
-        inputs = self.inputs.detach().to(device)
-        targets = self.targets.detach().to(device)
+        inputs = _ordinary(self.inputs.detach()).to(device)
+        targets = _ordinary(self.targets.detach()).to(device)
         return Examples(
             inputs.to(dtype) if inputs.is_floating_point() else inputs,
             targets.to(dtype) if targets.is_floating_point() else targets.long(),
             None if self.weights is None else self.weights.to(device),
         )
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """How often each tensor was changed in place."""
+        held = (self.inputs, self.targets, self.weights)
+        return tuple(0 if x is None else x._version for x in held)  # pyright: ignore[reportPrivateUsage]
 
     @staticmethod
     def of(source: Source, name: str) -> Examples:
@@ -100,6 +106,11 @@ class Examples:
             return Examples(torch.as_tensor(inputs), torch.as_tensor(targets))
         except InputError as error:
             raise type(error)(f"{name}: {error}") from None
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """A copy of a tensor that was made in inference mode: autograd takes none."""
+    return x.clone() if x.is_inference() else x
 
 
 def _part(inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Examples:

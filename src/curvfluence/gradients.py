@@ -1,4 +1,4 @@
-"""Per-example rows Jᵀs: outer products where a layer allows, dense elsewhere.
+"""Passes over examples that make their rows Jᵀs.
 
 A gradient is the row whose column is ∂ℓ/∂f; the factor Z of the GGN has the rows of S.
 """
@@ -14,143 +14,22 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
+from curvfluence.agreement import require_alike, require_sum
 from curvfluence.data import Examples, require_finite
-from curvfluence.errors import InputError
 from curvfluence.kept import Kept
-from curvfluence.layers import Coverage, Layer, capture
+from curvfluence.layers import Coverage, capture
 from curvfluence.losses import Loss
-from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
-from curvfluence.terms import Term, joined
+from curvfluence.rows import Rows, concatenate
 
 Columns: TypeAlias = Callable[[Loss, Tensor, Tensor], Tensor]  # (loss, output, target)
 
 CHUNK = 4096  # examples a pass
+UNPROVED = 512  # in a sum of rows that is compared: one that is wrong shows above rounding
 DENSE_ROWS = 2**27  # numbers in a pass's dense rows
 _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
-_AGREED: WeakKeyDictionary[Problem, Coverage] = WeakKeyDictionary()
 _KEPT: WeakKeyDictionary[Problem, tuple[Coverage, Kept[Rows]]] = WeakKeyDictionary()
 NUMBERS = 2**24  # numbers in a pass's layer inputs and output gradients: they stay near the caches
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """C rows for each of N examples.
-
-    `terms` holds those of each layer, whose weights and biases stand side by side in no dense
-    form. Parameters of no layer: dense [N, C, R], in the order of `rest`. `weights` [N] are the
-    examples', which the rows hold already and only K-FAC's A needs to know; None is 1 each.
-    """
-
-    parameters: Parameters
-    layers: tuple[Layer, ...]
-    terms: tuple[Term, ...]
-    rest: tuple[str, ...]
-    dense: Tensor
-    weights: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.dense)
-
-    def __getitem__(self, index: slice | Tensor) -> Rows:
-        terms = tuple(term[index] for term in self.terms)
-        weights = None if self.weights is None else self.weights[index]
-        return Rows(self.parameters, self.layers, terms, self.rest, self.dense[index], weights)
-
-    @property
-    def _parts(self) -> list[tuple[Layer, Term]]:
-        return list(zip(self.layers, self.terms, strict=True))
-
-    def rest_slices(self) -> Iterator[tuple[slice, slice]]:
-        """(place in the flat vector, place in `dense`) of each of `rest`."""
-        start = 0
-        for name in self.rest:
-            place = self.parameters.slices[name]
-            width = place.stop - place.start
-            yield place, slice(start, start + width)
-            start += width
-
-    def rest_parts(self) -> tuple[Tensor, ...]:
-        """The dense rows of each of `rest`, [N, C, size]."""
-        sizes = [at.stop - at.start for _, at in self.rest_slices()]
-        return self.dense.split(sizes, dim=2)
-
-    def to_dense(self) -> Tensor:
-        """[N, C, P]."""
-        n, c = self.dense.shape[:2]
-        rows = self.dense.new_empty(n, c, self.parameters.count)
-        for layer, term in self._parts:
-            layer.weight_of(self.parameters, rows).copy_(term.dense())
-            if layer.bias is not None:
-                layer.bias_of(self.parameters, rows).copy_(term.summed())
-        for place, at in self.rest_slices():
-            rows[..., place] = self.dense[..., at]
-        return rows
-
-    def inner(self, x_qp: Tensor) -> Tensor:
-        """⟨x_q, row_nc⟩, [Q, N, C]. Cost: 2 Q N C P operations at most; see `Term.inner`."""
-        q = len(x_qp)
-        n, c = self.dense.shape[:2]
-        total = x_qp.new_zeros(q, n, c)
-        for layer, term in self._parts:
-            total += term.inner(layer.weight_of(self.parameters, x_qp))
-            if layer.bias is not None:
-                b_qo = layer.bias_of(self.parameters, x_qp)
-                total += (b_qo @ term.summed().flatten(0, 1).T).view(q, n, c)
-        for place, at in self.rest_slices():
-            total += (x_qp[:, place] @ self.dense[..., at].flatten(0, 1).T).view(q, n, c)
-        return total
-
-    def pulled(self, y_qnc: Tensor) -> Tensor:
-        """Σ_n Σ_c y_qnc row_nc, [Q, P]: the adjoint of `inner`, at the same cost."""
-        total = y_qnc.new_empty(len(y_qnc), self.parameters.count)
-        y_qr = y_qnc.flatten(1)
-        for layer, term in self._parts:
-            layer.weight_of(self.parameters, total).copy_(term.pulled(y_qnc))
-            if layer.bias is not None:
-                b_qo = y_qr @ term.summed().flatten(0, 1)
-                layer.bias_of(self.parameters, total).copy_(b_qo)
-        for place, at in self.rest_slices():
-            total[:, place] = y_qr @ self.dense[..., at].flatten(0, 1)
-        return total
-
-    def weighted_sum(self, weights_mn: Tensor) -> Tensor:
-        """Σ_n weights_mn row_n for single-column rows, [m, P]: the gradients of groups."""
-        return self.pulled(weights_mn[..., None])
-
-    def squared_norms(self) -> Tensor:
-        """‖row_nc‖², [N, C]."""
-        total = self.dense.square().sum(2)
-        for layer, term in self._parts:
-            total += term.squared_norms()
-            if layer.bias is not None:
-                total += term.summed().square().sum(2)
-        return total
-
-    @property
-    def nbytes(self) -> int:
-        held = {t.data_ptr(): t.nbytes for term in self.terms for t in term.tensors}
-        return self.dense.nbytes + sum(held.values())
-
-    def to(self, dtype: torch.dtype) -> Rows:
-        """The same rows in another dtype."""
-        if self.dense.dtype == dtype:
-            return self
-        terms = tuple(term.to(dtype) for term in self.terms)
-        dense = self.dense.to(dtype)
-        return Rows(self.parameters, self.layers, terms, self.rest, dense, self.weights)
-
-    def slices(self, numbers: int) -> Iterator[Rows]:
-        """Successive examples, each part of about so many numbers."""
-        held = self.nbytes // self.dense.element_size()
-        step = max(1, numbers * len(self) // max(1, held))
-        for start in range(0, len(self), step):
-            yield self[start : start + step]
-
-    def size(self) -> float:
-        """Σ_n of bounds on ‖row_n‖ (first columns): what rounding in a sum of rows goes with."""
-        layers = sum(float(term.norms().sum()) for term in self.terms)
-        return layers + float(self.dense[:, 0].norm(dim=-1).sum())
 
 
 def rows_in_chunks(
@@ -163,43 +42,79 @@ def rows_in_chunks(
     width: int | None = None,
     chunk: int = CHUNK,
     first: int = 0,
-    summed: Tensor | None = None,
 ) -> Iterator[tuple[int, Rows]]:
     """(start, rows) of successive chunks of examples, in order; `width` is C where it is not that
-    of S, `first` the number of the first example. Σ_n of the first columns' rows by an ordinary
-    backward pass is added to `summed` [P]. Memory: a chunk's activations and 2²⁶ numbers of a and
-    s.
+    of S, `first` the number of the first example. Memory: a chunk's activations and 2²⁴ numbers of
+    a and s.
 
-    Errors: `NonFiniteError` names the first example whose output or row is not finite.
+    One example of chunks 0, 1, 2, 4, 8, … is also run alone, and must have the same row. Where the
+    graph of the probe did not prove that the watched calls are all, the rows of each chunk are also
+    added up and must agree with an ordinary backward pass.
+
+    Errors: `NonFiniteError` names the first example whose output or row is not finite, `InputError`
+    what these checks find.
     """
     each = problem.loss.columns(problem.n_outputs) if width is None else width
     size = sum(problem.theta[name].numel() for name in covered.others)
     chunk = min(chunk, DENSE_ROWS // max(1, size * each))
-    chunk = max(1, min(chunk, NUMBERS // max(1, covered.numbers(each))))
-    for place, part in examples.chunks(chunk):
-        start, x, y = first + place, part.inputs, part.targets
-        seen = capture(problem, covered, x, y)
-        output = seen.output.detach()
-        require_finite(output, f"model output for {what}", start)
-        columns_bkc = columns(problem.loss_of(part), output, y)
-        require_finite(columns_bkc, f"output gradient of {what}", start)
-        terms, small, total = seen.pullback(columns_bkc, summed=summed is not None)
-        if summed is not None and total is not None:
-            summed += problem.parameters.flatten(total)
-        dense = _rest_rows(problem, covered, x, columns_bkc, small)
-        for rows in (*(term.s for term in terms), dense):
-            require_finite(rows, f"gradient of {what}", start)
-        yield (
-            start,
-            Rows(
-                problem.parameters,
-                covered.layers,
-                terms,
-                tuple(covered.others),
-                dense,
-                part.weights,
-            ),
-        )
+    chunk = min(chunk, NUMBERS // max(1, covered.numbers(each)))
+    chunk = max(1, chunk if covered.proved else min(chunk, UNPROVED))
+    for number, (place, part) in enumerate(examples.chunks(chunk)):
+        start = first + place
+        made = _made(problem, covered, part, columns, start, what)
+        if not covered.proved:
+            exact = made  # autocast's rounding would hide a use
+            if problem.exact is not problem:
+                exact = _made(problem.exact, covered, part, made.again(), start, what)
+            assert exact.summed is not None
+            require_sum(exact.rows, exact.summed, what)
+        if len(part) > 1 and number & (number - 1) == 0:
+            at = (7919 * number + len(part) // 3) % len(part)
+            one = slice(at, at + 1)
+            alone = _made(problem, covered, part[one], made.again(one), start + at, what)
+            outputs = made.output[one], alone.output
+            require_alike(problem, made.rows[one], alone.rows, *outputs, start + at, what)
+        yield start, made.rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Rows, the outputs and columns that they were made of, and what an ordinary backward pass
+    gives for the sum of their first columns, where that is to be compared."""
+
+    rows: Rows
+    output: Tensor
+    columns_bkc: Tensor
+    summed: Tensor | None
+
+    def again(self, part: slice = slice(None)) -> Columns:
+        """The same columns, of some of the examples."""
+
+        def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+            return self.columns_bkc[part]
+
+        return columns
+
+
+def _made(
+    problem: Problem, covered: Coverage, part: Examples, columns: Columns, start: int, what: str
+) -> _Made:
+    x, y = part.inputs, part.targets
+    seen = capture(problem, covered, x, y)
+    output = seen.output.detach()
+    require_finite(output, f"model output for {what}", start)
+    columns_bkc = columns(problem.loss_of(part), output, y)
+    require_finite(columns_bkc, f"output gradient of {what}", start)
+    terms, small, total = seen.pullback(
+        columns_bkc, summed=not covered.proved and problem.exact is problem
+    )
+    dense = _rest_rows(problem, covered, x, columns_bkc, small)
+    for rows in (*(term.s for term in terms), dense):
+        require_finite(rows, f"gradient of {what}", start)
+    rest = tuple(covered.others)
+    rows = Rows(problem.parameters, covered.layers, terms, rest, dense, part.weights)
+    found = None if total is None else problem.parameters.flatten(total)
+    return _Made(rows, output, columns_bkc, found)
 
 
 def _rest_rows(
@@ -299,18 +214,6 @@ def _vmapped_rows(
     return torch.cat(parts).detach()
 
 
-def concatenate(parts: list[Rows]) -> Rows:
-    """The rows of successive chunks as one."""
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    terms = tuple(joined([p.terms[k] for p in parts]) for k in range(len(first.layers)))
-    dense = torch.cat([p.dense for p in parts])
-    held = [p.weights for p in parts if p.weights is not None]
-    weights = torch.cat(held) if held else None
-    return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)
-
-
 def gradient_rows(
     problem: Problem, covered: Coverage, *, again: bool = False
 ) -> Iterator[tuple[int, Rows]]:
@@ -325,78 +228,30 @@ def gradient_rows(
         known = _KEPT[problem] = covered, Kept[Rows](problem.remember)
     kept = known[1]
     keeping, kept.asked = again or kept.asked, True
-    yield from kept
-    first = kept.count
+    first = 0
+    for start, rows in kept:
+        yield start, rows
+        first = start + len(rows)
     if first < len(problem.train):
-        for start, rows in _computed(problem, covered, first, None):
+        for start, rows in _computed(problem, covered, first):
             if keeping:
                 kept.offer(start, rows)
             yield start, rows
 
 
-def _computed(
-    problem: Problem, covered: Coverage, first: int, summed: Tensor | None
-) -> Iterator[tuple[int, Rows]]:
+def _computed(problem: Problem, covered: Coverage, first: int) -> Iterator[tuple[int, Rows]]:
     def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
         return loss.gradient(output, target)[:, :, None]
 
+    part = problem.train[first:]
     return rows_in_chunks(
-        problem,
-        covered,
-        problem.train[first:],
-        columns,
-        what="training set",
-        width=1,
-        first=first,
-        summed=summed,
+        problem, covered, part, columns, what="training set", width=1, first=first
     )
-
-
-def training_rows(problem: Problem, covered: Coverage) -> Iterator[tuple[int, Rows]]:
-    """`gradient_rows`, which are all there is.
-
-    The probe of `coverage` sees a few examples, and a use of a weight that none of them shows would
-    be left out of the rows. Where the graph does not prove that there is none, the sum of all rows
-    is compared after the last chunk, once for a problem, with that of an ordinary backward pass;
-    under autocast, whose rounding would hide one, in a pass without. Errors: `InputError` names the
-    parameter.
-    """
-    if covered.proved:
-        _AGREED[problem] = covered
-    elif problem.exact is not problem:
-        if _AGREED.get(problem.exact) is not covered:
-            for _ in training_rows(problem.exact, covered):
-                pass
-        _AGREED[problem] = covered
-    if _AGREED.get(problem) is covered:
-        yield from gradient_rows(problem, covered)
-        return
-    total, wanted, size = torch.zeros_like(problem.decay), torch.zeros_like(problem.decay), 0.0
-    for start, rows in _computed(problem, covered, 0, wanted):
-        total += rows.weighted_sum(total.new_ones(1, len(rows)))[0]
-        size += rows.size()
-        yield start, rows
-    _require_agreement(problem, total, wanted, size)
-    _AGREED[problem] = covered
 
 
 def training_gradients(problem: Problem, covered: Coverage) -> Rows:
     """g_n = ∇ℓ_n of every training example (v_n ∇ℓ_n), held all at once."""
-    return concatenate([rows for _, rows in training_rows(problem, covered)])
-
-
-def _require_agreement(problem: Problem, summed: Tensor, wanted: Tensor, size: float) -> None:
-    """The sum of all rows, whose norms add up to `size`, against an ordinary backward pass."""
-    # Rounding of a sum goes with the size of its terms, not with that of the sum.
-    size += float(wanted.norm())
-    if float((summed - wanted).norm()) <= 1e3 * torch.finfo(summed.dtype).eps * size:
-        return
-    slices = problem.parameters.slices
-    worst = max(slices, key=lambda name: float((summed - wanted)[slices[name]].norm()))
-    raise InputError(
-        f"the per-example gradients of {worst} do not add up to the gradient over the training "
-        "set: its weight is used in a way that depends on the data. Give it a module of its own"
-    )
+    return concatenate([rows for _, rows in gradient_rows(problem, covered)])
 
 
 def query_gradients(problem: Problem, covered: Coverage) -> Rows:

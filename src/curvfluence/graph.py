@@ -38,18 +38,23 @@ def unaccounted(
     """The first of `names` that reaches `output` by another operation than those of `uses`.
 
     None proves that their gradients are those of the watched calls: a leaf's gradient is the sum
-    over the nodes that take it, and each of these is one of the calls. Cost: a walk of the graph.
+    over the nodes that take it, and each of these is one of the calls, itself or below the views
+    that a call ends in. Cost: a walk of the graph.
     """
-    taken, reached = _takers(output)
-    seen: Counter[str] = Counter()
-    for use in uses:
+    watched = [use for use in uses if use.edge is not None]
+    taken, reached = _takers(output, {use.edge.node for use in watched if use.edge is not None})
+    seen: dict[str, Counter[Node | None]] = {name: Counter() for name in names}
+    for use in watched:
         if use.edge is not None and use.edge.node in reached:
-            seen.update(piece.name for piece in (use.weight, use.bias) if piece is not None)
-    return next((name for name in names if taken[id(leaves[name])] != seen[name]), None)
+            for piece in (use.weight, use.bias):
+                if piece is not None and piece.name in seen:
+                    seen[piece.name][use.edge.node] += 1
+    return next((name for name in seen if taken.get(id(leaves[name]), {}) != seen[name]), None)
 
 
-def _takers(output: Tensor) -> tuple[Counter[int], set[Node]]:
-    """(how many nodes below `output` take each leaf, by the leaf's id; all nodes there)."""
+def _takers(output: Tensor, ends: set[Node]) -> tuple[dict[int, Counter[Node | None]], set[Node]]:
+    """(the calls, given by the nodes that they end in, that take each leaf below `output`, by the
+    leaf's id, None for anything else; all nodes there)."""
     root = output.grad_fn
     takers: dict[Node, list[Node]] = {}
     leaves: list[tuple[int, Node]] = []
@@ -68,10 +73,19 @@ def _takers(output: Tensor) -> tuple[Counter[int], set[Node]]:
                 if isinstance(leaf, Tensor):
                     leaves.append((id(leaf), below))
 
-    def count(node: Node) -> int:
-        return sum(
-            count(above) if above.name() in VIEWS and above is not root else 1
-            for above in takers.get(node, ())
-        )
+    def call(node: Node, *, left: int) -> list[Node | None]:
+        """The calls that take what `node` takes; after an operation, the one that it is part of,
+        whose end hands on its result as it is."""
+        if node in ends:
+            return [node]
+        above = takers.get(node, [])
+        if node.name() in VIEWS and node is not root:
+            return [end for taker in above for end in call(taker, left=left)]
+        inside = left > 0 and len(above) == 1 and (above[0] in ends or above[0].name() in VIEWS)
+        return call(above[0], left=left - 1) if inside else [None]
 
-    return Counter({leaf: count(node) for leaf, node in leaves}), reached
+    found: dict[int, Counter[Node | None]] = {}
+    for leaf, node in leaves:
+        for taker in takers.get(node, ()):
+            found.setdefault(leaf, Counter()).update(call(taker, left=1))
+    return found, reached

@@ -16,9 +16,10 @@ from curvfluence.coverage import coverage
 from curvfluence.curvature import Curvature, Rung, fit
 from curvfluence.damping import Absolute, BestOf, Damping, Relative
 from curvfluence.errors import CurvfluenceWarning, InputError, NonFiniteError, SingularError
-from curvfluence.gradients import Rows, query_gradients, training_rows
+from curvfluence.gradients import gradient_rows, query_gradients
 from curvfluence.leverage import newton_scores
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 from curvfluence.scores import ScoreCost, Scores
 from curvfluence.scoring import Everything, quadratic_forms, solve_queries, sum_of
 from curvfluence.table import Table
@@ -59,6 +60,8 @@ def influence(
     curvature = fitted(problem, rung, damping, strict=strict)
     if leverage and curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} has no units, so there is no leverage to correct for")
+    if compress is not None and (isinstance(compress, bool) or not 0 < compress < 1):
+        raise InputError(f"compress must lie between 0 and 1; seen {compress}")
     if leverage and (by_block or compress is not None):
         raise InputError("leverage-corrected scores come neither by block nor compressed")
     start = time.perf_counter()
@@ -73,31 +76,38 @@ def influence(
     blocks: dict[str, Tensor] = {}
     residuals: tuple[float, ...] = ()
     wanted = wanted_tolerance(curvature)
-    if leverage:
-        solved_qp = curvature.solve(queries.to_dense()[:, 0], chosen)
-        table.put(0, 0, newton_scores(problem, curvature, covered, chosen, solved_qp))
-    else:
-        error = 0.0
-        for first, part in _in_batches(queries, curvature):
-            solved = solve_queries(
-                curvature, part, chosen, examples=len(problem.train), compress=compress
-            )
-            error = max(error, solved.compression_error)
-            if wanted is not None:
-                (every,) = solved.parts
-                assert isinstance(every, Everything)
-                g_qp = part.to_dense()[:, 0]
-                residuals += own_residuals(curvature, every.x_qp, g_qp, chosen)
-            for at, rows in training_rows(problem, covered):
-                shares = solved.by_block(rows) if by_block else {"all": solved.values(rows)}
-                found = sum_of(shares.values())[..., 0]
-                _require_finite_scores(found, curvature.rung, first, at)
-                table.put(first, at, found / len(problem.train))
-                if by_block:
-                    _keep(blocks, shares, table.shape, first, at, len(problem.train))
-        if compress is not None:
-            notes.append(f"queries of shared layers at low rank: relative error up to {error:.2g}")
-    values = table.finished() if not leverage else table.finished() / len(problem.train)
+    try:
+        if leverage:
+            solved_qp = curvature.solve(queries.to_dense()[:, 0], chosen)
+            found = newton_scores(problem, curvature, covered, chosen, solved_qp)
+            table.put(0, 0, found / len(problem.train))
+        else:
+            error = 0.0
+            for first, part in _in_batches(queries, curvature):
+                solved = solve_queries(
+                    curvature, part, chosen, examples=len(problem.train), compress=compress
+                )
+                error = max(error, solved.compression_error)
+                if wanted is not None:
+                    (every,) = solved.parts
+                    assert isinstance(every, Everything)
+                    g_qp = part.to_dense()[:, 0]
+                    residuals += own_residuals(curvature, every.x_qp, g_qp, chosen)
+                for at, rows in gradient_rows(problem, covered):
+                    shares = solved.by_block(rows) if by_block else {"all": solved.values(rows)}
+                    found = sum_of(shares.values())[..., 0]
+                    _require_finite_scores(found, curvature.rung, first, at)
+                    table.put(first, at, found / len(problem.train))
+                    if by_block:
+                        _keep(blocks, shares, table.shape, first, at, len(problem.train))
+            if compress is not None:
+                notes.append(
+                    f"queries of shared layers at low rank: relative error up to {error:.2g}"
+                )
+    except BaseException:
+        table.discard()
+        raise
+    values = table.finished()
     if wanted is not None and residuals:
         notes.append(_say_residuals(residuals, wanted))
     measurement = problem.measurement
@@ -143,7 +153,7 @@ def self_influence(
         raise InputError("BestOf chooses by queries: name a damping for self-influence")
     chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
     parts: list[Tensor] = []
-    for start, rows in training_rows(problem, coverage(problem)):
+    for start, rows in gradient_rows(problem, coverage(problem)):
         found = quadratic_forms(curvature, rows, chosen) / len(problem.train)
         if rows.weights is not None:  # the rows hold v twice
             v_n = rows.weights.to(found)
@@ -167,13 +177,13 @@ def group_influence(
     each example each group leaves out. Gradients are summed before the product, so nothing of size
     Q × N is formed: 2 (N + Q) m P operations.
     """
-    weights_mn = _group_weights(groups, len(problem.train))
+    weights_mn = _group_weights(torch.as_tensor(groups), len(problem.train))
     curvature = fitted(problem, rung, damping, strict=strict)
     covered = coverage(problem)
     queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
     weights_mn = weights_mn.to(queries_qp)
     summed = queries_qp.new_zeros(len(weights_mn), queries_qp.shape[1])
-    for start, rows in training_rows(problem, covered):
+    for start, rows in gradient_rows(problem, covered):
         summed += rows.weighted_sum(weights_mn[:, start : start + len(rows)])
     chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
     if isinstance(chosen, BestOf):
@@ -227,10 +237,15 @@ def _say_residuals(residuals: tuple[float, ...], wanted: float) -> str:
 
 def _group_weights(groups: Tensor, n: int) -> Tensor:
     if groups.ndim == 2 and groups.shape[1] == n:
+        if groups.is_floating_point() and not bool(groups.isfinite().all()):
+            m = int((~groups.isfinite()).any(1).nonzero()[0])
+            raise InputError(f"the weights of group {m} hold a NaN or infinity")
         return groups
-    if groups.ndim != 1 or len(groups) != n or groups.is_floating_point():
+    plain = not (groups.is_floating_point() or groups.dtype == torch.bool)
+    if groups.ndim != 1 or len(groups) != n or not plain:
         raise InputError(
-            f"groups are the number of each example's group, integers [{n}], or weights [m, {n}]; "
+            f"groups are the number of each example's group, integers [{n}], or weights [m, {n}] "
+            "(one row for a mask); "
             f"seen shape {tuple(groups.shape)} of {groups.dtype}"
         )
     if len(groups) and int(groups.min()) < 0:

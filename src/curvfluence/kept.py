@@ -11,7 +11,7 @@ class Sized(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def nbytes(self) -> int: ...
+    def held(self) -> int: ...
 
 
 R = TypeVar("R", bound=Sized)
@@ -29,12 +29,12 @@ class Kept(Generic[R]):
 
     def offer(self, start: int, rows: R) -> bool:
         """Keep the rows of the examples from `start` on, if they are the next ones and fit."""
-        if start != self.count or rows.nbytes > self.room:
+        if start != self.count or rows.held > self.room:
             self.room = self.room if start < self.count else 0  # what follows would leave a gap
             return False
         self.chunks.append(rows)
         self.count += len(rows)
-        self.room -= rows.nbytes
+        self.room -= rows.held
         return True
 
     def __iter__(self) -> Iterator[tuple[int, R]]:

@@ -87,6 +87,7 @@ class Small:
     uses: tuple[tuple[int, bool], ...]  # (call, whether as its weight)
     axis: int
     layers: tuple[Layer, ...] = ()
+    positions: tuple[int, ...] = ()  # of an example in each of `uses`; empty where not known yet
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class Capture:
         calls = [(k, self.uses[k]) for k in layer.uses]
         s = [_joined([_grads(layer, u, dz[k], b) for k, u in calls]) for dz in grads]
         s_bcto = s[0][:, None].contiguous() if len(s) == 1 else torch.stack(s, dim=1)
-        self._require_positions(layer, s_bcto.shape[2])
+        self._require_positions(layer, layer.positions, s_bcto.shape[2])
         if layer.lookup:
             ids = _joined([_arranged(u.input, b, layer.axis, 0) for _, u in calls])
             return LookupOuter(ids, s_bcto, layer.in_features, counted=self._looked_up(layer, b))
@@ -207,10 +208,10 @@ class Capture:
             return Outer(a_bti[:, 0], s_bcto[:, :, 0], ones=ones)
         return SharedOuter(a_bti, s_bcto, counted=self._counted(layer.positions), ones=ones)
 
-    def _require_positions(self, layer: Layer, seen: int) -> None:
-        if layer.positions and seen != layer.positions:
+    def _require_positions(self, of: Layer | Small, wanted: int, seen: int) -> None:
+        if wanted and seen != wanted:
             raise InputError(
-                f"{layer.name or 'the model'} acts on {layer.positions} positions an example on a "
+                f"{of.name or 'the model'} acts on {wanted} positions an example on a "
                 f"probe, on {seen} in a batch of the data: rows cannot be told apart by example. "
                 "Keep padded positions in the model, or give it one example's worth at a time"
             )
@@ -240,7 +241,7 @@ class Capture:
     def small_rows(self, part: Small, grads: Sequence[Tensor | None], b: int) -> Tensor:
         """One column's rows of a small parameter, [B, size], summed over its calls."""
         total = self.output.new_zeros(b, part.size)
-        for k, as_weight in part.uses:
+        for number, (k, as_weight) in enumerate(part.uses):
             use, dz = self.uses[k], grads[k]
             if dz is None:
                 continue
@@ -251,10 +252,29 @@ class Capture:
             piece = role(use, as_weight)
             assert piece is not None
             place = slice(piece.offset, piece.offset + piece.count)
-            total[:, place] += _arranged(lead, b, part.axis, 1).sum(1)
+            rows = _arranged(lead, b, part.axis, 1)
+            if part.positions:
+                self._require_positions(part, part.positions[number], rows.shape[1])
+            total[:, place] += rows.sum(1)
         for layer in part.layers:
             layer.add_rows(total, self.term(layer, [grads], b).dense()[:, 0])
         return total
+
+    def small_positions(
+        self, part: Small, grads: Sequence[Tensor | None], b: int
+    ) -> tuple[int, ...]:
+        """How many positions of an example each call of a small parameter has; 0 where it does not
+        reach the output."""
+        counts: list[int] = []
+        for k, as_weight in part.uses:
+            dz, op = grads[k], self.uses[k].op
+            if dz is None:
+                counts.append(0)
+                continue
+            lead = cast(Affine, op).weight_grads(self.uses[k].input, dz) if as_weight else None
+            rows = op.bias_grads(dz) if lead is None else lead
+            counts.append(_arranged(rows, b, part.axis, 1).shape[1])
+        return tuple(counts)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 
 from curvfluence.errors import InputError
+
+_CALLING = threading.RLock()
 
 
 def slots(model: nn.Module) -> dict[str, str]:
@@ -35,10 +38,12 @@ def call(
     """The model's output with `values` (by name in θ) at its `slots`.
 
     The tying is done here and `tie_weights` is off: told of both names of a module that is used
-    twice, `functional_call` would leave its own tensors behind in it (seen in torch 2.13).
+    twice, `functional_call` would leave its own tensors behind in it (seen in torch 2.13). One
+    call at a time: two threads would leave each other's tensors in the model.
     """
     placed = {slot: values[name] for slot, name in names.items()}
-    return functional_call(model, placed, (inputs,), tie_weights=False)
+    with _CALLING:
+        return functional_call(model, placed, (inputs,), tie_weights=False)
 
 
 @dataclass(frozen=True)

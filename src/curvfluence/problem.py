@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 
 import torch
@@ -182,16 +182,21 @@ class Problem:
         """The problem without autocast: itself where it has none."""
         return self if self.autocast is None else self.to(self.dtype)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Of what a curvature depends on: weights, decay, loss, training set, autocast."""
-        digest = hashlib.sha256(f"{self.loss!r}{self.autocast or ''}".encode())
-        tensors = (*self.theta.values(), *self.state.values(), self.decay)
-        if self.train.weights is not None:
-            tensors = (*tensors, self.train.weights)
-        for tensor in (*tensors, self.train.inputs, self.train.targets):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Of what a curvature depends on: the model's modules, weights, decay, loss, training set
+        and autocast."""
+        known: dict[object, str] = self.__dict__.setdefault("_fingerprints", {})
+        state = repr(self.model), self.train.versions
+        if state not in known:
+            train = (self.train.inputs, self.train.targets, self.train.weights)
+            tensors = (*self.theta.values(), *self.state.values(), self.decay, *train)
+            held = (state[0], self.loss, self.autocast, *tensors)
+            digest = hashlib.sha256()
+            for value in held:
+                _digest(value, digest.update)
+            known[state] = digest.hexdigest()[:16]
+        return known[state]
 
     @cached_property
     def slots(self) -> dict[str, str]:
@@ -257,12 +262,26 @@ class Problem:
         return rows
 
 
+def _digest(value: object, update: Callable[[bytes], None]) -> None:
+    """All of a value: tensors by content, shape and dtype, dataclasses by their fields."""
+    if isinstance(value, Tensor):
+        update(f"{tuple(value.shape)}{value.dtype}".encode())
+        update(value.detach().cpu().contiguous().numpy().tobytes())
+    elif is_dataclass(value):
+        update(type(value).__qualname__.encode())
+        for each in fields(value):
+            update(each.name.encode())
+            _digest(getattr(value, each.name), update)
+    else:
+        update(repr(value).encode())
+
+
 def _room(remember: int | None, device: torch.device) -> int:
     if remember is None:
         return machine.memory(device) // 16
-    if remember < 0:
-        raise InputError(f"remember is a number of bytes, 0 for none; seen {remember}")
-    return int(remember)
+    if isinstance(remember, bool) or not isinstance(remember, int) or remember < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"remember is a number of bytes, 0 for none; seen {remember!r}")
+    return remember
 
 
 def _require_autocast(dtype: torch.dtype | None) -> None:

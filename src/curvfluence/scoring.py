@@ -16,8 +16,8 @@ from curvfluence.curvature.layerwise import LayerBlock
 from curvfluence.curvature.places import Several
 from curvfluence.damping import Damping
 from curvfluence.errors import SingularError
-from curvfluence.gradients import Rows
 from curvfluence.lowrank import LowRank
+from curvfluence.rows import Rows
 from curvfluence.terms import SharedOuter
 
 

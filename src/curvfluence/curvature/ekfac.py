@@ -30,7 +30,8 @@ class EKFAC(KroneckerRung):
     (Σ_c (s U_B)²)ᵀ ((a U_A)²): no per-example matrix is formed. Where T positions are, an example's
     o × i matrix is formed for each column, a slice of examples at a time. Cost: K-FAC's, and
     N T (C o² + i²) + N C o i (T + 1, where shared) in a second pass over the data, which reads what
-    the first one computed as far as that is at most 2²⁸ numbers and computes the rest again.
+    the first one computed as far as that is at most `Problem.remember` bytes and computes the rest
+    again.
 
     `values` is the Fisher type of Λ, by default that of the factors: with sampled factors and
     `values=Type2()` the basis is sampled and the eigenvalues are exact.

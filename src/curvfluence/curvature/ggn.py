@@ -23,9 +23,9 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.curvature.sample_space import SampleSpaceOperator, without_small
 from curvfluence.errors import InputError
 from curvfluence.fisher import Type2
-from curvfluence.gradients import concatenate
 from curvfluence.layers import Coverage
 from curvfluence.problem import Problem
+from curvfluence.rows import concatenate
 from curvfluence.terms import Outer
 
 

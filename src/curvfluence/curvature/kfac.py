@@ -20,8 +20,8 @@ from curvfluence.curvature.passes import FisherPass
 from curvfluence.curvature.rung import FisherRung
 from curvfluence.curvature.sharing import Expand, Sharing
 from curvfluence.errors import InputError
-from curvfluence.gradients import Rows
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 from curvfluence.terms import Term
 
 

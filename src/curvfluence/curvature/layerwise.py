@@ -11,10 +11,10 @@ from torch import Tensor
 from curvfluence.curvature.base import Block, Operator
 from curvfluence.curvature.operators import Dense, DiagonalOperator
 from curvfluence.curvature.places import Places, Several
-from curvfluence.gradients import Rows
 from curvfluence.layers import Coverage, Layer
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 from curvfluence.terms import Term, bias_alone, with_bias
 
 EXACT_FALLBACK_LIMIT = 2048  # parameters of a block up to which its exact block is the fallback

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from curvfluence.coverage import coverage
 from curvfluence.fisher import FEW_SURPRISES, Draws, Empirical, Fisher
-from curvfluence.gradients import Rows, gradient_rows, rows_in_chunks
+from curvfluence.gradients import gradient_rows, rows_in_chunks
 from curvfluence.kept import Kept
 from curvfluence.losses import Loss
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 
 FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
 
@@ -29,52 +30,55 @@ class FisherPass:
     def __init__(self, problem: Problem, fisher: Fisher, *, again: bool = False) -> None:
         self.problem, self.fisher = problem, fisher
         self.covered = coverage(problem)
-        self._columns = fisher.columns()
         self._kept = Kept[Rows](problem.remember if again else 0)
-        self._next_state = self._state()  # of the draws, after what is kept
-        self.surprising: float | None = None
+        self._states: dict[int, Tensor] = {}  # of the draws, before an example
+        self._surprising: dict[int, float] = {}  # by a chunk's first example
 
     def __iter__(self) -> Iterator[Rows]:
         if isinstance(self.fisher, Empirical) and self.problem.train.weights is None:
             found = gradient_rows(self.problem, self.covered, again=True)
             yield from (rows for _, rows in found)
             return
-        yield from (rows for _, rows in self._kept)
-        if isinstance(self._columns, Draws) and self._next_state is not None:
-            self._columns.generator.set_state(self._next_state)
-        first = self._kept.count
+        first = 0
+        for start, rows in self._kept:
+            yield rows
+            first = start + len(rows)
         if first < len(self.problem.train):
             yield from self._computed(first)
 
     def _computed(self, first: int) -> Iterator[Rows]:
-        for start, rows in self._rows(first):
-            if self._kept.offer(start, rows):
-                self._next_state = self._state()
-            yield rows
-
-    def _state(self) -> Tensor | None:
-        return self._columns.generator.get_state() if isinstance(self._columns, Draws) else None
-
-    def _rows(self, start: int) -> Iterator[tuple[int, Rows]]:
-        counted = start == 0 and self.surprising is None
+        """The rows from an example on, by the draws that every pass has there."""
+        drawn = self.fisher.columns()
+        if isinstance(drawn, Draws) and first:
+            drawn.generator.set_state(self._states[first])
+        made = first
 
         def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-            if counted and isinstance(self._columns, Draws):
+            if isinstance(drawn, Draws) and made not in self._surprising:
                 found = loss.surprise(output, target)
                 if found is not None:
-                    total = float(found.double().sum()) * self._columns.draws
-                    self.surprising = total + (self.surprising or 0.0)
-            return self._columns(loss, output, target)
+                    self._surprising[made] = float(found.double().sum()) * drawn.draws
+            return drawn(loss, output, target)
 
-        return rows_in_chunks(
+        found = rows_in_chunks(
             self.problem,
             self.covered,
-            self.problem.train[start:],
+            self.problem.train[first:],
             columns,
             what=f"training set ({self.fisher.name})",
             width=self.fisher.width(self.problem),
-            first=start,
+            first=first,
         )
+        for start, rows in found:
+            made = start + len(rows)
+            if self._kept.offer(start, rows) and isinstance(drawn, Draws):
+                self._states[made] = drawn.generator.get_state()
+            yield rows
+
+    @property
+    def surprising(self) -> float | None:
+        """How many drawn labels were expected to differ from the likeliest, after a whole pass."""
+        return sum(self._surprising.values()) if self._surprising else None
 
     def notes(self) -> tuple[str, ...]:
         """What a result must say of its Fisher type, after a pass."""

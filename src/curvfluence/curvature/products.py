@@ -14,9 +14,9 @@ from curvfluence.curvature.passes import FisherPass
 from curvfluence.data import Examples
 from curvfluence.errors import InputError
 from curvfluence.fisher import TYPE2_LIMIT, Type2
-from curvfluence.gradients import Rows
 from curvfluence.losses import Loss
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 from curvfluence.twice import REFUSALS, not_twice
 
 Kind = Literal["GGN", "Hessian"]

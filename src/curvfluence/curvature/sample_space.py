@@ -9,8 +9,8 @@ from torch import Tensor
 
 from curvfluence.curvature.base import Operator
 from curvfluence.errors import InputError
-from curvfluence.gradients import Rows
 from curvfluence.layers import Layer
+from curvfluence.rows import Rows
 from curvfluence.solvers import Cholesky
 from curvfluence.terms import Outer, Term
 

@@ -8,6 +8,7 @@ from curvfluence.curvature import EKFAC, GGN, KFAC, BlockGGN, Diagonal, Hessian,
 from curvfluence.curvature.block_ggn import DENSE_LIMIT
 from curvfluence.curvature.forms import Form, Matrix, cheapest
 from curvfluence.curvature.layerwise import EXACT_FALLBACK_LIMIT, uncovered_blocks
+from curvfluence.errors import InputError
 from curvfluence.forecast.plan import Plan, Rule
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.sizes import Sizes
@@ -23,7 +24,11 @@ def plan(problem: Problem, rung: Rung, *, queries: int | None = None) -> Plan:
 
     Cost: the probe of `coverage`, passes over at most 1,024 examples, and a few small products.
     """
+    if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     count = len(problem.queries) if queries is None else queries
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"queries is how many there will be, at least 1; seen {queries!r}")
     rates = Rates.measured(problem)
     first = _plan(problem, rung, count, rates)
     if first.fits:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from curvfluence.fisher import Fisher
 from curvfluence.forecast.rates import Pass, line, probed, timed
-from curvfluence.gradients import Rows, concatenate, rows_in_chunks
+from curvfluence.gradients import rows_in_chunks
 from curvfluence.layers import Coverage
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows, concatenate
 
 
 @dataclass(frozen=True, eq=False)

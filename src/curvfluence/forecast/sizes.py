@@ -10,9 +10,10 @@ from curvfluence.fisher import Empirical, Fisher
 from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.sample import Sample
-from curvfluence.gradients import CHUNK, NUMBERS, Rows
+from curvfluence.gradients import CHUNK, NUMBERS
 from curvfluence.layers import Coverage, Layer
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 
 
 @dataclass(frozen=True)

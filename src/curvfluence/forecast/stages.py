@@ -18,8 +18,8 @@ from curvfluence.curvature.rung import FisherRung
 from curvfluence.fisher import Empirical, Fisher, Type2, default_fisher
 from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.sizes import Sizes, work
-from curvfluence.gradients import Rows
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 
 SOLVED = 2**25  # numbers of solved queries in the scores that are timed
 

@@ -37,8 +37,10 @@ def conjugate_gradients(
     Errors: `SingularError` where a direction has no positive curvature.
     """
     x = torch.zeros_like(b_qn)
-    residual = b_qn.clone()
-    size = b_qn.norm(dim=1).clamp_min(torch.finfo(b_qn.dtype).tiny)
+    scale = b_qn.abs().amax(dim=1, keepdim=True)  # squares of small numbers would be 0
+    scale = torch.where(scale > 0, scale, 1)
+    residual = b_qn / scale
+    size = residual.norm(dim=1).clamp_min(torch.finfo(b_qn.dtype).tiny)
     left = (b_qn != 0).any(dim=1).nonzero().flatten()
     z = precondition(residual[left])
     direction = z.clone()
@@ -66,4 +68,4 @@ def conjugate_gradients(
         new = (residual[left] * z).sum(1)
         direction = z + (new / rho)[:, None] * direction
         rho = new
-    return Solution(x, residual.norm(dim=1) / size, iterations)
+    return Solution(x * scale, residual.norm(dim=1) / size, iterations)

@@ -1,0 +1,342 @@
+"""Models whose rows are not what they seem, and what changes between two calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import curvfluence as cf
+from curvfluence.coverage import coverage
+from curvfluence.gradients import gradient_rows, query_gradients
+from curvfluence.solvers.conjugate import conjugate_gradients
+
+Forward = Callable[["Net", Tensor], Tensor]
+N, Q = 60, 6
+
+
+class Net(nn.Module):
+    """Two linear layers and a forward pass of the test's own."""
+
+    def __init__(self, run: Forward, *, bias: bool = True) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 5, bias=bias), nn.Linear(5, 3)
+        self.norm = nn.LayerNorm(5)
+        self.norm.requires_grad_(False)
+        self.run = run
+        self.temperature = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def plain(net: Net, x: Tensor) -> Tensor:
+    return net.b(torch.tanh(net.a(x))) / net.temperature
+
+
+def problem(
+    run: Forward = plain, x: Tensor | None = None, queries: Tensor | None = None, n: int = N
+) -> cf.Problem:
+    torch.manual_seed(0)
+    net = Net(run).double()
+    x = torch.randn(n, 5).double() if x is None else x
+    queries = torch.randn(Q, 5).double() if queries is None else queries
+    y, yq = torch.randint(3, (len(x),)), torch.randint(3, (len(queries),))
+    return cf.Problem(net, cf.CrossEntropy(), (x, y), (queries, yq))
+
+
+def sorted_inside(net: Net, x: Tensor) -> Tensor:
+    order = x[:, 0].argsort(stable=True)
+    return net.b(torch.tanh(net.a(x[order])))[order.argsort()]
+
+
+def hidden_use(net: Net, x: Tensor) -> Tensor:
+    """A use of the weight that no watched call shows, of examples with x₀ > ½ alone."""
+    extra = torch.einsum("bi,oi->bo", x, net.a.weight)
+    return net.b(torch.tanh(net.a(x) + F.relu(x[:, :1] - 0.5) * extra))
+
+
+class TestReorderedBatches:
+    def test_queries_that_are_sorted_inside_where_no_training_example_shows_it(self) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(N, 5).double()
+        with pytest.raises(cf.InputError, match="queries is another alone"):
+            cf.influence(problem(sorted_inside, x[x[:, 0].argsort()]), cf.Identity())
+
+    def test_a_key_that_is_equal_on_the_probe(self) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(N, 5).double()
+        x[torch.linspace(0, N - 1, 8).long(), 0] = 0
+        with pytest.raises(cf.InputError, match="alone than in its batch"):
+            cf.influence(problem(sorted_inside, x), cf.Identity())
+
+    def test_more_examples_than_the_probe_has(self) -> None:
+        def capacity(net: Net, x: Tensor) -> Tensor:
+            z = net.a(x)
+            kept = z[:, 0] >= z[:, 0].topk(max(8, len(x) // 2) if len(x) > 8 else len(x)).values[-1]
+            return net.b(torch.tanh(z * kept[:, None]))
+
+        with pytest.raises(cf.InputError, match="alone than in its batch"):
+            cf.influence(problem(capacity, n=400), cf.Identity())
+
+    def test_positions_that_the_data_drops(self) -> None:
+        class Packed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm, self.b = nn.LayerNorm(5), nn.Linear(5, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                rows = x.view(-1, 6, 5)
+                keep = rows[:, :, 0] > -9
+                out = torch.zeros_like(rows)
+                out[keep] = self.norm(rows[keep])
+                return self.b(torch.tanh(out).sum(1))
+
+        torch.manual_seed(0)
+        x = torch.randn(20, 6, 5).double()
+        x[[1, 3, 4, 6], :5, 0] = -10  # none of the probe's; 100 of 120 are left, 5 an example
+        y, net = torch.randint(3, (20,)), Packed().double()
+        given = cf.Problem(
+            net, cf.CrossEntropy(), (x.flatten(1), y), (x[[0, 2]].flatten(1), y[[0, 2]])
+        )
+        with pytest.raises(cf.InputError, match="6 positions an example on a probe, on 5 in"):
+            cf.influence(given, cf.Identity())
+
+
+class TestHiddenUses:
+    def test_of_queries_alone(self) -> None:
+        torch.manual_seed(0)
+        x, q = torch.randn(N, 5).double(), torch.randn(Q, 5).double()
+        x[:, 0], q[:, 0] = -1, 2
+        given = problem(hidden_use, x, q)
+        assert not coverage(given).proved
+        with pytest.raises(cf.InputError, match=r"a\.weight do not add up.*queries"):
+            cf.influence(given, cf.Identity())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_of_one_training_example_of_many(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(5000, 5).to(dtype)
+        x[:, 0] = -1
+        x[3, 0] = 2
+        net = Net(hidden_use).to(dtype)
+        y = torch.randint(3, (5000,))
+        given = cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:4] * 0 - 1, y[:4]))
+        for refused in (
+            lambda: cf.fit(given, cf.GGN()),
+            lambda: cf.influence(given, cf.Identity()),
+            lambda: cf.self_influence(given, cf.Identity()),
+        ):
+            with pytest.raises(cf.InputError, match=r"a\.weight do not add up"):
+                refused()
+
+    @pytest.mark.parametrize("view", ["squeeze", "none", "as_strided", "unbind", "detached"])
+    def test_behind_a_view_of_the_weight(self, view: str) -> None:
+        views: dict[str, Callable[[Tensor], Tensor]] = {
+            "squeeze": lambda w: w.squeeze(),
+            "none": lambda w: w[None][0],
+            "as_strided": lambda w: w.as_strided(w.shape, w.stride()),
+            "unbind": lambda w: w[None].unbind(0)[0],
+            "detached": lambda w: w.detach(),
+        }
+
+        def run(net: Net, x: Tensor) -> Tensor:
+            w = views[view](net.a.weight)
+            other = net.a.weight if view == "detached" else w
+            extra = torch.einsum("bi,oi->bo", x, other)
+            return net.b(torch.tanh(F.linear(x, w, net.a.bias) + F.relu(x[:, :1] - 0.5) * extra))
+
+        torch.manual_seed(0)
+        x, q = torch.randn(N, 5).double(), torch.randn(Q, 5).double()
+        x[:, 0] = -1
+        q[:, 0] = 2
+        given = problem(run, x, q)
+        covered = coverage(given)
+        if not covered.proved:
+            with pytest.raises(cf.InputError, match="add up"):
+                query_gradients(given, covered)
+            return
+        found = query_gradients(given, covered).to_dense()[:, 0]
+        theta = {k: v.clone().requires_grad_() for k, v in given.theta.items()}
+        each = F.cross_entropy(given.forward(q, theta), given.queries.targets, reduction="none")
+        for row, loss in zip(found, each, strict=True):
+            grads = torch.autograd.grad(loss, list(theta.values()), retain_graph=True)
+            wanted = torch.cat([g.flatten() for g in grads])
+            torch.testing.assert_close(row, wanted, rtol=1e-10, atol=1e-12)
+
+
+class TestChanges:
+    """What is kept and what was fitted belong to the model and data that they were made with."""
+
+    @pytest.mark.parametrize("change", ["module", "setting", "hook", "data"])
+    def test_kept_gradients_are_made_anew(self, change: str) -> None:
+        torch.manual_seed(0)
+        x, y = torch.randn(N, 4).double(), torch.randint(3, (N,))
+        q, yq = torch.randn(Q, 4).double(), torch.randint(3, (Q,))
+
+        class Scaled(nn.Sequential):
+            scale = 1.0
+
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) * self.scale
+
+        net = Scaled(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3)).double()
+        net.scale = 1.0
+        hook = net[1].register_forward_hook(lambda m, i, o: o * 1.0)
+        given = cf.Problem(net, cf.CrossEntropy(), (x, y), (q, yq))
+        for _ in range(2):
+            before = cf.influence(given, cf.KFAC()).values
+        if change == "module":
+            net[1] = nn.ReLU()
+        elif change == "setting":
+            net.scale = 3.0
+        elif change == "hook":
+            hook.remove()
+            net[1].register_forward_hook(lambda m, i, o: o * 2.0)
+        else:
+            x.mul_(3)
+        after = cf.influence(given, cf.KFAC()).values
+        fresh = cf.influence(cf.Problem(net, cf.CrossEntropy(), (x, y), (q, yq)), cf.KFAC()).values
+        torch.testing.assert_close(after, fresh)
+        assert not torch.allclose(before, after)
+
+    def test_a_curvature_of_another_architecture_loss_or_data_is_refused(self) -> None:
+        torch.manual_seed(0)
+        x, y = torch.randn(N, 4).double(), torch.randint(3, (N,))
+
+        def made(act: nn.Module, weight: Tensor | None = None) -> cf.Problem:
+            torch.manual_seed(1)
+            net = nn.Sequential(nn.Linear(4, 6), act, nn.Linear(6, 3)).double()
+            return cf.Problem(net, cf.CrossEntropy(weight=weight), (x, y), (x[:3], y[:3]))
+
+        ones = torch.ones(3).double()
+        fitted = cf.fit(made(nn.Tanh(), ones), cf.KFAC())
+        cf.influence(made(nn.Tanh(), ones), fitted)
+        near = ones.clone()
+        near[1] += 1e-6
+        for other in (made(nn.ReLU(), ones), made(nn.Tanh(), near)):
+            with pytest.raises(cf.InputError, match="fitted at other"):
+                cf.influence(other, fitted)
+        given = made(nn.Tanh(), ones)
+        x.mul_(3)
+        with pytest.raises(cf.InputError, match="fitted at other"):
+            cf.influence(given, fitted)
+
+    def test_two_passes_at_once_see_every_example(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        given = problem()
+        covered = coverage(given)
+        monkeypatch.setattr("curvfluence.gradients.NUMBERS", 16 * covered.numbers(1))
+        one, two = (gradient_rows(given, covered, again=True) for _ in range(2))
+        next(one), next(two), next(one)
+        assert [start for start, _ in two] == [16, 32, 48]
+        assert [start for start, _ in one] == [32, 48]
+
+    def test_views_are_counted_by_what_they_hold(self) -> None:
+        big = torch.randn(20, 50, 8).double()
+
+        class Last(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.b = nn.Linear(8, 3, bias=False)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.b(torch.tanh(x)[:, -1])
+
+        net, y = Last().double(), torch.randint(3, (20,))
+        given = cf.Problem(net, cf.CrossEntropy(), (big, y), (big[:2], y[:2]))
+        ((_, rows),) = gradient_rows(given, coverage(given))
+        assert rows.nbytes < 8 * 20 * 12
+        assert rows.held >= big.nbytes
+
+    def test_threads_leave_the_model_as_it_was(self) -> None:
+        given, failed = problem(), []
+
+        def score() -> None:
+            try:
+                cf.influence(given, cf.KFAC())
+            except Exception as error:
+                failed.append(error)
+
+        for _ in range(3):
+            threads = [threading.Thread(target=score) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert failed == []
+        assert all(isinstance(p, nn.Parameter) for p in given.model.parameters())
+        assert len(list(given.model.parameters())) == 6
+
+
+class TestFiles:
+    def test_leverage_is_the_same_in_a_file(self, tmp_path: Path) -> None:
+        given, path = problem(), tmp_path / "scores.npy"
+        wanted = cf.influence(given, cf.GGN(), leverage=True).values
+        found = cf.influence(given, cf.GGN(), leverage=True, out=path).values
+        torch.testing.assert_close(found, wanted)
+        np.testing.assert_allclose(np.load(path), wanted.numpy(), rtol=1e-6)
+
+    def test_a_failure_leaves_no_file(self, tmp_path: Path) -> None:
+        given, path = problem(), tmp_path / "scores.npy"
+        with pytest.raises(cf.SingularError):
+            cf.influence(given, cf.EKFAC(), damping=cf.Absolute(0), out=path)
+        assert list(tmp_path.iterdir()) == []
+        cf.influence(given, cf.EKFAC(), out=path)
+        assert [p.name for p in tmp_path.iterdir()] == ["scores.npy"]
+
+
+class TestInputs:
+    def test_tensors_of_inference_mode(self) -> None:
+        with torch.inference_mode():
+            x = torch.randn(N, 5).double()
+        assert cf.influence(problem(x=x), cf.KFAC()).values.isfinite().all()
+
+    def test_groups(self) -> None:
+        given = problem()
+        numbers = [0] * 30 + [1] * 30
+        found = cf.group_influence(given, cf.KFAC(), numbers)  # pyright: ignore[reportArgumentType]
+        torch.testing.assert_close(
+            found, cf.group_influence(given, cf.KFAC(), torch.tensor(numbers))
+        )
+        with pytest.raises(cf.InputError, match="mask"):
+            cf.group_influence(given, cf.KFAC(), torch.ones(N, dtype=torch.bool))
+        with pytest.raises(cf.InputError, match="group 0 hold a NaN"):
+            cf.group_influence(given, cf.KFAC(), torch.full((1, N), torch.nan))
+
+    @pytest.mark.parametrize("queries", [0, -5, 2.5, True])
+    def test_a_plan_of_no_queries(self, queries: int) -> None:
+        with pytest.raises(cf.InputError, match="how many"):
+            cf.plan(problem(), cf.KFAC(), queries=queries)
+
+    def test_a_plan_of_a_class(self) -> None:
+        with pytest.raises(cf.InputError, match="object such as EKFAC"):
+            cf.plan(problem(), cf.EKFAC)  # pyright: ignore[reportArgumentType]
+
+    @pytest.mark.parametrize("compress", [0.0, 1.0, 2.0, True])
+    def test_compression_by_more_than_all(self, compress: float) -> None:
+        with pytest.raises(cf.InputError, match="compress"):
+            cf.influence(problem(), cf.KFAC(), compress=compress)
+
+    @pytest.mark.parametrize("remember", ["1GB", float("inf"), float("nan"), -1, True])
+    def test_remember(self, remember: int) -> None:
+        given = problem()
+        with pytest.raises(cf.InputError, match="number of bytes"):
+            cf.Problem(given.model, given.loss, given.train, given.queries, remember=remember)
+
+    def test_conjugate_gradients_of_numbers_whose_squares_vanish(self) -> None:
+        torch.manual_seed(0)
+        a = torch.randn(6, 6)
+        a = a @ a.T + torch.eye(6)
+        b = 1e-30 * torch.randn(2, 6)
+        found = conjugate_gradients(
+            lambda v: v @ a, b, precondition=lambda v: v, tolerance=1e-5, max_iterations=50
+        )
+        torch.testing.assert_close(
+            found.x * 1e30, torch.linalg.solve(a, 1e30 * b.T).T, rtol=1e-4, atol=1e-4
+        )
