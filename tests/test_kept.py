@@ -15,6 +15,7 @@ from tests.zoo import zoo_problem
 
 class Chunk(list[int]):
     held = 10
+    versions = ()
 
 
 class TestKept:
@@ -97,3 +98,34 @@ class TestGradients:
     def test_a_room_below_zero(self) -> None:
         with pytest.raises(cf.InputError, match="remember is a number of bytes"):
             problem(remember=-1)
+
+
+class Static(torch.nn.Module):
+    """Its first layer's inputs lie in memory of its own, which each call writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(5, 4, bias=False)
+        self.head = torch.nn.Linear(4, 3)
+        self.memory = torch.zeros(64, 5).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            held = self.memory[: len(x)].copy_(x)
+        return self.head(torch.tanh(self.first(held)))
+
+
+@pytest.mark.parametrize("remember", [0, 2**20])
+def test_inputs_that_the_model_writes_over(monkeypatch: pytest.MonkeyPatch, remember: int) -> None:
+    seeded()
+    made = make(Static(), cf.CrossEntropy(), n=40)
+    plain = mlp(5, 4, 3, activation=torch.nn.Tanh).double()
+    plain[0].bias = None
+    plain[0].weight, plain[2] = made.model.first.weight, made.model.head  # pyright: ignore
+    examples = made.train, made.queries
+    wanted = cf.influence(cf.Problem(plain, cf.CrossEntropy(), *examples), cf.KFAC())
+    monkeypatch.setattr(gradients, "NUMBERS", 16 * coverage(made).numbers(1))
+    given = cf.Problem(made.model, made.loss, *examples, remember=remember)
+    for _ in range(3):
+        found = cf.influence(given, cf.KFAC(), damping=wanted.damping).values
+        torch.testing.assert_close(found, wanted.values, rtol=1e-9, atol=1e-12)

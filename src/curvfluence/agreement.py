@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
 from curvfluence.rows import Rows
 
 TOLERANCE = 1e3  # times eps, of the size of what was added up
@@ -14,39 +15,44 @@ AUTOCAST_TOLERANCE = 30  # the same in bfloat16
 SUM_TOLERANCE = 100  # of a sum over some hundred examples, of which one may be wrong
 
 
-def require_alike(
-    problem: Problem,
-    together: Rows,
-    alone: Rows,
-    output: Tensor,
-    output_alone: Tensor,
-    number: int,
-    what: str,
-) -> None:
-    """One example's output and row in a batch, and run by itself with the same columns.
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What is compared of one example: its output [1, K], ⟨x, row_c⟩ for a random x [C], the sizes
+    ‖row_c‖ [C], and what rounding goes with.
 
-    Rows are compared by their inner product with a random vector, which does not ask in which
-    order positions are added: a row that is another example's is found almost surely.
+    An inner product does not ask in which order positions are added, and finds a row that is
+    another example's almost surely.
     """
-    low = problem.autocast
-    tolerance = (
-        TOLERANCE * torch.finfo(problem.dtype).eps
-        if low is None
-        else AUTOCAST_TOLERANCE * torch.finfo(low).eps
-    )
-    gap = float((output - output_alone).norm())
-    if gap > 2 * tolerance * max(float(output.norm()), float(output_alone.norm())):
+
+    output: Tensor
+    inner: Tensor
+    sizes: Tensor
+    added: float
+
+    @classmethod
+    def of(cls, row: Rows, output: Tensor, number: int) -> Trace:
+        """Of one example's row and output; `number` draws x."""
+        generator = torch.Generator().manual_seed(number)
+        x_1p = torch.randn(1, row.parameters.count, generator=generator).to(row.dense)
+        return cls(output.clone(), row.inner(x_1p)[0, 0], row.squared_norms()[0].sqrt(), row.size())
+
+
+def require_alike(
+    together: Trace, alone: Trace, autocast: torch.dtype | None, number: int, what: str
+) -> None:
+    """One example's output and row in a batch, and run by itself with the same columns."""
+    eps = torch.finfo(autocast or together.inner.dtype).eps
+    tolerance = (TOLERANCE if autocast is None else AUTOCAST_TOLERANCE) * eps
+    gap = float((together.output - alone.output).norm())
+    if gap > 2 * tolerance * max(float(together.output.norm()), float(alone.output.norm())):
         raise InputError(
             f"example {number} of the {what} has another output alone than in its batch: an "
             "example must not depend on the others. Take out what mixes them (batch statistics, "
             "routing with a capacity)"
         )
-    generator = torch.Generator().manual_seed(number)
-    x_1p = torch.randn(1, together.parameters.count, generator=generator).to(together.dense)
-    difference = (together.inner(x_1p) - alone.inner(x_1p))[0, 0].abs()
-    size = torch.maximum(together.squared_norms(), alone.squared_norms())[0].sqrt()
-    bound = max(together.size(), alone.size())
-    if bool((difference > tolerance * size.clamp_min(bound)).any()):
+    difference = (together.inner - alone.inner).abs()
+    size = torch.maximum(together.sizes, alone.sizes).clamp_min(max(together.added, alone.added))
+    if bool((difference > tolerance * size).any()):
         raise InputError(
             f"the gradient of example {number} of the {what} is another alone than in its batch: "
             "the model reorders its batch, or drops positions, in a way that the data decides. "

@@ -13,6 +13,9 @@ class Sized(Protocol):
     @property
     def held(self) -> int: ...
 
+    @property
+    def versions(self) -> tuple[int, ...]: ...
+
 
 R = TypeVar("R", bound=Sized)
 
@@ -23,7 +26,7 @@ class Kept(Generic[R]):
     `room` bytes of them."""
 
     room: int
-    chunks: list[R] = field(default_factory=list[R])
+    chunks: list[tuple[R, tuple[int, ...]]] = field(default_factory=list[tuple[R, tuple[int, ...]]])
     count: int = 0
     asked: bool = False  # whether a pass has been made before, so that another is likely
 
@@ -32,14 +35,18 @@ class Kept(Generic[R]):
         if start != self.count or rows.held > self.room:
             self.room = self.room if start < self.count else 0  # what follows would leave a gap
             return False
-        self.chunks.append(rows)
+        self.chunks.append((rows, rows.versions))
         self.count += len(rows)
         self.room -= rows.held
         return True
 
     def __iter__(self) -> Iterator[tuple[int, R]]:
-        """(number of the first example, rows) of each chunk that is kept now."""
+        """(number of the first example, rows) of each chunk that is kept now, up to the first of
+        which the memory was written to since, by the model or by whoever holds the examples."""
         start = 0
-        for rows in list(self.chunks):
+        for rows, versions in list(self.chunks):
+            if rows.versions != versions:
+                self.chunks, self.count, self.room = self.chunks[:0], 0, 0
+                return
             yield start, rows
             start += len(rows)

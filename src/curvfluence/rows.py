@@ -124,6 +124,11 @@ class Rows:
         return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in self._tensors}.values())
 
     @property
+    def versions(self) -> tuple[int, ...]:
+        """How often each tensor was written to."""
+        return tuple(t._version for t in self._tensors)  # pyright: ignore[reportPrivateUsage]
+
+    @property
     def held(self) -> int:
         """Bytes of memory that stay as long as it does: of a view, all that it is a view of."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in self._tensors}
