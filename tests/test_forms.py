@@ -243,6 +243,10 @@ class TestForms:
         assert len(made) == 2
         assert torch.equal(fitted.solve(v, cf.Absolute(0.1)), first)
 
+    def test_a_drop_of_everything(self) -> None:
+        with pytest.raises(cf.InputError, match="leaves out every example: the trace"):
+            cf.fit(zoo_problem("mlp"), cf.GGN(form=cf.SampleSpace(drop=1e9)))
+
     def test_dropped_rows_are_counted_and_bounded(self) -> None:
         problem = zoo_problem("mlp", n=12)
         dense = oracles.dense_ggn(problem)

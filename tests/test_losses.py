@@ -66,6 +66,24 @@ def test_coordinates_solve_the_gradient(loss: cf.Loss) -> None:
     assert torch.allclose(found, loss.gradient(f, y), rtol=1e-9, atol=1e-13)
 
 
+def test_labels_are_drawn_from_the_model() -> None:
+    """As often as p says, whatever the dtype, and never where p is 0."""
+    f = torch.tensor([[0.0, 1.0, -torch.inf, 2.0], [-torch.inf, -torch.inf, 0.0, -torch.inf]])
+    y = torch.tensor([0, 2])
+    p = f.double().softmax(-1)
+
+    def drawn(output: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        s = cf.CrossEntropy().sample(output, y, draws=20000, generator=generator) * 20000**0.5
+        return (output.softmax(-1)[:, :, None] - s).round()  # one-hot of each label
+
+    found = drawn(f)
+    assert torch.equal(found.double(), drawn(f.double()))
+    error = found.double().mean(2) - p
+    assert float(error.abs().max()) <= 5 * (0.25 / 20000) ** 0.5
+    assert bool((found.sum(2)[p == 0] == 0).all())
+
+
 def test_samples_have_the_curvature_as_second_moment(loss: cf.Loss) -> None:
     """Within five standard errors of the mean over 4,000 draws, entry by entry."""
     f, y = batch(loss, scale=1.0)

@@ -169,6 +169,16 @@ class TestFit:
             cf.Problem(model, cf.CrossEntropy(), (X, Y), (X, Y))
         cf.Problem(model.eval(), cf.CrossEntropy(), (X, Y), (X, Y))
 
+    def test_weights_without_values(self) -> None:
+        with pytest.raises(cf.InputError, match="weight is on the meta device"):
+            cf.Problem(nn.Linear(5, 3, device="meta"), cf.CrossEntropy(), (X, Y), (X, Y))
+
+    @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+    def test_weights_without_entries(self) -> None:
+        model = nn.ModuleDict({"head": nn.Linear(5, 3), "none": nn.Linear(0, 3)})
+        with pytest.raises(cf.InputError, match=r"none.weight has shape \(3, 0\), no entries"):
+            cf.Problem(model, cf.CrossEntropy(), (X, Y), (X, Y))
+
     def test_a_model_without_trainable_parameters(self) -> None:
         with pytest.raises(cf.InputError, match="requires_grad"):
             cf.Problem(nn.Identity(), cf.CrossEntropy(), (X, Y), (X, Y))

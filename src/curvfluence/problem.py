@@ -386,6 +386,16 @@ def _snapshot(
     copied = {name: source[name].detach().clone() for name in own}
     theta = {name: copied.pop(name) for name in parameters.names}
     for name, value in theta.items():
+        if value.is_meta:
+            raise InputError(
+                f"parameter {name} is on the meta device and has no values: load the model's "
+                "weights first"
+            )
+        if not value.numel():
+            raise InputError(
+                f"parameter {name} has shape {tuple(value.shape)}, no entries: take its module "
+                "out, or freeze it with requires_grad_(False)"
+            )
         if not bool(value.isfinite().all()):
             raise InputError(f"parameter {name} holds a NaN or infinity")
     dtype = next(iter(theta.values())).dtype

@@ -84,6 +84,11 @@ def sample_space(problem: Problem, form: SampleSpace) -> tuple[Operator, str]:
     """(the GGN by its rows, by which path)."""
     found = list(FisherPass(problem, Type2()))
     rows, gone, trace = without_small(concatenate(found), len(problem.train), form.drop)
+    if gone == len(problem.train) and trace > 0:
+        raise InputError(
+            f"drop={form.drop:g} leaves out every example: the trace of the GGN is {trace:.3g}, of "
+            "which drop should be a small part"
+        )
     operator = SampleSpaceOperator(rows, len(problem.train), gone, trace)
     return operator, f"exact, in the space of {operator.count:,} samples"
 

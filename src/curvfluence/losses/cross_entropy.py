@@ -27,6 +27,16 @@ def residual(p_nk: Tensor, label_n: Tensor) -> Tensor:
     return others.scatter(-1, index, -others.sum(-1, keepdim=True))
 
 
+def _drawn(p_nk: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Labels drawn from p, [N, draws], by the inverse of the distribution function: one uniform
+    number a draw, where `torch.multinomial` takes one a class. In float64, so that labels do not
+    depend on the dtype of p."""
+    below_nk = p_nk.cumsum(-1, dtype=torch.float64).cpu()
+    u_nd = torch.rand(len(p_nk), draws, generator=generator, dtype=torch.float64)
+    found = torch.searchsorted(below_nk, u_nd * below_nk[:, -1:], right=True)
+    return found.clamp_max(p_nk.shape[-1] - 1).to(p_nk.device)
+
+
 def _complement(u_nk: Tensor) -> Tensor:
     """Orthonormal basis Q, [N, K, K−1], of the complement of the unit vector u ≥ 0.
 
@@ -152,9 +162,7 @@ class CrossEntropy(Loss):
     ) -> Tensor:
         """√R (p − e_ŷ) with ŷ drawn from p: what a Fisher of sampled labels uses."""
         p_nk = output.softmax(-1)
-        labels_nd = torch.multinomial(p_nk.cpu(), draws, replacement=True, generator=generator).to(
-            output.device
-        )
+        labels_nd = _drawn(p_nk, draws, generator)
         scale_n = (self._mass(output, target).sum(-1) / draws).sqrt()
         drawn = [residual(p_nk, labels_nd[:, d]) * scale_n[:, None] for d in range(draws)]
         return torch.stack(drawn, dim=-1)
