@@ -113,8 +113,7 @@ def cache_path(job: Job) -> Path:
 
 
 def kept(job: Job) -> list[Attempt]:
-    path = cache_path(job)
-    if job.library == OURS or not path.exists():
+    if job.library == OURS or not (path := cache_path(job)).exists():
         return []
     return [Attempt(row["said"], row["day"], True) for row in json.loads(path.read_text())]
 
