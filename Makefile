@@ -18,8 +18,9 @@ BENCH ?=
 study: .venv/run
 	$(BIN)/curvfluence study digits
 
+# A test runs on one thread: as many processes as cores, a file in one of them.
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow

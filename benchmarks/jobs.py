@@ -9,7 +9,7 @@ from question import Task
 from workloads import WORKLOADS
 
 OURS = "ours"
-SLOW = {("W2", "dattri"), ("W4", "pydvl")}  # minutes each: measured once
+ONCE = {("W2", "dattri"), ("W3", "dattri"), ("W4", "pydvl")}  # slow: one round
 PEERS = ("kronfluence", "curvlinops", "dattri", "pydvl")
 
 
@@ -51,7 +51,7 @@ class Group:
                     WORKLOADS[self.workload].damping,
                 )
                 library = OURS if name == OURS else f"peers.{name}"
-                slow = (self.workload, name) in SLOW
+                slow = (self.workload, name) in ONCE
                 yield Job(library, task, name in self.fit_only, 1 if slow else self.rounds)
 
 

@@ -165,7 +165,7 @@ class TestCustom:
         f, y = torch.zeros(3, 2).double(), torch.ones(3, 2).double()
         loss = cf.CustomLoss(concave, clip_negative=True)
         assert (loss.factor(f, y) == 0).all()
-        assert "6 negative eigenvalues" in loss.notes(f, y)[0]
+        assert "negative eigenvalues of ∂²ℓ/∂f² set to 0: 6," in loss.notes(f, y)[0]
         with pytest.raises(cf.CurvfluenceError, match="outside the span"):
             loss.coordinates(f, y)
 

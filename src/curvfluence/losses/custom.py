@@ -106,6 +106,6 @@ class CustomLoss(Loss):
         if not bool(clipped.any()):
             return ()
         return (
-            f"{int(clipped.sum())} negative eigenvalues of ∂²ℓ/∂f² set to 0, "
+            f"negative eigenvalues of ∂²ℓ/∂f² set to 0: {int(clipped.sum())}, "
             f"the lowest {float(mu_nk.min()):.3g}",
         )

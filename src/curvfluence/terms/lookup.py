@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Term
-from curvfluence.terms.products import combined, counted_positions, gram
+from curvfluence.terms.products import combined, counted_positions, counting, gram
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +38,8 @@ class LookupOuter(Term):
     def summed(self) -> Tensor:
         return self.s.sum(2)
 
-    def _mask(self) -> Tensor | None:
-        """Positions that count or have a gradient, [N, T]; None where all do."""
-        if self.counted is None or bool(self.counted.all()):
-            return None
-        return self.counted | (self.s != 0).any(3).any(1)
-
     def input_gram(self, weights: Tensor | None = None) -> Tensor:
-        mask = self._mask()
+        mask = counting(self.counted, self.s)
         ids = self.ids.flatten() if mask is None else self.ids[mask]
         each = None
         if weights is not None:
@@ -57,7 +51,7 @@ class LookupOuter(Term):
         return gram(self.s.flatten(0, 2))
 
     def positions(self, weights: Tensor | None = None) -> float:
-        return counted_positions(self._mask(), weights, *self.ids.shape)
+        return counted_positions(counting(self.counted, self.s), weights, *self.ids.shape)
 
     def reduced(self) -> LookupOuter:
         """Itself: an average of unit vectors would need a V × V factor."""

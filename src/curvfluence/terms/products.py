@@ -53,6 +53,13 @@ def rooted(rows: Tensor, weights: Tensor) -> Tensor:
     return rows * weights.to(rows).sqrt().view(-1, *[1] * (rows.ndim - 1))
 
 
+def counting(counted: Tensor | None, s_ncto: Tensor) -> Tensor | None:
+    """Positions that count or have a gradient, [N, T]; None where all do."""
+    if counted is None or bool(counted.all()):
+        return None
+    return counted | (s_ncto != 0).any(3).any(1)
+
+
 def counted_positions(mask: Tensor | None, weights: Tensor | None, n: int, t: int) -> float:
     """How many of N × T positions count, by `mask` [N, T] and as often as v [N] says."""
     if weights is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvfluence.terms.base import Term
 from curvfluence.terms.outer import Outer
-from curvfluence.terms.products import combined, counted_positions, gram, mm, rooted
+from curvfluence.terms.products import combined, counted_positions, counting, gram, mm, rooted
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,8 @@ class SharedOuter(Term):
     def summed(self) -> Tensor:
         return self.s.sum(2)
 
-    def _mask(self) -> Tensor | None:
-        """Positions that count, [N, T]; None where all do."""
-        if self.counted is None or bool(self.counted.all()):
-            return None
-        return self.counted | (self.s != 0).any(3).any(1)
-
     def input_gram(self, weights: Tensor | None = None) -> Tensor:
-        mask = self._mask()
+        mask = counting(self.counted, self.s)
         a = self.a if weights is None else rooted(self.a, weights)
         return gram(a.flatten(0, 1) if mask is None else a[mask])
 
@@ -57,10 +51,10 @@ class SharedOuter(Term):
         return gram(self.s.flatten(0, 2))
 
     def positions(self, weights: Tensor | None = None) -> float:
-        return counted_positions(self._mask(), weights, self.n, self.a.shape[1])
+        return counted_positions(counting(self.counted, self.s), weights, self.n, self.a.shape[1])
 
     def reduced(self) -> Outer:
-        mask = self._mask()
+        mask = counting(self.counted, self.s)
         if mask is None:
             return Outer(self.a.mean(1), self.s.sum(2), self.biased)
         share = mask.to(self.a.dtype) / mask.sum(1, keepdim=True).clamp_min(1)

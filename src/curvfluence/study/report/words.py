@@ -92,6 +92,11 @@ def times(ratio: float) -> str:
     return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 eigenvalue, 2 eigenvalues."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def listed(names: Sequence[str], last: str = "and") -> str:
     """a, b and c."""
     if len(names) < 2:

@@ -11,7 +11,7 @@ from curvfluence.study.report.axes import end_labels, log
 from curvfluence.study.report.figure import Figure
 from curvfluence.study.report.read import Finished
 from curvfluence.study.report.style import looks
-from curvfluence.study.report.words import listed, number, percent, short
+from curvfluence.study.report.words import counted, listed, number, percent, short
 
 
 def with_spectrum(study: Finished) -> list[dict[str, Any]]:
@@ -171,8 +171,8 @@ def overlaps(study: Finished) -> Figure | None:
 def negative_part(study: Finished) -> str | None:
     """What the Hessian's negative eigenvalues amount to, in a sentence."""
     said = [
-        f"{rung['full_name']} has {part['count']} negative eigenvalues, the lowest "
-        f"{short(part['lowest'])}, which hold {percent(part['share'])} of its absolute trace"
+        f"{rung['full_name']} has {counted(part['count'], 'negative eigenvalue')}, the lowest "
+        f"{short(part['lowest'])}, with {percent(part['share'])} of its absolute trace"
         for rung in with_spectrum(study)
         if (part := rung["spectrum"].get("negative")) and part["count"]
     ]
