@@ -82,11 +82,15 @@ class Sizes:
         forward = self.rates.forward.seconds(self.n, chunks)
         seconds = forward + columns * self.rates.backward.seconds(self.n, chunks)
         used = sum(work(layer) for layer in self.covered.layers)
-        chunk = min(self.n * self.covered.numbers(columns), NUMBERS)
         operations = passes * self.n * 2 * used * (1 + columns)
-        # inputs and output gradients, and the graph; columns are gathered and put together
-        held = (2 if columns == 1 else 6) * chunk + kept
+        held = self.chunk(columns) + kept
         return Stage(name, operations, held * self.item, passes * seconds)
+
+    def chunk(self, columns: int) -> float:
+        """Numbers that a pass holds of one chunk: inputs and output gradients, and the graph;
+        several columns are gathered and put together."""
+        rows = min(self.n * self.covered.numbers(columns), NUMBERS)
+        return (2.0 if columns == 1 else 6.0) * rows
 
     def _chunks(self, columns: int) -> int:
         return ceil(self.n / min(CHUNK, max(1, NUMBERS // max(1, self.covered.numbers(columns)))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.sizes import Sizes, work
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
+from curvfluence.terms.base import NUMBERS as TEMPORARY
 
 SOLVED = 2**25  # numbers of solved queries in the scores that are timed
 
@@ -221,16 +224,17 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     rows = sum(2.0 * n * work(layer) for layer in sizes.covered.layers if layer.shared)
     some = min(q, max(1, SOLVED // p))
     x_qp = torch.ones(some, p).to(sizes.problem.decay)
+    gradients = sizes.passed("gradients", 1, left + q / max(1, n), kept=kept)
+    # solved queries, scores, the queries' own rows, a temporary of products, a chunk's pass
+    held = 3.0 * q * p + q * n + q * sizes.covered.numbers(1) + TEMPORARY
+    held += sizes.chunk(1) if left else 0.0
     scores = sizes.timed(
         "scores",
         rows + 2.0 * q * n * p,
-        3.0 * q * p + q * n + kept,
+        held + kept,
         Empirical(),
         lambda rows: rows.inner(x_qp),
         times=q / some,
     )
-    return [
-        sizes.passed("gradients", 1, left + q / max(1, n), kept=kept),
-        sizes.stage("solutions", solve, 3.0 * q * p),
-        scores,
-    ]
+    fresh = replace(scores, seconds=scores.seconds + held * sizes.rates.fresh)
+    return [gradients, sizes.stage("solutions", solve, 3.0 * q * p), fresh]
