@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -98,6 +100,25 @@ class TestGradients:
     def test_a_room_below_zero(self) -> None:
         with pytest.raises(cf.InputError, match="remember is a number of bytes"):
             problem(remember=-1)
+
+
+def test_a_pass_leaves_no_graph_to_the_garbage_collector() -> None:
+    """Memory must not wait for its next round: chunks would pile up."""
+    given = problem(remember=0)
+    covered = coverage(given)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in gradients.gradient_rows(given, covered):
+            pass
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [type(o).__name__ for o in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not [name for name in left if name.endswith("Backward0") or name == "Tensor"]
 
 
 class Static(torch.nn.Module):

@@ -72,20 +72,26 @@ def _takers(output: Tensor, ends: set[Node]) -> tuple[dict[int, Counter[Node | N
                 leaf = getattr(below, "variable", None)
                 if isinstance(leaf, Tensor):
                     leaves.append((id(leaf), below))
-
-    def call(node: Node, *, left: int) -> list[Node | None]:
-        """The calls that take what `node` takes; after an operation, the one that it is part of,
-        whose end hands on its result as it is."""
-        if node in ends:
-            return [node]
-        above = takers.get(node, [])
-        if node.name() in VIEWS and node is not root:
-            return [end for taker in above for end in call(taker, left=left)]
-        inside = left > 0 and len(above) == 1 and (above[0] in ends or above[0].name() in VIEWS)
-        return call(above[0], left=left - 1) if inside else [None]
-
     found: dict[int, Counter[Node | None]] = {}
     for leaf, node in leaves:
         for taker in takers.get(node, ()):
-            found.setdefault(leaf, Counter()).update(call(taker, left=1))
+            found.setdefault(leaf, Counter()).update(_call(taker, root, takers, ends, left=1))
     return found, reached
+
+
+def _call(
+    node: Node, root: Node | None, takers: dict[Node, list[Node]], ends: set[Node], *, left: int
+) -> list[Node | None]:
+    """The calls that take what `node` takes; after an operation, the one that it is part of,
+    whose end hands on its result as it is.
+
+    No closure: one that calls itself would hold the graph, with all that it saved, until the
+    garbage collector's next round.
+    """
+    if node in ends:
+        return [node]
+    above = takers.get(node, [])
+    if node.name() in VIEWS and node is not root:
+        return [end for taker in above for end in _call(taker, root, takers, ends, left=left)]
+    inside = left > 0 and len(above) == 1 and (above[0] in ends or above[0].name() in VIEWS)
+    return _call(above[0], root, takers, ends, left=left - 1) if inside else [None]
