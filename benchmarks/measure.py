@@ -1,6 +1,6 @@
 """One measurement in a process of its own: `compare.py` starts this; it prints one line of JSON.
 
-    python benchmarks/measure.py ours '{"workload": "W1", ...}' [--stages fit pairwise] [--rate]
+    python benchmarks/measure.py ours '{"workload": "W1", ...}' [--fit-only]
 
 One thread. The library first answers the same question about a few examples, so that imports are
 not timed. Then 1.25 GiB are written to and freed: a virtual machine's host may give memory page by
