@@ -218,9 +218,10 @@ def _vmapped_rows(
 
 
 def gradient_rows(
-    problem: Problem, covered: Coverage, *, again: bool = False
+    problem: Problem, covered: Coverage, *, again: bool = False, factored: bool = False
 ) -> Iterator[tuple[int, Rows]]:
-    """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted.
+    """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted; with
+    `factored` as a and s.
 
     With `again` (they will be asked for once more), and from the second time on, those of the first
     examples are kept, `Problem.remember` bytes of them, and read from then on. Fresh memory costs
@@ -230,6 +231,8 @@ def gradient_rows(
     if known is None or known[0] is not covered:
         known = _KEPT[problem] = covered, Kept[Rows](problem.remember)
     kept = known[1]
+    if factored and not all(rows.factored for rows, _ in kept.chunks):
+        kept.clear(problem.remember)
     keeping, kept.asked = again or kept.asked, True
     first = 0
     for start, rows in kept:
@@ -240,6 +243,19 @@ def gradient_rows(
             if keeping:
                 kept.offer(start, rows)
             yield start, rows
+
+
+def kept_gradients(problem: Problem) -> tuple[Rows, ...]:
+    """What `gradient_rows` will read and not compute."""
+    known = _KEPT.get(problem)
+    return () if known is None else tuple(rows for _, rows in known[1])
+
+
+def swap_gradients(problem: Problem, old: Rows, new: Rows) -> None:
+    """Keep the same gradients in another form, where they are kept and there is room."""
+    known = _KEPT.get(problem)
+    if known is not None:
+        known[1].swap(old, new)
 
 
 def _computed(problem: Problem, covered: Coverage, first: int) -> Iterator[tuple[int, Rows]]:

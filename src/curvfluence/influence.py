@@ -16,7 +16,7 @@ from curvfluence.coverage import coverage
 from curvfluence.curvature import Curvature, Rung, fit
 from curvfluence.damping import Absolute, BestOf, Damping, Relative
 from curvfluence.errors import CurvfluenceWarning, InputError, NonFiniteError, SingularError
-from curvfluence.gradients import gradient_rows, query_gradients
+from curvfluence.gradients import gradient_rows, kept_gradients, query_gradients
 from curvfluence.leverage import newton_scores
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
@@ -85,7 +85,12 @@ def influence(
             error = 0.0
             for first, part in _in_batches(queries, curvature):
                 solved = solve_queries(
-                    curvature, part, chosen, examples=len(problem.train), compress=compress
+                    curvature,
+                    part,
+                    chosen,
+                    examples=len(problem.train),
+                    kept=kept_gradients(problem),
+                    compress=compress,
                 )
                 error = max(error, solved.compression_error)
                 if wanted is not None:

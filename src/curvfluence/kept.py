@@ -40,13 +40,24 @@ class Kept(Generic[R]):
         self.room -= rows.held
         return True
 
+    def swap(self, old: R, new: R) -> None:
+        """Keep `new` in the place of `old`, if that is kept and there is room."""
+        for k, (rows, _) in enumerate(self.chunks):
+            if rows is old and new.held - old.held <= self.room:
+                self.room -= new.held - old.held
+                self.chunks[k] = new, new.versions
+
+    def clear(self, room: int) -> None:
+        self.chunks, self.count, self.room = [], 0, room
+
     def __iter__(self) -> Iterator[tuple[int, R]]:
         """(number of the first example, rows) of each chunk that is kept now, up to the first of
         which the memory was written to since, by the model or by whoever holds the examples."""
-        start = 0
-        for rows, versions in list(self.chunks):
+        start, chunks = 0, self.chunks
+        for k in range(len(chunks)):  # no second list: what is swapped meanwhile is freed
+            rows, versions = chunks[k]
             if rows.versions != versions:
-                self.chunks, self.count, self.room = self.chunks[:0], 0, 0
+                self.clear(0)
                 return
             yield start, rows
             start += len(rows)

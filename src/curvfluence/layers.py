@@ -20,7 +20,7 @@ from curvfluence.graph import unaccounted
 from curvfluence.losses import Positions
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
-from curvfluence.terms import LookupOuter, Outer, SharedOuter, Term
+from curvfluence.terms import Factored, LookupOuter, Outer, SharedOuter
 from curvfluence.uses import Affine, Convolution, Linear, Lookup, Product
 from curvfluence.watch import Piece, Use, Watch
 
@@ -138,7 +138,7 @@ class Capture:
 
     def pullback(
         self, columns_bkc: Tensor, *, summed: bool = False
-    ) -> tuple[tuple[Term, ...], dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[tuple[Factored, ...], dict[str, Tensor], dict[str, Tensor] | None]:
         """Jᵀ column of every layer, and of every small parameter [B, C, size]; with `summed`, also
         Σ_b Jᵀ (first column) of every parameter by autograd's own rules.
 
@@ -189,7 +189,7 @@ class Capture:
         grads: Sequence[Sequence[Tensor | None]],
         b: int,
         once: dict[object, Tensor] | None = None,
-    ) -> Term:
+    ) -> Factored:
         """The rows of a layer; `once` keeps inputs that groups of a call, or calls, share.
 
         Errors: `InputError` where the calls have other positions than on the probe.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.terms import SharedOuter, Term
+from curvfluence.terms import Formed, SharedOuter, Term
 
 NUMBERS = 2**24  # in a temporary of products with every query
 
@@ -53,7 +53,9 @@ class LowRank:
         return self.left.nbytes + self.right.nbytes
 
     def inner(self, term: Term) -> Tensor:
-        """⟨L_q R_qᵀ, row_nc⟩, [Q, N, C]."""
+        """⟨L_q R_qᵀ, row_nc⟩, [Q, N, C]; against rows that are formed, x is too."""
+        if isinstance(term, Formed):
+            return term.inner(self.left @ self.right.mT)
         assert isinstance(term, SharedOuter)
         q, _, r = self.left.shape
         left = self.left.transpose(0, 1).flatten(1)  # [o, Q r]

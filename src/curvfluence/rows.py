@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvfluence.layers import Layer
 from curvfluence.parameters import Parameters
-from curvfluence.terms import Term, joined
+from curvfluence.terms import Factored, Term, joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,11 @@ class Rows:
         terms = tuple(term[index] for term in self.terms)
         weights = None if self.weights is None else self.weights[index]
         return Rows(self.parameters, self.layers, terms, self.rest, self.dense[index], weights)
+
+    @property
+    def factored(self) -> bool:
+        """Whether every term is still a and s."""
+        return all(isinstance(term, Factored) for term in self.terms)
 
     @property
     def _parts(self) -> list[tuple[Layer, Term]]:

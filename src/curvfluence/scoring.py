@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -18,7 +18,7 @@ from curvfluence.damping import Damping
 from curvfluence.errors import SingularError
 from curvfluence.lowrank import LowRank
 from curvfluence.rows import Rows
-from curvfluence.terms import SharedOuter
+from curvfluence.terms import Formed, SharedOuter
 
 
 class Part(ABC):
@@ -151,13 +151,16 @@ def solve_queries(
     damping: Damping,
     *,
     examples: int,
+    kept: Sequence[Rows] = (),
     compress: float | None = None,
 ) -> Solved:
-    """Solve for the queries' gradients, to be scored against so many training examples.
+    """Solve for the queries' gradients, to be scored against so many training examples, of which
+    the rows of some are `kept`.
 
     In a Kronecker eigenbasis a query's row is rotated as its a and s, never as a matrix; what is
-    solved there is rotated back, Q o i (o + i), or the training rows are rotated, N T (o² + i²),
-    whichever is fewer operations.
+    solved there is rotated back, Q o i (o + i), and with it those training rows that a fit left in
+    that basis, or else the other training rows are rotated, N T (o² + i²): whichever is fewer
+    operations.
     """
     lambdas = curvature.lambdas(damping)
     parts: list[Part] = []
@@ -167,7 +170,9 @@ def solve_queries(
         decay = places.take(curvature.decay)
         try:
             if isinstance(places, LayerBlock) and type(operator) is KroneckerEigen:
-                part = _kronecker(block.name, places, operator, queries, decay, value, examples)
+                there = _count_within(places, operator, kept)
+                left = examples - there
+                part = _kronecker(places, operator, queries, decay, value, left, there)
             else:
                 if dense is None:
                     dense = queries.to_dense()[:, 0]
@@ -181,24 +186,32 @@ def solve_queries(
     return Solved(tuple(parts))
 
 
+def _count_within(places: LayerBlock, operator: KroneckerEigen, kept: Sequence[Rows]) -> int:
+    """How many examples have a row that is formed in the operator's basis."""
+    terms = (places.term(rows) for rows in kept if not rows.factored)
+    bases = operator.out_basis, operator.in_basis
+    return sum(term.n for term in terms if isinstance(term, Formed) and term.within(*bases))
+
+
 def _kronecker(
-    name: str,
     places: LayerBlock,
     operator: KroneckerEigen,
     queries: Rows,
     decay: Tensor,
     damping: float,
-    examples: int,
+    left: int,
+    there: int,
 ) -> Part:
+    """Against `left` rows of a and s, and `there` in the eigenbasis."""
     rotated = operator.rotated(places.term(queries)).dense()[:, 0]
     x_qoi = operator.solve_rotated(rotated, decay, damping)
     (o, i), inner = places.shape, operator.in_basis is not None
-    back = len(x_qoi) * o * i * (o + i * inner)
-    forth = examples * places.layer.positions * (o * o + i * i * inner)
+    back = (len(x_qoi) + there) * o * i * (o + i * inner)
+    forth = left * places.layer.positions * (o * o + i * i * inner)
     if back <= forth:
         back_qoi = operator.rotate_back(x_qoi).unflatten(-1, (o, i))
-        return Plain(name, places, _laid_out(back_qoi, places))
-    return Rotated(name, places, operator, _laid_out(x_qoi, places))
+        return Plain(places.name, places, _laid_out(back_qoi, places))
+    return Rotated(places.name, places, operator, _laid_out(x_qoi, places))
 
 
 def _laid_out(x_qoi: Tensor, places: LayerBlock) -> Tensor:

@@ -15,7 +15,7 @@ from curvfluence.curvature.passes import FisherPass
 from curvfluence.curvature.rung import FisherRung
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
-from curvfluence.terms import Outer, Term
+from curvfluence.terms import Factored, Outer
 
 DENSE_LIMIT = 30_000  # parameters above which a dense matrix is refused
 
@@ -43,7 +43,7 @@ class BlockGGN(FisherRung):
         sums: dict[str, GramSum] = {}
         for chunk in rows:
             for block in blocks:
-                sums.setdefault(block.name, GramSum()).add(block.term(chunk))
+                sums.setdefault(block.name, GramSum()).add(block.factored(chunk))
             remainder.add(chunk)
         made: list[Block] = []
         for block in blocks:
@@ -59,17 +59,17 @@ class GramSum:
         self._pairs: PairSum | None = None
         self._total: Tensor | None = None
 
-    def add(self, term: Term) -> None:
+    def add(self, term: Factored) -> None:
         if isinstance(term, Outer):
             self._pairs = self._pairs or PairSum(symmetric=True)
             self._pairs.add(term.s.mT @ term.s, term.a, term.a)
             return
         size = term.shape[0] * term.shape[1]
-        if self._total is None:
-            self._total = term.s.new_zeros(size, size)
+        total = term.s.new_zeros(size, size) if self._total is None else self._total
         for part in term.slices(size):
             rows = part.dense().reshape(-1, size)
-            self._total.addmm_(rows.T, rows)
+            total.addmm_(rows.T, rows)
+        self._total = total
 
     def matrix(self) -> Tensor:
         if self._pairs is not None:

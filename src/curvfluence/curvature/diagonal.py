@@ -17,7 +17,8 @@ from curvfluence.curvature.operators import DiagonalOperator
 from curvfluence.curvature.passes import FisherPass
 from curvfluence.curvature.rung import FisherRung
 from curvfluence.problem import Problem
-from curvfluence.terms import Term
+from curvfluence.rows import Rows
+from curvfluence.terms import Once
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Diagonal(FisherRung):
             problem, covered, joint=self.joint_bias, native_diagonal=True, limit=0
         )
 
-        def update(block: LayerBlock, term: Term, _: Tensor | None) -> tuple[Tensor, ...]:
-            return (term.squares(None, None),)
+        def update(block: LayerBlock, rows: Rows, once: Once) -> tuple[Tensor, ...]:
+            return (block.factored(rows).squares(None, None, once),)
 
         sums = accumulate(rows, blocks, update, remainder)
         n = len(problem.train)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from curvfluence.curvature.base import Block
 from curvfluence.curvature.kfac import KroneckerRung, kronecker_factors
-from curvfluence.curvature.kronecker import KroneckerEigen, basis_of
+from curvfluence.curvature.kronecker import InputBases, KroneckerEigen, basis_of
 from curvfluence.curvature.layerwise import (
     LayerBlock,
     Remainder,
-    accumulate,
     layer_blocks,
 )
 from curvfluence.curvature.passes import FisherPass
 from curvfluence.fisher import Fisher
 from curvfluence.problem import Problem
-from curvfluence.terms import Term
+from curvfluence.terms import Once, SharedOuter, Term
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,42 @@ class EKFAC(KroneckerRung):
         remainder = Remainder(problem, covered, joint=self.joint_bias)
         factors = kronecker_factors(problem, rows, self.sharing, blocks, remainder)
         bases: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        inputs = InputBases()
         for name in list(factors):
             a_ii, b_oo = factors.pop(name)
-            bases[name] = basis_of(b_oo)[1], basis_of(a_ii)[1]
-
-        def update(block: LayerBlock, term: Term, _: Tensor | None) -> tuple[Tensor, ...]:
-            return (term.squares(*bases[block.name]),)
-
+            bases[name] = basis_of(b_oo)[1], inputs.of(a_ii)[1]
         of_values = rows if self.values is None else FisherPass(problem, self.values)
-        sums = accumulate(of_values, blocks, update)
+        sums = _squares(of_values, blocks, bases)
         made: list[Block] = []
         for block in blocks:
             out_basis, in_basis = bases[block.name]
             assert out_basis is not None
-            values = sums[block.name][0] / len(problem.train)
+            values = sums[block.name] / len(problem.train)
             operator = KroneckerEigen(out_basis, in_basis, values)
             rule = self._rule("eigenvalue-corrected Kronecker", block)
             made.append(block.holding(operator, rule))
         return (*made, *remainder.blocks())
+
+
+def _squares(
+    passed: FisherPass,
+    blocks: tuple[LayerBlock, ...],
+    bases: dict[str, tuple[Tensor | None, Tensor | None]],
+) -> dict[str, Tensor]:
+    """Σ_n Σ_c (U_Bᵀ row U_A)² of every block. Where rows are the gradients, those formed for it are
+    kept in the place of their a and s: scores need no other."""
+    sums: dict[str, Tensor] = {}
+    for rows in passed:
+        once: Once = {}
+        terms: list[Term] = list(rows.terms)
+        for block in blocks:
+            term, basis = block.factored(rows), bases[block.name]
+            if passed.gradients and block.whole and isinstance(term, SharedOuter) and term.compact:
+                formed = term.formed(*basis, once)
+                terms[block.position] = replace(formed, biased=False)
+                new = formed.squares()
+            else:
+                new = term.squares(*basis, once)
+            sums[block.name] = sums[block.name] + new if block.name in sums else new
+        passed.swap(rows, replace(rows, terms=tuple(terms)))
+    return sums

@@ -9,7 +9,12 @@ from torch import Tensor, float64, outer, tensor
 
 from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block
-from curvfluence.curvature.kronecker import FactoredKronecker, KroneckerEigen, basis_of
+from curvfluence.curvature.kronecker import (
+    FactoredKronecker,
+    InputBases,
+    KroneckerEigen,
+    basis_of,
+)
 from curvfluence.curvature.layerwise import (
     LayerBlock,
     Remainder,
@@ -22,7 +27,7 @@ from curvfluence.curvature.sharing import Expand, Sharing
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
-from curvfluence.terms import Term
+from curvfluence.terms import Once
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,12 @@ class KFAC(KroneckerRung):
         blocks = layer_blocks(problem.parameters, covered, joint_bias=self.joint_bias)
         remainder = Remainder(problem, covered, joint=self.joint_bias)
         factors = kronecker_factors(problem, rows, self.sharing, blocks, remainder)
-        made = [self._block(block, *factors[block.name]) for block in blocks]
+        inputs = InputBases()
+        made = [self._block(block, *factors[block.name], inputs) for block in blocks]
         return (*made, *remainder.blocks())
 
-    def _block(self, block: LayerBlock, a_ii: Tensor, b_oo: Tensor) -> Block:
-        in_values, in_basis = basis_of(a_ii)
+    def _block(self, block: LayerBlock, a_ii: Tensor, b_oo: Tensor, inputs: InputBases) -> Block:
+        in_values, in_basis = inputs.of(a_ii)
         out_values, out_basis = basis_of(b_oo)
         assert out_basis is not None
         values = outer(out_values, in_values)
@@ -97,8 +103,8 @@ def kronecker_factors(
     by v: what examples that are there v times would give.
     """
 
-    def update(block: LayerBlock, term: Term, weights: Tensor | None) -> tuple[Tensor, ...]:
-        a_ii, b_oo, count = sharing.sums(term, weights)
+    def update(block: LayerBlock, rows: Rows, once: Once) -> tuple[Tensor, ...]:
+        a_ii, b_oo, count = sharing.sums(block.factored(rows), rows.weights, once)
         return a_ii, b_oo, tensor(count, dtype=float64)
 
     sums = accumulate(rows, blocks, update, remainder)

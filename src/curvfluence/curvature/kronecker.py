@@ -167,6 +167,19 @@ def basis_of(factor: Tensor) -> tuple[Tensor, Tensor | None]:
     return (factor, None) if factor.ndim == 1 else eigh(factor)
 
 
+class InputBases:
+    """`basis_of` layer after layer: one on the inputs of the layer before it has the same A, and is
+    given the same eigenvectors."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, tuple[Tensor, Tensor | None]] | None = None
+
+    def of(self, a_ii: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._last is None or not torch.equal(self._last[0], a_ii):
+            self._last = a_ii, basis_of(a_ii)
+        return self._last[1]
+
+
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigendecomposition of a symmetric matrix, in float64 whatever its dtype."""
     values, vectors = torch.linalg.eigh(matrix.double())

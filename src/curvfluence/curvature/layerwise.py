@@ -15,7 +15,7 @@ from curvfluence.layers import Coverage, Layer
 from curvfluence.parameters import Parameters
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
-from curvfluence.terms import Term, bias_alone, with_bias
+from curvfluence.terms import Factored, Once, Term, bias_alone, with_bias
 
 EXACT_FALLBACK_LIMIT = 2048  # parameters of a block up to which its exact block is the fallback
 
@@ -33,9 +33,14 @@ class LayerBlock(Places):
 
     @property
     def name(self) -> str:
-        if self.with_weight and (self.with_bias or self.layer.bias is None):
+        if self.whole:
             return self.layer.name or "model"
         return self.parameters[0] + self.layer.part
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the layer is in it."""
+        return self.with_weight and (self.with_bias or self.layer.bias is None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,6 +79,12 @@ class LayerBlock(Places):
         if not self.with_bias:
             return term
         return with_bias(term) if self.with_weight else bias_alone(term)
+
+    def factored(self, rows: Rows) -> Factored:
+        """The same of rows that a pass has just made."""
+        term = self.term(rows)
+        assert isinstance(term, Factored)
+        return term
 
     def holding(self, operator: Operator, rule: str) -> Block:
         return Block(self.name, self.parameters, self, operator, rule)
@@ -164,17 +175,19 @@ class Remainder:
 def accumulate(
     rows_of: Iterable[Rows],
     blocks: tuple[LayerBlock, ...],
-    update: Callable[[LayerBlock, Term, Tensor | None], tuple[Tensor, ...]],
+    update: Callable[[LayerBlock, Rows, Once], tuple[Tensor, ...]],
     remainder: Remainder | None = None,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Sum `update(block, its rows, the examples' weights)` over the chunks, for every block."""
+    """Sum `update(block, rows, what the blocks of a chunk share)` over the chunks, for every block;
+    blocks may be given the same tensor, so none is written to."""
     sums: dict[str, tuple[Tensor, ...]] = {}
     for rows in rows_of:
+        once: Once = {}
         for block in blocks:
-            new = update(block, block.term(rows), rows.weights)
+            new = update(block, rows, once)
             old = sums.get(block.name)
             sums[block.name] = (
-                new if old is None else tuple(p.add_(q) for p, q in zip(old, new, strict=True))
+                new if old is None else tuple(p + q for p, q in zip(old, new, strict=True))
             )
         if remainder is not None:
             remainder.add(rows)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvfluence.coverage import coverage
 from curvfluence.fisher import FEW_SURPRISES, Draws, Empirical, Fisher
-from curvfluence.gradients import gradient_rows, rows_in_chunks
+from curvfluence.gradients import gradient_rows, rows_in_chunks, swap_gradients
 from curvfluence.kept import Kept
 from curvfluence.losses import Loss
 from curvfluence.problem import Problem
@@ -34,9 +34,19 @@ class FisherPass:
         self._states: dict[int, Tensor] = {}  # of the draws, before an example
         self._surprising: dict[int, float] = {}  # by a chunk's first example
 
+    @property
+    def gradients(self) -> bool:
+        """Whether the rows are those of `gradient_rows`."""
+        return isinstance(self.fisher, Empirical) and self.problem.train.weights is None
+
+    def swap(self, old: Rows, new: Rows) -> None:
+        """Keep the rows of a chunk in another form for whoever reads the gradients."""
+        if self.gradients:
+            swap_gradients(self.problem, old, new)
+
     def __iter__(self) -> Iterator[Rows]:
-        if isinstance(self.fisher, Empirical) and self.problem.train.weights is None:
-            found = gradient_rows(self.problem, self.covered, again=True)
+        if self.gradients:
+            found = gradient_rows(self.problem, self.covered, again=True, factored=True)
             yield from (rows for _, rows in found)
             return
         first = 0

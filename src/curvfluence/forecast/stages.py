@@ -62,7 +62,7 @@ def _squares(sizes: Sizes, fisher: Fisher) -> Stage:
 
     def run(rows: Rows) -> None:
         for block in blocks:
-            block.term(rows).squares(None, None)
+            block.factored(rows).squares(None, None)
         rows.dense.square().sum((0, 1))
 
     c = fisher.width(sizes.problem)
@@ -91,7 +91,7 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
 
     def sums(rows: Rows) -> None:
         for block in blocks:
-            rung.sharing.sums(block.term(rows), rows.weights)
+            rung.sharing.sums(block.factored(rows), rows.weights)
         Remainder(problem, covered, joint=rung.joint_bias).add(rows)
 
     stages = [
@@ -115,7 +115,7 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
 
     def squares(rows: Rows) -> None:
         for block in blocks:
-            block.term(rows).squares(*bases[block.name])
+            block.factored(rows).squares(*bases[block.name])
 
     read = fisher if values is None else values
     stages.append(sizes.timed("eigenvalues", second, 2 * held + memory, read, squares))

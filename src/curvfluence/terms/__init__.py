@@ -1,20 +1,24 @@
 """Per-example rows of one weight matrix as sums of outer products, never formed unless cheap.
 
 A row (example n, column c) is Σ_t s_nct ⊗ a_nt, an o × i matrix. `Outer` has one position,
-`SharedOuter` several, and in `LookupOuter` every a is a unit vector. Each knows the sums that the
-rungs are made of; the letters of a name are its axes: n example, t position, c column, o and i
-outputs and inputs of the layer, q query, m group.
+`SharedOuter` several, and in `LookupOuter` every a is a unit vector; `Formed` holds the matrix.
+Each knows the sums that the rungs are made of; the letters of a name are its axes: n example,
+t position, c column, o and i outputs and inputs of the layer, q query, m group.
 """
 
-from curvfluence.terms.base import Term
+from curvfluence.terms.base import Factored, Term
+from curvfluence.terms.formed import Formed
 from curvfluence.terms.forms import bias_alone, joined, with_bias
 from curvfluence.terms.lookup import LookupOuter
 from curvfluence.terms.outer import Outer
-from curvfluence.terms.products import gram, with_ones
+from curvfluence.terms.products import Once, gram, with_ones
 from curvfluence.terms.shared import SharedOuter
 
 __all__ = [
+    "Factored",
+    "Formed",
     "LookupOuter",
+    "Once",
     "Outer",
     "SharedOuter",
     "Term",

@@ -8,23 +8,24 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from curvfluence.terms.products import Once
+
 NUMBERS = 2**22  # in a temporary of per-example matrices: malloc keeps the memory of such a one
 
 
 class Term(ABC):
     """The rows [N, C, o, i] of one weight matrix; with `biased`, the last of i is the bias."""
 
-    s: Tensor
     biased: bool
     shape: tuple[int, int]  # (o, i), the bias included
 
     @property
-    def n(self) -> int:
-        return len(self.s)
+    @abstractmethod
+    def n(self) -> int: ...
 
     @property
-    def c(self) -> int:
-        return self.s.shape[1]
+    @abstractmethod
+    def c(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: slice | Tensor) -> Term:
@@ -37,34 +38,6 @@ class Term(ABC):
     @abstractmethod
     def summed(self) -> Tensor:
         """Σ_t s, [N, C, o]: the rows of a bias."""
-
-    @abstractmethod
-    def input_gram(self, weights: Tensor | None = None) -> Tensor:
-        """Σ_n Σ_t v_n a aᵀ, [i, i] ([i], its diagonal, for a lookup); v [N] is 1 where None."""
-
-    @abstractmethod
-    def output_gram(self) -> Tensor:
-        """Σ_n Σ_t Σ_c s sᵀ, [o, o]."""
-
-    @abstractmethod
-    def positions(self, weights: Tensor | None = None) -> float:
-        """How many (n, t) count, each as v_n."""
-
-    @abstractmethod
-    def reduced(self) -> Term:
-        """One position: a averaged and s summed over t."""
-
-    def squares(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Tensor:
-        """Σ_n Σ_c (U_Bᵀ row U_A)² elementwise, [o, i]; None is the identity."""
-        total = self.s.new_zeros(self.shape)
-        for part in self.slices(self.shape[0] * self.shape[1]):
-            rows = part.dense()
-            if in_basis is not None:
-                rows = rows @ in_basis
-            if out_basis is not None:
-                rows = out_basis.T @ rows
-            total += rows.square_().sum((0, 1))
-        return total
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         """⟨x_q, row_nc⟩, [Q, N, C], with rows formed a slice at a time."""
@@ -127,3 +100,42 @@ class Term(ABC):
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Term:
         """The same rows in another dtype."""
+
+
+class Factored(Term):
+    """Rows that are held as a and s: what K-FAC's factors are sums of.
+
+    `once` holds what terms on the same inputs share while a chunk of examples is worked on.
+    """
+
+    s: Tensor
+
+    @property
+    def n(self) -> int:
+        return len(self.s)
+
+    @property
+    def c(self) -> int:
+        return self.s.shape[1]
+
+    @abstractmethod
+    def input_gram(self, weights: Tensor | None = None, once: Once | None = None) -> Tensor:
+        """Σ_n Σ_t v_n a aᵀ, [i, i] ([i], its diagonal, for a lookup); v [N] is 1 where None."""
+
+    @abstractmethod
+    def output_gram(self) -> Tensor:
+        """Σ_n Σ_t Σ_c s sᵀ, [o, o]."""
+
+    @abstractmethod
+    def positions(self, weights: Tensor | None = None) -> float:
+        """How many (n, t) count, each as v_n."""
+
+    @abstractmethod
+    def reduced(self) -> Factored:
+        """One position: a averaged and s summed over t."""
+
+    @abstractmethod
+    def squares(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
+    ) -> Tensor:
+        """Σ_n Σ_c (U_Bᵀ row U_A)² elementwise, [o, i]; None is the identity."""

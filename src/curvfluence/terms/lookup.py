@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from curvfluence.terms.base import Term
-from curvfluence.terms.products import combined, counted_positions, counting, gram
+from curvfluence.terms.base import Factored
+from curvfluence.terms.products import Once, combined, counted_positions, counting, gram
 
 
 @dataclass(frozen=True, eq=False)
-class LookupOuter(Term):
+class LookupOuter(Factored):
     """Rows Σ_t s_t ⊗ e_{id_t}, with e unit vectors of the vocabulary; o is the embedding's d."""
 
     ids: Tensor  # [N, T]
@@ -38,7 +38,7 @@ class LookupOuter(Term):
     def summed(self) -> Tensor:
         return self.s.sum(2)
 
-    def input_gram(self, weights: Tensor | None = None) -> Tensor:
+    def input_gram(self, weights: Tensor | None = None, once: Once | None = None) -> Tensor:
         mask = counting(self.counted, self.s)
         ids = self.ids.flatten() if mask is None else self.ids[mask]
         each = None
@@ -66,7 +66,9 @@ class LookupOuter(Term):
         total.index_add_(0, place, self.s.transpose(1, 2).reshape(n * t, c, d))
         return unique, total
 
-    def squares(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Tensor:
+    def squares(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
+    ) -> Tensor:
         assert in_basis is None, "the input basis of a lookup is the identity"
         key, s_rcd = self._merged()
         if out_basis is not None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from curvfluence.terms.base import Term
-from curvfluence.terms.products import combined, gram, mm, rooted
+from curvfluence.terms.base import Factored
+from curvfluence.terms.products import Once, combined, gram, mm, rooted, shared
 
 INNER = 2**22  # in a temporary of products with some queries: it stays in cache
 OPERAND = 2**20  # in the solved queries that such a product takes at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Outer(Term):
+class Outer(Factored):
     """Rows s ⊗ a: no position is shared, so a row has rank one."""
 
     data: Tensor  # a [N, i]; with `ones`, a column of ones is stored behind it
@@ -40,8 +40,10 @@ class Outer(Term):
     def summed(self) -> Tensor:
         return self.s
 
-    def input_gram(self, weights: Tensor | None = None) -> Tensor:
-        return gram(self.a if weights is None else rooted(self.a, weights))
+    def input_gram(self, weights: Tensor | None = None, once: Once | None = None) -> Tensor:
+        if weights is not None:
+            return gram(rooted(self.a, weights))
+        return shared(once, "gram", self.a, lambda: gram(self.a))
 
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 1))
@@ -52,7 +54,9 @@ class Outer(Term):
     def reduced(self) -> Outer:
         return self
 
-    def squares(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Tensor:
+    def squares(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
+    ) -> Tensor:
         """(Σ_c (s U_B)²)ᵀ ((a U_A)²): two GEMMs and no row (George et al. 2018 for rank one)."""
         s_nco = self.s if out_basis is None else mm(self.s, out_basis)
         a_ni = self.a if in_basis is None else mm(self.a, in_basis)

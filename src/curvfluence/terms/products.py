@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
+
+Once: TypeAlias = dict[object, Tensor]  # by what it was made of, which must outlive it
+
+
+def shared(once: Once | None, key: object, of: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives, made once for all tensors that are the same memory as `of`; nobody may
+    write to it."""
+    if once is None:
+        return make()
+    whole = key, of.data_ptr(), of.shape, of.stride()
+    if whole not in once:
+        once[whole] = make()
+    return once[whole]
 
 
 def combined(y_qnc: Tensor, s_nco: Tensor) -> Tensor:

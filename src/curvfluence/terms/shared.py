@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from curvfluence.terms.base import Term
+from curvfluence.terms.base import Factored
+from curvfluence.terms.formed import Formed
 from curvfluence.terms.outer import Outer
-from curvfluence.terms.products import combined, counted_positions, counting, gram, mm, rooted
+from curvfluence.terms.products import (
+    Once,
+    combined,
+    counted_positions,
+    counting,
+    gram,
+    mm,
+    rooted,
+    shared,
+)
+
+FORMED = 2  # times the numbers of a and s up to which formed rows are kept
 
 
 @dataclass(frozen=True, eq=False)
-class SharedOuter(Term):
+class SharedOuter(Factored):
     """Rows Σ_t s_t ⊗ a_t. `counted` [N, T] says which positions count in the factors of `expand`
     and `reduce` where a loss leaves some out; those with a gradient do in any case."""
 
@@ -42,8 +55,10 @@ class SharedOuter(Term):
     def summed(self) -> Tensor:
         return self.s.sum(2)
 
-    def input_gram(self, weights: Tensor | None = None) -> Tensor:
+    def input_gram(self, weights: Tensor | None = None, once: Once | None = None) -> Tensor:
         mask = counting(self.counted, self.s)
+        if mask is None and weights is None:
+            return shared(once, "gram", self.a, lambda: gram(self.a.flatten(0, 1)))
         a = self.a if weights is None else rooted(self.a, weights)
         return gram(a.flatten(0, 1) if mask is None else a[mask])
 
@@ -60,8 +75,33 @@ class SharedOuter(Term):
         share = mask.to(self.a.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
         return Outer((self.a * share[..., None]).sum(1), self.s.sum(2), self.biased)
 
-    def squares(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Tensor:
-        """The sum over t stands inside the square, so rows are formed, a slice at a time.
+    def squares(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
+    ) -> Tensor:
+        """The sum over t stands inside the square, so rows are formed, a slice at a time."""
+        total_io = self.s.new_zeros(self.shape).mT
+        for rows_nico in self._within(out_basis, in_basis, once):
+            total_io += rows_nico.square_().sum((0, 2))
+        return total_io.mT
+
+    @property
+    def compact(self) -> bool:
+        """Whether the rows, formed, are not much larger than a and s."""
+        o, i = self.shape
+        return self.c == 1 and o * i <= FORMED * self.a.shape[1] * (o + i)
+
+    def formed(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
+    ) -> Formed:
+        """The rows as matrices in a basis; of a single column."""
+        parts = [rows[:, :, 0] for rows in self._within(out_basis, in_basis, once)]
+        turned_nio = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return Formed(turned_nio, out_basis, in_basis, self.biased, ones=self.biased)
+
+    def _within(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None
+    ) -> Iterator[Tensor]:
+        """U_Bᵀ row U_A as [n, i, C, o], a slice of examples at a time.
 
         Each basis goes to T vectors or to the rows, whichever are fewer.
         """
@@ -69,19 +109,18 @@ class SharedOuter(Term):
         t = self.a.shape[1]
         a, s = self.a, self.s
         if in_basis is not None and t <= self.c * o:
-            a, in_basis = mm(a, in_basis), None
+            basis, in_basis = in_basis, None
+            a = shared(once, ("turned", id(basis)), a, lambda: mm(self.a, basis))
         if out_basis is not None and t <= i:
             s, out_basis = mm(s, out_basis), None
-        total_io = self.s.new_zeros(i, o)
         turned = replace(self, data=a, s=s, ones=False)
         for part in turned.slices(o * i):
-            rows = cast(SharedOuter, part)._turned()  # [n, i, C, o]
+            rows = cast(SharedOuter, part)._turned()
             if in_basis is not None:
                 rows = (in_basis.T @ rows.flatten(2)).view(rows.shape)
             if out_basis is not None:
                 rows = rows @ out_basis
-            total_io += rows.square_().sum((0, 2))
-        return total_io.T
+            yield rows
 
     def _turned(self) -> Tensor:
         """The rows as [n, i, C, o]: one product an example whatever C."""
@@ -106,7 +145,8 @@ class SharedOuter(Term):
             return torch.cat(found, dim=1)
         parts: list[Tensor] = []
         for part in self.slices(q * t * o // max(1, self.c)):
-            xa_qonT = x_qoi.reshape(q * o, i) @ cast(SharedOuter, part).a.flatten(0, 1).T
+            part = cast(SharedOuter, part)
+            xa_qonT = x_qoi.reshape(q * o, i) @ part.a.flatten(0, 1).T
             parts.append(torch.einsum("qont,ncto->qnc", xa_qonT.view(q, o, part.n, t), part.s))
         return torch.cat(parts, dim=1)
 
