@@ -16,7 +16,12 @@ from curvfluence.coverage import coverage
 from curvfluence.curvature import Curvature, Rung, fit
 from curvfluence.damping import Absolute, BestOf, Damping, Relative
 from curvfluence.errors import CurvfluenceWarning, InputError, NonFiniteError, SingularError
-from curvfluence.gradients import gradient_rows, kept_gradients, query_gradients
+from curvfluence.gradients import (
+    gradient_batches,
+    gradient_rows,
+    kept_gradients,
+    query_gradients,
+)
 from curvfluence.leverage import newton_scores
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
@@ -98,8 +103,8 @@ def influence(
                     assert isinstance(every, Everything)
                     g_qp = part.to_dense()[:, 0]
                     residuals += own_residuals(curvature, every.x_qp, g_qp, chosen)
-                for at, rows in gradient_rows(problem, covered):
-                    shares = solved.by_block(rows) if by_block else {"all": solved.values(rows)}
+                for at, rows in gradient_batches(problem, covered):
+                    shares = solved.by_block(*rows) if by_block else {"all": solved.values(*rows)}
                     found = sum_of(shares.values())[..., 0]
                     _require_finite_scores(found, curvature.rung, first, at)
                     table.put(first, at, found / len(problem.train))

@@ -125,19 +125,25 @@ class Solved:
 
     parts: tuple[Part, ...]
 
-    def values(self, rows: Rows) -> Tensor:
-        """⟨x_q, row_nc⟩, [Q, n, C]."""
-        return sum_of(part.values(rows) for part in self.parts)
+    def values(self, *several: Rows) -> Tensor:
+        """⟨x_q, row_nc⟩ of successive examples, [Q, n, C]; a block after the other, so that its
+        solutions stay in a cache."""
+        return sum_of(_of_all(part, several) for part in self.parts)
 
-    def by_block(self, rows: Rows) -> dict[str, Tensor]:
+    def by_block(self, *several: Rows) -> dict[str, Tensor]:
         """The same, each block's share by itself; they add up to `values`."""
-        return {part.name: part.values(rows) for part in self.parts}
+        return {part.name: _of_all(part, several) for part in self.parts}
 
     @property
     def compression_error(self) -> float:
         """The largest ‖x − L Rᵀ‖/‖x‖ of a query in a compressed block; 0 where there is none."""
         found = [part.x.error for part in self.parts if isinstance(part, Compressed)]
         return max(found, default=0.0)
+
+
+def _of_all(part: Part, several: Sequence[Rows]) -> Tensor:
+    found = [part.values(rows) for rows in several]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def sum_of(values: Iterable[Tensor]) -> Tensor:
@@ -203,7 +209,9 @@ def _kronecker(
     there: int,
 ) -> Part:
     """Against `left` rows of a and s, and `there` in the eigenbasis."""
-    rotated = operator.rotated(places.term(queries)).dense()[:, 0]
+    term, bases = places.term(queries), (operator.out_basis, operator.in_basis)
+    formed = term.formed(*bases) if isinstance(term, SharedOuter) else term.rotated(*bases)
+    rotated = formed.held_nio.mT if isinstance(formed, Formed) else formed.dense()[:, 0]
     x_qoi = operator.solve_rotated(rotated, decay, damping)
     (o, i), inner = places.shape, operator.in_basis is not None
     back = (len(x_qoi) + there) * o * i * (o + i * inner)

@@ -24,7 +24,7 @@ def residual(p_nk: Tensor, label_n: Tensor) -> Tensor:
     """p − e_label with the label's entry formed as −Σ of the others: no cancellation as p → e."""
     index = label_n.unsqueeze(-1)
     others = p_nk.scatter(-1, index, 0.0)
-    return others.scatter(-1, index, -others.sum(-1, keepdim=True))
+    return others.scatter_(-1, index, -others.sum(-1, keepdim=True))
 
 
 def _drawn(p_nk: Tensor, draws: int, generator: torch.Generator) -> Tensor:

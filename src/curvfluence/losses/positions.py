@@ -164,7 +164,10 @@ class Positions(Wrapping):
 
     def _scaled(self, each_rk: Tensor, output: Tensor, target: Tensor) -> Tensor:
         each_ntk = each_rk.view(len(output), self.count, -1)
-        return (each_ntk * self._scale(target, output)[:, :, None]).flatten(1)
+        scale_nt = self._scale(target, output)
+        if bool((scale_nt == 1).all()):  # a sum over positions that all count
+            return each_ntk.flatten(1)
+        return (each_ntk * scale_nt[:, :, None]).flatten(1)
 
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
         t_ntc = self.loss.coordinates(*self._single(output, target))
