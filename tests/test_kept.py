@@ -10,9 +10,10 @@ import torch
 import curvfluence as cf
 from curvfluence import gradients
 from curvfluence.coverage import coverage
+from curvfluence.curvature.kronecker import KroneckerEigen
 from curvfluence.kept import Kept
 from tests.problems import make, mlp, seeded
-from tests.zoo import zoo_problem
+from tests.zoo import Run, zoo_problem
 
 
 class Chunk(list[int]):
@@ -34,6 +35,21 @@ class TestKept:
         assert again.offer(0, Chunk([1]))
         assert not again.offer(0, Chunk([1]))  # another pass over the same
         assert again.offer(1, Chunk([1]))
+
+    def test_another_form_in_the_place_of_one(self) -> None:
+        kept = Kept[Chunk](25)
+        first, second, smaller, larger = Chunk([1]), Chunk([2]), Chunk([3]), Chunk([4])
+        smaller.held, larger.held = 4, 30
+        assert kept.offer(0, first)
+        assert kept.offer(1, second)
+        seen: list[list[int]] = []
+        for _, rows in kept:
+            seen.append(rows)
+            kept.swap(rows, smaller if rows is first else larger)
+        assert (seen, kept.room) == ([[1], [2]], 11)
+        assert list(kept) == [(0, [3]), (1, [2])]  # the larger did not fit
+        kept.swap(first, larger)  # no longer kept
+        assert [rows for _, rows in kept] == [[3], [2]]
 
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -100,6 +116,147 @@ class TestGradients:
     def test_a_room_below_zero(self) -> None:
         with pytest.raises(cf.InputError, match="remember is a number of bytes"):
             problem(remember=-1)
+
+
+SHARED = ["linear over positions", "cnn with groups", "multi-head attention", "untied transformer"]
+
+
+def in_chunks(monkeypatch: pytest.MonkeyPatch, name: str, remember: int) -> cf.Problem:
+    """A problem of the zoo whose passes take three examples at a time."""
+    made = zoo_problem(name)
+    monkeypatch.setattr(gradients, "NUMBERS", 3 * coverage(made).numbers(1))
+    return cf.Problem(
+        made.model, made.loss, made.train, made.queries, weight_decay=0.01, remember=remember
+    )
+
+
+@pytest.mark.parametrize("name", SHARED)
+class TestEigenbasis:
+    """EK-FAC leaves the gradients of shared layers in its basis; whoever reads them, reads the
+    same."""
+
+    EKFAC = cf.EKFAC(cf.Empirical())
+    DAMPING = cf.Absolute(0.05)
+
+    def fitted(self, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[cf.Problem, cf.Problem]:
+        """A problem whose gradients are kept there, and one that keeps none."""
+        kept, none = (in_chunks(monkeypatch, name, room) for room in (2**20, 0))
+        cf.fit(kept, self.EKFAC)
+        forms = [rows.factored for rows in gradients.kept_gradients(kept)]
+        assert forms == [False] * 3
+        assert not gradients.kept_gradients(none)
+        return kept, none
+
+    def test_scores_of_the_same_curvature_and_of_others(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        kept, none = self.fitted(monkeypatch, name)
+        others = cf.KFAC(), cf.Diagonal(), cf.Identity(), cf.EKFAC(joint_bias=False)
+        curvatures = [cf.fit(none, rung) for rung in (self.EKFAC, *others)]
+        for curvature in curvatures:
+            wanted, found = (
+                cf.influence(p, curvature, damping=self.DAMPING, by_block=True)
+                for p in (none, kept)
+            )
+            torch.testing.assert_close(found.values, wanted.values, rtol=1e-9, atol=1e-12)
+            for block, values in (wanted.blocks or {}).items():
+                torch.testing.assert_close(
+                    (found.blocks or {})[block], values, rtol=1e-9, atol=1e-12
+                )
+        assert not any(rows.factored for rows in gradients.kept_gradients(kept))
+
+    def test_no_pass_over_the_data_but_the_first(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        kept, none = self.fitted(monkeypatch, name)
+        seen = passes(monkeypatch)
+        curvature = cf.fit(none, self.EKFAC)
+        del seen[:]
+        found = cf.influence(kept, curvature, damping=self.DAMPING).values
+        assert seen == []
+        wanted = cf.influence(none, curvature, damping=self.DAMPING).values
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+    def test_a_further_fit_needs_a_and_s(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        kept, none = self.fitted(monkeypatch, name)
+        for rung in (cf.KFAC(cf.Empirical()), self.EKFAC, cf.Diagonal(cf.Empirical())):
+            found, wanted = cf.fit(kept, rung), cf.fit(none, rung)
+            torch.testing.assert_close(found.to_dense(), wanted.to_dense(), rtol=1e-9, atol=1e-12)
+
+    def test_other_readers(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        kept, none = self.fitted(monkeypatch, name)
+        curvature = cf.fit(none, self.EKFAC)
+        groups = torch.tensor([0, 1, 0, 2, 1, 2, 0])
+        readers = {
+            "self": lambda p: cf.self_influence(p, curvature, damping=self.DAMPING),
+            "groups": lambda p: cf.group_influence(p, curvature, groups, damping=self.DAMPING),
+            "compressed": lambda p: (
+                cf.influence(p, curvature, damping=self.DAMPING, compress=1e-12).values
+            ),
+            "all at once": lambda p: gradients.training_gradients(p, coverage(p)).to_dense(),
+        }
+        for reader, read in readers.items():
+            torch.testing.assert_close(
+                read(kept), read(none), rtol=1e-9, atol=1e-12, msg=lambda m, r=reader: f"{r}: {m}"
+            )
+
+    def test_some_are_kept_and_some_are_not(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        none = in_chunks(monkeypatch, name, 0)
+        (_, first), *_ = gradients.gradient_rows(none, coverage(none))
+        small = in_chunks(monkeypatch, name, first.held * 3 // 2)
+        curvature = cf.fit(small, self.EKFAC)
+        (only,) = gradients.kept_gradients(small)
+        assert (len(only), only.factored) == (3, False)
+        found = cf.influence(small, curvature, damping=self.DAMPING).values
+        wanted = cf.influence(none, self.EKFAC, damping=self.DAMPING).values
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def gated(m: Run, x: torch.Tensor) -> torch.Tensor:
+    h = torch.tanh(m.first(x.reshape(-1, 3, 2)))
+    return m.head((torch.sigmoid(m.gate(h)) * m.up(h)).flatten(1))
+
+
+def test_layers_on_the_same_inputs_share_their_basis() -> None:
+    """One A, and decomposed once; the numbers are those of each layer by itself."""
+    seeded()
+    parts = {"first": (2, 4), "gate": (4, 3), "up": (4, 3), "head": (9, 3)}
+    model = Run(gated, **{name: torch.nn.Linear(*sizes) for name, sizes in parts.items()})
+    made = make(model, cf.CrossEntropy(), shape=(6,))
+    for rung in (cf.KFAC(), cf.EKFAC(), cf.EKFAC(cf.Empirical()), cf.KFAC(sharing=cf.Reduce())):
+        blocks = {block.name: block.operator for block in cf.fit(made, rung).blocks}
+        gate, up = blocks["gate"], blocks["up"]
+        assert isinstance(gate, KroneckerEigen)
+        assert isinstance(up, KroneckerEigen)
+        assert gate.in_basis is up.in_basis
+        for name in parts:
+            others = [other for other in parts if other != name]
+            for other in others:
+                getattr(model, other).requires_grad_(False)
+            alone = make(model, cf.CrossEntropy(), shape=(6,), weight_decay=0.0)
+            (block,) = cf.fit(alone, rung).blocks
+            dense = blocks[name].to_dense()
+            torch.testing.assert_close(block.operator.to_dense(), dense, rtol=1e-9, atol=1e-13)
+            for other in others:
+                getattr(model, other).requires_grad_(True)
+
+
+def test_kept_chunks_are_scored_together_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = in_chunks(monkeypatch, "mlp", 2**20)
+    covered = coverage(given)
+
+    def batches() -> list[tuple[int, list[int]]]:
+        found = gradients.gradient_batches(given, covered)
+        return [(first, [len(rows) for rows in several]) for first, several in found]
+
+    assert batches() == [(0, [3]), (3, [3]), (6, [1])]
+    for _ in gradients.gradient_rows(given, covered):
+        pass
+    assert batches() == [(0, [3, 3, 1])]
+    monkeypatch.setattr(gradients, "CHUNK", 4)
+    assert batches() == [(0, [3]), (3, [3, 1])]
 
 
 def test_a_pass_leaves_no_graph_to_the_garbage_collector() -> None:

@@ -15,6 +15,12 @@ AUTOCAST_TOLERANCE = 30  # the same in bfloat16
 SUM_TOLERANCE = 100  # of a sum over some hundred examples, of which one may be wrong
 
 
+def drawn(row: Rows, number: int) -> Tensor:
+    """The random x [1, P] of an example."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(1, row.parameters.count, generator=generator).to(row.dense)
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """What is compared of one example: its output [1, K], ⟨x, row_c⟩ for a random x [C], the sizes
@@ -30,10 +36,7 @@ class Trace:
     added: float
 
     @classmethod
-    def of(cls, row: Rows, output: Tensor, number: int) -> Trace:
-        """Of one example's row and output; `number` draws x."""
-        generator = torch.Generator().manual_seed(number)
-        x_1p = torch.randn(1, row.parameters.count, generator=generator).to(row.dense)
+    def of(cls, row: Rows, output: Tensor, x_1p: Tensor) -> Trace:
         return cls(output.clone(), row.inner(x_1p)[0, 0], row.squared_norms()[0].sqrt(), row.size())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
-from curvfluence.agreement import Trace, require_alike, require_sum
+from curvfluence.agreement import Trace, drawn, require_alike, require_sum
 from curvfluence.data import Examples, require_finite
 from curvfluence.kept import Kept
 from curvfluence.layers import Coverage, capture
@@ -71,9 +71,10 @@ def rows_in_chunks(
         if len(part) > 1 and number & (number - 1) == 0:
             at = (7919 * number + len(part) // 3) % len(part)
             one, versions = slice(at, at + 1), made.rows.versions
-            together = Trace.of(made.rows[one], made.output[one], start + at)
+            x_1p = drawn(made.rows, start + at)
+            together = Trace.of(made.rows[one], made.output[one], x_1p)
             single = _made(problem, covered, part[one], made.again(one), start + at, what)
-            alone = Trace.of(single.rows, single.output, start + at)
+            alone = Trace.of(single.rows, single.output, x_1p)
             require_alike(together, alone, problem.autocast, start + at, what)
             if made.rows.versions != versions:  # the model keeps its activations in its own memory
                 made = _made(problem, covered, part, made.again(), start, what)

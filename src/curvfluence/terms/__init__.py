@@ -9,9 +9,10 @@ t position, c column, o and i outputs and inputs of the layer, q query, m group.
 from curvfluence.terms.base import Factored, Term
 from curvfluence.terms.formed import Formed
 from curvfluence.terms.forms import bias_alone, joined, with_bias
+from curvfluence.terms.gram import gram
 from curvfluence.terms.lookup import LookupOuter
 from curvfluence.terms.outer import Outer
-from curvfluence.terms.products import Once, gram, with_ones
+from curvfluence.terms.products import Once, with_ones
 from curvfluence.terms.shared import SharedOuter
 
 __all__ = [

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Factored
-from curvfluence.terms.products import Once, combined, counted_positions, counting, gram
+from curvfluence.terms.gram import gram
+from curvfluence.terms.products import Once, combined, counted_positions, counting
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Factored
-from curvfluence.terms.products import Once, combined, gram, mm, rooted, shared
+from curvfluence.terms.gram import gram
+from curvfluence.terms.products import Once, combined, mm, rooted, shared
 
 INNER = 2**22  # in a temporary of products with some queries: it stays in cache
 OPERAND = 2**20  # in the solved queries that such a product takes at a time

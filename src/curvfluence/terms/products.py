@@ -31,10 +31,9 @@ def combined(y_qnc: Tensor, s_nco: Tensor) -> Tensor:
 
 ALIGNED = 16  # numbers; a GEMM writes rows that begin on 64 bytes up to two thirds faster
 NARROW = 64  # numbers in a row up to which that does not matter
-WIDE = 256
 
 
-def _rows_of(like: Tensor, n: int, k: int) -> Tensor:
+def rows_of(like: Tensor, n: int, k: int) -> Tensor:
     """An empty [n, k] whose rows begin on 64 bytes."""
     return like.new_empty(n, k + -k % ALIGNED)[:, :k]
 
@@ -45,23 +44,8 @@ def mm(x: Tensor, y: Tensor) -> Tensor:
     if y.shape[1] % ALIGNED == 0 or y.shape[1] <= NARROW:
         return x @ y
     flat = x.reshape(-1, x.shape[-1])
-    found = torch.mm(flat, y, out=_rows_of(flat, len(flat), y.shape[1]))
+    found = torch.mm(flat, y, out=rows_of(flat, len(flat), y.shape[1]))
     return found.unflatten(0, x.shape[:-1])
-
-
-def gram(rows: Tensor) -> Tensor:
-    """rowsᵀ rows, [k, k]; for wide rows the lower blocks are mirrored, not computed."""
-    k = rows.shape[1]
-    if k < WIDE or len(rows) < WIDE:
-        return rows.T @ rows
-    half = k // 2
-    left, right = rows[:, :half], rows[:, half:]
-    out = _rows_of(rows, k, k)
-    out[:half, :half] = gram(left)
-    out[half:, half:] = gram(right)
-    torch.mm(left.T, right, out=out[:half, half:])
-    out[half:, :half] = out[:half, half:].T
-    return out
 
 
 def rooted(rows: Tensor, weights: Tensor) -> Tensor:

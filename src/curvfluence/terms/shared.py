@@ -11,13 +11,13 @@ from torch import Tensor
 
 from curvfluence.terms.base import Factored
 from curvfluence.terms.formed import Formed
+from curvfluence.terms.gram import gram
 from curvfluence.terms.outer import Outer
 from curvfluence.terms.products import (
     Once,
     combined,
     counted_positions,
     counting,
-    gram,
     mm,
     rooted,
     shared,

@@ -1,0 +1,157 @@
+"""Terms: rows that are held as matrices against the same rows as a and s; Gram matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+from torch import Tensor
+
+from curvfluence.terms import Formed, SharedOuter, bias_alone, gram, joined, with_bias
+from curvfluence.terms.gram import _by_halves, _by_numpy
+from tests.problems import seeded
+
+N, T, INPUTS, OUTPUTS, Q = 6, 5, 3, 4, 2
+
+
+def orthogonal(k: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(k, k, dtype=torch.float64)).Q
+
+
+def shared(*, ones: bool) -> SharedOuter:
+    """Rows of a weight; with `ones`, of one that has a bias."""
+    a = torch.randn(N, T, INPUTS, dtype=torch.float64)
+    s = torch.randn(N, 1, T, OUTPUTS, dtype=torch.float64)
+    data = torch.cat([a, torch.ones(N, T, 1, dtype=torch.float64)], dim=2) if ones else a
+    return SharedOuter(data, s, ones=ones)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+BASES = {
+    "own": lambda i: (None, None),
+    "both": lambda i: (orthogonal(OUTPUTS), orthogonal(i)),
+    "outputs": lambda i: (orthogonal(OUTPUTS), None),
+}
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("ones", [False, True])
+class TestFormed:
+    """Every sum of `Formed` in a basis against that of a and s, with and without the bias."""
+
+    def both(self, kind: str, ones: bool) -> list[tuple[SharedOuter, Formed]]:
+        seeded()
+        weight = shared(ones=ones)
+        whole = with_bias(weight) if ones else weight
+        formed = whole.formed(*BASES[kind](INPUTS + ones))
+        pairs = [(whole, formed)]
+        if ones:
+            rows = Formed(formed.held_nio, formed.out_basis, formed.in_basis, ones=True)
+            pairs += [(weight, rows)]
+        return pairs
+
+    def test_rows_and_their_sums(self, kind: str, ones: bool) -> None:
+        for term, formed in self.both(kind, ones):
+            o, i = term.shape
+            assert (formed.shape, formed.n, formed.c) == (term.shape, term.n, term.c)
+            same(formed.dense(), term.dense())
+            same(formed.squared_norms(), term.squared_norms())
+            same(formed[1:4].dense(), term[1:4].dense())
+            w = torch.rand(o, i, dtype=torch.float64)
+            same(formed.weighted_squares(w), term.weighted_squares(w))
+            same(formed.contracted(w), term.contracted(w))
+            assert bool((formed.norms() >= term.squared_norms()[:, 0].sqrt() - 1e-12).all())
+            if ones:
+                same(formed.summed(), term.summed())
+
+    @pytest.mark.parametrize("queries", [Q, N + 3], ids=["x is turned", "rows are"])
+    def test_inner_and_its_adjoint(self, kind: str, ones: bool, queries: int) -> None:
+        for term, formed in self.both(kind, ones):
+            x = torch.randn(queries, *term.shape, dtype=torch.float64)
+            same(formed.inner(x), term.inner(x))
+            same(formed.inner(x.mT.contiguous().mT), term.inner(x))
+            y = torch.randn(queries, N, 1, dtype=torch.float64)
+            same(formed.pulled(y), term.pulled(y))
+
+    def test_in_another_basis(self, kind: str, ones: bool) -> None:
+        for term, formed in self.both(kind, ones):
+            u_b, u_a = orthogonal(OUTPUTS), orthogonal(term.shape[1])
+            same(formed.rotated(u_b, u_a).dense(), term.rotated(u_b, u_a).dense())
+            same(formed.rotated(u_b, None).dense(), term.rotated(u_b, None).dense())
+
+    def test_in_its_own_basis_nothing_is_computed(self, kind: str, ones: bool) -> None:
+        term, formed = self.both(kind, ones)[0]
+        u_b, u_a = formed.out_basis, formed.in_basis
+        assert formed.within(u_b, u_a)
+        turned = formed.rotated(u_b, u_a)
+        assert turned.held_nio is formed.held_nio
+        same(formed.squares(), term.squares(u_b, u_a))
+        assert not formed.within(orthogonal(OUTPUTS), u_a)
+        same(turned.dense()[:, 0], formed.held_nio.mT)
+
+    def test_what_is_held_is_not_written_to(self, kind: str, ones: bool) -> None:
+        for _, formed in self.both(kind, ones):
+            before = formed.held_nio.clone()
+            formed.dense().zero_()
+            formed.weighted_squares(torch.ones(formed.shape, dtype=torch.float64))
+            formed.squared_norms()
+            formed.squares()
+            assert torch.equal(formed.held_nio, before)
+
+    def test_put_together(self, kind: str, ones: bool) -> None:
+        """With rows in the same basis, in another one, and with those that are a and s still."""
+        for term, formed in self.both(kind, ones):
+            whole = with_bias(term) if ones else term
+            other = whole.formed(orthogonal(OUTPUTS), orthogonal(INPUTS + ones))
+            other = Formed(other.held_nio, other.out_basis, other.in_basis, formed.biased, ones)
+            for second in (formed, other, term):
+                found = joined([formed[:2], second[2:]])
+                assert isinstance(found, Formed)
+                same(found.dense(), term.dense())
+
+    def test_bias_alone_and_dtype(self, kind: str, ones: bool) -> None:
+        for term, formed in self.both(kind, ones):
+            if ones:
+                same(bias_alone(formed).dense(), bias_alone(term).dense())
+                same(with_bias(formed).dense(), with_bias(term).dense())
+            single = formed.to(torch.float32)
+            assert single.dense().dtype == torch.float32
+            torch.testing.assert_close(single.dense(), term.dense().float(), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_are_formed_where_that_is_not_much_larger() -> None:
+    a, s = torch.zeros(1, 2, 40), torch.zeros(1, 1, 2, 40)
+    assert not SharedOuter(a, s).compact  # 1,600 numbers instead of 160
+    assert SharedOuter(a[:, :, :4], s[:, :, :, :4]).compact
+    assert not SharedOuter(a[:, :, :4], s[:, :, :, :4].expand(1, 3, 2, 4)).compact  # three columns
+
+
+class TestGram:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(("n", "k"), [(0, 3), (1, 4), (7, 1), (300, 300), (40, 513)])
+    def test_is_the_product(self, dtype: torch.dtype, n: int, k: int) -> None:
+        rows = torch.randn(n, k + 5, dtype=dtype)[:, :k]
+        wanted = (rows.double().T @ rows.double()).to(dtype)
+        assert torch.equal(_by_numpy(rows), _by_numpy(rows).T)
+        for made in (_by_numpy(rows), _by_halves(rows)):
+            assert made.shape == (k, k)
+            eps = torch.finfo(dtype).eps
+            size = float(rows.square().sum()) + 1
+            assert float((made - wanted).abs().max()) <= 4 * eps * size
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_threads_are_left_as_found(self, threads: int) -> None:
+        np.zeros(1) @ np.zeros(1)  # NumPy's BLAS is loaded
+        was, pools = torch.get_num_threads(), [one["num_threads"] for one in threadpool_info()]
+        try:
+            torch.set_num_threads(threads)
+            rows = torch.randn(300, 270, dtype=torch.float64)
+            torch.testing.assert_close(gram(rows), rows.T @ rows)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(was)
+        assert [one["num_threads"] for one in threadpool_info()] == pools
