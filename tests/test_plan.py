@@ -52,6 +52,22 @@ def test_more_queries_and_more_data_cost_more() -> None:
     assert cf.plan(zoo_problem("mlp", n=80), cf.EKFAC()).operations > few
 
 
+def test_rows_that_the_fit_formed_are_not_formed_again() -> None:
+    """EK-FAC with the training labels leaves those of shared layers; K-FAC, and sampled labels, do
+    not."""
+    problem = zoo_problem("linear over positions", n=40)
+    n, q, p = 40, len(problem.queries), problem.parameters.count
+    shared = 3 * 3 * 2  # positions, outputs and inputs of the first layer
+
+    def scores(rung: cf.Rung) -> float:
+        (stage,) = (one for one in cf.plan(problem, rung).stages if one.name == "scores")
+        return stage.operations
+
+    assert scores(cf.EKFAC(cf.Empirical())) == 2 * q * n * p
+    for rung in (cf.KFAC(cf.Empirical()), cf.EKFAC(cf.MonteCarlo(1))):
+        assert scores(rung) == 2 * q * n * p + 2 * n * shared
+
+
 def wide() -> cf.Problem:
     seeded()
     return make(mlp(5, 400, 400, 3), cf.CrossEntropy(), n=20)

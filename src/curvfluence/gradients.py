@@ -29,7 +29,9 @@ UNPROVED = 512  # in a sum of rows that is compared: one that is wrong shows abo
 DENSE_ROWS = 2**27  # numbers in a pass's dense rows
 _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
 _KEPT: WeakKeyDictionary[Problem, tuple[Coverage, Kept[Rows]]] = WeakKeyDictionary()
-NUMBERS = 2**23  # numbers in a pass's layer inputs and output gradients: they stay near the caches
+NUMBERS = (
+    3 * 2**22
+)  # numbers in a pass's layer inputs and output gradients: they stay near the caches
 
 
 def rows_in_chunks(
@@ -44,8 +46,8 @@ def rows_in_chunks(
     first: int = 0,
 ) -> Iterator[tuple[int, Rows]]:
     """(start, rows) of successive chunks of examples, in order; `width` is C where it is not that
-    of S, `first` the number of the first example. Memory: a chunk's activations and 2²³ numbers of
-    a and s.
+    of S, `first` the number of the first example. Memory: a chunk's activations and 3 × 2²² numbers
+    of a and s.
 
     One example of chunks 0, 1, 2, 4, 8, … is also run alone, and must have the same row. Where the
     graph of the probe did not prove that the watched calls are all, the rows of each chunk are also

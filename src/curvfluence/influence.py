@@ -26,8 +26,9 @@ from curvfluence.leverage import newton_scores
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
 from curvfluence.scores import ScoreCost, Scores
-from curvfluence.scoring import Everything, quadratic_forms, solve_queries, sum_of
+from curvfluence.scoring import Everything, quadratic_forms, solve_queries
 from curvfluence.table import Table
+from curvfluence.terms import sum_of
 
 SOLVED = 2**28  # numbers of solved queries that are held at a time
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from curvfluence.damping import Damping
 from curvfluence.errors import SingularError
 from curvfluence.lowrank import LowRank
 from curvfluence.rows import Rows
-from curvfluence.terms import Formed, SharedOuter
+from curvfluence.terms import Formed, SharedOuter, sum_of
 
 
 class Part(ABC):
@@ -144,11 +143,6 @@ class Solved:
 def _of_all(part: Part, several: Sequence[Rows]) -> Tensor:
     found = [part.values(rows) for rows in several]
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
-
-
-def sum_of(values: Iterable[Tensor]) -> Tensor:
-    """Σ of at least one tensor, with no more than two held at a time."""
-    return reduce(torch.add, values)
 
 
 def solve_queries(

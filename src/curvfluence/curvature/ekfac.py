@@ -84,6 +84,6 @@ def _squares(
                 new = formed.squares()
             else:
                 new = term.squares(*basis, once)
-            sums[block.name] = sums[block.name] + new if block.name in sums else new
+            sums[block.name] = sums[block.name].add_(new) if block.name in sums else new
         passed.swap(rows, replace(rows, terms=tuple(terms)))
     return sums

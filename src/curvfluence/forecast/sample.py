@@ -29,7 +29,9 @@ class Sample:
         )
         return Sample(concatenate([rows for _, rows in found]), few)
 
-    def line(self, run: Callable[[Rows], object]) -> Pass:
-        """Seconds of `run` on rows: what it takes to start, and for each example."""
-        some, most = self.rows[: self.few], self.rows
+    def line(
+        self, run: Callable[[Rows], object], prepare: Callable[[Rows], Rows] = lambda rows: rows
+    ) -> Pass:
+        """Seconds of `run` on prepared rows: what it takes to start, and for each example."""
+        some, most = prepare(self.rows[: self.few]), prepare(self.rows)
         return line(self.few, timed(lambda: run(some)), len(most.dense), timed(lambda: run(most)))

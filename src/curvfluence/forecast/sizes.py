@@ -68,12 +68,15 @@ class Sizes:
         run: Callable[[Rows], object],
         *,
         times: float = 1.0,
+        prepare: Callable[[Rows], Rows] = lambda rows: rows,
     ) -> Stage:
         """A stage that does `run` with the rows of all examples, timed on those of a few."""
         if fisher not in self.samples:
             self.samples[fisher] = Sample.of(self.problem, self.covered, fisher)
         columns = fisher.width(self.problem)
-        seconds = times * self.samples[fisher].line(run).seconds(self.n, self._chunks(columns))
+        seconds = times * self.samples[fisher].line(run, prepare).seconds(
+            self.n, self._chunks(columns)
+        )
         return Stage(name, operations, numbers * self.item, seconds)
 
     def passed(self, name: str, columns: int, passes: float = 1.0, *, kept: float = 0.0) -> Stage:

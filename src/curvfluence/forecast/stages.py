@@ -22,7 +22,9 @@ from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.sizes import Sizes, work
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
+from curvfluence.terms import Once, SharedOuter, Term
 from curvfluence.terms.base import NUMBERS as TEMPORARY
+from curvfluence.terms.shared import is_compact
 
 SOLVED = 2**25  # numbers of solved queries in the scores that are timed
 
@@ -90,8 +92,9 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
     blocks = layer_blocks(problem.parameters, covered, joint_bias=rung.joint_bias)
 
     def sums(rows: Rows) -> None:
+        once: Once = {}
         for block in blocks:
-            rung.sharing.sums(block.factored(rows), rows.weights)
+            rung.sharing.sums(block.factored(rows), rows.weights, once)
         Remainder(problem, covered, joint=rung.joint_bias).add(rows)
 
     stages = [
@@ -114,8 +117,9 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
     bases = {block.name: _bases(problem, block) for block in blocks}
 
     def squares(rows: Rows) -> None:
+        once: Once = {}
         for block in blocks:
-            block.factored(rows).squares(*bases[block.name])
+            block.factored(rows).squares(*bases[block.name], once)
 
     read = fisher if values is None else values
     stages.append(sizes.timed("eigenvalues", second, 2 * held + memory, read, squares))
@@ -130,7 +134,10 @@ def _bases(problem: Problem, block: LayerBlock) -> tuple[Tensor, Tensor | None]:
 
 
 def _gram(k: int) -> float:
-    """Operations of a Gram matrix of width k, a row: wide ones are computed by halves."""
+    """Operations of a Gram matrix of width k, a row: on one thread half of the product's, else wide
+    ones are computed by halves."""
+    if torch.get_num_threads() == 1:
+        return 1.0 * k * k
     return 2.0 * k * k if k < 256 else 1.5 * k * k
 
 
@@ -215,13 +222,21 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     n, q, p = sizes.n, sizes.queries, sizes.p
     there = isinstance(rung, FisherRung) and sizes.gradients(_fisher(sizes.problem, rung))
     left, kept = (sizes.missing(Empirical()), sizes.kept(Empirical())) if there else (1.0, 0.0)
+    formed = _formed(sizes, rung) if there else frozenset[str]()
     solve = 0.0
     if isinstance(rung, KFAC | EKFAC):
         for layer in sizes.covered.layers:
             o, i = layer.out_features, layer.in_features
-            there = 2.0 * q * o * i * (o + i)
-            solve += there + min(there, 2.0 * n * layer.positions * (o * o + i * i))
-    rows = sum(2.0 * n * work(layer) for layer in sizes.covered.layers if layer.shared)
+            turn = 2.0 * q * o * i * (o + i)
+            solve += turn
+            if layer.weight not in formed:
+                solve += min(turn, 2.0 * n * layer.positions * (o * o + i * i))
+    rows = sum(
+        2.0 * n * work(layer)
+        for layer in sizes.covered.layers
+        if layer.shared and layer.weight not in formed
+    )
+    kept *= _shrunk(sizes, formed)
     some = min(q, max(1, SOLVED // p))
     x_qp = torch.ones(some, p).to(sizes.problem.decay)
     gradients = sizes.passed("gradients", 1, left + q / max(1, n), kept=kept)
@@ -234,7 +249,41 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
         held + kept,
         Empirical(),
         lambda rows: rows.inner(x_qp),
+        prepare=lambda rows: _with_formed(rows, formed),
         times=q / some,
     )
     fresh = replace(scores, seconds=scores.seconds + held * sizes.rates.fresh)
     return [gradients, sizes.stage("solutions", solve, 3.0 * q * p), fresh]
+
+
+def _formed(sizes: Sizes, rung: Rung) -> frozenset[str]:
+    """The weights whose gradients EK-FAC leaves in its eigenbasis, as matrices."""
+    if not (isinstance(rung, EKFAC) and rung.values is None and rung.joint_bias):
+        return frozenset()
+    layers = (layer for layer in sizes.covered.layers if layer.shared and not layer.lookup)
+    return frozenset(
+        layer.weight
+        for layer in layers
+        if is_compact(layer.out_features, layer.in_features, layer.positions)
+    )
+
+
+def _shrunk(sizes: Sizes, formed: frozenset[str]) -> float:
+    """How many numbers the kept gradients have then, over those of a and s."""
+    before = after = 0
+    for layer in sizes.covered.layers:
+        o, i, t = layer.out_features, layer.in_features, layer.positions
+        held = t * (o + i * (not layer.lookup))
+        before += held
+        after += o * i if layer.weight in formed else held
+    return after / max(1, before)
+
+
+def _with_formed(rows: Rows, formed: frozenset[str]) -> Rows:
+    """The rows with the terms of those weights as matrices, a bias among them."""
+    terms: list[Term] = list(rows.terms)
+    for k, (layer, term) in enumerate(zip(rows.layers, rows.terms, strict=True)):
+        if isinstance(term, SharedOuter) and layer.weight in formed:
+            whole = replace(term, biased=term.ones)
+            terms[k] = replace(whole.formed(None, None), biased=False)
+    return replace(rows, terms=tuple(terms))

@@ -12,7 +12,7 @@ from curvfluence.terms.forms import bias_alone, joined, with_bias
 from curvfluence.terms.gram import gram
 from curvfluence.terms.lookup import LookupOuter
 from curvfluence.terms.outer import Outer
-from curvfluence.terms.products import Once, with_ones
+from curvfluence.terms.products import Once, sum_of, with_ones
 from curvfluence.terms.shared import SharedOuter
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "bias_alone",
     "gram",
     "joined",
+    "sum_of",
     "with_bias",
     "with_ones",
 ]

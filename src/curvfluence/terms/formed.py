@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Term
+from curvfluence.terms.products import sum_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +71,8 @@ class Formed(Term):
 
     def squares(self) -> Tensor:
         """Σ_n M² elementwise, [o, i]."""
-        total_io = self.held_nio.new_zeros(self.held_nio.shape[1:])
-        for part in self.slices(total_io.numel()):
-            total_io += cast(Formed, part).held_nio.square().sum(0)
-        return total_io.mT
+        parts = self.slices(self.held_nio[0].numel())
+        return sum_of(cast(Formed, part).held_nio.square().sum(0) for part in parts).mT
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         """With x in the basis, or the rows out of it, whichever are fewer."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import TypeAlias
 
 import torch
@@ -20,6 +21,11 @@ def shared(once: Once | None, key: object, of: Tensor, make: Callable[[], Tensor
     if whole not in once:
         once[whole] = make()
     return once[whole]
+
+
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """Σ of at least one tensor, with no more than two held at a time."""
+    return reduce(torch.add, values)
 
 
 def combined(y_qnc: Tensor, s_nco: Tensor) -> Tensor:

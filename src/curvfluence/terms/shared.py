@@ -26,6 +26,11 @@ from curvfluence.terms.products import (
 FORMED = 2  # times the numbers of a and s up to which formed rows are kept
 
 
+def is_compact(o: int, i: int, t: int) -> bool:
+    """Whether a single column's row of o × i is not much larger than the a and s of t positions."""
+    return o * i <= FORMED * t * (o + i)
+
+
 @dataclass(frozen=True, eq=False)
 class SharedOuter(Factored):
     """Rows Σ_t s_t ⊗ a_t. `counted` [N, T] says which positions count in the factors of `expand`
@@ -87,8 +92,7 @@ class SharedOuter(Factored):
     @property
     def compact(self) -> bool:
         """Whether the rows, formed, are not much larger than a and s."""
-        o, i = self.shape
-        return self.c == 1 and o * i <= FORMED * self.a.shape[1] * (o + i)
+        return self.c == 1 and is_compact(*self.shape, self.a.shape[1])
 
     def formed(
         self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
