@@ -29,9 +29,7 @@ UNPROVED = 512  # in a sum of rows that is compared: one that is wrong shows abo
 DENSE_ROWS = 2**27  # numbers in a pass's dense rows
 _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
 _KEPT: WeakKeyDictionary[Problem, tuple[Coverage, Kept[Rows]]] = WeakKeyDictionary()
-NUMBERS = (
-    3 * 2**22
-)  # numbers in a pass's layer inputs and output gradients: they stay near the caches
+NUMBERS = 3 * 2**22  # in a pass's layer inputs and output gradients: not far from the caches
 
 
 def rows_in_chunks(
@@ -224,7 +222,7 @@ def gradient_rows(
     problem: Problem, covered: Coverage, *, again: bool = False, factored: bool = False
 ) -> Iterator[tuple[int, Rows]]:
     """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted; with
-    `factored` as a and s.
+    `factored` as a and s, for which others that are kept are dropped.
 
     With `again` (they will be asked for once more), and from the second time on, those of the first
     examples are kept, `Problem.remember` bytes of them, and read from then on. Fresh memory costs

@@ -30,7 +30,8 @@ class EKFAC(KroneckerRung):
     o × i matrix is formed for each column, a slice of examples at a time. Cost: K-FAC's, and
     N T (C o² + i²) + N C o i (T + 1, where shared) in a second pass over the data, which reads what
     the first one computed as far as that is at most `Problem.remember` bytes and computes the rest
-    again.
+    again. With the training labels the matrices so formed are the gradients in the eigenbasis, and
+    are kept for scores in the place of a and s.
 
     `values` is the Fisher type of Λ, by default that of the factors: with sampled factors and
     `values=Type2()` the basis is sampled and the eigenvalues are exact.

@@ -84,7 +84,8 @@ class SharedOuter(Factored):
         self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
     ) -> Tensor:
         """The sum over t stands inside the square, so rows are formed, a slice at a time."""
-        total_io = self.s.new_zeros(self.shape).mT
+        o, i = self.shape
+        total_io = self.s.new_zeros(i, o)
         for rows_nico in self._within(out_basis, in_basis, once):
             total_io += rows_nico.square_().sum((0, 2))
         return total_io.mT
