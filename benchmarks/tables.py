@@ -23,9 +23,9 @@ Made by `make bench` from `benchmarks/results.json`; how it is measured and how 
 factors, decompositions and eigenvalues, *pairwise* the gradients of queries and examples and their
 scores. *Error* is the relative Frobenius error of the scores against a plain float64 reference of
 the same definition; none for sampled labels. A ratio is a library's seconds over curvfluence's in
-the same round. *Of sgemm* is operations by formula over what sgemm does in that time, fit / pairwise;
-above 100% an earlier stage did part of it. All are restricted to the weights and biases of Linear and Conv2d layers, a layer's
-bias a column of its weight, damping exact.
+the same round. *Of sgemm* is operations by formula over what sgemm does in that time, fit /
+pairwise; above 100% an earlier stage did part of it. All are restricted to the weights and biases
+of Linear and Conv2d layers, a layer's bias a column of its weight, damping exact.
 """
 
 

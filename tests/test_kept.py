@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from curvfluence import gradients
 from curvfluence.coverage import coverage
 from curvfluence.curvature.kronecker import KroneckerEigen
 from curvfluence.kept import Kept
+from curvfluence.rows import Rows
+from curvfluence.terms import SharedOuter
 from tests.problems import make, mlp, seeded
 from tests.zoo import Run, zoo_problem
 
@@ -121,6 +125,10 @@ class TestGradients:
 SHARED = ["linear over positions", "cnn with groups", "multi-head attention", "untied transformer"]
 
 
+def held(problem: cf.Problem) -> tuple[Rows, ...]:
+    return gradients.kept_gradients(problem, coverage(problem))
+
+
 def in_chunks(monkeypatch: pytest.MonkeyPatch, name: str, remember: int) -> cf.Problem:
     """A problem of the zoo whose passes take three examples at a time."""
     made = zoo_problem(name)
@@ -142,9 +150,9 @@ class TestEigenbasis:
         """A problem whose gradients are kept there, and one that keeps none."""
         kept, none = (in_chunks(monkeypatch, name, room) for room in (2**20, 0))
         cf.fit(kept, self.EKFAC)
-        forms = [rows.factored for rows in gradients.kept_gradients(kept)]
+        forms = [rows.factored for rows in held(kept)]
         assert forms == [False] * 3
-        assert not gradients.kept_gradients(none)
+        assert not held(none)
         return kept, none
 
     def test_scores_of_the_same_curvature_and_of_others(
@@ -163,7 +171,7 @@ class TestEigenbasis:
                 torch.testing.assert_close(
                     (found.blocks or {})[block], values, rtol=1e-9, atol=1e-12
                 )
-        assert not any(rows.factored for rows in gradients.kept_gradients(kept))
+        assert not any(rows.factored for rows in held(kept))
 
     def test_no_pass_over_the_data_but_the_first(
         self, monkeypatch: pytest.MonkeyPatch, name: str
@@ -207,11 +215,59 @@ class TestEigenbasis:
         (_, first), *_ = gradients.gradient_rows(none, coverage(none))
         small = in_chunks(monkeypatch, name, first.held * 3 // 2)
         curvature = cf.fit(small, self.EKFAC)
-        (only,) = gradients.kept_gradients(small)
+        (only,) = held(small)
         assert (len(only), only.factored) == (3, False)
         found = cf.influence(small, curvature, damping=self.DAMPING).values
         wanted = cf.influence(none, self.EKFAC, damping=self.DAMPING).values
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Fisher mc")
+@pytest.mark.parametrize("name", SHARED)
+def test_nothing_is_formed_that_is_not_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    formed: list[int] = []
+    form = SharedOuter.formed
+
+    def counted(term: SharedOuter, *args, **kwargs):
+        formed.append(term.n)
+        return form(term, *args, **kwargs)
+
+    monkeypatch.setattr(SharedOuter, "formed", counted)
+    for room, fisher, some in (
+        (0, cf.Empirical(), False),
+        (2**20, cf.MonteCarlo(1), False),
+        (2**20, cf.Empirical(), True),
+    ):
+        del formed[:]
+        cf.fit(in_chunks(monkeypatch, name, room), cf.EKFAC(fisher))
+        assert bool(formed) == some
+
+
+def test_what_was_kept_under_another_coverage_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = in_chunks(monkeypatch, "linear over positions", 2**20)
+    cf.fit(given, cf.EKFAC(cf.Empirical()))
+    assert len(held(given)) == 3
+    given.model.note = 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert held(given) == ()
+    found = [len(several) for _, several in gradients.gradient_batches(given, coverage(given))]
+    assert found == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_formed_gradients_in_float32(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    exact = zoo_problem(name)
+    model = copy.deepcopy(exact.model).float()
+    train, queries = (
+        e.to(torch.device("cpu"), torch.float32) for e in (exact.train, exact.queries)
+    )
+    single = cf.Problem(model, exact.loss, train, queries, weight_decay=0.01)
+    rung, damping = cf.EKFAC(cf.Empirical()), cf.Absolute(0.05)
+    found = cf.influence(single, rung, damping=damping).values.double()
+    assert any(not rows.factored for rows in held(single))
+    wanted = cf.influence(exact, rung, damping=damping).values
+    assert float((found - wanted).norm()) <= 1e-3 * float(wanted.norm())
 
 
 def gated(m: Run, x: torch.Tensor) -> torch.Tensor:
@@ -241,6 +297,29 @@ def test_layers_on_the_same_inputs_share_their_basis() -> None:
             torch.testing.assert_close(block.operator.to_dense(), dense, rtol=1e-9, atol=1e-13)
             for other in others:
                 getattr(model, other).requires_grad_(True)
+
+
+def test_what_layers_share_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of gate and up: one Gram matrix of their inputs a chunk, and one rotation."""
+    seeded()
+    parts = {"first": (2, 4), "gate": (4, 3), "up": (4, 3), "head": (9, 3)}
+    model = Run(gated, **{name: torch.nn.Linear(*sizes) for name, sizes in parts.items()})
+    made = make(model, cf.CrossEntropy(), shape=(6,))
+    module = sys.modules["curvfluence.terms.shared"]
+    calls: dict[str, list[tuple[int, ...]]] = {"gram": [], "mm": []}
+    for name, seen in calls.items():
+        original = getattr(module, name)
+
+        def counted(x: torch.Tensor, *args, seen=seen, original=original):
+            seen.append(tuple(x.shape))
+            return original(x, *args)
+
+        monkeypatch.setattr(module, name, counted)
+    cf.fit(made, cf.EKFAC(cf.Empirical()))
+    n, t = len(made.train), 3
+    assert calls["gram"].count((n * t, 5)) == 1  # inputs of gate and up, with their bias
+    assert calls["mm"].count((n, t, 5)) == 1
+    assert calls["gram"].count((n * t, 3)) == 1 + 2  # inputs of first; s of gate and up
 
 
 def test_kept_chunks_are_scored_together_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

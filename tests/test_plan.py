@@ -63,9 +63,16 @@ def test_rows_that_the_fit_formed_are_not_formed_again() -> None:
         (stage,) = (one for one in cf.plan(problem, rung).stages if one.name == "scores")
         return stage.operations
 
-    assert scores(cf.EKFAC(cf.Empirical())) == 2 * q * n * p
+    product, rows = 2 * q * n * p, 2 * n * shared
+    assert scores(cf.EKFAC(cf.Empirical())) == product
+    assert scores(cf.EKFAC(cf.Type2(), values=cf.Empirical())) == product
     for rung in (cf.KFAC(cf.Empirical()), cf.EKFAC(cf.MonteCarlo(1))):
-        assert scores(rung) == 2 * q * n * p + 2 * n * shared
+        assert scores(rung) == product + rows
+    for room in (0, 1000):  # none is kept, and some
+        problem = cf.Problem(
+            problem.model, problem.loss, problem.train, problem.queries, remember=room
+        )
+        assert scores(cf.EKFAC(cf.Empirical())) == product + rows
 
 
 def wide() -> cf.Problem:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+import sys
+
 import pytest
 import torch
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
-from curvfluence.terms import Formed, SharedOuter, bias_alone, gram, joined, with_bias
+from curvfluence.terms import Formed, Once, SharedOuter, bias_alone, gram, joined, with_bias
 from curvfluence.terms.gram import _by_halves, _by_numpy
+from curvfluence.terms.products import shared
 from tests.problems import seeded
 
 N, T, INPUTS, OUTPUTS, Q = 6, 5, 3, 4, 2
@@ -19,7 +21,7 @@ def orthogonal(k: int) -> Tensor:
     return torch.linalg.qr(torch.randn(k, k, dtype=torch.float64)).Q
 
 
-def shared(*, ones: bool) -> SharedOuter:
+def shared_rows(*, ones: bool) -> SharedOuter:
     """Rows of a weight; with `ones`, of one that has a bias."""
     a = torch.randn(N, T, INPUTS, dtype=torch.float64)
     s = torch.randn(N, 1, T, OUTPUTS, dtype=torch.float64)
@@ -45,7 +47,7 @@ class TestFormed:
 
     def both(self, kind: str, ones: bool) -> list[tuple[SharedOuter, Formed]]:
         seeded()
-        weight = shared(ones=ones)
+        weight = shared_rows(ones=ones)
         whole = with_bias(weight) if ones else weight
         formed = whole.formed(*BASES[kind](INPUTS + ones))
         pairs = [(whole, formed)]
@@ -143,15 +145,62 @@ class TestGram:
             size = float(rows.square().sum()) + 1
             assert float((made - wanted).abs().max()) <= 4 * eps * size
 
+    @pytest.mark.parametrize("blas", [1, 2])
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_threads_are_left_as_found(self, threads: int) -> None:
-        np.zeros(1) @ np.zeros(1)  # NumPy's BLAS is loaded
-        was, pools = torch.get_num_threads(), [one["num_threads"] for one in threadpool_info()]
-        try:
-            torch.set_num_threads(threads)
-            rows = torch.randn(300, 270, dtype=torch.float64)
-            torch.testing.assert_close(gram(rows), rows.T @ rows)
-            assert torch.get_num_threads() == threads
-        finally:
-            torch.set_num_threads(was)
-        assert [one["num_threads"] for one in threadpool_info()] == pools
+    def test_numpy_where_both_have_one_thread(
+        self, monkeypatch: pytest.MonkeyPatch, threads: int, blas: int
+    ) -> None:
+        """So nobody's number of threads is changed."""
+        module = sys.modules["curvfluence.terms.gram"]
+        calls: list[int] = []
+        by_numpy = _by_numpy
+
+        def counted(rows: Tensor) -> Tensor:
+            calls.append(rows.shape[1])
+            return by_numpy(rows)
+
+        monkeypatch.setattr(module, "_by_numpy", counted)
+        rows = torch.randn(300, 270, dtype=torch.float64)
+        was = torch.get_num_threads()
+        with threadpool_limits(blas, user_api="blas"):
+            before = threadpool_info()
+            try:
+                torch.set_num_threads(threads)
+                torch.testing.assert_close(gram(rows), rows.T @ rows)
+                gram(rows[:, :64])  # narrow: torch's product is as fast
+                gram(rows.bfloat16())
+            finally:
+                torch.set_num_threads(was)
+            assert [one["num_threads"] for one in threadpool_info()] == [
+                one["num_threads"] for one in before
+            ]
+        assert calls == ([270] if threads == blas == 1 else [])
+
+
+class TestShared:
+    """What terms on the same memory share while a chunk is worked on."""
+
+    def test_once_for_the_same_memory_and_key(self) -> None:
+        a = torch.randn(3, 2)
+        once: Once = {}
+        first = shared(once, "gram", a, lambda: a.T @ a)
+        assert shared(once, "gram", a[:], lambda: a.T @ a) is first
+        assert shared(once, "other", a, lambda: a.T @ a) is not first
+        assert shared(once, "gram", a.clone(), lambda: a.T @ a) is not first
+        assert shared(once, "gram", a[:2], lambda: a.T @ a) is not first
+        assert shared(None, "gram", a, lambda: a.T @ a) is not first
+
+    def test_two_bases_on_the_same_inputs(self) -> None:
+        seeded()
+        term, once = shared_rows(ones=False), {}
+        for u_a in (orthogonal(INPUTS), orthogonal(INPUTS)):
+            u_b = orthogonal(OUTPUTS)
+            wanted = term.dense()
+            same(term.formed(u_b, u_a, once).dense(), wanted)
+            same(term.squares(u_b, u_a, once), term.squares(u_b, u_a))
+
+
+def test_no_examples() -> None:
+    none = shared_rows(ones=False)[:0].formed(None, None)
+    assert none.dense().shape == (0, 1, OUTPUTS, INPUTS)
+    assert none.inner(torch.zeros(Q, OUTPUTS, INPUTS, dtype=torch.float64)).shape == (Q, 0, 1)

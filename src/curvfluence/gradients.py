@@ -249,7 +249,7 @@ def gradient_rows(
 def gradient_batches(problem: Problem, covered: Coverage) -> Iterator[tuple[int, tuple[Rows, ...]]]:
     """`gradient_rows` with the chunks that are kept several at a time, up to 4,096 examples: what
     is scored against them is read from memory once for all of these."""
-    kept = sum(len(rows) for rows in kept_gradients(problem))
+    kept = sum(len(rows) for rows in kept_gradients(problem, covered))
     several: list[Rows] = []
     first = count = 0
     for start, rows in gradient_rows(problem, covered):
@@ -263,17 +263,29 @@ def gradient_batches(problem: Problem, covered: Coverage) -> Iterator[tuple[int,
             several, first, count = [], first + count, 0
 
 
-def kept_gradients(problem: Problem) -> tuple[Rows, ...]:
+def kept_gradients(problem: Problem, covered: Coverage) -> tuple[Rows, ...]:
     """What `gradient_rows` will read and not compute."""
-    known = _KEPT.get(problem)
-    return () if known is None else tuple(rows for _, rows in known[1])
+    kept = _kept(problem, covered)
+    return () if kept is None else tuple(rows for _, rows in kept)
 
 
-def swap_gradients(problem: Problem, old: Rows, new: Rows) -> None:
+def keeps_gradients(problem: Problem, covered: Coverage, rows: Rows) -> bool:
+    """Whether these rows of `gradient_rows` are kept."""
+    kept = _kept(problem, covered)
+    return kept is not None and kept.holds(rows)
+
+
+def swap_gradients(problem: Problem, covered: Coverage, old: Rows, new: Rows) -> None:
     """Keep the same gradients in another form, where they are kept and there is room."""
+    kept = _kept(problem, covered)
+    if kept is not None:
+        kept.swap(old, new)
+
+
+def _kept(problem: Problem, covered: Coverage) -> Kept[Rows] | None:
+    """What is kept for a problem, if it was made under this coverage."""
     known = _KEPT.get(problem)
-    if known is not None:
-        known[1].swap(old, new)
+    return None if known is None or known[0] is not covered else known[1]
 
 
 def _computed(problem: Problem, covered: Coverage, first: int) -> Iterator[tuple[int, Rows]]:

@@ -95,7 +95,7 @@ def influence(
                     part,
                     chosen,
                     examples=len(problem.train),
-                    kept=kept_gradients(problem),
+                    kept=kept_gradients(problem, covered),
                     compress=compress,
                 )
                 error = max(error, solved.compression_error)

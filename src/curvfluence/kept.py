@@ -40,6 +40,10 @@ class Kept(Generic[R]):
         self.room -= rows.held
         return True
 
+    def holds(self, rows: R) -> bool:
+        """Whether it is these rows that are kept."""
+        return any(kept is rows for kept, _ in self.chunks)
+
     def swap(self, old: R, new: R) -> None:
         """Keep `new` in the place of `old`, if that is kept and there is room."""
         for k, (rows, _) in enumerate(self.chunks):

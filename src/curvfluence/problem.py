@@ -45,10 +45,11 @@ class Problem:
     inputs and gradients (factors, eigenvectors, solves, scores) stay in float32. Which weights have
     a rule is found without. docs/precision.md tables the error.
 
-    `remember` is how many bytes of the training examples' gradients (as a and s, or formed where a
-    fit had to form them) are kept, as long as the problem is, once they are asked for again (by scores after a fit with the
-    training labels, by a second damping or rung); and of a fit's rows while it makes its second
-    pass. By default a sixteenth of the memory; 0 keeps none.
+    `remember` is how many bytes of the training examples' gradients (as a and s, or as matrices in
+    the eigenbasis of an EK-FAC, which is then held as well) are kept, as long as the problem is,
+    once they are asked for again (by scores after a fit with the training labels, by a second
+    damping or rung); and of a fit's rows while it makes its second pass. By default a sixteenth of
+    the memory; 0 keeps none.
 
     Errors, before any work: `InputError` where model, loss and data do not fit, `NonFiniteError`
     with the index of the example.

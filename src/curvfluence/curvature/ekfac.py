@@ -17,6 +17,7 @@ from curvfluence.curvature.layerwise import (
 from curvfluence.curvature.passes import FisherPass
 from curvfluence.fisher import Fisher
 from curvfluence.problem import Problem
+from curvfluence.rows import Rows
 from curvfluence.terms import Once, SharedOuter, Term
 
 
@@ -71,20 +72,35 @@ def _squares(
     blocks: tuple[LayerBlock, ...],
     bases: dict[str, tuple[Tensor | None, Tensor | None]],
 ) -> dict[str, Tensor]:
-    """Σ_n Σ_c (U_Bᵀ row U_A)² of every block. Where rows are the gradients, those formed for it are
-    kept in the place of their a and s: scores need no other."""
+    """Σ_n Σ_c (U_Bᵀ row U_A)² of every block. Where rows are the gradients and kept, those formed
+    for it are kept in the place of their a and s: scores need no other."""
     sums: dict[str, Tensor] = {}
     for rows in passed:
-        once: Once = {}
-        terms: list[Term] = list(rows.terms)
-        for block in blocks:
-            term, basis = block.factored(rows), bases[block.name]
-            if passed.gradients and block.whole and isinstance(term, SharedOuter) and term.compact:
-                formed = term.formed(*basis, once)
-                terms[block.position] = replace(formed, biased=False)
-                new = formed.squares()
-            else:
-                new = term.squares(*basis, once)
-            sums[block.name] = sums[block.name].add_(new) if block.name in sums else new
-        passed.swap(rows, replace(rows, terms=tuple(terms)))
+        passed.swap(rows, _add_squares(sums, rows, blocks, bases, form=passed.keeps(rows)))
     return sums
+
+
+def _add_squares(
+    sums: dict[str, Tensor],
+    rows: Rows,
+    blocks: tuple[LayerBlock, ...],
+    bases: dict[str, tuple[Tensor | None, Tensor | None]],
+    *,
+    form: bool,
+) -> Rows:
+    """Add a chunk's; the rows, with `form` those of shared layers as matrices in the basis."""
+    once: Once = {}  # what is rotated of the inputs that the layer before had too
+    inputs: int | None = None
+    terms: list[Term] = list(rows.terms)
+    for block in blocks:
+        term, basis = block.factored(rows), bases[block.name]
+        if inputs != (inputs := term.tensors[0].data_ptr()):
+            once.clear()
+        if form and block.whole and isinstance(term, SharedOuter) and term.compact:
+            formed = term.formed(*basis, once)
+            terms[block.position] = replace(formed, biased=False)
+            new = formed.squares()
+        else:
+            new = term.squares(*basis, once)
+        sums[block.name] = sums[block.name].add_(new) if block.name in sums else new
+    return replace(rows, terms=tuple(terms))

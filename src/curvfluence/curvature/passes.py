@@ -9,7 +9,12 @@ from torch import Tensor
 
 from curvfluence.coverage import coverage
 from curvfluence.fisher import FEW_SURPRISES, Draws, Empirical, Fisher
-from curvfluence.gradients import gradient_rows, rows_in_chunks, swap_gradients
+from curvfluence.gradients import (
+    gradient_rows,
+    keeps_gradients,
+    rows_in_chunks,
+    swap_gradients,
+)
 from curvfluence.kept import Kept
 from curvfluence.losses import Loss
 from curvfluence.problem import Problem
@@ -39,10 +44,14 @@ class FisherPass:
         """Whether the rows are those of `gradient_rows`."""
         return isinstance(self.fisher, Empirical) and self.problem.train.weights is None
 
+    def keeps(self, rows: Rows) -> bool:
+        """Whether the rows of a chunk are kept as the gradients that scores read."""
+        return self.gradients and keeps_gradients(self.problem, self.covered, rows)
+
     def swap(self, old: Rows, new: Rows) -> None:
         """Keep the rows of a chunk in another form for whoever reads the gradients."""
         if self.gradients:
-            swap_gradients(self.problem, old, new)
+            swap_gradients(self.problem, self.covered, old, new)
 
     def __iter__(self) -> Iterator[Rows]:
         if self.gradients:

@@ -24,6 +24,7 @@ from curvfluence.problem import Problem
 from curvfluence.rows import Rows
 from curvfluence.terms import Once, SharedOuter, Term
 from curvfluence.terms.base import NUMBERS as TEMPORARY
+from curvfluence.terms.gram import operations as gram_operations
 from curvfluence.terms.shared import is_compact
 
 SOLVED = 2**25  # numbers of solved queries in the scores that are timed
@@ -79,7 +80,7 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
     for layer in covered.layers:
         o, t = layer.out_features, layer.positions
         i = 0 if layer.lookup else layer.in_features + (layer.bias is not None)
-        factors += n * t * (_gram(i) + c * _gram(o))
+        factors += n * t * (gram_operations(i) + c * gram_operations(o))
         eigen += float(o) ** 3 + float(i) ** 3
         rotate = 2.0 * n * t * (c * o * o + i * i)
         if layer.shared:
@@ -131,14 +132,6 @@ def _bases(problem: Problem, block: LayerBlock) -> tuple[Tensor, Tensor | None]:
     o, i = block.shape
     lookup = block.layer.lookup and block.with_weight
     return torch.eye(o).to(problem.decay), None if lookup else torch.eye(i).to(problem.decay)
-
-
-def _gram(k: int) -> float:
-    """Operations of a Gram matrix of width k, a row: on one thread half of the product's, else wide
-    ones are computed by halves."""
-    if torch.get_num_threads() == 1:
-        return 1.0 * k * k
-    return 2.0 * k * k if k < 256 else 1.5 * k * k
 
 
 def _block_stages(sizes: Sizes, c: int) -> list[Stage]:
@@ -220,9 +213,10 @@ def _iterations(sizes: Sizes, form: ConjugateGradients, c: int) -> list[Stage]:
 
 def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     n, q, p = sizes.n, sizes.queries, sizes.p
-    there = isinstance(rung, FisherRung) and sizes.gradients(_fisher(sizes.problem, rung))
+    read = _read_last(sizes.problem, rung)
+    there = read is not None and sizes.gradients(read)
     left, kept = (sizes.missing(Empirical()), sizes.kept(Empirical())) if there else (1.0, 0.0)
-    formed = _formed(sizes, rung) if there else frozenset[str]()
+    formed = _formed(sizes, rung) if there and left == 0 else frozenset[str]()
     solve = 0.0
     if isinstance(rung, KFAC | EKFAC):
         for layer in sizes.covered.layers:
@@ -236,7 +230,7 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
         for layer in sizes.covered.layers
         if layer.shared and layer.weight not in formed
     )
-    kept *= _shrunk(sizes, formed)
+    kept = min(kept * _shrunk(sizes, formed), sizes.problem.remember / sizes.item)
     some = min(q, max(1, SOLVED // p))
     x_qp = torch.ones(some, p).to(sizes.problem.decay)
     gradients = sizes.passed("gradients", 1, left + q / max(1, n), kept=kept)
@@ -256,15 +250,25 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     return [gradients, sizes.stage("solutions", solve, 3.0 * q * p), fresh]
 
 
+def _read_last(problem: Problem, rung: Rung) -> Fisher | None:
+    """The Fisher type of a fit's last pass; None where it makes none."""
+    if not isinstance(rung, FisherRung):
+        return None
+    values = rung.values if isinstance(rung, EKFAC) else None
+    return _fisher(problem, rung) if values is None else values
+
+
 def _formed(sizes: Sizes, rung: Rung) -> frozenset[str]:
-    """The weights whose gradients EK-FAC leaves in its eigenbasis, as matrices."""
-    if not (isinstance(rung, EKFAC) and rung.values is None and rung.joint_bias):
+    """The weights whose gradients EK-FAC leaves in its eigenbasis, as matrices, where it reads
+    the gradients and keeps all of them."""
+    if not isinstance(rung, EKFAC):
         return frozenset()
-    layers = (layer for layer in sizes.covered.layers if layer.shared and not layer.lookup)
+    blocks = layer_blocks(sizes.problem.parameters, sizes.covered, joint_bias=rung.joint_bias)
+    whole = (block for block in blocks if block.whole and not block.layer.lookup)
     return frozenset(
-        layer.weight
-        for layer in layers
-        if is_compact(layer.out_features, layer.in_features, layer.positions)
+        block.layer.weight
+        for block in whole
+        if block.layer.shared and is_compact(*block.shape, block.layer.positions)
     )
 
 

@@ -92,10 +92,26 @@ class Formed(Term):
     def rotated(self, out_basis: Tensor | None, in_basis: Tensor | None) -> Formed:
         if self.within(out_basis, in_basis):
             return Formed(self.held_nio, biased=self.biased)
-        rows_nio = self._plain()
-        rows_nio = rows_nio if in_basis is None else in_basis.T @ rows_nio
-        rows_nio = rows_nio if out_basis is None else rows_nio @ out_basis
-        return Formed(rows_nio, biased=self.biased)
+        if self._cut:
+            whole = Formed(self._plain(), biased=self.biased)
+            return whole.rotated(out_basis, in_basis)
+        right = _between(self.out_basis, out_basis)
+        left = _between(self.in_basis, in_basis)
+        rows_nio = self.held_nio if left is None else left.T @ self.held_nio
+        return Formed(rows_nio if right is None else rows_nio @ right, biased=self.biased)
+
+    def weighted_squares(self, weights_oi: Tensor) -> Tensor:
+        if self.out_basis is not None or self.in_basis is not None or self._cut:
+            return super().weighted_squares(weights_oi)
+        weights_w = weights_oi.mT.flatten()
+        parts = [cast(Formed, part).held_nio for part in self.slices(weights_w.numel())]
+        return torch.cat([held_nio.square().flatten(1) @ weights_w for held_nio in parts])
+
+    def squared_norms(self) -> Tensor:
+        if self._cut:
+            return super().squared_norms()
+        parts = [cast(Formed, part).held_nio for part in self.slices(self.held_nio[0].numel())]
+        return torch.cat([held_nio.square().sum((1, 2)) for held_nio in parts])[:, None]
 
     def norms(self) -> Tensor:
         return self.held_nio.flatten(1).norm(dim=1)
@@ -114,6 +130,13 @@ class Formed(Term):
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _between(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """U_oldᵀ U_new."""
+    if old is None or new is None:
+        return new if old is None else old.T
+    return old.T @ new
 
 
 def _products(rows_nio: Tensor, x_qoi: Tensor) -> Tensor:

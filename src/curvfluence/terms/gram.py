@@ -12,31 +12,45 @@ from torch import Tensor
 from curvfluence.terms.products import rows_of
 
 WIDE = 256
+NARROW = 64  # up to which torch's product is as fast
 
 
 def gram(rows: Tensor) -> Tensor:
     """rowsᵀ rows, [k, k], without gradients.
 
     It is symmetric, so half of the operations suffice. BLAS has them as syrk, which torch does not
-    offer and NumPy uses for the product of an array and its own transpose: on one thread 1.3 to 1.9
-    times as fast. With several, NumPy's threads are others than torch's, and slower where rows are
-    narrow; then, and on other devices, the lower blocks of wide ones are mirrored.
+    offer and NumPy uses for the product of an array and its own transpose: 1.3 to 1.9 times as
+    fast. NumPy's threads are others than torch's, so this is where both have one, as under
+    OMP_NUM_THREADS=1; else, and on other devices, the lower blocks of wide rows are mirrored.
     """
     plain = rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64)
-    if plain and torch.get_num_threads() == 1:
+    if rows.shape[1] > NARROW and plain and _one_thread():
         return _by_numpy(rows)
     return _by_halves(rows)
 
 
+def operations(k: int) -> float:
+    """Of a Gram matrix of width k, for each row."""
+    if k > NARROW and _one_thread():
+        return 1.0 * k * k
+    return 2.0 * k * k if k < WIDE else 1.5 * k * k
+
+
 @cache
 def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _one_thread() -> bool:
+    """Whether torch and every BLAS that is loaded have one thread each."""
+    return torch.get_num_threads() == 1 and all(
+        library.num_threads == 1 for library in _blas().lib_controllers
+    )
 
 
 def _by_numpy(rows: Tensor) -> Tensor:
     array = rows.detach().numpy()
-    with _blas().limit(limits=1, user_api="blas"):
-        return torch.from_numpy(np.matmul(array.T, array))
+    return torch.from_numpy(np.matmul(array.T, array))
 
 
 def _by_halves(rows: Tensor) -> Tensor:

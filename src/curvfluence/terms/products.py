@@ -9,18 +9,18 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-Once: TypeAlias = dict[object, Tensor]  # by what it was made of, which must outlive it
+Once: TypeAlias = dict[object, tuple[Tensor, Tensor]]  # what was made, and of what
 
 
 def shared(once: Once | None, key: object, of: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives, made once for all tensors that are the same memory as `of`; nobody may
-    write to it."""
+    """What `make` gives, made once for all tensors that are the same memory as `of`, which is held
+    so that no other comes to lie there; nobody may write to it."""
     if once is None:
         return make()
     whole = key, of.data_ptr(), of.shape, of.stride()
     if whole not in once:
-        once[whole] = make()
-    return once[whole]
+        once[whole] = make(), of
+    return once[whole][0]
 
 
 def sum_of(values: Iterable[Tensor]) -> Tensor:

@@ -99,9 +99,18 @@ class SharedOuter(Factored):
         self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None = None
     ) -> Formed:
         """The rows as matrices in a basis; of a single column."""
-        parts = [rows[:, :, 0] for rows in self._within(out_basis, in_basis, once)]
-        turned_nio = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return Formed(turned_nio, out_basis, in_basis, self.biased, ones=self.biased)
+        held_nio: Tensor | None = None
+        start, (o, i) = 0, self.shape
+        for rows_nico in self._within(out_basis, in_basis, once):
+            rows_nio = rows_nico[:, :, 0]
+            if len(rows_nio) == self.n:  # a single slice is not copied
+                held_nio = rows_nio
+                break
+            held_nio = self.s.new_empty(self.n, i, o) if held_nio is None else held_nio
+            held_nio[start : start + len(rows_nio)] = rows_nio
+            start += len(rows_nio)
+        held_nio = self.s.new_empty(self.n, i, o) if held_nio is None else held_nio
+        return Formed(held_nio, out_basis, in_basis, self.biased, ones=self.biased)
 
     def _within(
         self, out_basis: Tensor | None, in_basis: Tensor | None, once: Once | None
