@@ -267,7 +267,7 @@ def test_formed_gradients_in_float32(monkeypatch: pytest.MonkeyPatch, name: str)
     found = cf.influence(single, rung, damping=damping).values.double()
     assert any(not rows.factored for rows in held(single))
     wanted = cf.influence(exact, rung, damping=damping).values
-    assert float((found - wanted).norm()) <= 1e-3 * float(wanted.norm())
+    assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm())
 
 
 def gated(m: Run, x: torch.Tensor) -> torch.Tensor:
@@ -275,12 +275,17 @@ def gated(m: Run, x: torch.Tensor) -> torch.Tensor:
     return m.head((torch.sigmoid(m.gate(h)) * m.up(h)).flatten(1))
 
 
-def test_layers_on_the_same_inputs_share_their_basis() -> None:
-    """One A, and decomposed once; the numbers are those of each layer by itself."""
+def gated_problem() -> cf.Problem:
     seeded()
     parts = {"first": (2, 4), "gate": (4, 3), "up": (4, 3), "head": (9, 3)}
     model = Run(gated, **{name: torch.nn.Linear(*sizes) for name, sizes in parts.items()})
-    made = make(model, cf.CrossEntropy(), shape=(6,))
+    return make(model, cf.CrossEntropy(), shape=(6,))
+
+
+def test_layers_on_the_same_inputs_share_their_basis() -> None:
+    """One A, and decomposed once; the numbers are those of each layer by itself."""
+    made = gated_problem()
+    model, parts = made.model, ("first", "gate", "up", "head")
     for rung in (cf.KFAC(), cf.EKFAC(), cf.EKFAC(cf.Empirical()), cf.KFAC(sharing=cf.Reduce())):
         blocks = {block.name: block.operator for block in cf.fit(made, rung).blocks}
         gate, up = blocks["gate"], blocks["up"]
@@ -301,10 +306,7 @@ def test_layers_on_the_same_inputs_share_their_basis() -> None:
 
 def test_what_layers_share_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of gate and up: one Gram matrix of their inputs a chunk, and one rotation."""
-    seeded()
-    parts = {"first": (2, 4), "gate": (4, 3), "up": (4, 3), "head": (9, 3)}
-    model = Run(gated, **{name: torch.nn.Linear(*sizes) for name, sizes in parts.items()})
-    made = make(model, cf.CrossEntropy(), shape=(6,))
+    made = gated_problem()
     module = sys.modules["curvfluence.terms.shared"]
     calls: dict[str, list[tuple[int, ...]]] = {"gram": [], "mm": []}
     for name, seen in calls.items():

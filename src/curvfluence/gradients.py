@@ -228,10 +228,10 @@ def gradient_rows(
     examples are kept, `Problem.remember` bytes of them, and read from then on. Fresh memory costs
     a third of a pass, which one that stays alone does not pay.
     """
-    known = _KEPT.get(problem)
-    if known is None or known[0] is not covered:
-        known = _KEPT[problem] = covered, Kept[Rows](problem.remember)
-    kept = known[1]
+    kept = _kept(problem, covered)
+    if kept is None:
+        kept = Kept[Rows](problem.remember)
+        _KEPT[problem] = covered, kept
     if factored and not all(rows.factored for rows, _ in kept.chunks):
         kept.clear(problem.remember)
     keeping, kept.asked = again or kept.asked, True

@@ -157,10 +157,10 @@ def solve_queries(
     """Solve for the queries' gradients, to be scored against so many training examples, of which
     the rows of some are `kept`.
 
-    In a Kronecker eigenbasis a query's row is rotated as its a and s, never as a matrix; what is
-    solved there is rotated back, Q o i (o + i), and with it those training rows that a fit left in
-    that basis, or else the other training rows are rotated, N T (o² + i²): whichever is fewer
-    operations.
+    In a Kronecker eigenbasis a query's row is rotated as its a and s, never as a matrix. What is
+    solved there and the training rows meet in one of two places, whichever is fewer operations: in
+    the layer's coordinates, to which the solutions and the M rows that a fit left in the eigenbasis
+    are rotated back, (Q + M) o i (o + i), or in the eigenbasis, (N − M) T (o² + i²).
     """
     lambdas = curvature.lambdas(damping)
     parts: list[Part] = []

@@ -76,7 +76,11 @@ def _squares(
     for it are kept in the place of their a and s: scores need no other."""
     sums: dict[str, Tensor] = {}
     for rows in passed:
-        passed.swap(rows, _add_squares(sums, rows, blocks, bases, form=passed.keeps(rows)))
+        kept = passed.keeps(rows)
+        formed = _add_squares(sums, rows, blocks, bases, form=kept)
+        if kept:
+            passed.swap(rows, formed)
+        del formed  # not held while the next chunk is computed
     return sums
 
 

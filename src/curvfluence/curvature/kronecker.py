@@ -182,6 +182,6 @@ class InputBases:
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigendecomposition of a symmetric matrix, in float64 whatever its dtype; the vectors are laid
-    out row by row, with which products are a few per cent faster."""
+    out row by row, with which products are faster."""
     values, vectors = torch.linalg.eigh(matrix.double())
     return values.to(matrix.dtype), vectors.to(matrix.dtype).contiguous()

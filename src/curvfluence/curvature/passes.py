@@ -49,9 +49,8 @@ class FisherPass:
         return self.gradients and keeps_gradients(self.problem, self.covered, rows)
 
     def swap(self, old: Rows, new: Rows) -> None:
-        """Keep the rows of a chunk in another form for whoever reads the gradients."""
-        if self.gradients:
-            swap_gradients(self.problem, self.covered, old, new)
+        """Keep the rows of a chunk that is kept in another form."""
+        swap_gradients(self.problem, self.covered, old, new)
 
     def __iter__(self) -> Iterator[Rows]:
         if self.gradients:

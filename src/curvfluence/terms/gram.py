@@ -19,9 +19,9 @@ def gram(rows: Tensor) -> Tensor:
     """rowsᵀ rows, [k, k], without gradients.
 
     It is symmetric, so half of the operations suffice. BLAS has them as syrk, which torch does not
-    offer and NumPy uses for the product of an array and its own transpose: 1.3 to 1.9 times as
-    fast. NumPy's threads are others than torch's, so this is where both have one, as under
-    OMP_NUM_THREADS=1; else, and on other devices, the lower blocks of wide rows are mirrored.
+    offer and NumPy uses for the product of an array and its own transpose. NumPy's threads are
+    others than torch's, so this is where both have one, as under OMP_NUM_THREADS=1; else, and on
+    other devices, the lower blocks of wide rows are mirrored.
     """
     plain = rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64)
     if rows.shape[1] > NARROW and plain and _one_thread():
