@@ -53,6 +53,16 @@ class TestEveryLayer:
         assert not ruled & set(covered.others)
         assert bool(covered.others) == CASES[name].fallbacks
 
+    def test_every_parameter_counts(self, name: str) -> None:
+        """No gradient is so small beside the others that an error in it would not show."""
+        rows_np = oracles.example_gradients(problem_of(name))
+        for parameter, place in problem_of(name).parameters.slices.items():
+            size = float(rows_np[:, place].norm())
+            if parameter.endswith("k.bias"):  # adds the same to all scores of a query: no effect
+                assert size <= 1e-12
+            else:
+                assert size >= 1e-3 * float(rows_np.norm()), (parameter, size)
+
     def test_example_gradients(self, name: str) -> None:
         problem = problem_of(name)
         wanted = oracles.query_gradients(problem) @ oracles.example_gradients(problem).T

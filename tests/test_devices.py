@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import curvfluence as cf
-from tests.zoo import zoo_problem
+from curvfluence import precision
+from curvfluence.truth import Path as TrainingPath
+from curvfluence.truth import bregman_response
+from tests.problems import make, mlp
+from tests.zoo import CASES, zoo_problem
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# What is compared in float64 with the CPU says nothing on the CPU itself.
+OTHERS = [
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    )
+]
 RUNGS = {
+    "Identity": cf.Identity(),
     "Diagonal": cf.Diagonal(),
     # EK-FAC under Reduce() is left out: where Ā lacks rank its basis is any, and Λ depends on it
     "KFAC": cf.KFAC(sharing=cf.Reduce()),
@@ -20,40 +39,368 @@ RUNGS = {
     "GGN by conjugate gradients": cf.GGN(cf.ConjugateGradients(tolerance=1e-6)),
     "Hessian": cf.Hessian(),
 }
+DAMPING = cf.Absolute(0.05)
 
 
-def on(problem: cf.Problem, device: str, dtype: torch.dtype) -> cf.Problem:
-    """The problem with its model and data on a device."""
-    model = problem.model.to(device, dtype)
-    train = problem.train.to(torch.device(device), dtype)
-    queries = problem.queries.to(torch.device(device), dtype)
-    return cf.Problem(
-        model,
-        problem.loss,
-        (train.inputs, train.targets),
-        (queries.inputs, queries.targets),
-        weight_decay=problem.weight_decay,
-    )
+def relative(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape
+    return float((found.cpu().double() - wanted.cpu().double()).norm() / wanted.double().norm())
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["mlp", "cnn with groups", "embedding", "multi-head attention"])
 @pytest.mark.parametrize("rung", RUNGS)
 def test_float32_on_every_device(device: str, name: str, rung: str) -> None:
-    damping = cf.Absolute(0.05)
-    exact = cf.influence(zoo_problem(name), RUNGS[rung], damping=damping).values
-    problem = on(zoo_problem(name), device, torch.float32)
-    scores = cf.influence(problem, RUNGS[rung], damping=damping)
-    found = scores.values.cpu().double()
-    assert float((found - exact).norm()) <= 1e-3 * float(exact.norm())
-    assert scores.values.shape == exact.shape
+    exact = cf.influence(zoo_problem(name), RUNGS[rung], damping=DAMPING).values
+    problem = zoo_problem(name).to(torch.float32, device)
+    assert problem.device.type == device
+    scores = cf.influence(problem, RUNGS[rung], damping=DAMPING)
+    assert relative(scores.values, exact) <= 1e-3
+
+
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("rung", RUNGS)
+def test_every_net_in_float64(device: str, name: str, rung: str) -> None:
+    if rung == "EKFAC" and name == "conv1d circular":
+        pytest.skip("its A has equal eigenvalues, and EK-FAC is of a basis that is not unique")
+    if rung == "Hessian" and "bag" in name:
+        with pytest.raises(cf.InputError, match="cannot be differentiated twice"):
+            cf.fit(zoo_problem(name).to(device=device), RUNGS[rung])
+        return  # torch has that derivative on the CPU only
+    wanted = cf.influence(zoo_problem(name), RUNGS[rung], damping=DAMPING)
+    found = cf.influence(zoo_problem(name).to(device=device), RUNGS[rung], damping=DAMPING)
+    assert [(c.parameters, c.rule) for c in found.coverage] == [
+        (c.parameters, c.rule) for c in wanted.coverage
+    ]
+    # conjugate gradients end at a tolerance of their own
+    limit = 1e-5 if rung == "GGN by conjugate gradients" else 1e-9
+    assert relative(found.values, wanted.values) <= limit
+
+
+@pytest.mark.parametrize("device", OTHERS)
+def test_a_model_that_is_there_itself(device: str) -> None:
+    wanted = cf.influence(zoo_problem("cnn with groups"), cf.EKFAC(), damping=DAMPING)
+    problem = zoo_problem("cnn with groups")
+    model = problem.model.to(device)
+    train, queries = problem.train, problem.queries  # on the CPU: they are moved
+    there = cf.Problem(
+        model,
+        problem.loss,
+        (train.inputs, train.targets),
+        (queries.inputs, queries.targets),
+        weight_decay=problem.weight_decay,
+    )
+    found = cf.influence(there, cf.EKFAC(), damping=DAMPING)
+    assert relative(found.values, wanted.values) <= 1e-9
+    assert found.values.device.type == "cpu"
+
+
+FISHERS = {"empirical": cf.Empirical(), "mc": cf.MonteCarlo(3, seed=1), "type-2": cf.Type2()}
+
+
+@pytest.mark.filterwarnings("ignore:Fisher mc:curvfluence.errors.CurvfluenceWarning")
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("fisher", FISHERS)
+@pytest.mark.parametrize("name", ["mlp", "tied transformer", "conv2d"])
+def test_every_fisher(device: str, fisher: str, name: str) -> None:
+    """Labels are drawn by the CPU, so they are the same."""
+    rung = cf.EKFAC(FISHERS[fisher])
+    wanted = cf.influence(zoo_problem(name), rung, damping=DAMPING)
+    found = cf.influence(zoo_problem(name).to(device=device), rung, damping=DAMPING)
+    assert relative(found.values, wanted.values) <= 1e-9
+
+
+LOSSES: dict[str, cf.Loss] = {
+    "mse": cf.MSE(),
+    "binary": cf.BinaryCrossEntropy(),
+    "smoothed": cf.CrossEntropy(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 0.5])),
+    "custom": cf.CustomLoss(
+        lambda f, y: F.smooth_l1_loss(f, y.to(f), reduction="none", beta=10.0).sum(-1)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Fisher mc:curvfluence.errors.CurvfluenceWarning")
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("fisher", FISHERS)
+def test_every_loss(device: str, loss: str, fisher: str) -> None:
+    def scores(place: str) -> cf.Scores:
+        torch.manual_seed(0)
+        weights = torch.arange(1.0, 13.0)
+        problem = make(mlp(5, 4, 3), LOSSES[loss], sample_weight=weights).to(device=place)
+        if fisher == "mc" and loss == "custom":
+            pytest.skip("a custom loss has no labels to draw")
+        return cf.influence(problem, cf.KFAC(FISHERS[fisher]), damping=DAMPING)
+
+    assert relative(scores(device).values, scores("cpu").values) <= 1e-9
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_scores_of_other_kinds(device: str) -> None:
-    wanted = cf.self_influence(zoo_problem("mlp"), cf.EKFAC(), damping=cf.Absolute(0.05))
-    problem = on(zoo_problem("mlp"), device, torch.float32)
-    found = cf.self_influence(problem, cf.EKFAC(), damping=cf.Absolute(0.05))
-    assert torch.allclose(found.cpu().double(), wanted, rtol=1e-3)
+def test_scores_of_other_kinds(device: str, tmp_path: Path) -> None:
+    limit = 1e-3
+    exact, problem = zoo_problem("mlp"), zoo_problem("mlp").to(torch.float32, device)
+    rung = cf.EKFAC()
+    wanted = cf.influence(exact, rung, damping=DAMPING)
+    own = cf.self_influence(problem, rung, damping=DAMPING)
+    assert relative(own, cf.self_influence(exact, rung, damping=DAMPING)) <= limit
     groups = torch.tensor([0, 1, 0, 1, 0, 1, 0])
-    cf.group_influence(problem, cf.EKFAC(), groups, damping=cf.Absolute(0.05))
+    grouped = cf.group_influence(problem, rung, groups, damping=DAMPING)
+    assert relative(grouped, cf.group_influence(exact, rung, groups, damping=DAMPING)) <= limit
+    blocks = cf.influence(problem, rung, damping=DAMPING, by_block=True).blocks
+    assert blocks is not None
+    assert relative(sum(blocks.values(), torch.zeros(())), wanted.values) <= limit
+    out = tmp_path / "scores.npy"
+    streamed = cf.influence(problem, rung, damping=DAMPING, out=out)
+    assert relative(torch.as_tensor(streamed.values), wanted.values) <= limit
+    newton = cf.influence(problem, cf.GGN(), damping=DAMPING, leverage=True)
+    exact_newton = cf.influence(exact, cf.GGN(), damping=DAMPING, leverage=True)
+    assert relative(newton.values, exact_newton.values) <= limit
+    assert streamed.certificate().worst <= 1.0
+    assert cf.plan(problem, rung).fits
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tokens_and_compression(device: str) -> None:
+    exact = zoo_problem("untied transformer")
+    problem = zoo_problem("untied transformer").to(torch.float32, device)
+    rung = cf.EKFAC(cf.Empirical())
+    wanted = cf.token_influence(exact, rung, damping=DAMPING)
+    found = cf.token_influence(problem, rung, damping=DAMPING)
+    assert relative(found, wanted) <= 1e-3
+    wanted = cf.influence(exact, rung, damping=DAMPING).values
+    compressed = cf.influence(problem, rung, damping=DAMPING, compress=1e-3)
+    assert relative(compressed.values, wanted) <= 2e-3
+
+
+HYBRIDS: dict[str, cf.Rung] = {
+    "absolute Hessian": cf.Hessian(cf.Abs()),
+    "truncated Hessian": cf.Hessian(cf.Truncate(0.025)),
+    "Hessian by conjugate gradients": cf.Hessian(
+        cf.Plain(), form=cf.ConjugateGradients(tolerance=1e-9)
+    ),
+    "projected": cf.Project(cf.BlockGGN(), cf.KFAC()),
+    "sorted": cf.Sorted(cf.KFAC(), cf.BlockGGN()),
+    "trace matched": cf.TraceMatched(cf.KFAC(), cf.BlockGGN()),
+    "preconditioned": cf.GGN(cf.ConjugateGradients(tolerance=1e-9, preconditioner=cf.KFAC())),
+    "apart": cf.KFAC(joint_bias=False),
+}
+
+
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_hybrids(device: str, name: str) -> None:
+    damping = cf.Absolute(3.0)  # above the Hessian's most negative eigenvalue
+    wanted = cf.influence(zoo_problem("layer norm"), HYBRIDS[name], damping=damping)
+    problem = zoo_problem("layer norm").to(device=device)
+    found = cf.influence(problem, HYBRIDS[name], damping=damping)
+    assert relative(found.values, wanted.values) <= 1e-6
+    curvature = cf.fit(problem, HYBRIDS[name])
+    v = torch.ones(problem.parameters.count, dtype=torch.float64, device=device)
+    dense = curvature.to_dense()
+    assert dense.device.type == device
+    assert relative(curvature.matvec(v), dense @ v) <= 1e-8
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("path", TrainingPath)
+def test_retraining(device: str, path: TrainingPath) -> None:
+    exact = zoo_problem("mlp", n=20)
+    recipe = cf.Recipe(
+        lambda: mlp(6, 4, 3, activation=nn.Tanh),
+        cf.CrossEntropy(),
+        cf.sgd(0.1),
+        epochs=3,
+        batch_size=8,
+    )
+    subsets = cf.random_subsets(20, keep=0.5, count=6, seed=0)
+    runs = [cf.Run(init_seed=0, order_seed=0, subset=k) for k in range(6)]
+
+    def measured(place: str) -> Tensor:
+        train = exact.train.to(torch.device(place), torch.float64)
+        queries = exact.queries.to(torch.device(place), torch.float64)
+        trained = cf.train(recipe, train, runs, subsets, path=path, threads=1)
+        assert trained.path is path
+        values = cf.measure(recipe, trained, queries, exact.measurement)
+        assert next(iter(trained.theta.values())).device.type == place
+        return values
+
+    assert relative(measured(device), measured("cpu")) <= 1e-9
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_of_training_is_seeded(device: str) -> None:
+    """Dropout draws from the device's own generator: the same masks again, and it as found."""
+    exact = zoo_problem("mlp", n=20)
+    train = exact.train.to(torch.device(device), torch.float32)
+    recipe = cf.Recipe(
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 3)),
+        cf.CrossEntropy(),
+        cf.sgd(0.1),
+        epochs=2,
+        batch_size=8,
+    )
+    draw = torch.randn(1, device=device)  # the generator is in use
+    before = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    first = cf.train(recipe, train, [cf.Run(init_seed=0, order_seed=0)], threads=1)
+    again = cf.train(recipe, train, [cf.Run(init_seed=0, order_seed=0)], threads=1)
+    other = cf.train(recipe, train, [cf.Run(init_seed=0, order_seed=1)], threads=1)
+    assert all(torch.equal(first.theta[n], again.theta[n]) for n in first.theta)
+    assert not all(torch.equal(first.theta[n], other.theta[n]) for n in first.theta)
+    after = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    assert torch.equal(before, after)
+    assert draw.isfinite().all()
+
+
+class Noisy(nn.Module):
+    """Random without a module that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(F.dropout(x, 0.5, training=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_random_model_is_refused_and_the_generator_kept(device: str) -> None:
+    problem = zoo_problem("mlp")
+    train, queries = problem.train, problem.queries
+    noisy = cf.Problem(
+        Noisy().double().to(device),
+        problem.loss,
+        (train.inputs, train.targets),
+        (queries.inputs, queries.targets),
+    )
+    torch.randn(1, device=device)
+    before = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    with pytest.raises(cf.InputError, match="random"):
+        cf.influence(noisy, cf.EKFAC(), damping=DAMPING)
+    after = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("device", OTHERS)
+def test_the_bregman_response(device: str) -> None:
+    problem = zoo_problem("mlp")
+    left_out = torch.eye(7, dtype=torch.float64)[:3]
+
+    def change(place: str) -> Tensor:
+        found = bregman_response(
+            problem.to(device=place), left_out, damping=0.1, epsilon=0.1, tolerance=1e-8
+        )
+        assert bool(found.converged.all())
+        return found.change
+
+    assert relative(change(device), change("cpu")) <= 1e-5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_best_damping(device: str) -> None:
+    """Chosen on the device by a truth that lies on the CPU."""
+    subsets = cf.random_subsets(7, keep=0.6, count=8, seed=0)
+    truth = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    best = cf.BestOf((cf.Absolute(0.01), cf.Absolute(1.0)), cf.SubsetTruth(subsets.left_out, truth))
+    wanted = cf.influence(zoo_problem("mlp"), cf.EKFAC(), damping=best)
+    found = cf.influence(zoo_problem("mlp").to(device=device), cf.EKFAC(), damping=best)
+    assert found.damping == wanted.damping
+    assert relative(found.values, wanted.values) <= 1e-9
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bfloat16_passes(device: str) -> None:
+    wanted = cf.influence(zoo_problem("mlp"), cf.EKFAC(), damping=DAMPING).values
+    single = zoo_problem("mlp").to(torch.float32, device)
+    low = cf.Problem(
+        single.model.float(),
+        single.loss,
+        (single.train.inputs, single.train.targets),
+        (single.queries.inputs, single.queries.targets),
+        weight_decay=single.weight_decay,
+        weights=single.theta,
+        autocast=torch.bfloat16,
+    )
+    found = cf.influence(low, cf.EKFAC(), damping=DAMPING).values
+    assert relative(found, wanted) <= 0.05
+
+
+def by_name() -> None:
+    torch.set_float32_matmul_precision("high")
+
+
+def by_operation() -> None:
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("this torch has no settings of single operations")
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def as_found() -> None: ...
+
+
+def settings() -> list[object]:
+    """All of torch's settings of precision; a kind of error where one cannot be read."""
+    b: Any = torch.backends
+    holders = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn")
+    read: list[Callable[[], object]] = [
+        lambda: b.cudnn.allow_tf32,
+        lambda: b.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision,
+        *(lambda h=h: attrgetter(h + ".fp32_precision")(b) for h in holders),
+    ]
+    found: list[object] = []
+    for each in read:
+        try:
+            found.append(each())
+        except (RuntimeError, AttributeError) as error:
+            found.append(type(error))
+    return found
+
+
+@contextmanager
+def kept_settings() -> Iterator[None]:
+    b: Any = torch.backends
+    name = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        if hasattr(b.cudnn, "conv"):
+            b.cuda.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision(name)
+
+
+@pytest.mark.parametrize("given", [as_found, by_name, by_operation])
+def test_settings_of_precision_are_left_as_found(given: Callable[[], None]) -> None:
+    with kept_settings():
+        given()
+        before = settings()
+        with precision.full():
+            inside = settings()
+            with precision.full():
+                assert settings() == inside
+            assert settings() == inside
+            assert "tf32" not in inside
+            assert True not in inside
+        assert settings() == before
+        with pytest.raises(cf.InputError):
+            cf.influence(zoo_problem("mlp"), "EKFAC")  # pyright: ignore[reportArgumentType]
+        assert settings() == before
+
+
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("given", [as_found, by_name, by_operation])
+def test_float32_is_float32(device: str, given: Callable[[], None]) -> None:
+    """A convolution in TF32 is off by 1e-3, more than the checks of an example alone allow."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(4608, 10)
+    )
+    x, y = torch.randn(40, 3, 16, 16), torch.randint(0, 10, (40,))
+    problem = cf.Problem(model, cf.CrossEntropy(), (x, y), (x[:5], y[:5]))
+    rung = cf.EKFAC(cf.Empirical())
+    wanted = cf.influence(problem.to(torch.float64), rung, damping=DAMPING)
+    with kept_settings():
+        given()
+        found = cf.influence(problem.to(device=device), rung, damping=DAMPING)
+    assert relative(found.values, wanted.values) <= 1e-4

@@ -333,7 +333,7 @@ class TestCostModel:
     def test_no_room_leaves_conjugate_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seeded()
         problem = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=200)
-        monkeypatch.setattr("curvfluence.machine.memory", lambda: 2**23)
+        monkeypatch.setattr("curvfluence.machine.memory", lambda _: 2**23)
         assert isinstance(cheapest(problem), cf.ConjugateGradients)
         operator = cf.fit(problem, cf.GGN()).blocks[0].operator
         assert isinstance(operator, IterativeOperator)

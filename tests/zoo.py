@@ -60,7 +60,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
-        self.up, self.down = nn.Linear(d, 2 * d), nn.Linear(2 * d, d)
+        self.up, self.down = nn.Linear(d, d + 1), nn.Linear(d + 1, d)
         self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Two blocks, learned positions; with `tied` the head is the embedding's weight."""
 
-    def __init__(self, vocabulary: int = 5, d: int = 2, t: int = 4, *, tied: bool = True) -> None:
+    def __init__(self, vocabulary: int = 5, d: int = 4, t: int = 4, *, tied: bool = True) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, d)
         self.position = nn.Embedding(t, d)
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
             self.head.weight = self.embed.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        places = torch.arange(ids.shape[1]).expand(ids.shape)
+        places = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         h = self.embed(ids) + self.position(places)
         return self.head(self.norm(self.blocks(h)))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence import precision
 from curvfluence.coverage import coverage
 from curvfluence.curvature import Curvature
 from curvfluence.curvature.iterative import IterativeOperator
@@ -45,6 +46,7 @@ class Certificate:
         )
 
 
+@precision.full()
 def certify(
     problem: Problem,
     curvature: Curvature,

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from curvfluence import generators, precision
 from curvfluence.graph import unaccounted
 from curvfluence.layers import Capture, Coverage, Layer, Small, label, role
 from curvfluence.probe import Probe, require_deterministic, require_plain_mode
@@ -22,6 +23,7 @@ PLAIN = (bool, int, float, str, type(None))  # settings of a module that are com
 _FOUND: WeakKeyDictionary[Problem, tuple[object, Coverage]] = WeakKeyDictionary()
 
 
+@precision.full()
 def coverage(problem: Problem) -> Coverage:
     """Find the weights that have a rule; say of every other trainable parameter why it has none.
 
@@ -42,7 +44,7 @@ def coverage(problem: Problem) -> Coverage:
     at = torch.linspace(0, len(problem.train) - 1, min(8, len(problem.train))).long().unique()
     if len(at) == 1:
         at = at.repeat(2)  # one alone does not show which axis holds examples
-    with torch.random.fork_rng(devices=[]):
+    with generators.kept():
         probe = Probe.of(problem, problem.train.inputs[at])
         require_deterministic(problem, probe, at)
     if probe.output.requires_grad:

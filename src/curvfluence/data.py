@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
+from curvfluence import generators
 from curvfluence.errors import InputError, NonFiniteError
 
 Source: TypeAlias = "Examples | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
@@ -177,7 +178,7 @@ def _require_order(loader: DataLoader[Any], name: str) -> None:
 def _collect(loader: DataLoader[Any], name: str) -> Examples:
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):  # DataLoader draws a seed from the global generator
+    with generators.kept():  # DataLoader draws a seed from the global generator
         for batch in loader:
             if not (isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2):
                 raise InputError(

@@ -13,7 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvfluence import machine
 from curvfluence.agreement import Trace, drawn, require_alike, require_sum
 from curvfluence.data import Examples, require_finite
 from curvfluence.kept import Kept
@@ -30,6 +32,7 @@ DENSE_ROWS = 2**27  # numbers in a pass's dense rows
 _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
 _KEPT: WeakKeyDictionary[Problem, tuple[Coverage, Kept[Rows]]] = WeakKeyDictionary()
 NUMBERS = 3 * 2**22  # in a pass's layer inputs and output gradients: not far from the caches
+DEVICE_NUMBERS = 2**27  # the same on a CUDA device: enough to fill it
 
 
 def rows_in_chunks(
@@ -44,7 +47,7 @@ def rows_in_chunks(
     first: int = 0,
 ) -> Iterator[tuple[int, Rows]]:
     """(start, rows) of successive chunks of examples, in order; `width` is C where it is not that
-    of S, `first` the number of the first example. Memory: a chunk's activations and 3 × 2²² numbers
+    of S, `first` the number of the first example. Memory: a chunk's activations and `pass_numbers`
     of a and s.
 
     One example of chunks 0, 1, 2, 4, 8, … is also run alone, and must have the same row. Where the
@@ -57,7 +60,7 @@ def rows_in_chunks(
     each = problem.loss.columns(problem.n_outputs) if width is None else width
     size = sum(problem.theta[name].numel() for name in covered.others)
     chunk = min(chunk, DENSE_ROWS // max(1, size * each))
-    chunk = min(chunk, NUMBERS // max(1, covered.numbers(each)))
+    chunk = min(chunk, pass_numbers(problem.device) // max(1, covered.numbers(each)))
     chunk = max(1, chunk if covered.proved else min(chunk, UNPROVED))
     for number, (place, part) in enumerate(examples.chunks(chunk)):
         start = first + place
@@ -79,6 +82,14 @@ def rows_in_chunks(
             if made.rows.versions != versions:  # the model keeps its activations in its own memory
                 made = _made(problem, covered, part, made.again(), start, what)
         yield start, made.rows
+
+
+def pass_numbers(device: torch.device) -> int:
+    """How many numbers of a and s a pass makes at a time; on a CUDA device at most a 256th of its
+    memory in float32."""
+    if device.type != "cuda":
+        return NUMBERS
+    return max(NUMBERS, min(DEVICE_NUMBERS, machine.memory(device) // 2**10))
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +225,10 @@ def _vmapped_rows(
     width = sum(problem.theta[name].numel() for name in rest)
     # vmapped activations and rows: keep one slice near 64 MiB of rows
     step = max(1, 2**24 // max(1, c * width))
-    parts = [vmap(one)(inputs[k : k + step], columns_bkc[k : k + step]) for k in range(0, b, step)]
+    parts: list[Tensor] = []
+    with sdpa_kernel(SDPBackend.MATH):  # vmap takes the fused kernels one example at a time
+        for k in range(0, b, step):
+            parts.append(vmap(one)(inputs[k : k + step], columns_bkc[k : k + step]))
     return torch.cat(parts).detach()
 
 

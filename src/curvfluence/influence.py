@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from curvfluence import machine, precision
 from curvfluence.certificate import Certificate, certify, own_residuals, wanted_tolerance
 from curvfluence.choice import choose
 from curvfluence.coverage import coverage
@@ -33,6 +33,7 @@ from curvfluence.terms import sum_of
 SOLVED = 2**28  # numbers of solved queries that are held at a time
 
 
+@precision.full()
 def influence(
     problem: Problem,
     rung: Rung | Curvature,
@@ -70,7 +71,7 @@ def influence(
         raise InputError(f"compress must lie between 0 and 1; seen {compress}")
     if leverage and (by_block or compress is not None):
         raise InputError("leverage-corrected scores come neither by block nor compressed")
-    start = time.perf_counter()
+    start = machine.clock(problem.device)
     covered = coverage(problem)
     queries = query_gradients(problem, covered)
     chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
@@ -136,7 +137,7 @@ def influence(
         leverage=leverage,
         coverage=curvature.coverage,
         cost=ScoreCost(
-            curvature.cost.fit_seconds, time.perf_counter() - start, curvature.cost.nbytes
+            curvature.cost.fit_seconds, machine.clock(problem.device) - start, curvature.cost.nbytes
         ),
         notes=(*curvature.notes_at(chosen), *notes),
         blocks=blocks or None,
@@ -145,6 +146,7 @@ def influence(
     )
 
 
+@precision.full()
 def self_influence(
     problem: Problem,
     rung: Rung | Curvature,
@@ -174,6 +176,7 @@ def self_influence(
     return torch.cat(parts)
 
 
+@precision.full()
 def group_influence(
     problem: Problem,
     rung: Rung | Curvature,
@@ -242,7 +245,7 @@ def _say_residuals(residuals: tuple[float, ...], wanted: float) -> str:
         f"query is {worst:.2g}, wanted {wanted:g}"
     )
     if worst > 2 * wanted:
-        warnings.warn(text, CurvfluenceWarning, stacklevel=3)
+        warnings.warn(text, CurvfluenceWarning, stacklevel=4)  # past the decorator
     return text
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from curvfluence import machine
+from curvfluence import generators, machine
 from curvfluence.data import Examples, Source, require_finite
 from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.losses import Loss, ScaledLoss
@@ -157,23 +157,32 @@ class Problem:
     @cached_property
     def n_outputs(self) -> int:
         """K, or T K where outputs have positions: from a forward pass of one example."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), generators.kept():
             return self.forward(self.train.inputs[:1].clone()).shape[-1]
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same problem with weights and examples in a dtype, without autocast."""
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Problem:
+        """The same problem with weights and examples in a dtype (then without autocast), or on a
+        device.
+
+        The model's own tensors stay where they are: it is called with these in their place."""
+        autocast = self.autocast if dtype is None else None
+        dtype = self.dtype if dtype is None else dtype
+        place = self.device if device is None else torch.device(device)
         return Problem(
             self.model,
             self.loss,
-            self.train.to(self.device, dtype),
-            self.queries.to(self.device, dtype),
+            self.train.to(place, dtype),
+            self.queries.to(place, dtype),
             measurement=self.measurement,
             weight_decay=self.weight_decay,
             decoupled_decay=self.decoupled_decay,
             unmodelled=self.unmodelled,
+            autocast=autocast,
             remember=self.remember,
             weights={
-                name: value.to(dtype) if value.is_floating_point() else value
+                name: value.to(place, dtype if value.is_floating_point() else value.dtype)
                 for name, value in {**self.theta, **self.state}.items()
             },
         )
@@ -322,7 +331,7 @@ def _output_shape(
 ) -> tuple[int, ...]:
     """The shape of what the model returns for one example, without the example's axis."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), generators.kept():
             output = call(model, slots(model), values, inputs)
     except CurvfluenceError:
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvfluence import precision
 from curvfluence.coverage import coverage
 from curvfluence.curvature import Curvature, Rung
 from curvfluence.damping import BestOf, Damping, Relative
@@ -16,6 +17,7 @@ from curvfluence.problem import Problem
 from curvfluence.scoring import solve_queries
 
 
+@precision.full()
 def token_influence(
     problem: Problem,
     rung: Rung | Curvature,

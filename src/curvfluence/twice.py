@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
+from curvfluence import generators
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
 
@@ -54,7 +55,7 @@ def _calls(problem: Problem) -> dict[str, Arguments]:
     try:
         for name, module in problem.model.named_modules():
             handles.append(module.register_forward_pre_hook(keep(name), with_kwargs=True))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), generators.kept():
             problem.forward(problem.train.inputs[:2].clone())
     except Exception:  # of naming the module; what it is called for is raised in any case
         pass
@@ -79,7 +80,7 @@ def _twice(module: nn.Module, given: Arguments) -> bool:
     args = tuple(leaf(value) for value in given[0])
     kwargs = {name: leaf(value) for name, value in given[1].items()}
     theta = {name: leaf(value) for name, value in module.named_parameters()}
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), generators.kept():
         try:
             output = torch.func.functional_call(module, theta, args, kwargs)
             outputs = output if isinstance(output, tuple | list) else (output,)

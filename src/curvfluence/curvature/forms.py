@@ -114,9 +114,9 @@ def _held(queries: int, p: int) -> float:
 
 
 def cheapest(problem: Problem, queries: int = 0) -> Form:
-    """The form with the fewest operations of those that fit half the machine's memory."""
+    """The form with the fewest operations of those that fit half the memory of the device."""
     queries = queries or len(problem.queries)
-    room = machine.memory() / 2
+    room = machine.memory(problem.device) / 2
     itemsize = 8 if problem.dtype.itemsize == 8 else 4
     fits: list[Form] = [
         form

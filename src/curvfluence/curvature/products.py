@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvfluence import precision
 from curvfluence.curvature.passes import FisherPass
 from curvfluence.data import Examples
 from curvfluence.errors import InputError
@@ -41,6 +42,7 @@ class Product:
         by_rows = kind == "GGN" and columns <= TYPE2_LIMIT
         self._rows = FisherPass(problem, Type2(), again=True) if by_rows else None
 
+    @precision.full()
     def __call__(self, v_qp: Tensor) -> Tensor:
         n = len(self.problem.train)
         if self._rows is not None:

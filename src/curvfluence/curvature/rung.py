@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-from curvfluence import machine
+from curvfluence import machine, precision
 from curvfluence.coverage import coverage
 from curvfluence.curvature.base import Block, Curvature
 from curvfluence.curvature.passes import FEW_SURPRISES_NOTE, FisherPass
@@ -82,23 +81,24 @@ class FisherRung(Rung):
         )
 
 
+@precision.full()
 def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     """The curvature of `problem` under `rung`.
 
     Parameters that no rule of the rung covers get its fallback (the exact GGN block up to 2,048
     parameters, else its diagonal) and are listed in `coverage`; with `strict=True` they raise
     `CoverageError` instead. Errors, before work starts: `InputError` where the rung's matrices are
-    larger than this machine's memory.
+    larger than the memory of this machine, or of the CUDA device that the problem is on.
     """
     if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
-    start = time.perf_counter()
+    start = machine.clock(problem.device)
     coverage(problem)  # refuses a model that is no function of one example, before anything runs
     _require_room(problem, rung)
     curvature = replace(rung.build(problem), fitted_on=problem.fingerprint)
     for note in curvature.notes:
         if FEW_SURPRISES_NOTE in note:
-            warnings.warn(note, CurvfluenceWarning, stacklevel=2)
+            warnings.warn(note, CurvfluenceWarning, stacklevel=3)  # past the decorator
     if problem.decoupled_decay and any(problem.weight_decay.values()):
         note = "weight decay was decoupled (AdamW): recorded, not added to the curvature"
         curvature = replace(curvature, notes=(*curvature.notes, note))
@@ -110,11 +110,11 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
             f"{rung.name} has no rule for {curvature.fallback_share:.1%} of the parameters "
             f"({listed}). Use BlockGGN, GGN or Hessian, or strict=False to accept the fallbacks"
         )
-    return curvature.with_cost(time.perf_counter() - start)
+    return curvature.with_cost(machine.clock(problem.device) - start)
 
 
 def _require_room(problem: Problem, rung: Rung) -> None:
-    needed, room = rung.numbers(problem) * problem.dtype.itemsize, machine.memory()
+    needed, room = rung.numbers(problem) * problem.dtype.itemsize, machine.memory(problem.device)
     if needed > room:
         raise InputError(
             f"{rung.name} needs about {needed / 2**30:.1f} GiB for its matrices, this machine has "

@@ -25,6 +25,12 @@ class SubsetTruth:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in (("left_out", self.left_out), ("values", self.values)):
+            if not (isinstance(value, Tensor) and value.ndim == 2):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InputError(
+                    f"{name} must be a matrix with a row for each group, such as "
+                    f"Subsets.left_out; seen {type(value).__name__}"
+                )
         if len(self.left_out) != len(self.values):
             raise InputError(
                 f"{len(self.left_out)} groups were left out, but there are values for "

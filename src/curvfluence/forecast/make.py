@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curvfluence import machine
+from curvfluence import machine, precision
 from curvfluence.coverage import coverage
 from curvfluence.curvature import EKFAC, GGN, KFAC, BlockGGN, Diagonal, Hessian, Identity, Rung
 from curvfluence.curvature.block_ggn import DENSE_LIMIT
@@ -19,6 +19,7 @@ from curvfluence.problem import Problem
 LADDER: tuple[Rung, ...] = (Hessian(), GGN(), BlockGGN(), EKFAC(), KFAC(), Diagonal(), Identity())
 
 
+@precision.full()
 def plan(problem: Problem, rung: Rung, *, queries: int | None = None) -> Plan:
     """Forecast the fit of `rung` and the scores of `queries` (by default all of the problem's).
 
@@ -52,7 +53,7 @@ def _plan(problem: Problem, rung: Rung, queries: int, rates: Rates) -> Plan:
         rung=rung.name,
         stages=tuple(stages),
         coverage=tuple(_rules(sizes, rung)),
-        memory=machine.memory(),
+        memory=machine.memory(problem.device),
         reason=_reason(sizes, rung, form),
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from curvfluence import machine
 from curvfluence.coverage import coverage
 from curvfluence.gradients import rows_in_chunks
 from curvfluence.layers import Coverage
@@ -48,12 +48,13 @@ class Rates:
     def measured(problem: Problem) -> Rates:
         generator = torch.Generator().manual_seed(0)
         a = torch.randn(512, 512, generator=generator).to(problem.device, problem.dtype)
-        product = timed(lambda: a @ a) / (2 * 512**3)
+        product = timed(a.device, lambda: a @ a) / (2 * 512**3)
         symmetric = a + a.T
-        eigen = timed(partial(torch.linalg.eigh, symmetric.double()), 2) / 512**3
-        own = timed(partial(torch.linalg.eigh, symmetric), 2) / 512**3
-        cholesky = timed(partial(torch.linalg.cholesky, a @ a.T + 512 * torch.eye(512).to(a)))
-        fresh = timed(lambda: torch.zeros(2**24, dtype=a.dtype, device=a.device)) / 2**24
+        eigen = timed(a.device, partial(torch.linalg.eigh, symmetric.double()), 2) / 512**3
+        own = timed(a.device, partial(torch.linalg.eigh, symmetric), 2) / 512**3
+        positive = a @ a.T + 512 * torch.eye(512).to(a)
+        cholesky = timed(a.device, partial(torch.linalg.cholesky, positive))
+        fresh = timed(a.device, lambda: a.new_zeros(2**24)) / 2**24
         covered = coverage(problem)
         few, most = probed(problem, covered, 2)
 
@@ -64,9 +65,10 @@ class Rates:
 
             part = problem.train[:examples]
             return timed(
+                problem.device,
                 lambda: list(
                     rows_in_chunks(problem, covered, part, columns, what="a probe", width=width)
-                )
+                ),
             )
 
         lines = {width: line(few, run(width, few), most, run(width, most)) for width in (1, 2)}
@@ -96,11 +98,11 @@ def line(few: int, short: float, many: int, long: float) -> Pass:
     return Pass(max(0.0, long - each * many), each)
 
 
-def timed(run: Callable[[], object], runs: int = 3) -> float:
+def timed(device: torch.device, run: Callable[[], object], runs: int = 3) -> float:
     """Seconds of the quickest of a few runs."""
     found: list[float] = []
     for _ in range(runs):
-        start = time.perf_counter()
+        start = machine.clock(device)
         run()
-        found.append(time.perf_counter() - start)
+        found.append(machine.clock(device) - start)
     return min(found)

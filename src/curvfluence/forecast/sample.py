@@ -34,4 +34,6 @@ class Sample:
     ) -> Pass:
         """Seconds of `run` on prepared rows: what it takes to start, and for each example."""
         some, most = prepare(self.rows[: self.few]), prepare(self.rows)
-        return line(self.few, timed(lambda: run(some)), len(most.dense), timed(lambda: run(most)))
+        device = most.dense.device
+        short, long = timed(device, lambda: run(some)), timed(device, lambda: run(most))
+        return line(self.few, short, len(most.dense), long)

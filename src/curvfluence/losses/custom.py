@@ -30,7 +30,7 @@ class CustomLoss(Loss):
     convex = False
 
     def check(self, n_outputs: int, target: Tensor) -> None:
-        seen = self.function(torch.zeros(2, n_outputs), target[[0, 0]])
+        seen = self.function(torch.zeros(2, n_outputs, device=target.device), target[[0, 0]])
         if seen.shape != (2,):
             raise InputError(
                 f"a custom loss must return one value an example; for 2 examples with "

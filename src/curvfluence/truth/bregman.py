@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from curvfluence import precision
 from curvfluence.errors import InputError
 from curvfluence.problem import Problem
 from curvfluence.truth.minimise import Minima, minimise
@@ -45,6 +46,7 @@ class BregmanResponse:
         return self.change
 
 
+@precision.full()
 def bregman_response(
     problem: Problem,
     left_out: Tensor,

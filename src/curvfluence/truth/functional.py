@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from curvfluence import generators
 from curvfluence.errors import InputError
 from curvfluence.losses import Loss
 from curvfluence.parameters import call, slots
@@ -46,10 +47,8 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     rows = min(len(inputs), 2)
     x, y = (torch.stack([t[:rows]] * 2) for t in (inputs, targets))
     try:
-        with torch.random.fork_rng(devices=[]):
-            net.gradient_function()(
-                x, y, torch.ones(2, rows, dtype=next(iter(theta.values())).dtype)
-            )
+        with generators.kept():
+            net.gradient_function()(x, y, next(iter(theta.values())).new_ones(2, rows))
     except InputError:
         raise
     except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from curvfluence import precision
 from curvfluence.data import Examples
 from curvfluence.errors import NonFiniteError
 from curvfluence.measurement import Measurement
@@ -17,6 +18,7 @@ from curvfluence.truth.together import evaluate
 from curvfluence.truth.trainer import Trained, even
 
 
+@precision.full()
 def measure(
     recipe: Recipe,
     trained: Trained,

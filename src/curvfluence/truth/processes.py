@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from curvfluence import generators
 from curvfluence.data import Examples
 from curvfluence.parameters import Parameters
 from curvfluence.truth.recipe import Recipe
@@ -50,8 +51,8 @@ def _train(recipe: Recipe, examples: Examples, own: Share) -> Trajectory:
         [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()]
     )
     total = recipe.total_steps(len(own))
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.default_generator.manual_seed(_noise_seed(own.run))
+    with generators.kept(), torch.enable_grad():
+        generators.seed(_noise_seed(own.run), x.device)
         for step, (index, weight) in enumerate(batches(recipe, own)):
             output = recipe.loss.rows(model(x[index]), len(index))
             value_b = recipe.loss.values(output, y[index])
@@ -76,7 +77,7 @@ def _finish(
         for index, weight in zip(own.index.split(1024), own.weight.split(1024), strict=True):
             output = recipe.loss.rows(model(examples.inputs[index]), len(index))
             value_b = recipe.loss.values(output, examples.targets[index])
-            total += float((value_b.double() * weight).sum())
+            total += float((value_b.double() * weight.to(value_b.device)).sum())
     return Trajectory(
         theta={n: v for n, v in final.items() if n in trained},
         state={n: v for n, v in final.items() if n not in trained},

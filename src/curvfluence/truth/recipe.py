@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from curvfluence import generators
 from curvfluence.errors import InputError
 from curvfluence.losses import Loss
 from curvfluence.parameters import Parameters
@@ -185,7 +186,7 @@ class Recipe:
         return self.optimizer.lr * self.schedule.factor(step, total_steps)
 
     def _fresh(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
+        with generators.kept():
             # Only the CPU generator: torch.manual_seed would also reset the accelerators'.
             torch.default_generator.manual_seed(seed)
             model = self.architecture()

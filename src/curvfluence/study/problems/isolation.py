@@ -20,6 +20,7 @@ import cloudpickle
 import numpy as np
 import torch
 
+from curvfluence import generators
 from curvfluence.errors import CurvfluenceError, InputError
 
 _SHOWN = 60  # characters of a line of code in a message
@@ -191,8 +192,7 @@ def _global_state() -> Generator[None]:
         np.random.get_state(),  # noqa: NPY002
         random.getstate(),
     )
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with generators.kept():
         try:
             yield
         finally:

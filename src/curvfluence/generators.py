@@ -1,0 +1,26 @@
+"""torch's global random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def kept() -> Generator[None]:
+    """Leave the generators as found: the CPU's, and those of CUDA devices where any is in use."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def seed(number: int, device: torch.device) -> None:
+    """Seed what a model on `device` draws from: the CPU's generator, and the device's own.
+
+    `torch.manual_seed` would also reset those of the devices that are not in use."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
