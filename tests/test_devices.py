@@ -21,12 +21,7 @@ from tests.problems import make, mlp
 from tests.zoo import CASES, zoo_problem
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-# What is compared in float64 with the CPU says nothing on the CPU itself.
-OTHERS = [
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    )
-]
+OTHERS = DEVICES[1:]  # what is compared with the CPU in float64 says nothing on the CPU itself
 RUNGS = {
     "Identity": cf.Identity(),
     "Diagonal": cf.Diagonal(),
@@ -151,6 +146,7 @@ def test_scores_of_other_kinds(device: str, tmp_path: Path) -> None:
     blocks = cf.influence(problem, rung, damping=DAMPING, by_block=True).blocks
     assert blocks is not None
     assert relative(sum(blocks.values(), torch.zeros(())), wanted.values) <= limit
+    assert {part.device.type for part in (own, grouped, *blocks.values())} == {"cpu"}
     out = tmp_path / "scores.npy"
     streamed = cf.influence(problem, rung, damping=DAMPING, out=out)
     assert relative(torch.as_tensor(streamed.values), wanted.values) <= limit

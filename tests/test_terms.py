@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +32,21 @@ def shared_rows(*, ones: bool) -> SharedOuter:
 
 def same(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gradient_of_rounding_does_not_count() -> None:
+    """Whether a position that the loss ignores counts must not depend on the kernel that ran."""
+    seeded()
+    term = shared_rows(ones=False)
+    counted = torch.ones(N, T, dtype=torch.bool)
+    counted[:, :2] = False
+    term.s[:, :, 0] = 0  # the second ignored position has a gradient by way of others
+    exact = replace(term, counted=counted)
+    s = term.s + 1e-16 * torch.randn(term.s.shape, dtype=torch.float64)
+    rounded = replace(exact, s=s)
+    assert exact.positions() == rounded.positions() == N * (T - 1)
+    assert torch.equal(exact.input_gram(), rounded.input_gram())
+    same(exact.input_gram(), torch.einsum("nti,ntj->ij", term.a[:, 1:], term.a[:, 1:]))
 
 
 BASES = {

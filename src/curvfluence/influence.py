@@ -154,7 +154,8 @@ def self_influence(
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
     strict: bool = False,
 ) -> Tensor:
-    """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss.
+    """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss;
+    on the CPU.
 
     Where examples have weights, v_n of that: v_n ℓ_n is left out, and ℓ_n is what rises.
 
@@ -172,7 +173,7 @@ def self_influence(
             v_n = rows.weights.to(found)
             found = torch.where(v_n > 0, found / v_n, 0.0)
         _require_finite_scores(found[None], curvature.rung, 0, start)
-        parts.append(found)
+        parts.append(found.cpu())
     return torch.cat(parts)
 
 
@@ -185,7 +186,8 @@ def group_influence(
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
     strict: bool = False,
 ) -> Tensor:
-    """Predicted change of each query when each group is left out, [Q, m]: Σ_{n in group} I[q, n].
+    """Predicted change of each query when each group is left out, [Q, m]: Σ_{n in group} I[q, n];
+    on the CPU.
 
     `groups` is a group's number for each training example [N], or weights [m, N] of how much of
     each example each group leaves out. Gradients are summed before the product, so nothing of size
@@ -204,7 +206,7 @@ def group_influence(
         chosen, _ = choose(curvature, chosen, queries_qp, problem, covered)
     found = curvature.solve(queries_qp, chosen) @ summed.T / len(problem.train)
     _require_finite_scores(found, curvature.rung, 0, 0)
-    return found
+    return found.cpu()
 
 
 class Certifier:
@@ -233,7 +235,7 @@ def _keep(
     n: int,
 ) -> None:
     for name, value in shares.items():
-        whole = blocks.setdefault(name, value.new_empty(shape))
+        whole = blocks.setdefault(name, value.new_empty(shape, device="cpu"))
         whole[first : first + len(value), at : at + value.shape[1]] = value[..., 0] / n
 
 

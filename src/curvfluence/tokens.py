@@ -29,7 +29,7 @@ def token_influence(
 
     ℓ_n = c_n Σ_t ℓ_nt, so they add up over t to `influence(...).values`: what leaving the loss of
     one position out would change, with its token still in the context. A position that does not
-    count has 0. Cost: T backward passes over the training set in place of one.
+    count has 0. On the CPU. Cost: T backward passes over the training set in place of one.
 
     Errors: `InputError` for a loss that is not `Positions`.
     """
@@ -56,5 +56,5 @@ def token_influence(
     found = rows_in_chunks(
         problem, covered, problem.train, columns, what="training set", width=count
     )
-    parts = [solved.values(rows) for _, rows in found]
+    parts = [solved.values(rows).cpu() for _, rows in found]
     return torch.cat(parts, dim=1) / len(problem.train)
