@@ -232,6 +232,7 @@ class TestChanges:
         given = problem()
         covered = coverage(given)
         monkeypatch.setattr("curvfluence.gradients.NUMBERS", 16 * covered.numbers(1))
+        monkeypatch.setattr("curvfluence.gradients.FEW", 1)
         one, two = (gradient_rows(given, covered, again=True) for _ in range(2))
         next(one), next(two), next(one)
         assert [start for start, _ in two] == [16, 32, 48]

@@ -97,6 +97,7 @@ class TestGradients:
     def test_what_does_not_fit_is_computed_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given, whole = problem(), problem(remember=0)
         monkeypatch.setattr(gradients, "NUMBERS", 16 * coverage(given).numbers(1))
+        monkeypatch.setattr(gradients, "FEW", 1)
         (_, rows), *_ = gradients.gradient_rows(given, coverage(given))
         small = problem(remember=2 * rows.nbytes)
         seen = passes(monkeypatch)
@@ -133,6 +134,7 @@ def in_chunks(monkeypatch: pytest.MonkeyPatch, name: str, remember: int) -> cf.P
     """A problem of the zoo whose passes take three examples at a time."""
     made = zoo_problem(name)
     monkeypatch.setattr(gradients, "NUMBERS", 3 * coverage(made).numbers(1))
+    monkeypatch.setattr(gradients, "FEW", 1)
     return cf.Problem(
         made.model, made.loss, made.train, made.queries, weight_decay=0.01, remember=remember
     )
@@ -384,7 +386,18 @@ def test_inputs_that_the_model_writes_over(monkeypatch: pytest.MonkeyPatch, reme
     examples = made.train, made.queries
     wanted = cf.influence(cf.Problem(plain, cf.CrossEntropy(), *examples), cf.KFAC())
     monkeypatch.setattr(gradients, "NUMBERS", 16 * coverage(made).numbers(1))
+    monkeypatch.setattr(gradients, "FEW", 1)
     given = cf.Problem(made.model, made.loss, *examples, remember=remember)
     for _ in range(3):
         found = cf.influence(given, cf.KFAC(), damping=wanted.damping).values
         torch.testing.assert_close(found, wanted.values, rtol=1e-9, atol=1e-12)
+
+
+def test_a_pass_takes_some_examples_at_least() -> None:
+    cpu, numbers = torch.device("cpu"), gradients.NUMBERS
+    assert gradients.pass_examples(cpu, numbers // 100) == 100
+    assert gradients.pass_examples(cpu, numbers // 32) == 32
+    assert gradients.pass_examples(cpu, numbers // 20) == 32  # up to twice the numbers
+    assert gradients.pass_examples(cpu, numbers // 10) == 20
+    assert gradients.pass_examples(cpu, 5 * numbers) == 1
+    assert gradients.pass_examples(cpu, 0) >= gradients.CHUNK

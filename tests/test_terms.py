@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
-from curvfluence.terms import Formed, Once, SharedOuter, bias_alone, gram, joined, with_bias
+from curvfluence.terms import Formed, Once, SharedOuter, bias_alone, blas, gram, joined, with_bias
 from curvfluence.terms.gram import _by_halves, _by_numpy
 from curvfluence.terms.products import shared
 from tests.problems import seeded
@@ -191,6 +193,71 @@ class TestGram:
                 one["num_threads"] for one in before
             ]
         assert calls == ([270] if threads == blas == 1 else [])
+
+
+PRODUCTS: dict[str, tuple[Tensor, Tensor]] = {
+    "plain": (torch.randn(7, 5), torch.randn(5, 3)),
+    "transposed": (torch.randn(5, 7).T, torch.randn(3, 5).T),
+    "with gaps": (torch.randn(7, 9)[:, :5], torch.randn(5, 8)[:, :3]),
+    "of each example": (torch.randn(4, 5, 7).mT, torch.randn(4, 5, 3)),
+    "one factor for all": (torch.randn(4, 7, 5), torch.randn(5, 3)),
+    "float64": (torch.randn(7, 5).double(), torch.randn(5, 3).double()),
+    "no rows": (torch.randn(0, 5), torch.randn(5, 3)),
+}
+NOT_FOR_NUMPY: dict[str, tuple[Tensor, Tensor]] = {
+    "spread": (torch.randn(14, 10)[::2, ::2], torch.randn(5, 3)),
+    "bfloat16": (torch.randn(7, 5).bfloat16(), torch.randn(5, 3).bfloat16()),
+    "with a graph": (torch.randn(7, 5, requires_grad=True), torch.randn(5, 3)),
+}
+
+
+class TestMatmul:
+    def found(
+        self, monkeypatch: pytest.MonkeyPatch, x: Tensor, y: Tensor, out: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """The product as on an AMD processor, and how often NumPy was asked."""
+        calls: list[object] = []
+
+        def counted(*arrays: object, **settings: object) -> object:
+            calls.append(arrays)
+            return np.matmul(*arrays, **settings)
+
+        monkeypatch.setattr(blas, "np", SimpleNamespace(matmul=counted))
+        monkeypatch.setattr(blas, "SMALL", -1)
+        monkeypatch.setattr(blas, "_is_faster", lambda: True)
+        with threadpool_limits(1, user_api="blas"):
+            return blas.matmul(x, y, out), len(calls)
+
+    @pytest.mark.parametrize("kind", PRODUCTS)
+    def test_is_the_product(self, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+        x, y = PRODUCTS[kind]
+        made, calls = self.found(monkeypatch, x, y)
+        torch.testing.assert_close(made, x @ y)
+        assert calls == 1
+        out = made.new_zeros(*made.shape[:-1], 16)[..., : made.shape[-1]]
+        made, calls = self.found(monkeypatch, x, y, out)
+        assert made is out
+        assert calls == 1
+        torch.testing.assert_close(out, x @ y)
+
+    @pytest.mark.parametrize("kind", NOT_FOR_NUMPY)
+    def test_what_is_not_for_numpy_is_torch_s(
+        self, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        x, y = NOT_FOR_NUMPY[kind]
+        made, calls = self.found(monkeypatch, x, y)
+        assert torch.equal(made, x @ y)
+        assert calls == 0
+
+    def test_small_ones_and_several_threads_are_torch_s(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(blas, "_is_faster", lambda: True)
+        monkeypatch.setattr(blas, "np", None)  # raises if it is asked
+        with threadpool_limits(1, user_api="blas"):
+            blas.matmul(torch.ones(100, 100), torch.ones(100, 100))
+        with threadpool_limits(2, user_api="blas"):
+            blas.matmul(torch.ones(300, 300), torch.ones(300, 300))
 
 
 class TestShared:

@@ -33,6 +33,7 @@ _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDicti
 _KEPT: WeakKeyDictionary[Problem, tuple[Coverage, Kept[Rows]]] = WeakKeyDictionary()
 NUMBERS = 3 * 2**22  # in a pass's layer inputs and output gradients: not far from the caches
 DEVICE_NUMBERS = 2**27  # the same on a CUDA device: enough to fill it
+FEW = 32  # examples
 
 
 def rows_in_chunks(
@@ -47,8 +48,8 @@ def rows_in_chunks(
     first: int = 0,
 ) -> Iterator[tuple[int, Rows]]:
     """(start, rows) of successive chunks of examples, in order; `width` is C where it is not that
-    of S, `first` the number of the first example. Memory: a chunk's activations and `pass_numbers`
-    of a and s.
+    of S, `first` the number of the first example. Memory: the activations, a and s of
+    `pass_examples` examples.
 
     One example of chunks 0, 1, 2, 4, 8, … is also run alone, and must have the same row. Where the
     graph of the probe did not prove that the watched calls are all, the rows of each chunk are also
@@ -60,7 +61,7 @@ def rows_in_chunks(
     each = problem.loss.columns(problem.n_outputs) if width is None else width
     size = sum(problem.theta[name].numel() for name in covered.others)
     chunk = min(chunk, DENSE_ROWS // max(1, size * each))
-    chunk = min(chunk, pass_numbers(problem.device) // max(1, covered.numbers(each)))
+    chunk = min(chunk, pass_examples(problem.device, covered.numbers(each)))
     chunk = max(1, chunk if covered.proved else min(chunk, UNPROVED))
     for number, (place, part) in enumerate(examples.chunks(chunk)):
         start = first + place
@@ -84,12 +85,15 @@ def rows_in_chunks(
         yield start, made.rows
 
 
-def pass_numbers(device: torch.device) -> int:
-    """How many numbers of a and s a pass makes at a time; on a CUDA device at most a 256th of its
-    memory in float32."""
-    if device.type != "cuda":
-        return NUMBERS
-    return max(NUMBERS, min(DEVICE_NUMBERS, machine.memory(device) // 2**10))
+def pass_examples(device: torch.device, numbers: int) -> int:
+    """How many examples of so many numbers in a and s a pass takes at a time: `NUMBERS` of those,
+    up to twice as many where that is less than 32 examples (products of fewer rows are slow); on a
+    CUDA device `DEVICE_NUMBERS`, at most a 256th of its memory in float32."""
+    room = NUMBERS
+    if device.type == "cuda":
+        room = max(NUMBERS, min(DEVICE_NUMBERS, machine.memory(device) // 2**10))
+    count = room // max(1, numbers)
+    return max(1, count, min(FEW, 2 * room // max(1, numbers)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from curvfluence.fisher import Empirical, Fisher
 from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.sample import Sample
-from curvfluence.gradients import CHUNK, pass_numbers
+from curvfluence.gradients import CHUNK, pass_examples
 from curvfluence.layers import Coverage, Layer
 from curvfluence.problem import Problem
 from curvfluence.rows import Rows
@@ -92,12 +92,14 @@ class Sizes:
     def chunk(self, columns: int) -> float:
         """Numbers that a pass holds of one chunk: inputs and output gradients, and the graph;
         several columns are gathered and put together."""
-        rows = min(self.n * self.covered.numbers(columns), pass_numbers(self.problem.device))
-        return (2.0 if columns == 1 else 6.0) * rows
+        examples = min(self.n, self._examples(columns))
+        return (2.0 if columns == 1 else 6.0) * examples * self.covered.numbers(columns)
 
     def _chunks(self, columns: int) -> int:
-        most = pass_numbers(self.problem.device) // max(1, self.covered.numbers(columns))
-        return ceil(self.n / min(CHUNK, max(1, most)))
+        return ceil(self.n / self._examples(columns))
+
+    def _examples(self, columns: int) -> int:
+        return min(CHUNK, pass_examples(self.problem.device, self.covered.numbers(columns)))
 
 
 def work(layer: Layer) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from curvfluence.terms import blas
 from curvfluence.terms.products import rows_of
 
 WIDE = 256
@@ -23,29 +21,16 @@ def gram(rows: Tensor) -> Tensor:
     others than torch's, so this is where both have one, as under OMP_NUM_THREADS=1; else, and on
     other devices, the lower blocks of wide rows are mirrored.
     """
-    plain = rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64)
-    if rows.shape[1] > NARROW and plain and _one_thread():
+    if rows.shape[1] > NARROW and blas.takes(rows.detach()):
         return _by_numpy(rows)
     return _by_halves(rows)
 
 
 def operations(k: int) -> float:
     """Of a Gram matrix of width k, for each row."""
-    if k > NARROW and _one_thread():
+    if k > NARROW and blas.one_thread():
         return 1.0 * k * k
     return 2.0 * k * k if k < WIDE else 1.5 * k * k
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
-
-
-def _one_thread() -> bool:
-    """Whether torch and every BLAS that is loaded have one thread each."""
-    return torch.get_num_threads() == 1 and all(
-        library.num_threads == 1 for library in _blas().lib_controllers
-    )
 
 
 def _by_numpy(rows: Tensor) -> Tensor:

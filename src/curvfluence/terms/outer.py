@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Factored
+from curvfluence.terms.blas import matmul
 from curvfluence.terms.gram import gram
 from curvfluence.terms.products import Once, combined, mm, rooted, shared
 
@@ -77,7 +78,7 @@ class Outer(Factored):
             x_ri = x_qoi[first : first + several].reshape(-1, i)
             for start in range(0, self.n, step):
                 a_ni, s_nco = self.a[start : start + step], self.s[start : start + step]
-                xa_nqo = (a_ni @ x_ri.T).view(len(a_ni), -1, o)
+                xa_nqo = matmul(a_ni, x_ri.T).view(len(a_ni), -1, o)
                 if self.c == 1:
                     found_nqc = xa_nqo.mul_(s_nco).sum(2, keepdim=True)
                 else:

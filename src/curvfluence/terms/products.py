@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from curvfluence.terms.blas import matmul
+
 Once: TypeAlias = dict[object, tuple[Tensor, Tensor]]  # what was made, and of what
 
 
@@ -47,11 +49,10 @@ def rows_of(like: Tensor, n: int, k: int) -> Tensor:
 def mm(x: Tensor, y: Tensor) -> Tensor:
     """x y for x [..., j] and y [j, k], without gradients; the result's rows are aligned and may
     have gaps between them."""
-    if y.shape[1] % ALIGNED == 0 or y.shape[1] <= NARROW:
-        return x @ y
     flat = x.reshape(-1, x.shape[-1])
-    found = torch.mm(flat, y, out=rows_of(flat, len(flat), y.shape[1]))
-    return found.unflatten(0, x.shape[:-1])
+    plain = y.shape[1] % ALIGNED == 0 or y.shape[1] <= NARROW
+    out = None if plain else rows_of(flat, len(flat), y.shape[1])
+    return matmul(flat, y, out).unflatten(0, x.shape[:-1])
 
 
 def rooted(rows: Tensor, weights: Tensor) -> Tensor:

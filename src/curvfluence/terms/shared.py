@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.terms.base import Factored
+from curvfluence.terms.blas import matmul
 from curvfluence.terms.formed import Formed
 from curvfluence.terms.gram import gram
 from curvfluence.terms.outer import Outer
@@ -140,7 +141,7 @@ class SharedOuter(Factored):
         """The rows as [n, i, C, o]: one product an example whatever C."""
         n, c, t, o = self.s.shape
         s_nto = self.s[:, 0] if c == 1 else self.s.transpose(1, 2).reshape(n, t, c * o)
-        return (self.a.mT @ s_nto).unflatten(2, (c, o))
+        return matmul(self.a.mT, s_nto).unflatten(2, (c, o))
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         """Rows first where that is fewer operations than X a at every position. With one column
