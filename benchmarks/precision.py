@@ -125,11 +125,12 @@ Made by `python benchmarks/precision.py --docs docs/precision.md` (torch {torch.
   certificates are computed without autocast, and so are the checks of which weights have a rule and
   that per-example gradients add up.
 - `float32` is float32 on CUDA too: where torch would take TF32 (convolutions by default, matrix
-  products if told so), that is off while a rung is fitted or scored, and then as it was found.
-  Checks of an example alone against its batch would find TF32's rounding.
+  products if told so), that is off while a rung is fitted or scored, and then as it was found
+  (`Curvature.solve` and `matvec` called by hand run under torch's settings). Checks of an example
+  alone against its batch would find TF32's rounding.
 - Where a ReLU's input is within rounding of 0, its gradient is another one on another device or in
-  another dtype. On a CUDA device one of W2's 4.6 million first hidden units was (−5e-8), and of EK-FAC
-  with training labels its example alone makes an error of 1.6e-4; on the CPU none was, 1.4e-6.
+  another dtype. On a CUDA device one of W2's 4.6 million first hidden units was (−5e-8): EK-FAC
+  with training labels then has an error of 1.6e-4; on the CPU none was, and it has 1.4e-6.
 - The residual of a certificate holds what bfloat16 cost the inverse and the queries' gradients; the
   training examples' own gradients are not in it.
 """

@@ -74,6 +74,26 @@ def test_every_net_in_float64(device: str, name: str, rung: str) -> None:
 
 
 @pytest.mark.parametrize("device", OTHERS)
+def test_a_curvature_of_another_device_is_refused(device: str) -> None:
+    curvature = cf.fit(zoo_problem("mlp"), cf.EKFAC())
+    with pytest.raises(cf.InputError, match=r"curvature is on cpu, the problem on cuda"):
+        cf.influence(zoo_problem("mlp").to(device), curvature, damping=DAMPING)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_moves_and_casts(device: str) -> None:
+    problem = zoo_problem("mlp")
+    moved = problem.to(device)
+    assert (moved.device.type, moved.dtype) == (device, torch.float64)
+    assert moved.train.inputs.device.type == moved.queries.targets.device.type == device
+    cast = moved.to(torch.float32)
+    assert (cast.device.type, cast.dtype) == (device, torch.float32)
+    assert cast.to(torch.device("cpu")).device.type == "cpu"
+    with pytest.raises(cf.InputError, match="takes a dtype and a device"):
+        problem.to(device, device)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("device", OTHERS)
 def test_a_model_that_is_there_itself(device: str) -> None:
     wanted = cf.influence(zoo_problem("cnn with groups"), cf.EKFAC(), damping=DAMPING)
     problem = zoo_problem("cnn with groups")
@@ -322,28 +342,59 @@ def test_bfloat16_passes(device: str) -> None:
     assert relative(found, wanted) <= 0.05
 
 
-def by_name() -> None:
+B: Any = torch.backends
+GIVEN: dict[str, Callable[[], None]] = {
+    "as found": lambda: None,
+    "by name": lambda: torch.set_float32_matmul_precision("high"),
+    "by flag": lambda: setattr(B.cuda.matmul, "allow_tf32", True),
+}
+OPERATIONS = (
+    "cuda.matmul",
+    "cudnn.conv",
+    "cudnn.rnn",
+    "mkldnn.matmul",
+    "mkldnn.conv",
+    "mkldnn.rnn",
+)
+PARENTS = ("cudnn", "mkldnn")
+
+
+def given_precision(holder: str, value: str) -> None:
+    attrgetter(holder)(B).fp32_precision = value
+
+
+def by_name_and_operation() -> None:
+    torch.set_float32_matmul_precision("high")
+    given_precision("cuda.matmul", "ieee")
+
+
+def everywhere_and_by_name() -> None:
+    B.fp32_precision = "tf32"
     torch.set_float32_matmul_precision("high")
 
 
-def by_operation() -> None:
-    if not hasattr(torch.backends.cudnn, "conv"):
-        pytest.skip("this torch has no settings of single operations")
-    torch.backends.cuda.matmul.fp32_precision = "tf32"  # pyright: ignore[reportAttributeAccessIssue]
+def everywhere() -> None:
+    B.fp32_precision = "tf32"
 
 
-def as_found() -> None: ...
+if hasattr(B.cudnn, "conv"):  # torch 2.9
+    GIVEN |= {
+        "products": lambda: given_precision("cuda.matmul", "tf32"),
+        "convolutions on the CPU": lambda: given_precision("mkldnn.conv", "bf16"),
+        "recurrent ones alone": lambda: given_precision("cudnn.conv", "ieee"),
+        "by name and by operation": by_name_and_operation,
+        "everywhere": everywhere,
+        "everywhere and by name": everywhere_and_by_name,
+    }
 
 
 def settings() -> list[object]:
     """All of torch's settings of precision; a kind of error where one cannot be read."""
-    b: Any = torch.backends
-    holders = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn")
     read: list[Callable[[], object]] = [
-        lambda: b.cudnn.allow_tf32,
-        lambda: b.cuda.matmul.allow_tf32,
+        lambda: B.cudnn.allow_tf32,
+        lambda: B.cuda.matmul.allow_tf32,
         torch.get_float32_matmul_precision,
-        *(lambda h=h: attrgetter(h + ".fp32_precision")(b) for h in holders),
+        *(lambda h=h: attrgetter(h)(B).fp32_precision for h in (*OPERATIONS, *PARENTS)),
     ]
     found: list[object] = []
     for each in read:
@@ -356,37 +407,93 @@ def settings() -> list[object]:
 
 @contextmanager
 def kept_settings() -> Iterator[None]:
-    b: Any = torch.backends
-    name = torch.get_float32_matmul_precision()
+    """As torch starts with, whatever was set."""
     try:
         yield
     finally:
-        if hasattr(b.cudnn, "conv"):
-            b.cuda.matmul.fp32_precision = "none"
-        torch.set_float32_matmul_precision(name)
+        torch.set_float32_matmul_precision("highest")
+        if hasattr(B.cudnn, "conv"):
+            B.fp32_precision = "none"
+            for holder in (*PARENTS, *OPERATIONS):
+                given_precision(holder, "none")
+        B.cudnn.allow_tf32 = True
 
 
-@pytest.mark.parametrize("given", [as_found, by_name, by_operation])
-def test_settings_of_precision_are_left_as_found(given: Callable[[], None]) -> None:
+@pytest.mark.parametrize("name", GIVEN)
+def test_settings_of_precision_are_left_as_found(name: str) -> None:
     with kept_settings():
-        given()
+        GIVEN[name]()
         before = settings()
         with precision.full():
             inside = settings()
+            if hasattr(B.cudnn, "conv"):
+                single = [attrgetter(holder)(B).fp32_precision for holder in OPERATIONS]
+                assert set(single) <= {"ieee", "none"}
             with precision.full():
                 assert settings() == inside
             assert settings() == inside
-            assert "tf32" not in inside
-            assert True not in inside
         assert settings() == before
         with pytest.raises(cf.InputError):
             cf.influence(zoo_problem("mlp"), "EKFAC")  # pyright: ignore[reportArgumentType]
         assert settings() == before
 
 
+def test_what_is_inherited_still_is() -> None:
+    if not hasattr(B.cudnn, "conv"):
+        pytest.skip("this torch has no settings of single operations")
+    with kept_settings():
+        B.fp32_precision = "tf32"
+        with precision.full():
+            pass
+        assert B.cuda.matmul.fp32_precision == "tf32"
+        B.fp32_precision = "ieee"
+        assert B.cuda.matmul.fp32_precision == B.mkldnn.conv.fp32_precision == "ieee"
+
+
+class Asking(nn.Module):
+    """Notes which precision it is called under, and uses a setting as a model may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.seen: set[str] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add(str(B.cudnn.allow_tf32))
+        with B.cudnn.flags(enabled=False):  # as recurrent nets need for second derivatives
+            return self.layer(x)
+
+
+CALLS: dict[str, Callable[[cf.Problem], object]] = {
+    "fit": lambda p: cf.fit(p, cf.EKFAC()),
+    "influence": lambda p: cf.influence(p, cf.EKFAC(), damping=DAMPING),
+    "self": lambda p: cf.self_influence(p, cf.EKFAC(), damping=DAMPING),
+    "group": lambda p: cf.group_influence(p, cf.EKFAC(), torch.arange(7), damping=DAMPING),
+    "plan": lambda p: cf.plan(p, cf.EKFAC()),
+    "Bregman": lambda p: bregman_response(p, torch.eye(7), damping=0.1, epsilon=0.1),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_model_runs_in_full_precision(call: str) -> None:
+    problem, model = zoo_problem("linear"), Asking().double()
+    train, queries = problem.train, problem.queries
+    asked = cf.Problem(
+        model,
+        problem.loss,
+        (train.inputs, train.targets),
+        (queries.inputs, queries.targets),
+    )
+    assert asked.n_outputs == 3
+    model.seen.clear()
+    CALLS[call](asked)
+    assert model.seen == {"False"}
+    assert B.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("device", OTHERS)
-@pytest.mark.parametrize("given", [as_found, by_name, by_operation])
-def test_float32_is_float32(device: str, given: Callable[[], None]) -> None:
+@pytest.mark.parametrize("name", GIVEN)
+def test_float32_is_float32(device: str, name: str) -> None:
     """A convolution in TF32 is off by 1e-3, more than the checks of an example alone allow."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -397,6 +504,6 @@ def test_float32_is_float32(device: str, given: Callable[[], None]) -> None:
     rung = cf.EKFAC(cf.Empirical())
     wanted = cf.influence(problem.to(torch.float64), rung, damping=DAMPING)
     with kept_settings():
-        given()
+        GIVEN[name]()
         found = cf.influence(problem.to(device=device), rung, damping=DAMPING)
     assert relative(found.values, wanted.values) <= 1e-4

@@ -283,6 +283,11 @@ def fitted(
         return fit(problem, rung, strict=strict)
     if rung.parameters != problem.parameters:
         raise InputError("the curvature was fitted on a model with other parameters")
+    if rung.decay.device != problem.device:
+        raise InputError(
+            f"the curvature is on {rung.decay.device}, the problem on {problem.device}: fit it on "
+            "this problem, or move the problem with problem.to(device=...)"
+        )
     if rung.fitted_on != problem.fingerprint:
         raise InputError(
             "the curvature was fitted at other weights, weight decay, loss or training data: fit "

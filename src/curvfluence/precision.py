@@ -25,7 +25,8 @@ def full() -> Generator[None]:
     Less than float32 is had by `Problem(..., autocast=torch.bfloat16)`, and named in results.
 
     The settings are of the process, not of a thread: the first that comes in sets them, the last
-    that leaves puts them back.
+    that leaves puts them back. An operation that had been given just what it would inherit inherits
+    it afterwards.
     """
     global _inside
     with _LOCK:
@@ -43,28 +44,48 @@ def full() -> Generator[None]:
 
 
 def _set() -> list[Callable[[], None]]:
-    """Set what is less than full; what sets it back."""
+    """Set what is less than full; what sets it back, in order."""
     cudnn: Any = torch.backends.cudnn
     restore: list[Callable[[], None]] = []
     try:
-        convolutions, products = cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    except RuntimeError:  # set for single operations (torch 2.9), beside which these are not read
-        return _set_each()
-    if convolutions:
-        cudnn.allow_tf32 = False
-        restore.append(partial(setattr, cudnn, "allow_tf32", True))
-    if products != "highest":
-        torch.set_float32_matmul_precision("highest")
-        restore.append(partial(torch.set_float32_matmul_precision, products))
+        if _allows_tf32(cudnn):  # torch's own default; reads on as False, which a model may ask
+            cudnn.allow_tf32 = False
+            restore.append(partial(setattr, cudnn, "allow_tf32", True))
+        if not hasattr(cudnn, "conv"):  # before torch 2.9
+            products = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            restore.append(partial(torch.set_float32_matmul_precision, products))
+            return restore
+        for operation, inherited in _operations():
+            before = operation.fp32_precision
+            if before not in ("ieee", "none"):
+                operation.fp32_precision = "ieee"
+                back = "none" if before == inherited else before
+                restore.append(partial(setattr, operation, "fp32_precision", back))
+    except BaseException:
+        for undo in restore:
+            undo()
+        raise
     return restore
 
 
-def _set_each() -> list[Callable[[], None]]:
+def _allows_tf32(backend: Any) -> bool:
+    """False also where single operations were set, beside which torch does not read this."""
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        return False
+
+
+def _operations() -> list[tuple[Any, str]]:
+    """Kinds of operations that have a precision of their own, with the one that they inherit; one
+    that was set to just that inherits it afterwards."""
     b: Any = torch.backends
-    restore: list[Callable[[], None]] = []
-    cuda, cpu = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn), b.mkldnn
-    for operation in (*cuda, cpu.matmul, cpu.conv, cpu.rnn):
-        before = operation.fp32_precision
-        operation.fp32_precision = "ieee"
-        restore.append(partial(setattr, operation, "fp32_precision", before))
-    return restore
+    return [
+        (b.cuda.matmul, b.fp32_precision),
+        (b.cudnn.conv, b.cudnn.fp32_precision),
+        (b.cudnn.rnn, b.cudnn.fp32_precision),
+        (b.mkldnn.matmul, b.mkldnn.fp32_precision),
+        (b.mkldnn.conv, b.mkldnn.fp32_precision),
+        (b.mkldnn.rnn, b.mkldnn.fp32_precision),
+    ]

@@ -161,12 +161,18 @@ class Problem:
             return self.forward(self.train.inputs[:1].clone()).shape[-1]
 
     def to(
-        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        self,
+        dtype: torch.dtype | torch.device | str | None = None,
+        device: torch.device | str | None = None,
     ) -> Problem:
         """The same problem with weights and examples in a dtype (then without autocast), or on a
-        device.
+        device: `to(torch.float64)`, `to("cuda")`, or both in this order.
 
         The model's own tensors stay where they are: it is called with these in their place."""
+        if device is None and isinstance(dtype, str | torch.device):
+            dtype, device = None, dtype
+        if not isinstance(dtype, torch.dtype | None):
+            raise InputError(f"to() takes a dtype and a device; seen {dtype!r} and {device!r}")
         autocast = self.autocast if dtype is None else None
         dtype = self.dtype if dtype is None else dtype
         place = self.device if device is None else torch.device(device)

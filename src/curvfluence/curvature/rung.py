@@ -115,8 +115,9 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
 
 def _require_room(problem: Problem, rung: Rung) -> None:
     needed, room = rung.numbers(problem) * problem.dtype.itemsize, machine.memory(problem.device)
+    where = "this machine" if problem.device.type == "cpu" else str(problem.device)
     if needed > room:
         raise InputError(
-            f"{rung.name} needs about {needed / 2**30:.1f} GiB for its matrices, this machine has "
+            f"{rung.name} needs about {needed / 2**30:.1f} GiB for its matrices, {where} has "
             f"{room / 2**30:.1f}: `cf.plan(problem, rung)` names the next cheaper rung that fits"
         )

@@ -20,8 +20,8 @@ def matmul(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     other makes, and takes 5 to 30% longer for rows like ours. NumPy's threads are others than
     torch's, so not where either has several.
     """
-    large = x.numel() * y.shape[-1] > SMALL
-    if not (large and takes(x) and takes(y) and _strided(x, y) and _is_faster()):
+    wanted = x.numel() * y.shape[-1] > SMALL and _is_faster()
+    if not (wanted and takes(x) and takes(y) and _strided(x, y)):
         return torch.matmul(x, y, out=out)
     if out is None:
         lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])

@@ -66,13 +66,14 @@ ROUNDING = 100  # eps of an example's largest gradient, below which one is taken
 def counting(counted: Tensor | None, s_ncto: Tensor) -> Tensor | None:
     """Positions that count or have a gradient, [N, T]; None where all do.
 
-    One that is 0 comes out of some kernels as 0, and of others as rounding.
+    One that is 0 comes out of some kernels as 0, and of others as rounding. (The rounding of an
+    autocast pass is larger, and counts.)
     """
     if counted is None or bool(counted.all()):
         return None
-    size_nt = s_ncto.abs().amax((1, 3))
+    size_nt = torch.linalg.vector_norm(s_ncto, torch.inf, dim=(1, 3))
     rounding_n1 = ROUNDING * torch.finfo(s_ncto.dtype).eps * size_nt.amax(1, keepdim=True)
-    return counted | (size_nt > rounding_n1)
+    return counted | ~(size_nt <= rounding_n1)
 
 
 def counted_positions(mask: Tensor | None, weights: Tensor | None, n: int, t: int) -> float:
