@@ -21,7 +21,7 @@ def matmul(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     torch's, so not where either has several.
     """
     wanted = x.numel() * y.shape[-1] > SMALL and _is_faster()
-    if not (wanted and takes(x) and takes(y) and _strided(x, y)):
+    if not (wanted and takes(x, y) and _strided(x, y)):
         return torch.matmul(x, y, out=out)
     if out is None:
         lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
@@ -30,10 +30,13 @@ def matmul(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def takes(x: Tensor) -> bool:
-    """Whether NumPy can read x, and torch and every BLAS that is loaded have one thread each."""
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return plain and not x.requires_grad and one_thread()
+def takes(*several: Tensor) -> bool:
+    """Whether NumPy can read them, and torch and every BLAS that is loaded have one thread each."""
+    plain = all(
+        x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not x.requires_grad
+        for x in several
+    )
+    return plain and one_thread()
 
 
 def one_thread() -> bool:
