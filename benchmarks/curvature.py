@@ -23,7 +23,7 @@ import curvfluence as cf
 from curvfluence.curvature.ggn import ggn_matrix
 from curvfluence.curvature.hessian import hessian_matrix
 from curvfluence.study import load
-from curvfluence.study.memory import needs
+from curvfluence.study.needs import needs
 
 CHUNK = 64
 

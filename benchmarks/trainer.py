@@ -15,8 +15,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from curvfluence.data import Examples
-from curvfluence.losses import CrossEntropy
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import CrossEntropy
 from curvfluence.truth import Path, Recipe, Run, grid, random_subsets, sgd, train
 
 MODELS, FEW, ROWS = 64, 2, 1617

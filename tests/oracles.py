@@ -11,7 +11,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence import Problem
-from curvfluence.curvature.kronecker import KroneckerEigen
+from curvfluence.curvature.operators.kronecker import KroneckerEigen
 
 
 def outputs_at(problem: Problem, theta: Tensor, inputs: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import curvfluence as cf
-from curvfluence.coverage import coverage
-from curvfluence.gradients import gradient_rows, query_gradients
-from curvfluence.solvers.conjugate import conjugate_gradients
+from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.passes import gradient_rows, query_gradients
 
 Forward = Callable[["Net", Tensor], Tensor]
 N, Q = 60, 6
@@ -115,7 +115,7 @@ class TestHiddenUses:
         x, q = torch.randn(N, 5).double(), torch.randn(Q, 5).double()
         x[:, 0], q[:, 0] = -1, 2
         given = problem(hidden_use, x, q)
-        assert not coverage(given).proved
+        assert not discover(given).proved
         with pytest.raises(cf.InputError, match=r"a\.weight do not add up.*queries"):
             cf.influence(given, cf.Identity())
 
@@ -157,12 +157,12 @@ class TestHiddenUses:
         x[:, 0] = -1
         q[:, 0] = 2
         given = problem(run, x, q)
-        covered = coverage(given)
-        if not covered.proved:
+        layout = discover(given)
+        if not layout.proved:
             with pytest.raises(cf.InputError, match="add up"):
-                query_gradients(given, covered)
+                query_gradients(given, layout)
             return
-        found = query_gradients(given, covered).to_dense()[:, 0]
+        found = query_gradients(given, layout).to_dense()[:, 0]
         theta = {k: v.clone().requires_grad_() for k, v in given.theta.items()}
         each = F.cross_entropy(given.forward(q, theta), given.queries.targets, reduction="none")
         for row, loss in zip(found, each, strict=True):
@@ -230,10 +230,10 @@ class TestChanges:
 
     def test_two_passes_at_once_see_every_example(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = problem()
-        covered = coverage(given)
-        monkeypatch.setattr("curvfluence.gradients.NUMBERS", 16 * covered.numbers(1))
-        monkeypatch.setattr("curvfluence.gradients.FEW", 1)
-        one, two = (gradient_rows(given, covered, again=True) for _ in range(2))
+        layout = discover(given)
+        monkeypatch.setattr("curvfluence.jacobian.passes.NUMBERS", 16 * layout.elements(1))
+        monkeypatch.setattr("curvfluence.jacobian.passes.FEW", 1)
+        one, two = (gradient_rows(given, layout, again=True) for _ in range(2))
         next(one), next(two), next(one)
         assert [start for start, _ in two] == [16, 32, 48]
         assert [start for start, _ in one] == [32, 48]
@@ -251,7 +251,7 @@ class TestChanges:
 
         net, y = Last().double(), torch.randint(3, (20,))
         given = cf.Problem(net, cf.CrossEntropy(), (big, y), (big[:2], y[:2]))
-        ((_, rows),) = gradient_rows(given, coverage(given))
+        ((_, rows),) = gradient_rows(given, discover(given))
         assert rows.nbytes < 8 * 20 * 12
         assert rows.held >= big.nbytes
 

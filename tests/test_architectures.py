@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
-from curvfluence.coverage import coverage
-from curvfluence.curvature.kronecker import KroneckerEigen
+from curvfluence.curvature.operators.kronecker import KroneckerEigen
+from curvfluence.jacobian.discovery import discover
 from tests import oracles
 from tests.oracles import kronecker_basis
 from tests.problems import seeded
@@ -47,11 +47,11 @@ class TestEveryLayer:
         """Every parameter is in a layer or has a reason; none of the nets needs a dense fallback
         but where the case says so."""
         problem = problem_of(name)
-        covered = coverage(problem)
-        ruled = {w for layer in covered.layers for w in (layer.weight, layer.bias) if w}
-        assert ruled | set(covered.others) == set(problem.parameters.names)
-        assert not ruled & set(covered.others)
-        assert bool(covered.others) == CASES[name].fallbacks
+        layout = discover(problem)
+        ruled = {w for layer in layout.layers for w in (layer.weight, layer.bias) if w}
+        assert ruled | set(layout.others) == set(problem.parameters.names)
+        assert not ruled & set(layout.others)
+        assert bool(layout.others) == CASES[name].fallbacks
 
     def test_every_parameter_counts(self, name: str) -> None:
         """No gradient is so small beside the others that an error in it would not show."""
@@ -235,8 +235,8 @@ class TestSharing:
             close(a[order[:, None], order], b)
 
     def test_a_fused_projection_is_one_layer(self) -> None:
-        covered = coverage(zoo_problem("multi-head attention"))
-        assert [layer.name for layer in covered.layers] == [
+        layout = discover(zoo_problem("multi-head attention"))
+        assert [layer.name for layer in layout.layers] == [
             "embed",
             "attention.in_proj_weight",
             "attention.out_proj",

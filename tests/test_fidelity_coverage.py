@@ -1,4 +1,4 @@
-"""Coverage of the bootstrap intervals where the right answer is known in closed form.
+"""Layout of the bootstrap intervals where the right answer is known in closed form.
 
 `pytest -m slow -s tests/test_fidelity_coverage.py` prints the table that the docstring of
 `curvfluence.fidelity.bootstrap.interval` quotes (a little over a minute).

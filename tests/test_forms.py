@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.curvature.forms import cheapest
-from curvfluence.curvature.iterative import IterativeOperator
-from curvfluence.curvature.products import Product
-from curvfluence.curvature.sample_space import SampleSpaceOperator
-from curvfluence.solvers import Cholesky, conjugate_gradients
+from curvfluence.curvature.estimate.products import Product
+from curvfluence.curvature.inversion import cheapest
+from curvfluence.curvature.operators.cholesky import Cholesky
+from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
+from curvfluence.curvature.operators.iterative import IterativeOperator
+from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from tests import oracles
 from tests.problems import make, mlp, seeded
 from tests.zoo import CASES, zoo_problem
@@ -333,7 +334,7 @@ class TestCostModel:
     def test_no_room_leaves_conjugate_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seeded()
         problem = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=200)
-        monkeypatch.setattr("curvfluence.machine.memory", lambda _: 2**23)
+        monkeypatch.setattr("curvfluence.runtime.device.memory", lambda _: 2**23)
         assert isinstance(cheapest(problem), cf.ConjugateGradients)
         operator = cf.fit(problem, cf.GGN()).blocks[0].operator
         assert isinstance(operator, IterativeOperator)

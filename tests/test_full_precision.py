@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
-from curvfluence import precision
+from curvfluence.runtime import precision
 from curvfluence.truth import bregman_response
 from tests.zoo import zoo_problem
 

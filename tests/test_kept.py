@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import curvfluence as cf
-from curvfluence import gradients
-from curvfluence.coverage import coverage
-from curvfluence.curvature.kronecker import KroneckerEigen
-from curvfluence.kept import Kept
-from curvfluence.rows import Rows
-from curvfluence.terms import SharedOuter
+from curvfluence.curvature.operators.kronecker import KroneckerEigen
+from curvfluence.jacobian import passes as gradients
+from curvfluence.jacobian.cache import Kept
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import SharedOuter
 from tests.problems import make, mlp, seeded
 from tests.zoo import Run, zoo_problem
 
@@ -96,9 +96,9 @@ class TestGradients:
 
     def test_what_does_not_fit_is_computed_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given, whole = problem(), problem(remember=0)
-        monkeypatch.setattr(gradients, "NUMBERS", 16 * coverage(given).numbers(1))
+        monkeypatch.setattr(gradients, "NUMBERS", 16 * discover(given).elements(1))
         monkeypatch.setattr(gradients, "FEW", 1)
-        (_, rows), *_ = gradients.gradient_rows(given, coverage(given))
+        (_, rows), *_ = gradients.gradient_rows(given, discover(given))
         small = problem(remember=2 * rows.nbytes)
         seen = passes(monkeypatch)
         wanted = cf.influence(whole, cf.EKFAC(cf.Empirical())).values
@@ -127,13 +127,13 @@ SHARED = ["linear over positions", "cnn with groups", "multi-head attention", "u
 
 
 def held(problem: cf.Problem) -> tuple[Rows, ...]:
-    return gradients.kept_gradients(problem, coverage(problem))
+    return gradients.kept_gradients(problem, discover(problem))
 
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch, name: str, remember: int) -> cf.Problem:
     """A problem of the zoo whose passes take three examples at a time."""
     made = zoo_problem(name)
-    monkeypatch.setattr(gradients, "NUMBERS", 3 * coverage(made).numbers(1))
+    monkeypatch.setattr(gradients, "NUMBERS", 3 * discover(made).elements(1))
     monkeypatch.setattr(gradients, "FEW", 1)
     return cf.Problem(
         made.model, made.loss, made.train, made.queries, weight_decay=0.01, remember=remember
@@ -203,7 +203,7 @@ class TestEigenbasis:
             "compressed": lambda p: (
                 cf.influence(p, curvature, damping=self.DAMPING, compress=1e-12).values
             ),
-            "all at once": lambda p: gradients.training_gradients(p, coverage(p)).to_dense(),
+            "all at once": lambda p: gradients.training_gradients(p, discover(p)).to_dense(),
         }
         for reader, read in readers.items():
             torch.testing.assert_close(
@@ -214,7 +214,7 @@ class TestEigenbasis:
         self, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         none = in_chunks(monkeypatch, name, 0)
-        (_, first), *_ = gradients.gradient_rows(none, coverage(none))
+        (_, first), *_ = gradients.gradient_rows(none, discover(none))
         small = in_chunks(monkeypatch, name, first.held * 3 // 2)
         curvature = cf.fit(small, self.EKFAC)
         (only,) = held(small)
@@ -253,7 +253,7 @@ def test_what_was_kept_under_another_coverage_is_not_counted(
     assert len(held(given)) == 3
     given.model.note = 3  # pyright: ignore[reportAttributeAccessIssue]
     assert held(given) == ()
-    found = [len(several) for _, several in gradients.gradient_batches(given, coverage(given))]
+    found = [len(several) for _, several in gradients.gradient_batches(given, discover(given))]
     assert found == [1, 1, 1]
 
 
@@ -309,7 +309,7 @@ def test_layers_on_the_same_inputs_share_their_basis() -> None:
 def test_what_layers_share_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of gate and up: one Gram matrix of their inputs a chunk, and one rotation."""
     made = gated_problem()
-    module = sys.modules["curvfluence.terms.shared"]
+    module = sys.modules["curvfluence.jacobian.terms.shared"]
     calls: dict[str, list[tuple[int, ...]]] = {"gram": [], "mm": []}
     for name, seen in calls.items():
         original = getattr(module, name)
@@ -328,14 +328,14 @@ def test_what_layers_share_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_kept_chunks_are_scored_together_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     given = in_chunks(monkeypatch, "mlp", 2**20)
-    covered = coverage(given)
+    layout = discover(given)
 
     def batches() -> list[tuple[int, list[int]]]:
-        found = gradients.gradient_batches(given, covered)
+        found = gradients.gradient_batches(given, layout)
         return [(first, [len(rows) for rows in several]) for first, several in found]
 
     assert batches() == [(0, [3]), (3, [3]), (6, [1])]
-    for _ in gradients.gradient_rows(given, covered):
+    for _ in gradients.gradient_rows(given, layout):
         pass
     assert batches() == [(0, [3, 3, 1])]
     monkeypatch.setattr(gradients, "CHUNK", 4)
@@ -345,11 +345,11 @@ def test_kept_chunks_are_scored_together_up_to_a_limit(monkeypatch: pytest.Monke
 def test_a_pass_leaves_no_graph_to_the_garbage_collector() -> None:
     """Memory must not wait for its next round: chunks would pile up."""
     given = problem(remember=0)
-    covered = coverage(given)
+    layout = discover(given)
     gc.collect()
     gc.disable()
     try:
-        for _ in gradients.gradient_rows(given, covered):
+        for _ in gradients.gradient_rows(given, layout):
             pass
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
@@ -385,7 +385,7 @@ def test_inputs_that_the_model_writes_over(monkeypatch: pytest.MonkeyPatch, reme
     plain[0].weight, plain[2] = made.model.first.weight, made.model.head  # pyright: ignore
     examples = made.train, made.queries
     wanted = cf.influence(cf.Problem(plain, cf.CrossEntropy(), *examples), cf.KFAC())
-    monkeypatch.setattr(gradients, "NUMBERS", 16 * coverage(made).numbers(1))
+    monkeypatch.setattr(gradients, "NUMBERS", 16 * discover(made).elements(1))
     monkeypatch.setattr(gradients, "FEW", 1)
     given = cf.Problem(made.model, made.loss, *examples, remember=remember)
     for _ in range(3):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import curvfluence as cf
-from curvfluence.coverage import coverage
-from curvfluence.gradients import training_gradients
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.passes import training_gradients
 from tests import oracles
 from tests.problems import make, mlp, seeded
 
@@ -36,8 +36,8 @@ def model(forward: Callable[[Model, Tensor], Tensor], **options: bool) -> Model:
 
 def check(problem: cf.Problem, reason: str, name: str = "a.weight") -> None:
     """A parameter has no rule, for this reason, and every rung is right all the same."""
-    covered = coverage(problem)
-    assert reason in covered.others[name]
+    layout = discover(problem)
+    assert reason in layout.others[name]
     ggn = oracles.dense_ggn(problem)
     assert torch.allclose(cf.fit(problem, cf.GGN()).to_dense(), ggn, rtol=1e-9, atol=1e-12)
     scores = cf.influence(problem, cf.Identity()).values
@@ -64,8 +64,8 @@ class TestMisleadingModels:
         net = model(small_tied)
         x, y = torch.randn(12, 5), torch.randn(12, 3)
         problem = cf.Problem(net, cf.MSE(), (x, y), (x[:4], y[:4]))
-        assert "a.weight" in coverage(problem).others
-        assert "b.weight" not in coverage(problem).others
+        assert "a.weight" in discover(problem).others
+        assert "b.weight" not in discover(problem).others
 
     def test_a_bias_used_elsewhere(self) -> None:
         def forward(m: Model, x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class TestMisleadingModels:
         x[3, 0] = 2.0  # the only one, between two probes
         y = torch.randint(0, 3, (200,))
         problem = cf.Problem(model(forward).double(), cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
-        assert coverage(problem).proved
+        assert discover(problem).proved
         with pytest.raises(
             cf.InputError, match=r"a\.weight reaches the output by other operations"
         ):
@@ -118,8 +118,8 @@ class TestMisleadingModels:
         def twice(m: Model, x: Tensor) -> Tensor:
             return m.b(m.a(m.a(x)))
 
-        assert not coverage(make(model(unseen), cf.CrossEntropy())).proved
-        assert coverage(make(model(twice), cf.CrossEntropy())).proved
+        assert not discover(make(model(unseen), cf.CrossEntropy())).proved
+        assert discover(make(model(twice), cf.CrossEntropy())).proved
 
     def test_a_layer_under_no_grad(self) -> None:
         def forward(m: Model, x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class TestMisleadingModels:
             return m.b(torch.tanh(m.a(input=x)))
 
         problem = make(model(forward), cf.CrossEntropy())
-        assert coverage(problem).others == {}
+        assert discover(problem).others == {}
 
     def test_a_functional_second_use_is_seen(self) -> None:
         """A call is known by the weight that it was given, whoever makes it."""
@@ -150,9 +150,9 @@ class TestMisleadingModels:
             return m.b(m.a(x) + F.relu(x[:, :1] - 0.5) * F.linear(x, m.a.weight))
 
         problem = make(model(forward), cf.CrossEntropy())
-        (first, _) = coverage(problem).layers
+        (first, _) = discover(problem).layers
         assert (first.positions, first.bias) == (2, None)
-        assert coverage(problem).others == {"a.bias": "a (Linear): a bias alone, not a matrix"}
+        assert discover(problem).others == {"a.bias": "a (Linear): a bias alone, not a matrix"}
         ggn = oracles.dense_ggn(problem)
         assert torch.allclose(cf.fit(problem, cf.GGN()).to_dense(), ggn, rtol=1e-9, atol=1e-12)
 
@@ -172,7 +172,7 @@ class TestMisleadingModels:
         net = model(lambda m, x: m.b(torch.tanh(m.a(x))))
         net.a.register_forward_hook(lambda module, args, out: out * 2.0)
         hooked = make(net, cf.CrossEntropy())
-        assert coverage(hooked).others == {}
+        assert discover(hooked).others == {}
         ggn = oracles.dense_ggn(hooked)
         assert torch.allclose(cf.fit(hooked, cf.GGN()).to_dense(), ggn, rtol=1e-9, atol=1e-12)
         sequential = mlp(5, 4, 3)
@@ -420,7 +420,7 @@ class TestOrdinaryModels:
         x = torch.randn(8, 24, 32, dtype=torch.float64)
         net = Keys().double()
         problem = cf.Problem(net, cf.MSE(), (x, net(x).detach() + 1), (x[:1], net(x[:1]).detach()))
-        assert coverage(problem).others == {}
+        assert discover(problem).others == {}
 
     def test_sizes_of_one_element(self) -> None:
         class Conv(nn.Module):
@@ -434,7 +434,7 @@ class TestOrdinaryModels:
                 return F.conv2d(images, self.weight, self.bias, stride=[1], padding=(1,)).flatten(1)
 
         problem = self.check(Conv(), torch.randn(5, 20, dtype=torch.float64))
-        assert coverage(problem).others == {}
+        assert discover(problem).others == {}
 
     def test_weights_of_one_axis_and_biases_that_broadcast(self) -> None:
         class Odd(nn.Module):
@@ -467,6 +467,6 @@ class TestOrdinaryModels:
         )
         x = torch.randn(4, 32)
         problem = cf.Problem(net, cf.MSE(), (x, x), (x[:1], x[:1]))
-        rows = training_gradients(problem, coverage(problem))
+        rows = training_gradients(problem, discover(problem))
         held = sum(term.data.untyped_storage().nbytes() for term in rows.terms)
         assert held == sum(term.data.nbytes for term in rows.terms)

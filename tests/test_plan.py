@@ -95,7 +95,7 @@ def test_what_cannot_be_done_names_the_next_rung() -> None:
 
 def test_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make(mlp(5, 30, 3), cf.CrossEntropy(), n=20)
-    monkeypatch.setattr("curvfluence.machine.memory", lambda _: 2**16)
+    monkeypatch.setattr("curvfluence.runtime.device.memory", lambda _: 2**16)
     found = cf.plan(problem, cf.Hessian())
     assert not found.fits
     with pytest.raises(cf.InputError, match=r"this machine has 0\.0"):
@@ -108,8 +108,8 @@ def test_a_fit_that_cannot_fit_is_refused_before_it_starts(
 ) -> None:
     problem = make(mlp(5, 30, 3), cf.CrossEntropy(), n=20)
     assert cf.fit(problem, rung).rung
-    monkeypatch.setattr("curvfluence.machine.memory", lambda _: 2**12)
-    if not rung.numbers(problem):  # a vector of the size of the model
+    monkeypatch.setattr("curvfluence.runtime.device.memory", lambda _: 2**12)
+    if not rung.elements(problem):  # a vector of the size of the model
         cf.fit(problem, rung)
         return
     with pytest.raises(cf.InputError, match=r"this machine has 0\.0: .* names the next cheaper"):

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 
 import curvfluence as cf
-from curvfluence.coverage import coverage
+from curvfluence.jacobian.discovery import discover
 from tests.digits import well_fitted
 from tests.problems import seeded
 from tests.zoo import CASES, zoo_problem
@@ -90,8 +90,8 @@ class TestBfloat16:
 
     def test_coverage_is_that_of_float32(self) -> None:
         low, high = self.pair("tied transformer")
-        assert coverage(low).layers == coverage(high).layers
-        assert coverage(low).others == coverage(high).others
+        assert discover(low).layers == discover(high).layers
+        assert discover(low).others == discover(high).others
 
     def test_other_ways_to_score(self) -> None:
         low, high = self.pair("untied transformer")

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 import curvfluence as cf
 from curvfluence.cli import main
-from curvfluence.study.report import compare_studies, read_study, write_comparison, write_report
-from curvfluence.study.report.axes import spread
-from curvfluence.study.report.explorer import explore
-from curvfluence.study.report.figures.cost import front
-from curvfluence.study.report.verdict import verdict
-from curvfluence.study.report.words import flops, number, seconds, short
+from curvfluence.report import compare_studies, read_study, write_comparison, write_report
+from curvfluence.report.axes import spread
+from curvfluence.report.explorer import explore
+from curvfluence.report.figures.cost import front
+from curvfluence.report.verdict import verdict
+from curvfluence.study.words import flops, number, seconds, short
 from tests.studies import HYBRIDS, LDS, MADE_BY, make_study, write
 
 FIGURES = {

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, sync_playwright
 from playwright.sync_api import Page as Tab
 
-from curvfluence.study.report import compare_studies, write_comparison, write_report
+from curvfluence.report import compare_studies, write_comparison, write_report
 from tests.studies import LDS, make_study
 from tests.test_report import FIGURES
 

@@ -15,10 +15,10 @@ from scipy import stats
 
 import curvfluence as cf
 from curvfluence.cli import main
-from curvfluence.study.report.sweep import is_sweep, read_sweep, write_sweep_report
-from curvfluence.study.report.sweep.grid import Grid, Line, estimate, t_interval
-from curvfluence.study.report.sweep.measured import command, library_call
-from curvfluence.study.report.sweep.tables import BEST, heat, ordered
+from curvfluence.report.sweep import is_sweep, read_sweep, write_sweep_report
+from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
+from curvfluence.report.sweep.measured import command, library_call
+from curvfluence.report.sweep.tables import BEST, heat, ordered
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.sweep import STUDY_AXES, Sweep, run_sweep, write_index
 from tests.studies import LDS, make_study, write

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from curvfluence.study.report.sweep import write_sweep_report
+from curvfluence.report.sweep import write_sweep_report
 from tests.test_report_browser import (
     CONTRAST,
     FAULTS,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.coverage import coverage
-from curvfluence.gradients import query_gradients
-from curvfluence.lowrank import LowRank
-from curvfluence.scoring import Compressed, Plain, Rotated, solve_queries
-from curvfluence.terms import SharedOuter
+from curvfluence.curvature.operators.low_rank import LowRank
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.passes import query_gradients
+from curvfluence.jacobian.terms import SharedOuter
+from curvfluence.score.solved import Compressed, Plain, Rotated, solve_queries
 from tests import oracles
 from tests.problems import make, mlp, seeded
 from tests.zoo import zoo_problem
@@ -66,7 +66,7 @@ class TestParts:
 def test_queries_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = zoo_problem("cnn with groups", q=5)
     wanted = cf.influence(problem, cf.EKFAC(), damping=DAMPING)
-    module = sys.modules["curvfluence.influence"]  # the function has its name in the package
+    module = sys.modules["curvfluence.score.influence"]  # the function has its name in the package
     monkeypatch.setattr(module, "SOLVED", 2 * problem.parameters.count)
     found = cf.influence(problem, cf.EKFAC(), damping=DAMPING, by_block=True)
     close(found.values, wanted.values, 1e-12)
@@ -134,7 +134,7 @@ class TestCompression:
             found = cf.influence(problem, cf.EKFAC(), damping=DAMPING, compress=tolerance)
             assert any("relative error up to" in note for note in found.notes)
             close(found.values, plain.values, 10 * tolerance)
-        queries = query_gradients(problem, coverage(problem))
+        queries = query_gradients(problem, discover(problem))
         solved = solve_queries(
             cf.fit(problem, cf.EKFAC()), queries, DAMPING, examples=7, compress=0.3
         )
@@ -148,7 +148,7 @@ def test_both_coordinates_give_the_same() -> None:
     """Few training examples: rows are rotated. Many: the solved queries are."""
     problem = make(mlp(5, 8, 3), cf.CrossEntropy(), n=40)
     curvature = cf.fit(problem, cf.EKFAC())
-    queries = query_gradients(problem, coverage(problem))
+    queries = query_gradients(problem, discover(problem))
     few = solve_queries(curvature, queries, DAMPING, examples=1)
     many = solve_queries(curvature, queries, DAMPING, examples=10**6)
     assert all(isinstance(part, Rotated) for part in few.parts)

@@ -16,9 +16,10 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 import curvfluence as cf
-from curvfluence import store
 from curvfluence.cli import app, main
 from curvfluence.fidelity import SubsetTruth, Sweep, intervals, spearman
+from curvfluence.report.terminal import show
+from curvfluence.store import folder as store
 from curvfluence.study import GRID, LADDER, StudySpec, load, run_study
 from curvfluence.study.cells import batches
 from curvfluence.study.climb import climb, influence_problems
@@ -27,7 +28,6 @@ from curvfluence.study.progress import silent
 from curvfluence.study.retrain import draw_subsets, influence_runs, train_models
 from curvfluence.study.run import prepared, run_together
 from curvfluence.study.sweep import cell_folder, run_sweep
-from curvfluence.study.table import show
 from curvfluence.study.variant import Variant
 from curvfluence.truth import BregmanResponse, Run, bregman_response, train_one
 

@@ -12,9 +12,18 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
-from curvfluence.terms import Formed, Once, SharedOuter, bias_alone, blas, gram, joined, with_bias
-from curvfluence.terms.gram import _by_halves, _by_numpy
-from curvfluence.terms.products import shared
+from curvfluence.jacobian.terms import (
+    Formed,
+    Memo,
+    SharedOuter,
+    bias_alone,
+    blas,
+    gram,
+    joined,
+    with_bias,
+)
+from curvfluence.jacobian.terms.gram import _by_halves, _by_numpy
+from curvfluence.jacobian.terms.products import shared
 from tests.problems import seeded
 
 N, T, INPUTS, OUTPUTS, Q = 6, 5, 3, 4, 2
@@ -95,7 +104,7 @@ class TestFormed:
             same(formed.inner(x), term.inner(x))
             same(formed.inner(x.mT.contiguous().mT), term.inner(x))
             y = torch.randn(queries, N, 1, dtype=torch.float64)
-            same(formed.pulled(y), term.pulled(y))
+            same(formed.adjoint(y), term.adjoint(y))
 
     def test_in_another_basis(self, kind: str, ones: bool) -> None:
         for term, formed in self.both(kind, ones):
@@ -169,7 +178,7 @@ class TestGram:
         self, monkeypatch: pytest.MonkeyPatch, threads: int, blas: int
     ) -> None:
         """So nobody's number of threads is changed."""
-        module = sys.modules["curvfluence.terms.gram"]
+        module = sys.modules["curvfluence.jacobian.terms.gram"]
         calls: list[int] = []
         by_numpy = _by_numpy
 
@@ -265,22 +274,22 @@ class TestShared:
 
     def test_once_for_the_same_memory_and_key(self) -> None:
         a = torch.randn(3, 2)
-        once: Once = {}
-        first = shared(once, "gram", a, lambda: a.T @ a)
-        assert shared(once, "gram", a[:], lambda: a.T @ a) is first
-        assert shared(once, "other", a, lambda: a.T @ a) is not first
-        assert shared(once, "gram", a.clone(), lambda: a.T @ a) is not first
-        assert shared(once, "gram", a[:2], lambda: a.T @ a) is not first
+        memo: Memo = {}
+        first = shared(memo, "gram", a, lambda: a.T @ a)
+        assert shared(memo, "gram", a[:], lambda: a.T @ a) is first
+        assert shared(memo, "other", a, lambda: a.T @ a) is not first
+        assert shared(memo, "gram", a.clone(), lambda: a.T @ a) is not first
+        assert shared(memo, "gram", a[:2], lambda: a.T @ a) is not first
         assert shared(None, "gram", a, lambda: a.T @ a) is not first
 
     def test_two_bases_on_the_same_inputs(self) -> None:
         seeded()
-        term, once = shared_rows(ones=False), {}
+        term, memo = shared_rows(ones=False), {}
         for u_a in (orthogonal(INPUTS), orthogonal(INPUTS)):
             u_b = orthogonal(OUTPUTS)
             wanted = term.dense()
-            same(term.formed(u_b, u_a, once).dense(), wanted)
-            same(term.squares(u_b, u_a, once), term.squares(u_b, u_a))
+            same(term.formed(u_b, u_a, memo).dense(), wanted)
+            same(term.squares(u_b, u_a, memo), term.squares(u_b, u_a))
 
 
 def test_no_examples() -> None:

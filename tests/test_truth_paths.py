@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError
-from curvfluence.losses import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss
 from curvfluence.truth import (
     Constant,
     Cosine,

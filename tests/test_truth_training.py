@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError, NonFiniteError
-from curvfluence.losses import MSE, CrossEntropy
-from curvfluence.measurement import CustomMeasurement, LossMeasurement, Margin
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import MSE, CrossEntropy
+from curvfluence.problem.measurement import CustomMeasurement, LossMeasurement, Margin
 from curvfluence.truth import (
     Constant,
     Cosine,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
-from curvfluence.curvature.kronecker import KroneckerEigen
-from curvfluence.curvature.products import Product
+from curvfluence.curvature.estimate.products import Product
+from curvfluence.curvature.operators.kronecker import KroneckerEigen
 from curvfluence.truth import (
     Kept,
     Recipe,

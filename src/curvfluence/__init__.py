@@ -1,7 +1,6 @@
 """Influence functions under every curvature approximation, measured against retraining."""
 
 from curvfluence._version import __version__
-from curvfluence.certificate import Certificate
 from curvfluence.curvature import (
     EKFAC,
     GGN,
@@ -28,8 +27,7 @@ from curvfluence.curvature import (
     Truncate,
     fit,
 )
-from curvfluence.damping import Absolute, BestOf, Damping, Relative
-from curvfluence.data import Examples
+from curvfluence.curvature.damping import Absolute, BestOf, Damping, Relative
 from curvfluence.errors import (
     CoverageError,
     CurvfluenceError,
@@ -39,20 +37,29 @@ from curvfluence.errors import (
     SingularError,
 )
 from curvfluence.fidelity import SubsetTruth, calibrate
-from curvfluence.fisher import Empirical, Fisher, MonteCarlo, Type2
 from curvfluence.forecast import Plan, plan
-from curvfluence.influence import group_influence, influence, self_influence
-from curvfluence.losses import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss, Positions
-from curvfluence.measurement import (
+from curvfluence.jacobian.fisher import Empirical, Fisher, MonteCarlo, Type2
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import (
+    MSE,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    CustomLoss,
+    Loss,
+    Positions,
+)
+from curvfluence.problem.measurement import (
     CustomMeasurement,
     LogProbability,
     LossMeasurement,
     Margin,
     Measurement,
 )
-from curvfluence.problem import Problem
-from curvfluence.scores import Scores
-from curvfluence.tokens import token_influence
+from curvfluence.problem.problem import Problem
+from curvfluence.score.certificate import Certificate
+from curvfluence.score.influence import group_influence, influence, self_influence
+from curvfluence.score.scores import Scores
+from curvfluence.score.tokens import token_influence
 from curvfluence.truth import (
     Constant,
     Cosine,

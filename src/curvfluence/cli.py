@@ -79,9 +79,9 @@ def study(
 ) -> None:
     """Train, retrain without data, climb the ladder of curvatures, compare with the truth."""
     # Imported here so that --help and a wrong option answer at once.
+    from curvfluence.report.terminal import WIDTH, show
     from curvfluence.study import StudySpec, load, run_study
     from curvfluence.study.progress import bars, silent
-    from curvfluence.study.table import WIDTH, show
 
     chosen = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
     loaded = load(problem)
@@ -141,11 +141,11 @@ def sweep(
     ] = False,
 ) -> None:
     """Study every cell of a grid, in parallel processes, into one tidy table and a page."""
+    from curvfluence.report.sweep import write_sweep_report
+    from curvfluence.report.terminal import WIDTH, show_sweep
     from curvfluence.study import StudySpec
     from curvfluence.study.progress import bars, silent
-    from curvfluence.study.report.sweep import write_sweep_report
     from curvfluence.study.sweep import run_sweep
-    from curvfluence.study.table import WIDTH, show_sweep
 
     given = {
         "depth": (depth, int),
@@ -208,9 +208,9 @@ def claims(
     ] = False,
 ) -> None:
     """Test what the paper says: both protocols, across width, depth and training length."""
+    from curvfluence.report.terminal import WIDTH
     from curvfluence.study.claims import Settings, markdown, run_claims, show_claims
     from curvfluence.study.progress import bars, silent
-    from curvfluence.study.table import WIDTH
 
     if models < LEAST_MODELS:
         raise InputError(f"a claim needs {LEAST_MODELS} influence models or more; seen {models}")
@@ -240,8 +240,8 @@ def plan(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
 ) -> None:
     """Forecast what each rung costs here, stage by stage, before anything is fitted."""
+    from curvfluence.report.terminal import WIDTH, show_plans
     from curvfluence.study.costs import forecasts
-    from curvfluence.study.table import WIDTH, show_plans
 
     names = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
     found = forecasts(problem, names, queries=queries, dtype=dtype)
@@ -264,9 +264,9 @@ def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished study or sweep.")],
 ) -> None:
     """Write the report.html and figures of a study or sweep again, from what the folder holds."""
-    from curvfluence.study.report import write_report
-    from curvfluence.study.report.sweep import is_sweep, read_sweep, write_sweep_report
-    from curvfluence.study.table import WIDTH
+    from curvfluence.report import write_report
+    from curvfluence.report.sweep import is_sweep, read_sweep, write_sweep_report
+    from curvfluence.report.terminal import WIDTH
 
     done = write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
     Console(width=None if sys.stdout.isatty() else WIDTH).print(
@@ -283,8 +283,8 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Write a page too: FILE.html.")] = None,
 ) -> None:
     """Put studies side by side: LDS by rung, and the settings in which they differ."""
-    from curvfluence.study.report import compare_studies, write_comparison
-    from curvfluence.study.table import WIDTH
+    from curvfluence.report import compare_studies, write_comparison
+    from curvfluence.report.terminal import WIDTH
 
     found = compare_studies(folders)
     plain = Console(width=None if sys.stdout.isatty() else max(WIDTH, 30 + 45 * len(folders)))

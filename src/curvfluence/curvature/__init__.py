@@ -1,18 +1,18 @@
 """The ladder, one rung a file, on small operators."""
 
-from curvfluence.curvature.base import Block, Cost, Covered, Curvature, Operator
 from curvfluence.curvature.block_ggn import BlockGGN
+from curvfluence.curvature.curvature import Block, Cost, CoverageLine, Curvature, Operator
 from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
-from curvfluence.curvature.forms import ConjugateGradients, Form, Matrix, SampleSpace
+from curvfluence.curvature.estimate.sharing import Expand, Reduce, Sharing
 from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.hessian import Hessian
 from curvfluence.curvature.hybrids import Project, Sorted, TraceMatched
 from curvfluence.curvature.identity import Identity
+from curvfluence.curvature.inversion import ConjugateGradients, Form, Matrix, SampleSpace
 from curvfluence.curvature.kfac import KFAC
+from curvfluence.curvature.operators.symmetric import Abs, Clip, Plain, Treatment, Truncate
 from curvfluence.curvature.rung import FisherRung, Rung, fit
-from curvfluence.curvature.sharing import Expand, Reduce, Sharing
-from curvfluence.curvature.symmetric import Abs, Clip, Plain, Treatment, Truncate
 
 __all__ = [
     "Abs",
@@ -21,7 +21,7 @@ __all__ = [
     "Clip",
     "ConjugateGradients",
     "Cost",
-    "Covered",
+    "CoverageLine",
     "Curvature",
     "Diagonal",
     "EKFAC",

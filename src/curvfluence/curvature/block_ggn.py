@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from curvfluence.coverage import coverage
-from curvfluence.curvature.base import Block
+from curvfluence.curvature.curvature import Block
+from curvfluence.curvature.estimate.khatri_rao import PairSum
 from curvfluence.curvature.layerwise import Remainder, layer_blocks
-from curvfluence.curvature.operators import Dense
-from curvfluence.curvature.pairs import PairSum
-from curvfluence.curvature.passes import FisherPass
+from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.rung import FisherRung
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
-from curvfluence.terms import Factored, Outer
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.terms import Factored, Outer
+from curvfluence.problem.problem import Problem
 
 DENSE_LIMIT = 30_000  # parameters above which a dense matrix is refused
 
@@ -29,17 +29,17 @@ class BlockGGN(FisherRung):
     Errors: `InputError` for a layer block of more than 30,000 parameters.
     """
 
-    def numbers(self, problem: Problem) -> float:
-        blocks = layer_blocks(problem.parameters, coverage(problem), joint_bias=self.joint_bias)
+    def elements(self, problem: Problem) -> float:
+        blocks = layer_blocks(problem.parameters, discover(problem), joint_bias=self.joint_bias)
         sizes = [float(block.size) for block in blocks if block.size <= DENSE_LIMIT]
         return sum(size**2 for size in sizes) + max(sizes, default=0.0) ** 2
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        covered = rows.covered
-        blocks = layer_blocks(problem.parameters, covered, joint_bias=self.joint_bias)
+        layout = rows.covered
+        blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
         for block in blocks:
             require_dense(self.name, block.size, f"block {block.name}")
-        remainder = Remainder(problem, covered, joint=self.joint_bias, native_exact=True)
+        remainder = Remainder(problem, layout, joint=self.joint_bias, native_exact=True)
         sums: dict[str, GramSum] = {}
         for chunk in rows:
             for block in blocks:

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from curvfluence.curvature.base import Block
+from curvfluence.curvature.curvature import Block
 from curvfluence.curvature.layerwise import (
-    LayerBlock,
+    LayerPart,
     Remainder,
     accumulate,
     layer_blocks,
 )
-from curvfluence.curvature.operators import DiagonalOperator
-from curvfluence.curvature.passes import FisherPass
+from curvfluence.curvature.operators.dense import DiagonalOperator
 from curvfluence.curvature.rung import FisherRung
-from curvfluence.problem import Problem
-from curvfluence.rows import Rows
-from curvfluence.terms import Once
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Memo
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,12 @@ class Diagonal(FisherRung):
     Exact for every parameter."""
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        covered = rows.covered
-        blocks = layer_blocks(problem.parameters, covered, joint_bias=self.joint_bias)
-        remainder = Remainder(
-            problem, covered, joint=self.joint_bias, native_diagonal=True, limit=0
-        )
+        layout = rows.covered
+        blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
+        remainder = Remainder(problem, layout, joint=self.joint_bias, native_diagonal=True, limit=0)
 
-        def update(block: LayerBlock, rows: Rows, once: Once) -> tuple[Tensor, ...]:
-            return (block.factored(rows).squares(None, None, once),)
+        def update(block: LayerPart, rows: Rows, memo: Memo) -> tuple[Tensor, ...]:
+            return (block.factored(rows).squares(None, None, memo),)
 
         sums = accumulate(rows, blocks, update, remainder)
         n = len(problem.train)

@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from curvfluence.curvature.base import Block
+from curvfluence.curvature.curvature import Block
 from curvfluence.curvature.kfac import KroneckerRung, kronecker_factors
-from curvfluence.curvature.kronecker import InputBases, KroneckerEigen, basis_of
 from curvfluence.curvature.layerwise import (
-    LayerBlock,
+    LayerPart,
     Remainder,
     layer_blocks,
 )
-from curvfluence.curvature.passes import FisherPass
-from curvfluence.fisher import Fisher
-from curvfluence.problem import Problem
-from curvfluence.rows import Rows
-from curvfluence.terms import Once, SharedOuter, Term
+from curvfluence.curvature.operators.kronecker import InputBases, KroneckerEigen, basis_of
+from curvfluence.jacobian.fisher import Fisher
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Memo, SharedOuter, Term
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class EKFAC(KroneckerRung):
         return 2 if self.values is None else 1
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        covered = rows.covered
-        blocks = layer_blocks(problem.parameters, covered, joint_bias=self.joint_bias)
-        remainder = Remainder(problem, covered, joint=self.joint_bias)
+        layout = rows.covered
+        blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
+        remainder = Remainder(problem, layout, joint=self.joint_bias)
         factors = kronecker_factors(problem, rows, self.sharing, blocks, remainder)
         bases: dict[str, tuple[Tensor | None, Tensor | None]] = {}
         inputs = InputBases()
@@ -69,7 +69,7 @@ class EKFAC(KroneckerRung):
 
 def _squares(
     passed: FisherPass,
-    blocks: tuple[LayerBlock, ...],
+    blocks: tuple[LayerPart, ...],
     bases: dict[str, tuple[Tensor | None, Tensor | None]],
 ) -> dict[str, Tensor]:
     """Σ_n Σ_c (U_Bᵀ row U_A)² of every block. Where rows are the gradients and kept, those formed
@@ -87,24 +87,24 @@ def _squares(
 def _add_squares(
     sums: dict[str, Tensor],
     rows: Rows,
-    blocks: tuple[LayerBlock, ...],
+    blocks: tuple[LayerPart, ...],
     bases: dict[str, tuple[Tensor | None, Tensor | None]],
     *,
     form: bool,
 ) -> Rows:
     """Add a chunk's; the rows, with `form` those of shared layers as matrices in the basis."""
-    once: Once = {}  # what is rotated of the inputs that the layer before had too
+    memo: Memo = {}  # what is rotated of the inputs that the layer before had too
     inputs: int | None = None
     terms: list[Term] = list(rows.terms)
     for block in blocks:
         term, basis = block.factored(rows), bases[block.name]
         if inputs != (inputs := term.tensors[0].data_ptr()):
-            once.clear()
+            memo.clear()
         if form and block.whole and isinstance(term, SharedOuter) and term.compact:
-            formed = term.formed(*basis, once)
+            formed = term.formed(*basis, memo)
             terms[block.position] = replace(formed, biased=False)
             new = formed.squares()
         else:
-            new = term.squares(*basis, once)
+            new = term.squares(*basis, memo)
         sums[block.name] = sums[block.name].add_(new) if block.name in sums else new
     return replace(rows, terms=tuple(terms))

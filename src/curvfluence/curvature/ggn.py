@@ -9,24 +9,24 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from curvfluence.coverage import coverage
-from curvfluence.curvature.base import Block, Curvature, Operator
 from curvfluence.curvature.block_ggn import DENSE_LIMIT, require_dense
-from curvfluence.curvature.forms import ConjugateGradients, Form, Matrix, SampleSpace, cheapest
-from curvfluence.curvature.iterative import iterative
-from curvfluence.curvature.layerwise import LayerBlock, layer_blocks
-from curvfluence.curvature.operators import Dense
-from curvfluence.curvature.pairs import PairSum
-from curvfluence.curvature.passes import FisherPass, loss_notes
-from curvfluence.curvature.places import Whole
+from curvfluence.curvature.curvature import Block, Curvature, Operator
+from curvfluence.curvature.estimate.khatri_rao import PairSum
+from curvfluence.curvature.inversion import ConjugateGradients, Form, Matrix, SampleSpace, cheapest
+from curvfluence.curvature.layerwise import LayerPart, layer_blocks
+from curvfluence.curvature.operators.dense import Dense
+from curvfluence.curvature.operators.iterative import iterative
+from curvfluence.curvature.operators.places import Whole
+from curvfluence.curvature.operators.sample_space import SampleSpaceOperator, without_small
 from curvfluence.curvature.rung import Rung
-from curvfluence.curvature.sample_space import SampleSpaceOperator, without_small
 from curvfluence.errors import InputError
-from curvfluence.fisher import Type2
-from curvfluence.layers import Coverage
-from curvfluence.problem import Problem
-from curvfluence.rows import concatenate
-from curvfluence.terms import Outer
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher import Type2
+from curvfluence.jacobian.fisher_pass import FisherPass, loss_notes
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.rows import concatenate
+from curvfluence.jacobian.terms import Outer
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class GGN(Rung):
     def rank(self, problem: Problem) -> int | None:
         return len(problem.train) * problem.loss.columns(problem.n_outputs)
 
-    def numbers(self, problem: Problem) -> float:
+    def elements(self, problem: Problem) -> float:
         form = cheapest(problem) if self.form is None else self.form
         if isinstance(form, Matrix) and problem.parameters.count > DENSE_LIMIT:
             return 0.0  # refused by name
-        return form.numbers(problem, len(problem.queries))
+        return form.elements(problem, len(problem.queries))
 
     def build(self, problem: Problem) -> Curvature:
         form = cheapest(problem) if self.form is None else self.form
@@ -95,13 +95,13 @@ def sample_space(problem: Problem, form: SampleSpace) -> tuple[Operator, str]:
 
 def ggn_matrix(problem: Problem) -> tuple[Tensor, str]:
     """(GGN [P, P], by which path)."""
-    covered = coverage(problem)
-    if covered.others or not covered.unshared:
-        return _from_rows(problem, covered), "exact, from per-example Jacobians"
-    return _from_pairs(problem, covered), "exact, from pairs of layers"
+    layout = discover(problem)
+    if layout.others or not layout.unshared:
+        return _from_rows(problem, layout), "exact, from per-example Jacobians"
+    return _from_pairs(problem, layout), "exact, from pairs of layers"
 
 
-def _from_rows(problem: Problem, covered: Coverage) -> Tensor:
+def _from_rows(problem: Problem, layout: Layout) -> Tensor:
     count = problem.parameters.count
     total = torch.zeros(count, count, dtype=problem.dtype, device=problem.device)
     for rows in FisherPass(problem, Type2()):
@@ -112,8 +112,8 @@ def _from_rows(problem: Problem, covered: Coverage) -> Tensor:
     return total / len(problem.train)
 
 
-def _from_pairs(problem: Problem, covered: Coverage) -> Tensor:
-    blocks = layer_blocks(problem.parameters, covered, joint_bias=True)
+def _from_pairs(problem: Problem, layout: Layout) -> Tensor:
+    blocks = layer_blocks(problem.parameters, layout, joint_bias=True)
     sums = pair_sums(len(blocks))
     for rows in FisherPass(problem, Type2()):
         terms = [cast(Outer, block.term(rows)) for block in blocks]
@@ -128,7 +128,7 @@ def pair_sums(count: int) -> dict[tuple[int, int], PairSum]:
 
 
 def assemble(
-    problem: Problem, blocks: tuple[LayerBlock, ...], sums: dict[tuple[int, int], PairSum]
+    problem: Problem, blocks: tuple[LayerPart, ...], sums: dict[tuple[int, int], PairSum]
 ) -> Tensor:
     """The matrix [P, P] whose block (m, k) is the mean of that pair's sum.
 
@@ -148,7 +148,7 @@ def assemble(
     return matrix
 
 
-def _corners(block: LayerBlock) -> list[tuple[Callable[[Tensor], Tensor], slice]]:
+def _corners(block: LayerPart) -> list[tuple[Callable[[Tensor], Tensor], slice]]:
     """(its part of flat vectors [..., P] -> [..., o, i], inputs) of a layer's weight and bias."""
     layer, of = block.layer, block.of
     width = layer.in_features

@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvfluence.coverage import coverage
-from curvfluence.curvature.base import Block, Curvature
 from curvfluence.curvature.block_ggn import DENSE_LIMIT, require_dense
-from curvfluence.curvature.chain import chain_hessian, find_chain
-from curvfluence.curvature.forms import ConjugateGradients
+from curvfluence.curvature.curvature import Block, Curvature
+from curvfluence.curvature.estimate.chain import chain_hessian, find_chain
+from curvfluence.curvature.estimate.double_backward import REFUSALS, not_twice
 from curvfluence.curvature.ggn import ggn_matrix
-from curvfluence.curvature.iterative import iterative
-from curvfluence.curvature.places import Whole
+from curvfluence.curvature.inversion import ConjugateGradients
+from curvfluence.curvature.operators.iterative import iterative
+from curvfluence.curvature.operators.places import Whole
+from curvfluence.curvature.operators.symmetric import Abs, Plain, Symmetric, Treatment
 from curvfluence.curvature.rung import Rung
-from curvfluence.curvature.symmetric import Abs, Plain, Symmetric, Treatment
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
-from curvfluence.twice import REFUSALS, not_twice
+from curvfluence.jacobian.discovery import discover
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Hessian(Rung):
     def name(self) -> str:
         return f"Hessian({self.treatment.name})"
 
-    def numbers(self, problem: Problem) -> float:
+    def elements(self, problem: Problem) -> float:
         if self.form is not None or problem.parameters.count > DENSE_LIMIT:
             return 0.0  # no matrix, or refused by name
         return 4.0 * problem.parameters.count**2
@@ -96,16 +96,14 @@ class Hessian(Rung):
 
 def hessian_matrix(problem: Problem) -> tuple[Tensor, str]:
     """(H [P, P], by which path)."""
-    covered = coverage(problem)
+    layout = discover(problem)
     products = "exact, from Hessian-vector products"
     if not problem.loss.convex:
         # GGN alone would lack what a clipped S leaves out.
         return hessian_by_products(problem, whole=True), products
-    chain = find_chain(problem, covered)
+    chain = find_chain(problem, layout)
     if chain is not None:
-        return chain_hessian(
-            problem, covered, chain
-        ), "exact, analytic for a chain of Linear layers"
+        return chain_hessian(problem, layout, chain), "exact, analytic for a chain of Linear layers"
     ggn, _ = ggn_matrix(problem)
     return ggn.add_(hessian_by_products(problem, whole=False)), products
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.base import Block, Curvature, Operator
-from curvfluence.curvature.eigen import Scaled, diagonal_in, diagonalised, with_values
+from curvfluence.curvature.curvature import Block, Curvature, Operator
+from curvfluence.curvature.operators.eigen import Scaled, diagonal_in, diagonalised, with_values
+from curvfluence.curvature.operators.symmetric import Symmetric
 from curvfluence.curvature.rung import Rung
-from curvfluence.curvature.symmetric import Symmetric
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from curvfluence.curvature.base import Block, Curvature
-from curvfluence.curvature.operators import DiagonalOperator
-from curvfluence.curvature.places import Whole
+from curvfluence.curvature.curvature import Block, Curvature
+from curvfluence.curvature.damping import Absolute
+from curvfluence.curvature.operators.dense import DiagonalOperator
+from curvfluence.curvature.operators.places import Whole
 from curvfluence.curvature.rung import Rung
-from curvfluence.damping import Absolute
-from curvfluence.problem import Problem
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)

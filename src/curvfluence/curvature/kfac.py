@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 from torch import Tensor, float64, outer, tensor
 
-from curvfluence.coverage import coverage
-from curvfluence.curvature.base import Block
-from curvfluence.curvature.kronecker import (
+from curvfluence.curvature.curvature import Block
+from curvfluence.curvature.estimate.sharing import Expand, Sharing
+from curvfluence.curvature.layerwise import (
+    LayerPart,
+    Remainder,
+    accumulate,
+    layer_blocks,
+)
+from curvfluence.curvature.operators.kronecker import (
     FactoredKronecker,
     InputBases,
     KroneckerEigen,
     basis_of,
 )
-from curvfluence.curvature.layerwise import (
-    LayerBlock,
-    Remainder,
-    accumulate,
-    layer_blocks,
-)
-from curvfluence.curvature.passes import FisherPass
 from curvfluence.curvature.rung import FisherRung
-from curvfluence.curvature.sharing import Expand, Sharing
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
-from curvfluence.rows import Rows
-from curvfluence.terms import Once
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Memo
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class KroneckerRung(FisherRung):
         if not isinstance(self.sharing, Sharing):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"sharing must be Expand() or Reduce(); seen {self.sharing!r}")
 
-    def numbers(self, problem: Problem) -> float:
+    def elements(self, problem: Problem) -> float:
         total = 0.0
-        for layer in coverage(problem).layers:
+        for layer in discover(problem).layers:
             o, i = layer.out_features, layer.in_features + (layer.bias is not None)
             total += 3.0 * (o**2 + (i if layer.lookup else i**2)) + o * i
         return total
 
-    def _rule(self, kind: str, block: LayerBlock) -> str:
+    def _rule(self, kind: str, block: LayerPart) -> str:
         """`kind`, and how shared positions were treated where there are any."""
         layer = block.layer
         return f"{kind}, {self.sharing.rule(layer.lookup)}" if layer.shared else kind
@@ -68,15 +68,15 @@ class KFAC(KroneckerRung):
     factored_damping: bool = False
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        covered = rows.covered
-        blocks = layer_blocks(problem.parameters, covered, joint_bias=self.joint_bias)
-        remainder = Remainder(problem, covered, joint=self.joint_bias)
+        layout = rows.covered
+        blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
+        remainder = Remainder(problem, layout, joint=self.joint_bias)
         factors = kronecker_factors(problem, rows, self.sharing, blocks, remainder)
         inputs = InputBases()
         made = [self._block(block, *factors[block.name], inputs) for block in blocks]
         return (*made, *remainder.blocks())
 
-    def _block(self, block: LayerBlock, a_ii: Tensor, b_oo: Tensor, inputs: InputBases) -> Block:
+    def _block(self, block: LayerPart, a_ii: Tensor, b_oo: Tensor, inputs: InputBases) -> Block:
         in_values, in_basis = inputs.of(a_ii)
         out_values, out_basis = basis_of(b_oo)
         assert out_basis is not None
@@ -94,7 +94,7 @@ def kronecker_factors(
     problem: Problem,
     rows: Iterable[Rows],
     sharing: Sharing,
-    blocks: tuple[LayerBlock, ...],
+    blocks: tuple[LayerPart, ...],
     remainder: Remainder | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """(A, B) of every block; the A of a lookup is its diagonal.
@@ -103,8 +103,8 @@ def kronecker_factors(
     by v: what examples that are there v times would give.
     """
 
-    def update(block: LayerBlock, rows: Rows, once: Once) -> tuple[Tensor, ...]:
-        a_ii, b_oo, count = sharing.sums(block.factored(rows), rows.weights, once)
+    def update(block: LayerPart, rows: Rows, memo: Memo) -> tuple[Tensor, ...]:
+        a_ii, b_oo, count = sharing.sums(block.factored(rows), rows.weights, memo)
         return a_ii, b_oo, tensor(count, dtype=float64)
 
     sums = accumulate(rows, blocks, update, remainder)

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.base import Block, Operator
-from curvfluence.curvature.operators import Dense, DiagonalOperator
-from curvfluence.curvature.places import Places, Several
-from curvfluence.layers import Coverage, Layer
-from curvfluence.parameters import Parameters
-from curvfluence.problem import Problem
-from curvfluence.rows import Rows
-from curvfluence.terms import Factored, Once, Term, bias_alone, with_bias
+from curvfluence.curvature.curvature import Block, Operator
+from curvfluence.curvature.operators.dense import Dense, DiagonalOperator
+from curvfluence.curvature.operators.places import Places, Several
+from curvfluence.jacobian.layers import Layer, Layout
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Factored, Memo, Term, bias_alone, with_bias
+from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.problem import Problem
 
 EXACT_FALLBACK_LIMIT = 2048  # parameters of a block up to which its exact block is the fallback
 
 
 @dataclass(frozen=True, eq=False)
-class LayerBlock(Places):
+class LayerPart(Places):
     """A layer's block: its weight with its bias as a last input, or one of them alone."""
 
     layer: Layer
@@ -91,31 +91,31 @@ class LayerBlock(Places):
 
 
 def layer_blocks(
-    parameters: Parameters, covered: Coverage, *, joint_bias: bool
-) -> tuple[LayerBlock, ...]:
+    parameters: Parameters, layout: Layout, *, joint_bias: bool
+) -> tuple[LayerPart, ...]:
     """The blocks of all covered layers, weight and bias together or apart."""
-    blocks: list[LayerBlock] = []
-    for k, layer in enumerate(covered.layers):
+    blocks: list[LayerPart] = []
+    for k, layer in enumerate(layout.layers):
         weight, bias = layer.weight, layer.bias
         if bias is None:
-            blocks.append(LayerBlock(layer, k, (weight,), parameters, True, False))
+            blocks.append(LayerPart(layer, k, (weight,), parameters, True, False))
         elif joint_bias:
-            blocks.append(LayerBlock(layer, k, (weight, bias), parameters, True, True))
+            blocks.append(LayerPart(layer, k, (weight, bias), parameters, True, True))
         else:
-            blocks.append(LayerBlock(layer, k, (weight,), parameters, True, False))
-            blocks.append(LayerBlock(layer, k, (bias,), parameters, False, True))
+            blocks.append(LayerPart(layer, k, (weight,), parameters, True, False))
+            blocks.append(LayerPart(layer, k, (bias,), parameters, False, True))
     return tuple(blocks)
 
 
 def uncovered_blocks(
-    problem: Problem, covered: Coverage, *, joint: bool
+    problem: Problem, layout: Layout, *, joint: bool
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(name, parameters) of the blocks that no layer rule covers: by module, or by tensor."""
     groups: dict[str, list[str]] = {}
     for name in problem.parameters.names:
-        if name in covered.others:
+        if name in layout.others:
             groups.setdefault(name.rpartition(".")[0] if joint else name, []).append(name)
-    taken = {layer.name for layer in covered.layers}
+    taken = {layer.name for layer in layout.layers}
     return tuple(
         (", ".join(names) if name in taken else name or "model", tuple(names))
         for name, names in groups.items()
@@ -132,7 +132,7 @@ class Remainder:
     def __init__(
         self,
         problem: Problem,
-        covered: Coverage,
+        layout: Layout,
         *,
         joint: bool,
         native_exact: bool = False,
@@ -141,9 +141,9 @@ class Remainder:
     ) -> None:
         self._parameters = problem.parameters
         self._n = len(problem.train)
-        self._reasons = covered.others
-        self._names = tuple(n for n in problem.parameters.names if n in covered.others)
-        self._groups = uncovered_blocks(problem, covered, joint=joint)
+        self._reasons = layout.others
+        self._names = tuple(n for n in problem.parameters.names if n in layout.others)
+        self._groups = uncovered_blocks(problem, layout, joint=joint)
         self._native = {True: native_exact, False: native_diagonal}
         self._limit = limit
         self._sums: dict[str, Tensor] = {}
@@ -174,17 +174,17 @@ class Remainder:
 
 def accumulate(
     rows_of: Iterable[Rows],
-    blocks: tuple[LayerBlock, ...],
-    update: Callable[[LayerBlock, Rows, Once], tuple[Tensor, ...]],
+    blocks: tuple[LayerPart, ...],
+    update: Callable[[LayerPart, Rows, Memo], tuple[Tensor, ...]],
     remainder: Remainder | None = None,
 ) -> dict[str, tuple[Tensor, ...]]:
     """Sum `update(block, rows, what the blocks of a chunk share)` over the chunks, for every block;
     blocks may be given the same tensor, so none is written to."""
     sums: dict[str, tuple[Tensor, ...]] = {}
     for rows in rows_of:
-        once: Once = {}
+        memo: Memo = {}
         for block in blocks:
-            new = update(block, rows, once)
+            new = update(block, rows, memo)
             old = sums.get(block.name)
             sums[block.name] = (
                 new if old is None else tuple(p + q for p, q in zip(old, new, strict=True))

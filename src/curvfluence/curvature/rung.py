@@ -6,13 +6,14 @@ import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-from curvfluence import machine, precision
-from curvfluence.coverage import coverage
-from curvfluence.curvature.base import Block, Curvature
-from curvfluence.curvature.passes import FEW_SURPRISES_NOTE, FisherPass
+from curvfluence.curvature.curvature import Block, Curvature
 from curvfluence.errors import CoverageError, CurvfluenceWarning, InputError
-from curvfluence.fisher import TYPE2_LIMIT, Fisher, Type2, default_fisher
-from curvfluence.problem import Problem
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher import TYPE2_LIMIT, Fisher, Type2, default_fisher
+from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE, FisherPass
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import device as machine
+from curvfluence.runtime import precision
 
 
 class Rung(ABC):
@@ -30,7 +31,7 @@ class Rung(ABC):
         """A bound on the rank of C (of each block), known before any work; None without one."""
         return None
 
-    def numbers(self, problem: Problem) -> float:
+    def elements(self, problem: Problem) -> float:
         """Numbers that its matrices take at the peak of a fit and a solve, known before any work;
         rows that go with the number of examples are taken in parts and not among them."""
         return 0.0
@@ -93,7 +94,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     start = machine.clock(problem.device)
-    coverage(problem)  # refuses a model that is no function of one example, before anything runs
+    discover(problem)  # refuses a model that is no function of one example, before anything runs
     _require_room(problem, rung)
     curvature = replace(rung.build(problem), fitted_on=problem.fingerprint)
     for note in curvature.notes:
@@ -114,7 +115,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
 
 
 def _require_room(problem: Problem, rung: Rung) -> None:
-    needed, room = rung.numbers(problem) * problem.dtype.itemsize, machine.memory(problem.device)
+    needed, room = rung.elements(problem) * problem.dtype.itemsize, machine.memory(problem.device)
     where = "this machine" if problem.device.type == "cpu" else str(problem.device)
     if needed > room:
         raise InputError(

@@ -26,9 +26,9 @@ from curvfluence.fidelity.decomposition import (
     mean_steps,
     shares,
 )
-from curvfluence.fidelity.judge import SubsetTruth
 from curvfluence.fidelity.lds import LDS, Sweep, lds, query_halves, spearman, undefined
 from curvfluence.fidelity.spectra import Spectrum, leading_space, overlap, spectrum
+from curvfluence.fidelity.subset_truth import SubsetTruth
 
 __all__ = [
     "spearman",

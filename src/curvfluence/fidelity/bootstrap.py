@@ -189,7 +189,7 @@ class Interval(NamedTuple):
 def interval(replicates: Replicates, level: float = 0.95) -> Interval:
     """The percentile interval: the (1 ± level) / 2 quantiles of the draws.
 
-    Coverage of the nominal 95% crossed interval, by simulation against population Spearman known in
+    Layout of the nominal 95% crossed interval, by simulation against population Spearman known in
     closed form (random models, subsets and queries, retraining noise that queries share, dampings
     chosen inside; 300 simulations of 250 replicates, so ± .013; tests/test_fidelity_coverage.py,
     marked slow, prints the table), and of the basic interval for comparison:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvfluence.curvature import Curvature
 from curvfluence.curvature.hybrids import same_blocks
-from curvfluence.curvature.kronecker import KroneckerEigen
+from curvfluence.curvature.operators.kronecker import KroneckerEigen
 from curvfluence.errors import InputError
 
 # GGN → BlockGGN → EKFAC → KFAC is orthogonal: each is the best approximation of the one before in

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature import Curvature
-from curvfluence.curvature.eigen import leading
+from curvfluence.curvature.operators.eigen import leading
 from curvfluence.errors import InputError
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from curvfluence import machine, precision
-from curvfluence.coverage import coverage
 from curvfluence.curvature import EKFAC, GGN, KFAC, BlockGGN, Diagonal, Hessian, Identity, Rung
 from curvfluence.curvature.block_ggn import DENSE_LIMIT
-from curvfluence.curvature.forms import Form, Matrix, cheapest
+from curvfluence.curvature.inversion import Form, Matrix, cheapest
 from curvfluence.curvature.layerwise import EXACT_FALLBACK_LIMIT, uncovered_blocks
 from curvfluence.errors import InputError
 from curvfluence.forecast.plan import Plan, Rule
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.sizes import Sizes
 from curvfluence.forecast.stages import fit_stages, score_stages
-from curvfluence.problem import Problem
+from curvfluence.jacobian.discovery import discover
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import device as machine
+from curvfluence.runtime import precision
 
 # From the top down: what to try where a rung does not fit.
 LADDER: tuple[Rung, ...] = (Hessian(), GGN(), BlockGGN(), EKFAC(), KFAC(), Diagonal(), Identity())
@@ -46,7 +47,7 @@ def _place(rung: Rung) -> int:
 
 
 def _plan(problem: Problem, rung: Rung, queries: int, rates: Rates) -> Plan:
-    sizes = Sizes(problem, coverage(problem), rates, queries)
+    sizes = Sizes(problem, discover(problem), rates, queries)
     form = _form(problem, rung, queries)
     stages = [*fit_stages(sizes, rung, form), *score_stages(sizes, rung)]
     return Plan(
@@ -70,7 +71,7 @@ def _reason(sizes: Sizes, rung: Rung, form: Form | None) -> str | None:
     if isinstance(form, Matrix) and sizes.p > DENSE_LIMIT:
         return f"{sizes.p:,} parameters are more than the {DENSE_LIMIT:,} of a dense matrix"
     if isinstance(rung, BlockGGN):
-        for layer in sizes.covered.layers:
+        for layer in sizes.layout.layers:
             own = layer.out_features * (layer.in_features + (layer.bias is not None))
             if own > DENSE_LIMIT:
                 return f"block {layer.name} of {own:,} parameters is more than {DENSE_LIMIT:,}"
@@ -86,15 +87,15 @@ def _rules(sizes: Sizes, rung: Rung) -> list[Rule]:
     exact = isinstance(rung, GGN | Hessian | BlockGGN | Identity)
     rule = "exact" if exact else own.get(type(rung), "by rule")
     found: list[Rule] = []
-    for layer in sizes.covered.layers:
+    for layer in sizes.layout.layers:
         names = (layer.weight, layer.bias) if layer.bias else (layer.weight,)
         count = layer.out_features * (layer.in_features + (layer.bias is not None))
         found.append(Rule(names, count, f"{rule} ({layer.kind}, T = {layer.positions})", False))
-    for _, names in uncovered_blocks(sizes.problem, sizes.covered, joint=True):
+    for _, names in uncovered_blocks(sizes.problem, sizes.layout, joint=True):
         count = sum(sizes.problem.theta[name].numel() for name in names)
         if exact or isinstance(rung, Diagonal):
             found.append(Rule(names, count, rule, False))
             continue
         kind = "exact block" if count <= EXACT_FALLBACK_LIMIT else "diagonal"
-        found.append(Rule(names, count, f"{kind} ({sizes.covered.others[names[0]]})", True))
+        found.append(Rule(names, count, f"{kind} ({sizes.layout.others[names[0]]})", True))
     return found

@@ -8,12 +8,12 @@ from functools import partial
 
 import torch
 
-from curvfluence import machine
-from curvfluence.coverage import coverage
-from curvfluence.gradients import rows_in_chunks
-from curvfluence.layers import Coverage
-from curvfluence.losses import Loss
-from curvfluence.problem import Problem
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.passes import rows_in_chunks
+from curvfluence.problem.losses import Loss
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import device as machine
 
 PROBED = 1024  # examples of a pass that is timed, at most
 PROBE_NUMBERS = 2**23  # numbers in it, at most
@@ -55,8 +55,8 @@ class Rates:
         positive = a @ a.T + 512 * torch.eye(512).to(a)
         cholesky = timed(a.device, partial(torch.linalg.cholesky, positive))
         fresh = timed(a.device, lambda: a.new_zeros(2**24)) / 2**24
-        covered = coverage(problem)
-        few, most = probed(problem, covered, 2)
+        layout = discover(problem)
+        few, most = probed(problem, layout, 2)
 
         def run(width: int, examples: int) -> float:
             def columns(loss: Loss, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ class Rates:
             return timed(
                 problem.device,
                 lambda: list(
-                    rows_in_chunks(problem, covered, part, columns, what="a probe", width=width)
+                    rows_in_chunks(problem, layout, part, columns, what="a probe", width=width)
                 ),
             )
 
@@ -83,9 +83,9 @@ class Rates:
         return Rates(product, eigen, own, 3 * cholesky / 512**3, fresh, forward, backward)
 
 
-def probed(problem: Problem, covered: Coverage, width: int) -> tuple[int, int]:
+def probed(problem: Problem, layout: Layout, width: int) -> tuple[int, int]:
     """How many examples are timed: (few, most)."""
-    numbers = max(1, covered.numbers(width))
+    numbers = max(1, layout.elements(width))
     most = min(len(problem.train), PROBED, max(8, PROBE_NUMBERS // numbers))
     return max(1, most // 4), most
 

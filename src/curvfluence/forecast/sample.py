@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from curvfluence.fisher import Fisher
 from curvfluence.forecast.rates import Pass, line, probed, timed
-from curvfluence.gradients import rows_in_chunks
-from curvfluence.layers import Coverage
-from curvfluence.problem import Problem
-from curvfluence.rows import Rows, concatenate
+from curvfluence.jacobian.fisher import Fisher
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.passes import rows_in_chunks
+from curvfluence.jacobian.rows import Rows, concatenate
+from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +21,11 @@ class Sample:
     few: int
 
     @staticmethod
-    def of(problem: Problem, covered: Coverage, fisher: Fisher) -> Sample:
+    def of(problem: Problem, layout: Layout, fisher: Fisher) -> Sample:
         width = fisher.width(problem)
-        few, most = probed(problem, covered, width)
+        few, most = probed(problem, layout, width)
         found = rows_in_chunks(
-            problem, covered, problem.train[:most], fisher.columns(), what="a probe", width=width
+            problem, layout, problem.train[:most], fisher.columns(), what="a probe", width=width
         )
         return Sample(concatenate([rows for _, rows in found]), few)
 

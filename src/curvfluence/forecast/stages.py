@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature import EKFAC, GGN, KFAC, BlockGGN, Hessian, Identity, Rung
-from curvfluence.curvature.forms import ConjugateGradients, Form, SampleSpace
+from curvfluence.curvature.inversion import ConjugateGradients, Form, SampleSpace
 from curvfluence.curvature.layerwise import (
     EXACT_FALLBACK_LIMIT,
-    LayerBlock,
+    LayerPart,
     Remainder,
     layer_blocks,
     uncovered_blocks,
 )
 from curvfluence.curvature.rung import FisherRung
-from curvfluence.fisher import Empirical, Fisher, Type2, default_fisher
 from curvfluence.forecast.plan import Stage
 from curvfluence.forecast.sizes import Sizes, work
-from curvfluence.problem import Problem
-from curvfluence.rows import Rows
-from curvfluence.terms import Once, SharedOuter, Term
-from curvfluence.terms.base import NUMBERS as TEMPORARY
-from curvfluence.terms.gram import operations as gram_operations
-from curvfluence.terms.shared import is_compact
+from curvfluence.jacobian.fisher import Empirical, Fisher, Type2, default_fisher
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Memo, SharedOuter, Term
+from curvfluence.jacobian.terms.base import NUMBERS as TEMPORARY
+from curvfluence.jacobian.terms.gram import operations as gram_operations
+from curvfluence.jacobian.terms.shared import is_compact
+from curvfluence.problem.problem import Problem
 
 SOLVED = 2**25  # numbers of solved queries in the scores that are timed
 
@@ -53,7 +53,7 @@ def _fisher(problem: Problem, rung: Rung) -> Fisher:
 def _row_operations(sizes: Sizes, c: int) -> float:
     """Of sums of products of rows: one GEMM where no position is shared, else the rows' own."""
     total = 2.0 * sizes.n * c * sizes.rest
-    for layer in sizes.covered.layers:
+    for layer in sizes.layout.layers:
         width = layer.out_features * (1 if layer.lookup else layer.in_features)
         total += 2.0 * sizes.n * width * (c * layer.positions if layer.shared else 1)
     return total
@@ -61,7 +61,7 @@ def _row_operations(sizes: Sizes, c: int) -> float:
 
 def _squares(sizes: Sizes, fisher: Fisher) -> Stage:
     """The diagonal, in the parameters' own basis."""
-    blocks = layer_blocks(sizes.problem.parameters, sizes.covered, joint_bias=True)
+    blocks = layer_blocks(sizes.problem.parameters, sizes.layout, joint_bias=True)
 
     def run(rows: Rows) -> None:
         for block in blocks:
@@ -74,10 +74,10 @@ def _squares(sizes: Sizes, fisher: Fisher) -> Stage:
 
 def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[Stage]:
     n, factors, eigen, second, held = sizes.n, 0.0, 0.0, 0.0, 0.0
-    problem, covered = sizes.problem, sizes.covered
+    problem, layout = sizes.problem, sizes.covered
     c = fisher.width(problem)
     values = rung.values if isinstance(rung, EKFAC) else None
-    for layer in covered.layers:
+    for layer in layout.layers:
         o, t = layer.out_features, layer.positions
         i = 0 if layer.lookup else layer.in_features + (layer.bias is not None)
         factors += n * t * (gram_operations(i) + c * gram_operations(o))
@@ -90,13 +90,13 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
             second += rotate + 2.0 * n * o * i
         held += o * o + i * i + o * (layer.in_features + 1)
     memory = sizes.kept(fisher) if isinstance(rung, EKFAC) and rung.values is None else 0.0
-    blocks = layer_blocks(problem.parameters, covered, joint_bias=rung.joint_bias)
+    blocks = layer_blocks(problem.parameters, layout, joint_bias=rung.joint_bias)
 
     def sums(rows: Rows) -> None:
-        once: Once = {}
+        memo: Memo = {}
         for block in blocks:
-            rung.sharing.sums(block.factored(rows), rows.weights, once)
-        Remainder(problem, covered, joint=rung.joint_bias).add(rows)
+            rung.sharing.sums(block.factored(rows), rows.weights, memo)
+        Remainder(problem, layout, joint=rung.joint_bias).add(rows)
 
     stages = [
         sizes.passed("pass over the data", c),
@@ -118,16 +118,16 @@ def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[
     bases = {block.name: _bases(problem, block) for block in blocks}
 
     def squares(rows: Rows) -> None:
-        once: Once = {}
+        memo: Memo = {}
         for block in blocks:
-            block.factored(rows).squares(*bases[block.name], once)
+            block.factored(rows).squares(*bases[block.name], memo)
 
     read = fisher if values is None else values
     stages.append(sizes.timed("eigenvalues", second, 2 * held + memory, read, squares))
     return stages
 
 
-def _bases(problem: Problem, block: LayerBlock) -> tuple[Tensor, Tensor | None]:
+def _bases(problem: Problem, block: LayerPart) -> tuple[Tensor, Tensor | None]:
     """Matrices of the sizes of U_B and U_A, whose numbers do not matter to a clock."""
     o, i = block.shape
     lookup = block.layer.lookup and block.with_weight
@@ -136,13 +136,13 @@ def _bases(problem: Problem, block: LayerBlock) -> tuple[Tensor, Tensor | None]:
 
 def _block_stages(sizes: Sizes, c: int) -> list[Stage]:
     operations, factor, solve, held = 0.0, 0.0, 0.0, 0.0
-    for layer in sizes.covered.layers:
+    for layer in sizes.layout.layers:
         size = float(layer.out_features * (layer.in_features + (layer.bias is not None)))
         operations += sizes.n * size**2 * (2 * c if layer.shared else 0.5)
         factor += size**3 / 3
         solve += 2 * sizes.queries * size**2
         held += size**2
-    for _, names in uncovered_blocks(sizes.problem, sizes.covered, joint=True):
+    for _, names in uncovered_blocks(sizes.problem, sizes.layout, joint=True):
         size = float(sum(sizes.problem.theta[name].numel() for name in names))
         if size <= EXACT_FALLBACK_LIMIT:
             operations += 2 * sizes.n * c * size**2
@@ -167,12 +167,12 @@ def _whole_stages(sizes: Sizes, rung: Rung, form: Form) -> list[Stage]:
         return [*_preconditioner(sizes, form), *_iterations(sizes, form, c)]
     if isinstance(form, SampleSpace):
         operations = form.operations(sizes.problem, q)
-        numbers = form.numbers(sizes.problem, q)
+        numbers = form.elements(sizes.problem, q)
         return [
             sizes.passed("pass over the data", c),
             sizes.stage("kernel, factor and refinement", operations, numbers),
         ]
-    paired = sizes.covered.unshared and not sizes.covered.others
+    paired = sizes.layout.unshared and not sizes.layout.others
     rows = n * p**2 * (1 if paired else 2 * c)
     if isinstance(rung, Hessian):
         one = sizes.rates.forward.each + 2 * sizes.rates.backward.each
@@ -219,7 +219,7 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     formed = _formed(sizes, rung) if there and left == 0 else frozenset[str]()
     solve = 0.0
     if isinstance(rung, KFAC | EKFAC):
-        for layer in sizes.covered.layers:
+        for layer in sizes.layout.layers:
             o, i = layer.out_features, layer.in_features
             turn = 2.0 * q * o * i * (o + i)
             solve += turn
@@ -227,7 +227,7 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
                 solve += min(turn, 2.0 * n * layer.positions * (o * o + i * i))
     rows = sum(
         2.0 * n * work(layer)
-        for layer in sizes.covered.layers
+        for layer in sizes.layout.layers
         if layer.shared and layer.weight not in formed
     )
     kept = min(kept * _shrunk(sizes, formed), sizes.problem.remember / sizes.item)
@@ -235,7 +235,7 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     x_qp = torch.ones(some, p).to(sizes.problem.decay)
     gradients = sizes.passed("gradients", 1, left + q / max(1, n), kept=kept)
     # solved queries, scores, the queries' own rows, a temporary of products, a chunk's pass
-    held = 3.0 * q * p + q * n + q * sizes.covered.numbers(1) + TEMPORARY
+    held = 3.0 * q * p + q * n + q * sizes.layout.elements(1) + TEMPORARY
     held += sizes.chunk(1) if left else 0.0
     scores = sizes.timed(
         "scores",
@@ -263,7 +263,7 @@ def _formed(sizes: Sizes, rung: Rung) -> frozenset[str]:
     the gradients and keeps all of them."""
     if not isinstance(rung, EKFAC):
         return frozenset()
-    blocks = layer_blocks(sizes.problem.parameters, sizes.covered, joint_bias=rung.joint_bias)
+    blocks = layer_blocks(sizes.problem.parameters, sizes.layout, joint_bias=rung.joint_bias)
     whole = (block for block in blocks if block.whole and not block.layer.lookup)
     return frozenset(
         block.layer.weight
@@ -275,7 +275,7 @@ def _formed(sizes: Sizes, rung: Rung) -> frozenset[str]:
 def _shrunk(sizes: Sizes, formed: frozenset[str]) -> float:
     """How many numbers the kept gradients have then, over those of a and s."""
     before = after = 0
-    for layer in sizes.covered.layers:
+    for layer in sizes.layout.layers:
         o, i, t = layer.out_features, layer.in_features, layer.positions
         held = t * (o + i * (not layer.lookup))
         before += held

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvfluence.coverage import coverage
-from curvfluence.curvature import Covered, Curvature, Rung, fit
+from curvfluence.curvature import CoverageLine, Curvature, Rung, fit
+from curvfluence.curvature.damping import Absolute, Damping
 from curvfluence.curvature.rung import FisherRung
-from curvfluence.damping import Absolute, Damping
 from curvfluence.fidelity import (
     Spectrum,
     StepLoss,
@@ -24,14 +23,15 @@ from curvfluence.fidelity import (
     overlap,
     spectrum,
 )
-from curvfluence.fisher import default_fisher
-from curvfluence.gradients import query_gradients, training_gradients
-from curvfluence.problem import Problem
-from curvfluence.study.ladder import Protocol, hybrids
-from curvfluence.study.memory import Needs, needs
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher import default_fisher
+from curvfluence.jacobian.passes import query_gradients, training_gradients
+from curvfluence.problem.problem import Problem
+from curvfluence.study.needs import Needs, needs
 from curvfluence.study.paged import paged
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
+from curvfluence.study.protocols import Protocol, hybrids
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import Trained
 
@@ -56,7 +56,7 @@ class Climbed:
     scores: Tensor
     dampings: tuple[float | None, ...]
     surprising_labels: float | None
-    coverage: tuple[Covered, ...]
+    coverage: tuple[CoverageLine, ...]
     notes: tuple[str, ...]
     fit_seconds: float | None
     score_seconds: float | None
@@ -151,9 +151,9 @@ def _needs(rung: Rung, problem: Problem, damping: Damping) -> tuple[Needs, Needs
 
 def _scores_at(problem: Problem, curvature: Curvature, damping: Damping) -> Tensor:
     """What a user pays for scores after the fit: gradients, one solve, one product."""
-    covered = coverage(problem)
-    queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
-    gradients = training_gradients(problem, covered)
+    layout = discover(problem)
+    queries_qp = query_gradients(problem, layout).to_dense()[:, 0]
+    gradients = training_gradients(problem, layout)
     return gradients.inner(curvature.solve(queries_qp, damping))[..., 0] / len(problem.train)
 
 
@@ -165,7 +165,7 @@ class _Swept:
     hybrid: bool
     fisher: str | None
     surprising_labels: float | None
-    coverage: tuple[Covered, ...]
+    coverage: tuple[CoverageLine, ...]
     notes: tuple[str, ...]
     scores: Tensor  # [D, Q, N]
     solved: Tensor  # [D, Q, P]
@@ -192,9 +192,9 @@ def _one_model(
 ) -> _Model:
     """Every rung, and with `extra` every hybrid, at one model; with `look`, their spectra and
     overlaps as well."""
-    covered = coverage(problem)
-    queries_qp = query_gradients(problem, covered).to_dense()[:, 0]
-    gradients = training_gradients(problem, covered)
+    layout = discover(problem)
+    queries_qp = query_gradients(problem, layout).to_dense()[:, 0]
+    gradients = training_gradients(problem, layout)
     surprising = _surprising_labels(ladder.values(), problem)
 
     def sweep(curvature: Curvature, seconds: float, *, hybrid: bool) -> _Swept:

@@ -31,8 +31,8 @@ from curvfluence.fidelity import (
     resamples,
 )
 from curvfluence.study.climb import Climbed
-from curvfluence.study.ladder import Protocol
 from curvfluence.study.progress import Watcher
+from curvfluence.study.protocols import Protocol
 from curvfluence.study.retrain import Truth
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import independent, independent_repeats, matched, matched_repeats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from curvfluence.errors import InputError
 from curvfluence.forecast import LADDER, Plan, plan
-from curvfluence.problem import Problem
+from curvfluence.problem.problem import Problem
 from curvfluence.study.problems import load
 from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, StudySpec

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import LDS, Interval, Sweep, bootstrap_lds, interval, lds, resamples
-from curvfluence.losses import CustomLoss
-from curvfluence.problem import Problem
+from curvfluence.problem.losses import CustomLoss
+from curvfluence.problem.problem import Problem
 from curvfluence.study.compare import Compared, Judged
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvfluence import store
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
+from curvfluence.problem.problem import Problem
+from curvfluence.store import folder as store
 from curvfluence.study.climb import Ladder, climb, influence_problems
 from curvfluence.study.compare import Compared, compare
-from curvfluence.study.ladder import Protocol
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.protocols import Protocol
 from curvfluence.study.response import Missing, Response, respond
 from curvfluence.study.results import Found, Timing, as_json
 from curvfluence.study.retrain import Models, Truth, draw_subsets, make_truth, train_models
@@ -199,7 +199,7 @@ def _require_threads(threads: int | None) -> None:
 
 def _with_report(folder: store.Folder, results: dict[str, Any]) -> dict[str, Any]:
     """Write the page; the results with the seconds that it took."""
-    from curvfluence.study.report import write_report  # plotting takes a second to import
+    from curvfluence.report import write_report  # plotting takes a second to import
 
     written = write_report(folder.path)
     timed = {**results, "report_seconds": written.seconds}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from curvfluence.errors import InputError
-from curvfluence.study.ladder import PROTOCOLS, Protocol, protocol
+from curvfluence.study.protocols import PROTOCOLS, Protocol, protocol
 from curvfluence.study.variant import Variant
 
 LADDER: tuple[str, ...] = tuple(PROTOCOLS["clean"].rungs(0))  # from the top down

@@ -8,9 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from curvfluence import store
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
+from curvfluence.store import folder as store
 from curvfluence.study.cells import run_cells
 from curvfluence.study.problems import load
 from curvfluence.study.progress import Watcher, silent

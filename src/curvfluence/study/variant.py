@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError
+from curvfluence.problem.data import Examples
 from curvfluence.study.problems import StudyProblem, mlp
 
 LIMIT = 7_000  # parameters up to which every rung of the ladder is worth its seconds in a sweep

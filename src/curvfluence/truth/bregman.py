@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from curvfluence import precision
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import precision
 from curvfluence.truth.minimise import Minima, minimise
 from curvfluence.truth.proximal import Proximal
 

@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from curvfluence import generators
 from curvfluence.errors import InputError
-from curvfluence.losses import Loss
-from curvfluence.parameters import call, slots
+from curvfluence.problem.losses import Loss
+from curvfluence.problem.parameters import call, slots
+from curvfluence.runtime import generators
 from curvfluence.truth.stack import Stack
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from curvfluence import precision
-from curvfluence.data import Examples
 from curvfluence.errors import NonFiniteError
-from curvfluence.measurement import Measurement
+from curvfluence.problem.data import Examples
+from curvfluence.problem.measurement import Measurement
+from curvfluence.runtime import precision
 from curvfluence.truth.paths import Path, network_of
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.threads import spread

@@ -11,9 +11,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError
-from curvfluence.parameters import Parameters
+from curvfluence.problem.data import Examples
+from curvfluence.problem.parameters import Parameters
 from curvfluence.truth.functional import FunctionalNet, obstacle, probe
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.stack import Stack

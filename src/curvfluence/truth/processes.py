@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curvfluence import generators
-from curvfluence.data import Examples
-from curvfluence.parameters import Parameters
+from curvfluence.problem.data import Examples
+from curvfluence.problem.parameters import Parameters
+from curvfluence.runtime import generators
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.run import Run, Share, batches, share
 from curvfluence.truth.subsets import Subsets

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature import GGN, Matrix, fit
-from curvfluence.curvature.base import require_positive
-from curvfluence.data import Examples
-from curvfluence.losses import ScaledLoss
-from curvfluence.problem import Problem
+from curvfluence.curvature.curvature import require_positive
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import ScaledLoss
+from curvfluence.problem.problem import Problem
 from curvfluence.truth.functional import obstacle
 
 _INPUTS = 2**21  # numbers that enter all models at once

@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from curvfluence import generators
 from curvfluence.errors import InputError
-from curvfluence.losses import Loss
-from curvfluence.parameters import Parameters
+from curvfluence.problem.losses import Loss
+from curvfluence.problem.parameters import Parameters
+from curvfluence.runtime import generators
 
 _ELEMENTWISE = (
     torch.optim.SGD,

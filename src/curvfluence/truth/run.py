@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError
+from curvfluence.problem.data import Examples
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.subsets import Subsets
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from curvfluence.losses import Loss
+from curvfluence.problem.losses import Loss
 from curvfluence.truth.stack import Stack
 
 aten: Any = torch.ops.aten

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from curvfluence.data import Examples
+from curvfluence.problem.data import Examples
 from curvfluence.truth.paths import Network
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.run import Share, stacked_batches

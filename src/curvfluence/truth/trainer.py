@@ -11,9 +11,9 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError, NonFiniteError
-from curvfluence.parameters import Parameters
+from curvfluence.problem.data import Examples
+from curvfluence.problem.parameters import Parameters
 from curvfluence.truth.paths import Path, choose_path, network_of, require_path, theta_of
 from curvfluence.truth.processes import train_each
 from curvfluence.truth.recipe import Recipe

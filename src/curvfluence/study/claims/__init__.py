@@ -1,6 +1,6 @@
 """The claims of "Better Hessians Matter", each with what was measured and a verdict."""
 
-from curvfluence.study.claims.page import markdown, show_claims
+from curvfluence.report.claims import markdown, show_claims
 from curvfluence.study.claims.plan import AXES, Settings
 from curvfluence.study.claims.run import Claimed, run_claims
 

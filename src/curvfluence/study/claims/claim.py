@@ -16,8 +16,8 @@ from curvfluence.study.claims.estimate import (
     Share,
     Smallest,
 )
-from curvfluence.study.ladder import EXACT_VALUES, protocol
-from curvfluence.study.report.read import Finished
+from curvfluence.study.finished import Finished
+from curvfluence.study.protocols import EXACT_VALUES, protocol
 
 MARGIN = 0.02  # LDS by which a rung may fall short and still count as no worse
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"

@@ -10,9 +10,9 @@ from typing import Any
 from curvfluence.study.claims.claim import MARGIN, OPEN, Claim, Rule, claims
 from curvfluence.study.claims.estimate import TAIL, Drawn, Estimate, OverModels, Share, Smallest
 from curvfluence.study.claims.plan import AXES, Plan, Setting
-from curvfluence.study.report.read import Finished
-from curvfluence.study.report.words import bounds, number
+from curvfluence.study.finished import Finished
 from curvfluence.study.spec import StudySpec
+from curvfluence.study.words import bounds, number
 
 BASE = "base"
 

@@ -8,15 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from curvfluence import store
 from curvfluence.errors import InputError
+from curvfluence.report import write_report
+from curvfluence.store import folder as store
 from curvfluence.study.cells import run_cells
 from curvfluence.study.claims.plan import PROTOCOL_NAMES, Plan, Settings, plan
 from curvfluence.study.claims.rows import Row, rows
 from curvfluence.study.environment import environment
+from curvfluence.study.finished import Finished, read_study
 from curvfluence.study.progress import Watcher, silent
-from curvfluence.study.report import write_report
-from curvfluence.study.report.read import Finished, read_study
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.sweep import cell_folder
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError
-from curvfluence.losses import MSE, CrossEntropy, Loss
-from curvfluence.measurement import LossMeasurement
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import MSE, CrossEntropy, Loss
+from curvfluence.problem.measurement import LossMeasurement
 from curvfluence.study.problems.prepare import (
     flip_labels,
     principal_components,

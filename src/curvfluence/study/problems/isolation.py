@@ -20,8 +20,8 @@ import cloudpickle
 import numpy as np
 import torch
 
-from curvfluence import generators
 from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.runtime import generators
 
 _SHOWN = 60  # characters of a line of code in a message
 

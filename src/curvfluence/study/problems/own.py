@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import CurvfluenceWarning, InputError
-from curvfluence.problem import Problem
+from curvfluence.problem.problem import Problem
 from curvfluence.study.problems.isolation import Executed, execute
 from curvfluence.study.problems.prepare import shared_rows
 from curvfluence.study.problems.problem import SUBSETS, Display, StudyProblem

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from curvfluence.data import Examples
 from curvfluence.errors import InputError
-from curvfluence.measurement import Measurement
+from curvfluence.problem.data import Examples
+from curvfluence.problem.measurement import Measurement
 from curvfluence.truth import Recipe, Run
 
 SUBSETS = 60  # random subsets of a study, unless the problem says otherwise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.problem import Problem
+from curvfluence.problem.problem import Problem
 from curvfluence.truth import Recipe, Run, Trained, train
 
 TOLERANCE = 1e-3  # of ‖θ_recipe − θ_given‖ / ‖θ_given‖

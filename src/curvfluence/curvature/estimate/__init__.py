@@ -1,0 +1,1 @@
+"""Sums over the data that curvatures are estimated by."""

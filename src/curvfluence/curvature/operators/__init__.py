@@ -1,0 +1,1 @@
+"""Small symmetric operators that a curvature is made of, and how each is inverted."""

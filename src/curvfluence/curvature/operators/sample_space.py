@@ -1,0 +1,212 @@
+"""The GGN through its rows: C = (1/N) Zᵀ Z with Z [R, P], solved in the space of R samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.curvature import Operator
+from curvfluence.curvature.operators.cholesky import Cholesky
+from curvfluence.errors import InputError
+from curvfluence.jacobian.layers import Layer
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Outer, Term
+
+BATCH = 2**25  # numbers in a batch of float64 right-hand sides, of which about five are held
+REFINEMENTS = 5
+SLICE = 2**26  # numbers of rows taken to float64 at a time
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSpaceOperator(Operator):
+    """(C + D)⁻¹ v = D⁻¹ v − D⁻¹ Zᵀ (N I + Z D⁻¹ Zᵀ)⁻¹ Z D⁻¹ v with D = diag(w) + λ.
+
+    The kernel Z D⁻¹ Zᵀ is a sum over layers; where no position is shared, of (a aᵀ) ∘ (s sᵀ), so P
+    never enters its cost: R² Σ(i + o) operations and R³/3 for its factor, R² numbers in its own
+    memory. What D⁻¹ v and the rest cancel in float32 is recovered by refinement against products
+    in float64, until the residual is below `tolerance` or no longer falls. The factor of the last
+    D is kept, R² numbers, for the next solve with it (a certificate's, say).
+    """
+
+    rows: Rows
+    n: int  # N, all training examples
+    dropped: int = 0
+    dropped_trace: float = 0.0  # (1/N) Σ ‖row‖² of what was dropped: bounds ‖C − kept‖₂
+    tolerance: float = 1e-6
+    _last: list[tuple[Tensor, Cholesky]] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rows.parameters.count
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+    @property
+    def count(self) -> int:
+        """R."""
+        return self.rows.dense.shape[0] * self.rows.dense.shape[1]
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        flat = v.reshape(-1, self.size)
+        return self._product(flat).view_as(v)
+
+    def _product(self, v_qp: Tensor) -> Tensor:
+        """C v in the dtype of v, whatever that of the rows."""
+        total = torch.zeros_like(v_qp)
+        for part in self.rows.slices(SLICE):
+            rows = part.to(v_qp.dtype)
+            total += rows.adjoint(rows.inner(v_qp))
+        return total / self.n
+
+    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        shift = decay + damping
+        if not bool((shift > 0).all()):
+            raise InputError(
+                "in sample space every parameter needs w + λ > 0: the kernel divides by it. Use a "
+                "damping > 0"
+            )
+        flat = v.reshape(-1, self.size)
+        factor, batch = self._factor(shift), max(1, BATCH // self.size)
+        out = torch.empty_like(flat)
+        for to, part in zip(out.split(batch), flat.split(batch), strict=True):
+            to.copy_(self._refined(part, shift, factor))
+        return out.view_as(v)
+
+    def _factor(self, shift: Tensor) -> Cholesky:
+        if self._last and torch.equal(self._last[0][0], shift):
+            return self._last[0][1]
+        self._last.clear()  # before the next is made: both at once may not fit
+        factor = Cholesky.of(self.kernel(shift), "the kernel of the damped GGN")
+        self._last.append((shift, factor))
+        return factor
+
+    def _refined(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
+        exact = shift.double()
+        size = v_qp.double().norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        x, last = self._direct(v_qp, shift, factor).double(), torch.inf
+        for _ in range(REFINEMENTS):
+            residual = self._product(x).addcmul_(exact, x).neg_().add_(v_qp)
+            relative = residual.norm(dim=1, keepdim=True) / size
+            worst = float(relative.max())
+            if worst <= self.tolerance or worst > 0.5 * last:
+                break
+            last = worst
+            scaled = residual.div_(size).to(v_qp.dtype)
+            x.addcmul_(self._direct(scaled, shift, factor).double(), size)
+        return x.to(v_qp.dtype)
+
+    def _direct(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
+        u_qp = v_qp / shift
+        y_qr = factor.solve(self.rows.inner(u_qp).flatten(1))
+        y_qnc = y_qr.view(len(v_qp), *self.rows.dense.shape[:2])
+        return u_qp.sub_(self.rows.adjoint(y_qnc).div_(shift))
+
+    def kernel(self, shift: Tensor) -> Tensor:
+        """N I + Z D⁻¹ Zᵀ, [R, R]; only the lower triangle is filled."""
+        rows, (n, c) = self.rows, self.rows.dense.shape[:2]
+        total = rows.dense.new_zeros(n * c, n * c)
+        step = max(1, 2**25 // (c * c * n))
+        for layer, term in zip(rows.layers, rows.terms, strict=True):
+            weight = _uniform(layer.weight_of(rows.parameters, shift), layer.weight)
+            bias = None
+            if layer.bias is not None:
+                bias = _uniform(layer.bias_of(rows.parameters, shift), layer.bias)
+            if isinstance(term, Outer):
+                _add_outer(total, term, weight, bias, step)
+            else:
+                _add_dense(total, term, layer, weight, bias)
+        if rows.dense.shape[2]:
+            places = torch.cat([shift[place] for place, _ in rows.rest_slices()])
+            flat = rows.dense.flatten(0, 1)
+            _add_gram(total, flat / places.sqrt())
+        total.diagonal().add_(self.n)
+        return total
+
+    def to_dense(self) -> Tensor:
+        from curvfluence.curvature.block_ggn import require_dense
+
+        require_dense("GGN", self.size, "the model")
+        flat = self.rows.to_dense().flatten(0, 1)
+        return flat.T @ flat / self.n
+
+    def eigenvalues(self) -> Tensor:
+        """Those of Z Zᵀ/N, and zeros. Cost: R³."""
+        kernel = self.kernel(self.rows.dense.new_ones(self.size))
+        kernel.diagonal().sub_(self.n)
+        values = torch.linalg.eigvalsh(kernel.tril() + kernel.tril(-1).T) / self.n
+        out = values.new_zeros(self.size)
+        kept = values[-min(len(values), self.size) :]
+        out[: len(kept)] = kept
+        return out
+
+    def mean_eigenvalue(self) -> float:
+        return float(self.rows.squared_norms().double().sum()) / self.n / self.size
+
+    def note(self, damping: float) -> str | None:
+        if not self.dropped:
+            return None
+        bound = self.dropped_trace / damping if damping > 0 else torch.inf
+        return (
+            f"{self.dropped} of {self.n} examples were dropped from the GGN: together they hold "
+            f"{self.dropped_trace:.3g} of its trace, which changes an inverse by at most "
+            f"{bound:.2g} of itself"
+        )
+
+
+def _uniform(values: Tensor, name: str) -> float:
+    first = float(values.flatten()[0])
+    if bool((values != first).any()):
+        raise InputError(f"{name} has more than one weight decay")
+    return first
+
+
+def _add_outer(total: Tensor, term: Outer, weight: float, bias: float | None, step: int) -> None:
+    """Σ (a aᵀ / w + 1/b)_nm (s sᵀ)_{nc, md}, rows of the lower triangle at a time."""
+    n, c, o = term.s.shape
+    s_ro = term.s.reshape(n * c, o)
+    for start in range(0, n, step):
+        stop = min(n, start + step)
+        inputs = term.a[start:stop] @ term.a[:stop].T / weight
+        if bias is not None:
+            inputs += 1 / bias
+        block = s_ro[start * c : stop * c] @ s_ro[: stop * c].T
+        block.view(stop - start, c, stop, c).mul_(inputs[:, None, :, None])
+        total[start * c : stop * c, : stop * c] += block
+
+
+def _add_dense(total: Tensor, term: Term, layer: Layer, weight: float, bias: float | None) -> None:
+    """The same from rows, where positions are shared; formed a slice at a time, twice."""
+    c, width = term.c, term.shape[0] * term.shape[1]
+    for start, part in term.numbered_slices(width):
+        left = part.dense().reshape(-1, width)
+        for other, right_part in term.numbered_slices(width):
+            if other > start:
+                break
+            right = right_part.dense().reshape(-1, width)
+            rows = slice(start * c, start * c + len(left))
+            columns = slice(other * c, other * c + len(right))
+            total[rows, columns] += left @ right.T / weight
+    if bias is not None:
+        _add_gram(total, term.summed().flatten(0, 1) / bias**0.5)
+
+
+def _add_gram(total: Tensor, z_rk: Tensor, step: int = 2048) -> None:
+    for start in range(0, len(z_rk), step):
+        stop = min(len(z_rk), start + step)
+        total[start:stop, :stop] += z_rk[start:stop] @ z_rk[:stop].T
+
+
+def without_small(rows: Rows, n: int, drop: float) -> tuple[Rows, int, float]:
+    """(rows, how many examples were left out, their (1/N) Σ ‖row‖²): the examples with the
+    smallest rows go while what they hold together is at most `drop`."""
+    norms_n = rows.squared_norms().double().sum(1) / n
+    order = norms_n.argsort()
+    gone = int((norms_n[order].cumsum(0) <= drop).sum())
+    if not gone:
+        return rows, 0, 0.0
+    kept = order[gone:].sort().values
+    return rows[kept], gone, float(norms_n[order[:gone]].sum())

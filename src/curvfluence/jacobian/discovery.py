@@ -1,0 +1,339 @@
+"""Which weights have a rule: found by watching the model run, believed where autograd agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from curvfluence.jacobian.graph import unaccounted
+from curvfluence.jacobian.layers import Capture, Layer, Layout, Small, label, role
+from curvfluence.jacobian.operations import Lookup, MatrixOperation
+from curvfluence.jacobian.probe import Probe, require_deterministic, require_plain_mode
+from curvfluence.jacobian.terms import bias_alone
+from curvfluence.jacobian.tracing import Piece, Use
+from curvfluence.problem.problem import Problem, require_per_example
+from curvfluence.runtime import generators, precision
+
+PLAIN = (bool, int, float, str, type(None))  # settings of a module that are compared
+_FOUND: WeakKeyDictionary[Problem, tuple[object, Layout]] = WeakKeyDictionary()
+
+
+@precision.full()
+def discover(problem: Problem) -> Layout:
+    """Find the weights that have a rule; say of every other trainable parameter why it has none.
+
+    What an operation was given does not show every use of a weight (a use that is not watched, a
+    hook that changes an output, a batch that is reordered), so up to eight examples, spread over
+    the training set, are run together and one at a time. Outputs must agree, or the model mixes
+    examples or is random and is refused. A weight has a rule where the gradient that its calls
+    give equals autograd's for each example. The answer is remembered until the model's modules,
+    their modes, hooks and plain settings, or the examples in memory, are changed.
+    """
+    problem = problem.exact
+    require_plain_mode()
+    require_per_example(problem.model)
+    state = _state(problem)
+    known = _FOUND.get(problem)
+    if known is not None and known[0] == state:
+        return known[1]
+    at = torch.linspace(0, len(problem.train) - 1, min(8, len(problem.train))).long().unique()
+    if len(at) == 1:
+        at = at.repeat(2)  # one alone does not show which axis holds examples
+    with generators.kept():
+        probe = Probe.of(problem, problem.train.inputs[at])
+        require_deterministic(problem, probe, at)
+    if probe.output.requires_grad:
+        found = _Sorting(problem, probe).sorted()
+    else:
+        found = Layout((), dict.fromkeys(problem.parameters.names, "the output ignores it"))
+    _FOUND[problem] = (state, found)
+    return found
+
+
+def _state(problem: Problem) -> object:
+    """What a rule depends on beside the weights, which a problem has copied."""
+    modules = tuple(
+        (
+            id(module),
+            tuple(module._forward_hooks),  # pyright: ignore[reportPrivateUsage]
+            tuple(module._forward_pre_hooks),  # pyright: ignore[reportPrivateUsage]
+            tuple((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN)),
+        )
+        for module in problem.model.modules()
+    )
+    return modules, problem.train.versions, problem.queries.versions
+
+
+@dataclass(frozen=True)
+class _Role:
+    """A call that a parameter appears in, and as what."""
+
+    call: int
+    as_weight: bool
+    piece: Piece
+
+
+@dataclass(eq=False)
+class _Sorting:
+    """Sorts the parameters of a probed model into layers, small ones, and those without a rule."""
+
+    problem: Problem
+    probe: Probe
+    layers: dict[str, tuple[Layer, ...]] = field(default_factory=dict[str, "tuple[Layer, ...]"])
+    small: list[Small] = field(default_factory=list[Small])
+    others: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        self.roles: dict[str, list[_Role]] = {name: [] for name in self.problem.parameters.names}
+        for k, use in enumerate(self.probe.uses):
+            for as_weight in (True, False):
+                piece = role(use, as_weight)
+                if piece is not None:
+                    self.roles[piece.name].append(_Role(k, as_weight, piece))
+        self.capture = Capture(self.probe.output, self.probe.leaves, self.probe.uses, (), (), None)
+        self.grads = self.capture.backward(self.probe.weights)
+        self.batch = len(self.probe.inputs)
+
+    def sorted(self) -> Layout:
+        names = self.problem.parameters.names
+        for name in names:
+            if any(r.as_weight and self._is_product(r) for r in self.roles[name]):
+                self._weight(name)
+        claimed = {layer.bias for found in self.layers.values() for layer in found}
+        for name in names:
+            if name not in self.layers and name not in claimed and name not in self.others:
+                self._remaining(name)
+        found = tuple(layer for name in names for layer in self.layers.get(name, ()))
+        layout = Layout(
+            layers=found,
+            others={name: self.others[name] for name in names if name in self.others},
+            small=tuple(self.small),
+            calls=tuple((use.kind, label(use)) for use in self.probe.uses),
+        )
+        probe = self.probe
+        hidden = unaccounted(probe.output, probe.leaves, probe.uses, layout.ruled)
+        return replace(layout, proved=hidden is None)
+
+    def _use(self, r: _Role) -> Use:
+        return self.probe.uses[r.call]
+
+    def _is_product(self, r: _Role) -> bool:
+        return isinstance(self._use(r).op, MatrixOperation)
+
+    def _label(self, name: str) -> str:
+        """The module that holds a parameter, as a reason names it."""
+        path = name.rpartition(".")[0]
+        kind = type(self.problem.model.get_submodule(path)).__name__
+        return f"{path} ({kind})" if path else kind
+
+    def _weight(self, name: str) -> None:
+        """Layers for a weight of products, or the reason why there are none."""
+        reason = self._against_products(name)
+        if reason is None:
+            reason = self._no_axis(name)
+            for axis in (0, 1):
+                layers = self._candidates(name, axis)
+                if not layers:
+                    continue
+                reason = self._against_gradients(name, layers)
+                if reason is None:
+                    self.layers[name] = self._with_bias(layers)
+                    return
+        self.others[name] = reason
+        self._several_ways(name)
+
+    def _several_ways(self, name: str) -> None:
+        """Rows of a weight whose calls share no rule, added up call by call where that is right."""
+        roles = self.roles[name]
+        products = [r for r in roles if r.as_weight and self._is_product(r)]
+        uses = tuple((r.call, r.as_weight) for r in roles if r not in products)
+        for axis in (0, 1):
+            if not all(self._fits(self._use(r).input, axis) for r in roles):
+                continue
+            layers = tuple(layer for r in products for layer in self._split(name, [r], axis))
+            part = Small(name, self.problem.theta[name].numel(), uses, axis, layers)
+            if self._is_right(part):
+                self.small.append(self._sized(part))
+                return
+
+    def _sized(self, part: Small) -> Small:
+        """With the positions of its calls."""
+        counts = self.capture.small_positions(part, self.grads, self.batch)
+        return replace(part, positions=counts)
+
+    def _is_right(self, part: Small) -> bool:
+        rows = self.capture.small_rows(part, self.grads, self.batch)
+        wanted = self._own(part.name)
+        return _all_agree(rows, wanted, wanted.new_zeros(len(wanted)))
+
+    def _against_products(self, name: str) -> str | None:
+        """Why the calls of a weight are not all of one kind that covers it, or None."""
+        roles, where = self.roles[name], self._label(name)
+        kinds = sorted({self._use(r).kind if r.as_weight else "a bias" for r in roles})
+        if not all(r.as_weight and self._is_product(r) for r in roles) or len(kinds) > 1:
+            return f"{where}: its weight is used by {' and '.join(kinds)}, which share no rule"
+        if all(self._use(r).edge is None for r in roles):
+            return f"{where} runs without a gradient"
+        if all(self.grads[r.call] is None for r in roles):
+            return f"{where} does not reach the output"
+        pieces = {(r.piece.offset, r.piece.count) for r in roles}
+        size = self.problem.theta[name].numel()
+        starts = sorted(pieces)
+        ends = [start + count for start, count in starts]
+        if [start for start, _ in starts] != [0, *ends[:-1]] or ends[-1] != size:
+            return f"{where}: its weight is used in parts that overlap or leave some of it out"
+        for piece in pieces:
+            ops = [self._op(r) for r in roles if (r.piece.offset, r.piece.count) == piece]
+            if len({(op.rows, op.columns, op.groups, op.transposed) for op in ops}) > 1:
+                return f"{where}: its weight is used in different shapes"
+        return None
+
+    def _op(self, r: _Role) -> MatrixOperation:
+        return cast(MatrixOperation, self._use(r).op)
+
+    def _no_axis(self, name: str) -> str:
+        shapes = sorted({tuple(self._use(r).input.shape) for r in self.roles[name]})
+        listed = ", ".join(map(str, shapes))
+        return f"{self._label(name)} acts on inputs of shape {listed}, without an axis of examples"
+
+    def _candidates(self, name: str, axis: int) -> tuple[Layer, ...]:
+        """The layers of a weight if examples lie on `axis`; empty where they cannot."""
+        roles = self.roles[name]
+        if not all(self._fits(self._use(r).input, axis) for r in roles):
+            return ()
+        return tuple(self._split(name, roles, axis))
+
+    def _fits(self, x: Tensor, axis: int) -> bool:
+        if axis == 0:
+            return x.ndim > 0 and x.shape[0] % self.batch == 0 and x.shape[0] > 0
+        return x.ndim > 2 and x.shape[1] == self.batch
+
+    def _split(self, name: str, roles: Sequence[_Role], axis: int) -> Iterator[Layer]:
+        """One layer for each matrix in each piece of the weight."""
+        path, _, local = name.rpartition(".")
+        base = path if local == "weight" else name
+        starts = sorted({r.piece.offset for r in roles})
+        for start in starts:
+            own = [r for r in roles if r.piece.offset == start]
+            op = self._op(own[0])
+            for group in range(op.groups):
+                several = len(starts) * op.groups > 1
+                part = f"[{starts.index(start) * op.groups + group}]" if several else ""
+                yield Layer(
+                    name=base + part,
+                    part=part,
+                    weight=name,
+                    bias=None,
+                    out_features=op.rows,
+                    in_features=op.columns,
+                    offset=start + group * op.rows * op.columns,
+                    bias_offset=0,
+                    transposed=op.transposed,
+                    kind=self._use(own[0]).kind,
+                    uses=tuple(r.call for r in own),
+                    group=group,
+                    axis=axis,
+                    positions=0,
+                    lookup=isinstance(op, Lookup),
+                )
+
+    def _against_gradients(self, name: str, layers: tuple[Layer, ...]) -> str | None:
+        """Why the layers' rows are not the examples' gradients, or None."""
+        wanted = self._own(name)
+        found, sizes = torch.zeros_like(wanted), wanted.new_zeros(len(wanted))
+        for layer in layers:
+            term = self.capture.term(layer, [self.grads], self.batch)
+            layer.add_rows(found, term.dense()[:, 0])
+            sizes += term.norms()
+        if _all_agree(found, wanted, sizes):
+            return None
+        return f"the gradient of {self._label(name)} is not that of its own calls alone"
+
+    def _own(self, name: str) -> Tensor:
+        """Each probed example's gradient by autograd, [B, size]."""
+        like = self.problem.theta[name]
+        found = [own[name] for own in self.probe.gradients]
+        rows = [torch.zeros_like(like) if g is None else g for g in found]
+        return torch.stack([row.flatten() for row in rows])
+
+    def _with_bias(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """The same layers with T, and with their bias where it belongs to each of them alone."""
+        sized = [replace(layer, positions=self._positions(layer)) for layer in layers]
+        pieces = [self._bias_piece(layer) for layer in sized]
+        name = pieces[0].name if pieces[0] is not None else None
+        if name is None or any(p is None or p.name != name for p in pieces):
+            return tuple(sized)
+        calls = {k for layer in sized for k in layer.uses}
+        if any(r.as_weight or r.call not in calls for r in self.roles[name]):
+            return tuple(sized)
+        with_bias = [
+            replace(layer, bias=name, bias_offset=piece.offset + layer.group * layer.out_features)
+            for layer, piece in zip(sized, pieces, strict=True)
+            if piece is not None
+        ]
+        return tuple(with_bias) if self._biases_agree(name, with_bias) else tuple(sized)
+
+    def _positions(self, layer: Layer) -> int:
+        if not layer.lookup:
+            return self._term_positions(layer)
+        ids = sum(self.probe.uses[k].input.numel() for k in layer.uses)
+        return ids // self.batch
+
+    def _term_positions(self, layer: Layer) -> int:
+        """T; `Layer.positions` = 0 keeps the term in its shared form until T is known."""
+        return self.capture.term(layer, [self.grads], self.batch).s.shape[2]
+
+    def _bias_piece(self, layer: Layer) -> Piece | None:
+        """The bias that every call of the layer adds, or None."""
+        pieces = {self.probe.uses[k].bias for k in layer.uses}
+        op = cast(MatrixOperation, self.probe.uses[layer.uses[0]].op)
+        (piece,) = pieces if len(pieces) == 1 else (None,)
+        return piece if op.bias_like_rows else None
+
+    def _biases_agree(self, name: str, layers: Sequence[Layer]) -> bool:
+        wanted = self._own(name)
+        found = torch.zeros_like(wanted)
+        filled = torch.zeros(wanted.shape[1], dtype=torch.bool)
+        sizes = wanted.new_zeros(len(wanted))
+        for layer in layers:
+            place = slice(layer.bias_offset, layer.bias_offset + layer.out_features)
+            term = self.capture.term(layer, [self.grads], self.batch)
+            found[:, place] = term.summed()[:, 0]
+            sizes += bias_alone(term).norms()
+            filled[place] = True
+        return _all_agree(found, wanted, sizes) and bool(filled.all())
+
+    def _remaining(self, name: str) -> None:
+        """A small parameter, or one without a rule."""
+        roles, where = self.roles[name], self._label(name)
+        small = [not r.as_weight or not self._is_product(r) for r in roles]
+        if not roles or not all(small):
+            self.others[name] = f"{where} has no rule"
+            return
+        uses = tuple((r.call, r.as_weight) for r in roles)
+        for axis in (0, 1):
+            if not all(self._fits(self._use(r).input, axis) for r in roles):
+                continue
+            part = Small(name, self.problem.theta[name].numel(), uses, axis)
+            if self._is_right(part):
+                what = "an elementwise scale" if any(r.as_weight for r in roles) else "a bias alone"
+                self.others[name] = f"{where}: {what}, not a matrix"
+                self.small.append(self._sized(part))
+                return
+        self.others[name] = f"the gradient of {where} is not that of its own calls alone"
+
+
+def _all_agree(found: Tensor, wanted: Tensor, sizes: Tensor) -> bool:
+    """Equal to rounding example by example, relative to the gradient or to the sizes of what was
+    summed (which may cancel, as for the bias of attention's keys): there is no scale below which
+    any is."""
+    if not bool(found.isfinite().all() and wanted.isfinite().all()):
+        return True  # not for this check to name: the pass over the data names the example
+    size = torch.maximum(torch.maximum(found.norm(dim=1), wanted.norm(dim=1)), sizes)
+    gap = (found - wanted).norm(dim=1)
+    return bool((gap <= 1e3 * torch.finfo(found.dtype).eps * size).all())

@@ -1,0 +1,129 @@
+"""Which columns stand for the labels: exact expectation, sampled, or the training labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+from curvfluence.jacobian.passes import Columns
+from curvfluence.problem.losses import Loss
+from curvfluence.problem.problem import Problem
+
+TYPE2_LIMIT = 64  # output columns an example up to which the exact expectation is the default
+DEFAULT_DRAWS = 8
+FEW_SURPRISES = 50.0
+
+
+class Fisher(ABC):
+    """Columns s with (1/N) Σ_n Σ_c (Jᵀs)(Jᵀs)ᵀ the GGN, an estimate of it, or a stand-in for it."""
+
+    name: str
+
+    @abstractmethod
+    def columns(self) -> Columns:
+        """(loss, output, target) -> [B, K, C]; each call starts the random draws anew."""
+
+    @abstractmethod
+    def width(self, problem: Problem) -> int:
+        """C."""
+
+    def surprising_labels(self, problem: Problem) -> float | None:
+        """Expected number of drawn labels that differ from the likeliest; None if none is drawn."""
+        return None
+
+
+@dataclass(frozen=True)
+class Type2(Fisher):
+    """The exact expectation over labels: the columns of S. Makes the ladder a ladder."""
+
+    name = "type2"
+
+    def columns(self) -> Columns:
+        def factor(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+            return loss.factor(output, target)
+
+        return factor
+
+    def width(self, problem: Problem) -> int:
+        return problem.loss.columns(problem.n_outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Columns of labels drawn from the model's distribution, example after example."""
+
+    draws: int
+    generator: torch.Generator
+
+    def __call__(self, loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        return loss.sample(output, target, draws=self.draws, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class MonteCarlo(Fisher):
+    """`draws` labels drawn from the model's own distribution for each example, scaled 1/√draws.
+
+    Unbiased for the GGN, but on a well-fitted model nearly every drawn label is the expected one
+    and its column nearly zero: the factor rests on the few surprising labels, N (1 − mean p_max) ×
+    draws of them in expectation.
+    """
+
+    draws: int = DEFAULT_DRAWS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise InputError(f"mc needs at least one draw; seen {self.draws}")
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"mc({self.draws})"
+
+    def columns(self) -> Columns:
+        return Draws(self.draws, torch.Generator().manual_seed(self.seed))
+
+    def width(self, problem: Problem) -> int:
+        return self.draws
+
+    def surprising_labels(self, problem: Problem) -> float | None:
+        outputs = problem.outputs(problem.train, "training set")
+        surprise = problem.loss_of(problem.train).surprise(outputs, problem.train.targets)
+        return None if surprise is None else float(surprise.sum()) * self.draws
+
+
+@dataclass(frozen=True)
+class Empirical(Fisher):
+    """The training labels' own gradients: (1/N) Σ g_n g_nᵀ. No estimate of the GGN."""
+
+    name = "empirical"
+
+    def columns(self) -> Columns:
+        def gradient(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+            return loss.label_column(output, target)
+
+        return gradient
+
+    def width(self, problem: Problem) -> int:
+        return 1
+
+
+def fisher_named(name: str, seed: int = 0) -> Fisher:
+    """type2, empirical, or mc(k) as a result or a command line writes it (mc1 and mc(1) alike)."""
+    if name == Type2.name:
+        return Type2()
+    if name == Empirical.name:
+        return Empirical()
+    draws = name.removeprefix("mc").strip("()")
+    if name.startswith("mc") and draws.isdigit():
+        return MonteCarlo(int(draws), seed=seed)
+    raise InputError(f"there is no Fisher type {name!r}; there are type2, empirical and mc(k)")
+
+
+def default_fisher(problem: Problem) -> Fisher:
+    """type2 while an example has at most 64 output columns, mc(8) above."""
+    few = problem.loss.columns(problem.n_outputs) <= TYPE2_LIMIT
+    return Type2() if few else MonteCarlo()

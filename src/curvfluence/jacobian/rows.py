@@ -1,0 +1,172 @@
+"""Per-example rows Jᵀs: outer products where a layer allows, dense elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.jacobian.layers import Layer
+from curvfluence.jacobian.terms import Factored, Term, joined
+from curvfluence.problem.parameters import Parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """C rows for each of N examples.
+
+    `terms` holds those of each layer, whose weights and biases stand side by side in no dense
+    form. Parameters of no layer: dense [N, C, R], in the order of `rest`. `weights` [N] are the
+    examples', which the rows hold already and only K-FAC's A needs to know; None is 1 each.
+    """
+
+    parameters: Parameters
+    layers: tuple[Layer, ...]
+    terms: tuple[Term, ...]
+    rest: tuple[str, ...]
+    dense: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def __getitem__(self, index: slice | Tensor) -> Rows:
+        terms = tuple(term[index] for term in self.terms)
+        weights = None if self.weights is None else self.weights[index]
+        return Rows(self.parameters, self.layers, terms, self.rest, self.dense[index], weights)
+
+    @property
+    def factored(self) -> bool:
+        """Whether every term is still a and s."""
+        return all(isinstance(term, Factored) for term in self.terms)
+
+    @property
+    def _parts(self) -> list[tuple[Layer, Term]]:
+        return list(zip(self.layers, self.terms, strict=True))
+
+    def rest_slices(self) -> Iterator[tuple[slice, slice]]:
+        """(place in the flat vector, place in `dense`) of each of `rest`."""
+        start = 0
+        for name in self.rest:
+            place = self.parameters.slices[name]
+            width = place.stop - place.start
+            yield place, slice(start, start + width)
+            start += width
+
+    def rest_parts(self) -> tuple[Tensor, ...]:
+        """The dense rows of each of `rest`, [N, C, size]."""
+        sizes = [at.stop - at.start for _, at in self.rest_slices()]
+        return self.dense.split(sizes, dim=2)
+
+    def to_dense(self) -> Tensor:
+        """[N, C, P]."""
+        n, c = self.dense.shape[:2]
+        rows = self.dense.new_empty(n, c, self.parameters.count)
+        for layer, term in self._parts:
+            layer.weight_of(self.parameters, rows).copy_(term.dense())
+            if layer.bias is not None:
+                layer.bias_of(self.parameters, rows).copy_(term.summed())
+        for place, at in self.rest_slices():
+            rows[..., place] = self.dense[..., at]
+        return rows
+
+    def inner(self, x_qp: Tensor) -> Tensor:
+        """⟨x_q, row_nc⟩, [Q, N, C]. Cost: 2 Q N C P operations at most; see `Term.inner`."""
+        q = len(x_qp)
+        n, c = self.dense.shape[:2]
+        total = x_qp.new_zeros(q, n, c)
+        for layer, term in self._parts:
+            total += term.inner(layer.weight_of(self.parameters, x_qp))
+            if layer.bias is not None:
+                b_qo = layer.bias_of(self.parameters, x_qp)
+                total += (b_qo @ term.summed().flatten(0, 1).T).view(q, n, c)
+        for place, at in self.rest_slices():
+            total += (x_qp[:, place] @ self.dense[..., at].flatten(0, 1).T).view(q, n, c)
+        return total
+
+    def adjoint(self, y_qnc: Tensor) -> Tensor:
+        """Σ_n Σ_c y_qnc row_nc, [Q, P]: the adjoint of `inner`, at the same cost."""
+        total = y_qnc.new_empty(len(y_qnc), self.parameters.count)
+        y_qr = y_qnc.flatten(1)
+        for layer, term in self._parts:
+            layer.weight_of(self.parameters, total).copy_(term.adjoint(y_qnc))
+            if layer.bias is not None:
+                b_qo = y_qr @ term.summed().flatten(0, 1)
+                layer.bias_of(self.parameters, total).copy_(b_qo)
+        for place, at in self.rest_slices():
+            total[:, place] = y_qr @ self.dense[..., at].flatten(0, 1)
+        return total
+
+    def weighted_sum(self, weights_mn: Tensor) -> Tensor:
+        """Σ_n weights_mn row_n for single-column rows, [m, P]: the gradients of groups."""
+        return self.adjoint(weights_mn[..., None])
+
+    def first_column_sum(self) -> Tensor:
+        """Σ_n row_n0, [P]."""
+        n, c = self.dense.shape[:2]
+        y_1nc = self.dense.new_zeros(1, n, c)
+        y_1nc[:, :, 0] = 1
+        return self.adjoint(y_1nc)[0]
+
+    def squared_norms(self) -> Tensor:
+        """‖row_nc‖², [N, C]."""
+        total = self.dense.square().sum(2)
+        for layer, term in self._parts:
+            total += term.squared_norms()
+            if layer.bias is not None:
+                total += term.summed().square().sum(2)
+        return total
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [self.dense, *(t for term in self.terms for t in term.tensors)]
+
+    @property
+    def nbytes(self) -> int:
+        """Of its numbers, those that terms share once."""
+        return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in self._tensors}.values())
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """How often each tensor was written to."""
+        return tuple(t._version for t in self._tensors)  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that stay as long as it does: of a view, all that it is a view of."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in self._tensors}
+        return sum(storage.nbytes() for storage in storages.values())
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        """The same rows in another dtype."""
+        if self.dense.dtype == dtype:
+            return self
+        terms = tuple(term.to(dtype) for term in self.terms)
+        dense = self.dense.to(dtype)
+        return Rows(self.parameters, self.layers, terms, self.rest, dense, self.weights)
+
+    def slices(self, numbers: int) -> Iterator[Rows]:
+        """Successive examples, each part of about so many numbers."""
+        held = self.nbytes // self.dense.element_size()
+        step = max(1, numbers * len(self) // max(1, held))
+        for start in range(0, len(self), step):
+            yield self[start : start + step]
+
+    def size(self) -> float:
+        """Σ_n of bounds on ‖row_n‖ (first columns): what rounding in a sum of rows goes with."""
+        layers = sum(float(term.norms().sum()) for term in self.terms)
+        return layers + float(self.dense[:, 0].norm(dim=-1).sum())
+
+
+def concatenate(parts: list[Rows]) -> Rows:
+    """The rows of successive chunks as one."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    terms = tuple(joined([p.terms[k] for p in parts]) for k in range(len(first.layers)))
+    dense = torch.cat([p.dense for p in parts])
+    held = [p.weights for p in parts if p.weights is not None]
+    weights = torch.cat(held) if held else None
+    return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)

@@ -1,0 +1,32 @@
+"""Per-example rows of one weight matrix as sums of outer products, never formed unless cheap.
+
+A row (example n, column c) is Σ_t s_nct ⊗ a_nt, an o × i matrix. `Outer` has one position,
+`SharedOuter` several, and in `LookupOuter` every a is a unit vector; `Formed` holds the matrix.
+Each knows the sums that the rungs are made of; the letters of a name are its axes: n example,
+t position, c column, o and i outputs and inputs of the layer, q query, m group.
+"""
+
+from curvfluence.jacobian.terms.base import Factored, Term
+from curvfluence.jacobian.terms.formed import Formed
+from curvfluence.jacobian.terms.forms import bias_alone, joined, with_bias
+from curvfluence.jacobian.terms.gram import gram
+from curvfluence.jacobian.terms.lookup import LookupOuter
+from curvfluence.jacobian.terms.outer import Outer
+from curvfluence.jacobian.terms.products import Memo, sum_of, with_ones
+from curvfluence.jacobian.terms.shared import SharedOuter
+
+__all__ = [
+    "Factored",
+    "Formed",
+    "LookupOuter",
+    "Memo",
+    "Outer",
+    "SharedOuter",
+    "Term",
+    "bias_alone",
+    "gram",
+    "joined",
+    "sum_of",
+    "with_bias",
+    "with_ones",
+]

@@ -1,0 +1,69 @@
+"""Terms with a bias, and of successive examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from curvfluence.jacobian.terms.base import Factored, Term
+from curvfluence.jacobian.terms.formed import Formed
+from curvfluence.jacobian.terms.lookup import LookupOuter
+from curvfluence.jacobian.terms.outer import Outer
+from curvfluence.jacobian.terms.products import with_ones
+from curvfluence.jacobian.terms.shared import SharedOuter
+
+
+def with_bias(term: Term) -> Term:
+    """The rows of [W | b]: a 1 is appended to every a."""
+    assert isinstance(term, Outer | SharedOuter | Formed)
+    if term.ones:
+        return replace(term, biased=True)
+    assert not isinstance(term, Formed)
+    return replace(term, data=with_ones(term.a), biased=True, ones=True)
+
+
+def bias_alone(term: Term) -> Term:
+    """The rows of the bias, o × 1."""
+    if isinstance(term, Formed):
+        return Formed(term.summed(), biased=True)
+    assert isinstance(term, Outer | SharedOuter)
+    ones = term.data.new_ones(*term.data.shape[:-1], 1)
+    return replace(term, data=ones, biased=True, ones=False)
+
+
+def joined(parts: Sequence[Term]) -> Term:
+    """The rows of successive examples as one term."""
+    if any(isinstance(part, Formed) for part in parts):
+        return _formed(parts)
+    first = parts[0]
+
+    def cat(field: Callable[[Term], Tensor]) -> Tensor:
+        return torch.cat([field(part) for part in parts])
+
+    s = cat(lambda part: cast(Factored, part).s)
+    if isinstance(first, Outer):
+        return replace(first, data=cat(lambda p: cast(Outer, p).data), s=s)
+    many = cast("Sequence[SharedOuter | LookupOuter]", parts)
+    masks = [part.counted for part in many if part.counted is not None]
+    counted = torch.cat(masks) if masks else None
+    if isinstance(first, SharedOuter):
+        return replace(first, data=cat(lambda p: cast(SharedOuter, p).data), s=s, counted=counted)
+    lookup = cast(LookupOuter, first)
+    return replace(lookup, ids=cat(lambda p: cast(LookupOuter, p).ids), s=s, counted=counted)
+
+
+def _formed(parts: Sequence[Term]) -> Formed:
+    """As the first that is formed: in its basis, with its bias."""
+    like = next(part for part in parts if isinstance(part, Formed))
+    held: list[Tensor] = []
+    for part in parts:
+        whole = with_bias(part) if like.ones else part
+        if isinstance(whole, SharedOuter):
+            held.append(whole.formed(like.out_basis, like.in_basis).held_nio)
+        else:
+            held.append(cast(Formed, whole).rotated(like.out_basis, like.in_basis).held_nio)
+    return replace(like, held_nio=torch.cat(held))

@@ -1,0 +1,1 @@
+"""What was trained, and what is asked: model, data, loss, measurement."""

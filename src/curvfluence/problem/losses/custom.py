@@ -1,0 +1,111 @@
+"""Any other differentiable per-example loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.problem.losses.base import Loss
+
+
+@dataclass(frozen=True)
+class CustomLoss(Loss):
+    """Any per-example loss `function(output [N, K], target) -> [N]`, twice differentiable in f.
+
+    S comes from the eigendecomposition of ∂²ℓ/∂f²: S = V √max(μ, 0). A loss that is not convex in
+    f has negative μ: they raise, or with `clip_negative=True` are set to 0 and named in the
+    result. Cost: K backward passes through the loss and an eigendecomposition of K × K an example.
+
+    Errors: `CurvfluenceError` for a negative eigenvalue (below −100 eps of the example's largest
+    |μ|), or for a gradient outside the span of S where `coordinates` is asked for.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    clip_negative: bool = False
+    unit: str = "loss"
+    convex = False
+
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        seen = self.function(torch.zeros(2, n_outputs, device=target.device), target[[0, 0]])
+        if seen.shape != (2,):
+            raise InputError(
+                f"a custom loss must return one value an example; for 2 examples with "
+                f"{n_outputs} outputs it returned shape {tuple(seen.shape)}"
+            )
+
+    def columns(self, n_outputs: int) -> int:
+        return n_outputs
+
+    def values(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.function(output, target)
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        with torch.enable_grad():
+            f = output.detach().requires_grad_(True)
+            total = self.function(f, target).sum()
+            if not total.requires_grad:
+                raise InputError("the custom loss does not depend on the model's output")
+            return torch.autograd.grad(total, f)[0]
+
+    def _curvature(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            f = output.detach().requires_grad_(True)
+            (g_nk,) = torch.autograd.grad(self.function(f, target).sum(), f, create_graph=True)
+            rows: list[Tensor] = []
+            for k in range(f.shape[-1]):
+                row = None
+                if g_nk.requires_grad:
+                    (row,) = torch.autograd.grad(
+                        g_nk[:, k].sum(), f, retain_graph=True, allow_unused=True
+                    )
+                rows.append(torch.zeros_like(output) if row is None else row)
+        return torch.linalg.eigh(torch.stack(rows, dim=1))
+
+    def hessian(self, output: Tensor, target: Tensor) -> Tensor:
+        mu_nk, v_nkk = self._curvature(output, target)
+        return (v_nkk * mu_nk[:, None, :]) @ v_nkk.mT
+
+    def _negative(self, mu_nk: Tensor) -> Tensor:
+        # beyond what an eigendecomposition of this example's matrix can get wrong
+        floor = 100 * torch.finfo(mu_nk.dtype).eps
+        return mu_nk < -floor * mu_nk.abs().amax(-1, keepdim=True)
+
+    def factor(self, output: Tensor, target: Tensor) -> Tensor:
+        mu_nk, v_nkk = self._curvature(output, target)
+        negative = self._negative(mu_nk)
+        if not self.clip_negative and bool(negative.any()):
+            n = int(negative.any(-1).nonzero()[0])
+            raise CurvfluenceError(
+                f"the loss is not convex in the output: ∂²ℓ/∂f² of example {n} (of this batch) has "
+                f"eigenvalue {float(mu_nk[n].min()):.3g}; use clip_negative=True to set such "
+                "eigenvalues to 0 (named in the result), or the Hessian rung"
+            )
+        return v_nkk * mu_nk.clamp_min(0).sqrt()[:, None, :]
+
+    def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
+        s_nkc, g_nk = self.factor(output, target), self.gradient(output, target)
+        t_nc = (torch.linalg.pinv(s_nkc) @ g_nk[:, :, None])[:, :, 0]
+        left_n = ((s_nkc @ t_nc[:, :, None])[:, :, 0] - g_nk).norm(dim=-1)
+        bad = (left_n > 1e-4 * g_nk.norm(dim=-1)).nonzero().flatten()
+        if len(bad):
+            raise CurvfluenceError(
+                f"the loss gradient of example {int(bad[0])} (of this batch) lies outside the span "
+                "of ∂²ℓ/∂f²: the leverage correction is not defined for this loss"
+            )
+        return t_nc
+
+    def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
+        if not self.clip_negative:
+            return ()
+        mu_nk, _ = self._curvature(output, target)
+        clipped = self._negative(mu_nk)
+        if not bool(clipped.any()):
+            return ()
+        return (
+            f"negative eigenvalues of ∂²ℓ/∂f² set to 0: {int(clipped.sum())}, "
+            f"the lowest {float(mu_nk.min()):.3g}",
+        )

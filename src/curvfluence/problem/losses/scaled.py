@@ -1,0 +1,84 @@
+"""A loss whose every example counts by a weight of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.problem.losses.base import Loss, Wrapping
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledLoss(Wrapping):
+    """v_n ℓ_n for a given batch of examples, v [N] ≥ 0.
+
+    Gradient and Hessian are v times ℓ's, S and the columns of every Fisher type √v times, and t
+    with S t = ∇ℓ too: an example of weight 2 is one that is there twice.
+    """
+
+    loss: Loss
+    weights: Tensor
+
+    @staticmethod
+    def of(loss: Loss, weights: Tensor | None) -> Loss:
+        """`loss` itself where there are no weights."""
+        return loss if weights is None else ScaledLoss(loss, weights)
+
+    @property
+    def is_bound(self) -> bool:
+        return self.loss.is_bound
+
+    def rows(self, output: Tensor, n: int) -> Tensor:
+        return self.loss.rows(output, n)
+
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        self.loss.check(n_outputs, target)
+
+    def columns(self, n_outputs: int) -> int:
+        return self.loss.columns(n_outputs)
+
+    def _times(self, rows: Tensor, power: float = 1.0) -> Tensor:
+        """v^power rows, over the first axis."""
+        scale = self.weights.to(rows) if power == 1 else self.weights.to(rows).pow(power)
+        return rows * scale.view(-1, *[1] * (rows.ndim - 1))
+
+    def values(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._times(self.loss.values(output, target))
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._times(self.loss.gradient(output, target))
+
+    def label_column(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._times(self.loss.label_column(output, target), 0.5)
+
+    def factor(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._times(self.loss.factor(output, target), 0.5)
+
+    def hessian(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._times(self.loss.hessian(output, target))
+
+    def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+        return self._times(self.loss.factored_product(output, target, v))
+
+    def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+        return self._times(self.loss.hessian_product(output, target, v))
+
+    def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._times(self.loss.coordinates(output, target), 0.5)
+
+    def sample(
+        self, output: Tensor, target: Tensor, *, draws: int, generator: torch.Generator
+    ) -> Tensor:
+        drawn = self.loss.sample(output, target, draws=draws, generator=generator)
+        return self._times(drawn, 0.5)
+
+    def surprise(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """Of the examples that count; 0 of the others."""
+        found = self.loss.surprise(output, target)
+        return None if found is None else found * (self.weights > 0).to(found)
+
+    def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
+        counts = self.weights > 0
+        return self.loss.notes(output[counts], target[counts])

@@ -1,0 +1,126 @@
+"""What is measured of a query: m(f, y), with its gradient and which way is better."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+from curvfluence.problem.losses import Loss, residual
+
+
+def _require_labels(name: str, n_outputs: int, target: Tensor | None) -> None:
+    if n_outputs < 2 or (target is not None and (target.ndim != 1 or target.is_floating_point())):
+        seen = "" if target is None else f", targets of shape {tuple(target.shape)} {target.dtype}"
+        raise InputError(
+            f"measurement {name!r} needs class labels and at least 2 outputs; seen {n_outputs} "
+            f"outputs{seen}"
+        )
+
+
+class Measurement(ABC):
+    """A number m_q per query. `lower_is_better` decides which influences are help."""
+
+    name: str
+    unit: str
+    lower_is_better: bool
+
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        """Raise `InputError` where the queries' targets do not fit."""
+        return None
+
+    @abstractmethod
+    def values(self, output: Tensor, target: Tensor) -> Tensor:
+        """m per query, [Q]."""
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """∂m/∂f per query, [Q, K]; by autograd unless a closed form is better."""
+        with torch.enable_grad():
+            f = output.detach().requires_grad_(True)
+            values = self.values(f, target)
+            if values.shape != (len(output),):
+                raise InputError(
+                    f"measurement {self.name!r} must return one value a query; for {len(output)} "
+                    f"queries it returned shape {tuple(values.shape)}"
+                )
+            if not values.requires_grad:
+                raise InputError(f"measurement {self.name!r} does not depend on the output")
+            return torch.autograd.grad(values.sum(), f)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class LossMeasurement(Measurement):
+    """m = ℓ: the query's loss, as in training. The default."""
+
+    loss: Loss
+    name = "loss"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", self.loss.unit)
+        object.__setattr__(self, "lower_is_better", self.loss.lower_is_better)
+
+    def values(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.loss.values(output, target)
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.loss.gradient(output, target)
+
+
+@dataclass(frozen=True)
+class Margin(Measurement):
+    """m = f_y − log Σ_{c≠y} exp f_c, the log-odds of the true class; higher is better. In nats."""
+
+    name = "margin"
+    unit = "nats"
+    lower_is_better = False
+
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        _require_labels(self.name, n_outputs, target)
+
+    def values(self, output: Tensor, target: Tensor) -> Tensor:
+        index = target[:, None]
+        others = output.scatter(-1, index, -torch.inf).logsumexp(-1)
+        return output.gather(-1, index)[:, 0] - others
+
+
+@dataclass(frozen=True)
+class LogProbability(Measurement):
+    """m = log p_c of class `label`, or of each query's own label where None; higher is better."""
+
+    label: int | None = None
+    name = "log-probability"
+    unit = "nats"
+    lower_is_better = False
+
+    def check(self, n_outputs: int, target: Tensor) -> None:
+        _require_labels(self.name, n_outputs, target if self.label is None else None)
+        if self.label is not None and not 0 <= self.label < n_outputs:
+            raise InputError(f"class {self.label} is outside 0..{n_outputs - 1}")
+
+    def _labels(self, target: Tensor, n: int) -> Tensor:
+        return target if self.label is None else target.new_full((n,), self.label).long()
+
+    def values(self, output: Tensor, target: Tensor) -> Tensor:
+        labels = self._labels(target, len(output))
+        return output.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """e_c − p, without cancellation as p → e_c."""
+        return -residual(output.softmax(-1), self._labels(target, len(output)))
+
+
+@dataclass(frozen=True)
+class CustomMeasurement(Measurement):
+    """Any `function(output [Q, K], target) -> [Q]`, differentiable in the output."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    lower_is_better: bool
+    name: str = "measurement"
+    unit: str = "units of the measurement"
+
+    def values(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.function(output, target)

@@ -1,0 +1,1 @@
+"""The machine that everything runs on: its devices, random generators and precision."""

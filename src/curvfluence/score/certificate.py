@@ -1,0 +1,120 @@
+"""How well an inverse solves the exact system: the residual of every query, by one product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature import Curvature
+from curvfluence.curvature.damping import Damping
+from curvfluence.curvature.estimate.products import Product
+from curvfluence.curvature.operators.iterative import IterativeOperator
+from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
+from curvfluence.errors import InputError
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.passes import query_gradients
+from curvfluence.jacobian.rows import Rows
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import precision
+
+BATCH = 2**25  # numbers of vectors that a product takes at a time
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`residuals[q]` = ‖(A + diag(w) + λI) x_q − g_q‖/‖g_q‖ with A the exact `against`, x_q the
+    rung's own solution. 0 is exact; 1 is no better than x = 0. A query without
+    a gradient has 0 with x = 0."""
+
+    rung: str
+    against: str
+    residuals: tuple[float, ...]
+    dtype: str
+
+    @property
+    def worst(self) -> float:
+        return max(self.residuals)
+
+    def __str__(self) -> str:
+        ordered = sorted(self.residuals)
+        middle = ordered[len(ordered) // 2]
+        return (
+            f"{self.rung} against the exact {self.against} ({self.dtype} product): relative "
+            f"residual of {len(ordered)} queries, median {middle:.2g}, largest {ordered[-1]:.2g}"
+        )
+
+
+@precision.full()
+def certify(
+    problem: Problem,
+    curvature: Curvature,
+    damping: Damping,
+    against: str = "GGN",
+    dtype: torch.dtype | None = None,
+) -> Certificate:
+    """The certificate of a rung's inverse at one damping.
+
+    `dtype` is that of the product and of g, by default the problem's, without its autocast;
+    torch.float64 makes it independent of the rounding of the solution's own arithmetic. Rounding of
+    the training examples' own gradients, of which scores are made too, is not in it. Each block
+    keeps the λ that it was solved with.
+    Cost: a solve for Q vectors and one product with A, see `Product`.
+    """
+    if against not in ("GGN", "Hessian"):
+        raise InputError(f"a certificate is against 'GGN' or 'Hessian'; seen {against!r}")
+    if curvature.fixed_damping is not None:
+        raise InputError(f"{curvature.rung} approximates no curvature: there is nothing to certify")
+    queries = query_gradients(problem, discover(problem))
+    exact = problem.exact if dtype is None else problem.to(dtype)
+    wanted = queries if exact is problem else query_gradients(exact, discover(exact))
+    product = Product(exact, against)
+    shift = _shift(curvature, damping).to(exact.dtype)
+    found: list[float] = []
+    count = curvature.parameters.count
+    for own, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
+        x_qp = curvature.solve(own.to_dense()[:, 0], damping).to(exact.dtype)
+        found += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
+    return Certificate(
+        curvature.name, against, tuple(found), str(exact.dtype).removeprefix("torch.")
+    )
+
+
+def wanted_tolerance(curvature: Curvature) -> float | None:
+    """What a curvature that is inverted by iteration was asked for; None where it is direct."""
+    operators = [block.operator for block in curvature.blocks]
+    iterated = [op for op in operators if isinstance(op, IterativeOperator | SampleSpaceOperator)]
+    return max((op.tolerance for op in iterated), default=None)
+
+
+def own_residuals(
+    curvature: Curvature, x_qp: Tensor, g_qp: Tensor, damping: Damping
+) -> tuple[float, ...]:
+    """‖(C + diag(w) + λI) x − g‖/‖g‖ of every query with C the curvature itself."""
+    shift, step = _shift(curvature, damping), max(1, BATCH // x_qp.shape[1])
+    return tuple(
+        value
+        for x, g in zip(x_qp.split(step), g_qp.split(step), strict=True)
+        for value in _relative(curvature.matvec(x) + shift * x, g)
+    )
+
+
+def _batches(queries: Rows, count: int) -> list[Rows]:
+    step = max(1, BATCH // count)
+    return [queries[start : start + step] for start in range(0, len(queries), step)]
+
+
+def _relative(found: Tensor, wanted: Tensor) -> list[float]:
+    size = wanted.double().norm(dim=1)  # small gradients have squares that float32 has not
+    gap = (found - wanted).double().norm(dim=1)
+    exact = torch.where(gap > 0, torch.inf, 0.0)  # where g is 0, so x must be
+    return torch.where(size > 0, gap / size, exact.to(gap)).tolist()
+
+
+def _shift(curvature: Curvature, damping: Damping) -> Tensor:
+    """w + λ of each parameter's block, [P]."""
+    shift = curvature.decay.clone()
+    for block, value in zip(curvature.blocks, curvature.lambdas(damping), strict=True):
+        block.places.put(shift, block.places.take(curvature.decay) + value)
+    return shift
