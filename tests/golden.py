@@ -1,6 +1,6 @@
 """Scores of every rung on every net of the zoo: what a change that moves code must not move.
 
-    python -m tests.golden            # write tests/golden.json anew, where a number was meant to change
+    python -m tests.golden    # write tests/golden.json anew, where a number was meant to change
 
 Each entry is a list of numbers in 13 digits. A commit that rewrites the file says why.
 """

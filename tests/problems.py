@@ -62,7 +62,7 @@ def log_cosh(output: Tensor, target: Tensor) -> Tensor:
 
 
 class Mixed(nn.Module):
-    """CoverageLine Linears, a LayerNorm, a raw parameter, a Linear used twice and one over positions."""
+    """Covered Linears, a LayerNorm, a raw parameter, a Linear used twice and one over positions."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ class BlockGGN(FisherRung):
         return sum(size**2 for size in sizes) + max(sizes, default=0.0) ** 2
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        layout = rows.covered
+        layout = rows.layout
         blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
         for block in blocks:
             require_dense(self.name, block.size, f"block {block.name}")

@@ -27,7 +27,7 @@ class Diagonal(FisherRung):
     Exact for every parameter."""
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        layout = rows.covered
+        layout = rows.layout
         blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
         remainder = Remainder(problem, layout, joint=self.joint_bias, native_diagonal=True, limit=0)
 

@@ -45,7 +45,7 @@ class EKFAC(KroneckerRung):
         return 2 if self.values is None else 1
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        layout = rows.covered
+        layout = rows.layout
         blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
         remainder = Remainder(problem, layout, joint=self.joint_bias)
         factors = kronecker_factors(problem, rows, self.sharing, blocks, remainder)

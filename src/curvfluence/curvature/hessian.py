@@ -18,7 +18,15 @@ from curvfluence.curvature.ggn import ggn_matrix
 from curvfluence.curvature.inversion import ConjugateGradients
 from curvfluence.curvature.operators.iterative import iterative
 from curvfluence.curvature.operators.places import Whole
-from curvfluence.curvature.operators.symmetric import Abs, Plain, Symmetric, Treatment
+from curvfluence.curvature.operators.symmetric import (
+    Abs,
+    Clip,
+    Plain,
+    Symmetric,
+    Treatment,
+    Truncate,
+)
+
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover

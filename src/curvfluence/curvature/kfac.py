@@ -68,7 +68,7 @@ class KFAC(KroneckerRung):
     factored_damping: bool = False
 
     def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        layout = rows.covered
+        layout = rows.layout
         blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
         remainder = Remainder(problem, layout, joint=self.joint_bias)
         factors = kronecker_factors(problem, rows, self.sharing, blocks, remainder)

@@ -74,7 +74,7 @@ def _squares(sizes: Sizes, fisher: Fisher) -> Stage:
 
 def _kronecker_stages(sizes: Sizes, rung: KFAC | EKFAC, fisher: Fisher) -> list[Stage]:
     n, factors, eigen, second, held = sizes.n, 0.0, 0.0, 0.0, 0.0
-    problem, layout = sizes.problem, sizes.covered
+    problem, layout = sizes.problem, sizes.layout
     c = fisher.width(problem)
     values = rung.values if isinstance(rung, EKFAC) else None
     for layer in layout.layers:

@@ -202,7 +202,7 @@ class Capture:
             ids = _joined([_arranged(u.input, b, layer.axis, 0) for _, u in calls])
             return LookupOuter(ids, s_bcto, layer.in_features, counted=self._looked_up(layer, b))
         ones = layer.bias is not None
-        memo = {} if memo is None else once
+        memo = {} if memo is None else memo
         a_bti = _joined([_inputs(layer, u, b, ones, memo) for _, u in calls])
         if layer.positions == 1:
             return Outer(a_bti[:, 0], s_bcto[:, :, 0], ones=ones)

@@ -303,7 +303,7 @@ def swap_gradients(problem: Problem, layout: Layout, old: Rows, new: Rows) -> No
 def _kept(problem: Problem, layout: Layout) -> Kept[Rows] | None:
     """What is kept for a problem, if it was made under this coverage."""
     known = _KEPT.get(problem)
-    return None if known is None or known[0] is not covered else known[1]
+    return None if known is None or known[0] is not layout else known[1]
 
 
 def _computed(problem: Problem, layout: Layout, first: int) -> Iterator[tuple[int, Rows]]:
