@@ -92,7 +92,7 @@ def main(names: list[str]) -> None:
             print(line(name, rung, "EK-FAC", device, 100, RUNS), flush=True)
     if "W2" in names:
         for device in devices[-1:]:
-            form = cf.ConjugateGradients(tolerance=1e-3, preconditioner=cf.EKFAC())
+            form = cf.inversion.ConjugateGradients(tolerance=1e-3, preconditioner=cf.EKFAC())
             rung = cf.GGN(form)
             print(line("W2", rung, "GGN by conjugate gradients", device, 32, 1), flush=True)
 

@@ -53,7 +53,7 @@ def main() -> None:
     )
 
     start = time.perf_counter()
-    ggn = cf.fit(problem, cf.GGN(cf.SampleSpace()))
+    ggn = cf.fit(problem, cf.GGN(cf.inversion.SampleSpace()))
     say(ggn_fit=time.perf_counter() - start, rule=ggn.coverage[0].rule)
     for value in given.lambdas:
         start = time.perf_counter()

@@ -11,6 +11,7 @@ from question import Question
 from torch import Tensor
 
 import curvfluence as cf
+from curvfluence.problem.losses import Loss
 
 DISTRIBUTION = "curvfluence"
 
@@ -44,7 +45,7 @@ def _rung(question: Question) -> cf.Rung:
     return rung(fisher=fishers[question.task.fisher])
 
 
-def _loss(question: Question) -> cf.Loss:
+def _loss(question: Question) -> Loss:
     """Cross-entropy; summed over positions where an example has some."""
     if question.targets.ndim == 1:
         return cf.CrossEntropy()

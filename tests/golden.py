@@ -53,7 +53,7 @@ def scores(net: str, rung: str, dtype: torch.dtype = torch.float64) -> Tensor:
     """[Q, N] of one rung; a row of NaN where it refuses the net."""
     try:
         return cf.influence(zoo_problem(net).to(dtype), RUNGS[rung](), damping=DAMPING).values
-    except cf.InputError:
+    except cf.errors.InputError:
         return torch.full((1,), torch.nan, dtype=dtype)
 
 

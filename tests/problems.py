@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvfluence import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss, Problem
+from curvfluence import MSE, BinaryCrossEntropy, CrossEntropy, CustomLoss, Problem
+from curvfluence.problem.losses import Loss
 
 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.GELU, bias: bool = True) -> nn.Sequential:

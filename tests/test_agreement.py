@@ -66,14 +66,14 @@ class TestReorderedBatches:
     def test_queries_that_are_sorted_inside_where_no_training_example_shows_it(self) -> None:
         torch.manual_seed(0)
         x = torch.randn(N, 5).double()
-        with pytest.raises(cf.InputError, match="queries is another alone"):
+        with pytest.raises(cf.errors.InputError, match="queries is another alone"):
             cf.influence(problem(sorted_inside, x[x[:, 0].argsort()]), cf.Identity())
 
     def test_a_key_that_is_equal_on_the_probe(self) -> None:
         torch.manual_seed(0)
         x = torch.randn(N, 5).double()
         x[torch.linspace(0, N - 1, 8).long(), 0] = 0
-        with pytest.raises(cf.InputError, match="alone than in its batch"):
+        with pytest.raises(cf.errors.InputError, match="alone than in its batch"):
             cf.influence(problem(sorted_inside, x), cf.Identity())
 
     def test_more_examples_than_the_probe_has(self) -> None:
@@ -82,7 +82,7 @@ class TestReorderedBatches:
             kept = z[:, 0] >= z[:, 0].topk(max(8, len(x) // 2) if len(x) > 8 else len(x)).values[-1]
             return net.b(torch.tanh(z * kept[:, None]))
 
-        with pytest.raises(cf.InputError, match="alone than in its batch"):
+        with pytest.raises(cf.errors.InputError, match="alone than in its batch"):
             cf.influence(problem(capacity, n=400), cf.Identity())
 
     def test_positions_that_the_data_drops(self) -> None:
@@ -105,7 +105,9 @@ class TestReorderedBatches:
         given = cf.Problem(
             net, cf.CrossEntropy(), (x.flatten(1), y), (x[[0, 2]].flatten(1), y[[0, 2]])
         )
-        with pytest.raises(cf.InputError, match="6 positions an example on a probe, on 5 in"):
+        with pytest.raises(
+            cf.errors.InputError, match="6 positions an example on a probe, on 5 in"
+        ):
             cf.influence(given, cf.Identity())
 
 
@@ -116,7 +118,7 @@ class TestHiddenUses:
         x[:, 0], q[:, 0] = -1, 2
         given = problem(hidden_use, x, q)
         assert not discover(given).proved
-        with pytest.raises(cf.InputError, match=r"a\.weight do not add up.*queries"):
+        with pytest.raises(cf.errors.InputError, match=r"a\.weight do not add up.*queries"):
             cf.influence(given, cf.Identity())
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -133,7 +135,7 @@ class TestHiddenUses:
             lambda: cf.influence(given, cf.Identity()),
             lambda: cf.self_influence(given, cf.Identity()),
         ):
-            with pytest.raises(cf.InputError, match=r"a\.weight do not add up"):
+            with pytest.raises(cf.errors.InputError, match=r"a\.weight do not add up"):
                 refused()
 
     @pytest.mark.parametrize("view", ["squeeze", "none", "as_strided", "unbind", "detached"])
@@ -159,7 +161,7 @@ class TestHiddenUses:
         given = problem(run, x, q)
         layout = discover(given)
         if not layout.proved:
-            with pytest.raises(cf.InputError, match="add up"):
+            with pytest.raises(cf.errors.InputError, match="add up"):
                 query_gradients(given, layout)
             return
         found = query_gradients(given, layout).to_dense()[:, 0]
@@ -221,11 +223,11 @@ class TestChanges:
         near = ones.clone()
         near[1] += 1e-6
         for other in (made(nn.ReLU(), ones), made(nn.Tanh(), near)):
-            with pytest.raises(cf.InputError, match="fitted at other"):
+            with pytest.raises(cf.errors.InputError, match="fitted at other"):
                 cf.influence(other, fitted)
         given = made(nn.Tanh(), ones)
         x.mul_(3)
-        with pytest.raises(cf.InputError, match="fitted at other"):
+        with pytest.raises(cf.errors.InputError, match="fitted at other"):
             cf.influence(given, fitted)
 
     def test_two_passes_at_once_see_every_example(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +287,7 @@ class TestFiles:
 
     def test_a_failure_leaves_no_file(self, tmp_path: Path) -> None:
         given, path = problem(), tmp_path / "scores.npy"
-        with pytest.raises(cf.SingularError):
+        with pytest.raises(cf.errors.SingularError):
             cf.influence(given, cf.EKFAC(), damping=cf.Absolute(0), out=path)
         assert list(tmp_path.iterdir()) == []
         cf.influence(given, cf.EKFAC(), out=path)
@@ -305,29 +307,29 @@ class TestInputs:
         torch.testing.assert_close(
             found, cf.group_influence(given, cf.KFAC(), torch.tensor(numbers))
         )
-        with pytest.raises(cf.InputError, match="mask"):
+        with pytest.raises(cf.errors.InputError, match="mask"):
             cf.group_influence(given, cf.KFAC(), torch.ones(N, dtype=torch.bool))
-        with pytest.raises(cf.InputError, match="group 0 hold a NaN"):
+        with pytest.raises(cf.errors.InputError, match="group 0 hold a NaN"):
             cf.group_influence(given, cf.KFAC(), torch.full((1, N), torch.nan))
 
     @pytest.mark.parametrize("queries", [0, -5, 2.5, True])
     def test_a_plan_of_no_queries(self, queries: int) -> None:
-        with pytest.raises(cf.InputError, match="how many"):
+        with pytest.raises(cf.errors.InputError, match="how many"):
             cf.plan(problem(), cf.KFAC(), queries=queries)
 
     def test_a_plan_of_a_class(self) -> None:
-        with pytest.raises(cf.InputError, match="object such as EKFAC"):
+        with pytest.raises(cf.errors.InputError, match="object such as EKFAC"):
             cf.plan(problem(), cf.EKFAC)  # pyright: ignore[reportArgumentType]
 
     @pytest.mark.parametrize("compress", [0.0, 1.0, 2.0, True])
     def test_compression_by_more_than_all(self, compress: float) -> None:
-        with pytest.raises(cf.InputError, match="compress"):
+        with pytest.raises(cf.errors.InputError, match="compress"):
             cf.influence(problem(), cf.KFAC(), compress=compress)
 
     @pytest.mark.parametrize("remember", ["1GB", float("inf"), float("nan"), -1, True])
     def test_remember(self, remember: int) -> None:
         given = problem()
-        with pytest.raises(cf.InputError, match="number of bytes"):
+        with pytest.raises(cf.errors.InputError, match="number of bytes"):
             cf.Problem(given.model, given.loss, given.train, given.queries, remember=remember)
 
     def test_conjugate_gradients_of_numbers_whose_squares_vanish(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.curvature.estimate.factors import Sharing
 from curvfluence.curvature.operators.kronecker import KroneckerEigen
 from curvfluence.jacobian.discovery import discover
 from tests import oracles
@@ -81,7 +82,7 @@ class TestEveryLayer:
         assert torch.equal(together, torch.arange(problem.parameters.count))
 
     @pytest.mark.parametrize("sharing", [cf.Expand(), cf.Reduce()], ids=lambda s: s.name)
-    def test_ekfac_is_the_diagonal_in_its_basis(self, name: str, sharing: cf.Sharing) -> None:
+    def test_ekfac_is_the_diagonal_in_its_basis(self, name: str, sharing: Sharing) -> None:
         """Λ = diag(Uᵀ (GGN block) U) with U as it stands, so the sum over t is in the square; and
         never further from the block than K-FAC in the same basis."""
         problem = problem_of(name)
@@ -115,7 +116,7 @@ class TestEveryLayer:
         problem = problem_of(name)
         if "bag" in name:  # torch has no second derivative of it
             with pytest.raises(
-                cf.InputError, match=r"\(EmbeddingBag\) cannot be differentiated twice"
+                cf.errors.InputError, match=r"\(EmbeddingBag\) cannot be differentiated twice"
             ):
                 cf.fit(problem, cf.Hessian())
             return

@@ -278,5 +278,5 @@ class TestRefusals:
         row = next(row for row in found.rows["tiny"] if row.scope == "width")
         assert row.verdict == OPEN
         assert "architecture of its own" in row.detail
-        with pytest.raises(cf.InputError, match="name each problem once"):
+        with pytest.raises(cf.errors.InputError, match="name each problem once"):
             run_claims([], tmp_path / "y", SMALL)

@@ -181,7 +181,7 @@ class TestKFAC(RelativeCase):
     def test_factored_damping_refuses_a_bias_with_its_own_decay(self) -> None:
         problem = PROBLEMS["bias without decay"]
         v = torch.ones(problem.parameters.count, dtype=torch.float64)
-        with pytest.raises(cf.InputError, match="joint_bias=False"):
+        with pytest.raises(cf.errors.InputError, match="joint_bias=False"):
             cf.fit(problem, cf.KFAC(factored_damping=True)).solve(v, cf.Absolute(0.1))
         apart = cf.KFAC(factored_damping=True, joint_bias=False)
         assert cf.fit(problem, apart).solve(v, cf.Absolute(0.1)).isfinite().all()
@@ -227,7 +227,7 @@ class TestEKFAC(RelativeCase):
         """The argument is that of the exact case with the sampled columns in place of S."""
         problem = chain_problem()
         fisher = cf.MonteCarlo(2, seed=seed)
-        with pytest.warns(cf.CurvfluenceWarning, match="surprising labels"):
+        with pytest.warns(cf.errors.CurvfluenceWarning, match="surprising labels"):
             dense = [
                 cf.fit(problem, rung(fisher=fisher)).to_dense()
                 for rung in (cf.BlockGGN, cf.EKFAC, cf.KFAC)
@@ -264,8 +264,8 @@ class TestGGN(RelativeCase):
 class TestHessian(RelativeCase):
     rungs = (
         cf.Hessian(),
-        cf.Hessian(cf.Plain()),
-        cf.Hessian(cf.Clip()),
+        cf.Hessian(cf.hessian.Plain()),
+        cf.Hessian(cf.hessian.Clip()),
     )
 
     def oracle(self, problem: cf.Problem, rung: Rung) -> Tensor:
@@ -275,9 +275,9 @@ class TestHessian(RelativeCase):
         dense = self.oracle(problem, rung) + torch.diag(problem.decay)
         mu, q = torch.linalg.eigh(dense)
         assert isinstance(rung, cf.Hessian)
-        if isinstance(rung.treatment, cf.Abs):
+        if isinstance(rung.treatment, cf.hessian.Abs):
             mu = mu.abs()
-        elif isinstance(rung.treatment, cf.Clip):
+        elif isinstance(rung.treatment, cf.hessian.Clip):
             mu = mu.clamp_min(0)
         return q @ torch.diag(mu + damping) @ q.T
 
@@ -295,7 +295,7 @@ class TestHessian(RelativeCase):
         assert kept.any()
         assert not kept.all()
         wanted = q @ torch.diag(torch.where(kept, 1 / (mu + 0.01), 0.0)) @ q.T
-        curvature = cf.fit(problem, cf.Hessian(cf.Truncate(0.025)))
+        curvature = cf.fit(problem, cf.Hessian(cf.hessian.Truncate(0.025)))
         assert curvature.name == "Hessian(truncate(0.025))"
         eye = torch.eye(len(mu), dtype=torch.float64)
         close(curvature.solve(eye, cf.Absolute(0.01)), wanted)
@@ -308,8 +308,8 @@ class TestHessian(RelativeCase):
         problem = chain_problem()
         mu = torch.linalg.eigvalsh(oracles.dense_hessian(problem) + torch.diag(problem.decay))
         v = torch.ones(problem.parameters.count, dtype=torch.float64)
-        with pytest.raises(cf.SingularError, match="block all"):
-            cf.fit(problem, cf.Hessian(cf.Plain())).solve(v, cf.Absolute(float(-mu[0])))
+        with pytest.raises(cf.errors.SingularError, match="block all"):
+            cf.fit(problem, cf.Hessian(cf.hessian.Plain())).solve(v, cf.Absolute(float(-mu[0])))
 
 
 class TestPivots:
@@ -349,13 +349,13 @@ class TestPivots:
         for damping in torch.logspace(-9, -3, 49).tolist():
             try:
                 found = Dense(c).solve(v, none, damping).double()
-            except cf.SingularError:
+            except cf.errors.SingularError:
                 refused += 1
                 continue
             exact = torch.linalg.solve(c.double() + damping * torch.eye(400), v.double().T).T
             assert float((found - exact).norm() / exact.norm()) < 0.1
         assert 0 < refused < 30
-        with pytest.raises(cf.SingularError, match="larger damping"):
+        with pytest.raises(cf.errors.SingularError, match="larger damping"):
             Dense(c).solve(v, none, 1e-9)
 
 
@@ -403,7 +403,7 @@ class TestAnyModel:
             if block.fallback:
                 close(block.operator.to_dense(), ggn[block.index[:, None], block.index])
         assert ("fallbacks for" in curvature.name) == (curvature.fallback_share > 0.05)
-        with pytest.raises(cf.CoverageError, match=r"norm\.weight"):
+        with pytest.raises(cf.errors.CoverageError, match=r"norm\.weight"):
             cf.fit(problem, rung, strict=True)
 
     def test_a_large_block_falls_back_to_its_diagonal(self) -> None:
@@ -495,7 +495,7 @@ class TestFisher:
         errors, entry by entry."""
         problem = chain_problem()
         exact = cf.fit(problem, cf.BlockGGN()).to_dense()
-        with pytest.warns(cf.CurvfluenceWarning):
+        with pytest.warns(cf.errors.CurvfluenceWarning):
             draws = torch.stack(
                 [
                     cf.fit(problem, cf.BlockGGN(fisher=cf.MonteCarlo(4, seed=s))).to_dense()
@@ -510,7 +510,7 @@ class TestFisher:
         problem = chain_problem()
 
         def dense(seed: int) -> Tensor:
-            with pytest.warns(cf.CurvfluenceWarning):
+            with pytest.warns(cf.errors.CurvfluenceWarning):
                 return cf.fit(problem, cf.EKFAC(fisher=cf.MonteCarlo(1, seed=seed))).to_dense()
 
         assert torch.equal(dense(3), dense(3))
@@ -520,7 +520,7 @@ class TestFisher:
         problem = chain_problem()
         p = problem.outputs(problem.train, "x").softmax(-1)
         expected = float((1 - p.max(-1).values).sum()) * 3
-        with pytest.warns(cf.CurvfluenceWarning, match="nearly zero"):
+        with pytest.warns(cf.errors.CurvfluenceWarning, match="nearly zero"):
             curvature = cf.fit(problem, cf.KFAC(fisher=cf.MonteCarlo(3, seed=7)))
         assert curvature.fisher == "mc(3)"
         assert any(f"seed 7: {expected:.3g} surprising" in note for note in curvature.notes)
@@ -568,7 +568,7 @@ class TestPoliteness:
         problem = chain_problem()
         with torch.no_grad():
             problem.theta["2.weight"][0, 0] = float("nan")
-        with pytest.raises(cf.NonFiniteError, match="example 0"):
+        with pytest.raises(cf.errors.NonFiniteError, match="example 0"):
             cf.influence(problem, cf.EKFAC())
         assert not any(m._forward_hooks for m in problem.model.modules())
         assert all(p.grad is None for p in problem.model.parameters())

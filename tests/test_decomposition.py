@@ -110,35 +110,37 @@ class TestDecompose:
     def test_grids_must_agree(self) -> None:
         found = fitted(chain_problem())
         rows = {name: torch.ones(2 + (name == "KFAC"), 3, 4) for name in found}
-        with pytest.raises(cf.InputError, match="different length"):
+        with pytest.raises(cf.errors.InputError, match="different length"):
             decompose(found, rows, rows, steps=list(pairwise(found)))
 
 
 class TestHybrids:
     def test_ekfac_is_the_block_projected_onto_kfacs_basis(self, problem: cf.Problem) -> None:
-        found = cf.fit(problem, cf.Project(cf.BlockGGN(), cf.KFAC()))
+        found = cf.fit(problem, cf.hybrids.Project(cf.BlockGGN(), cf.KFAC()))
         assert torch.allclose(
             found.to_dense(), cf.fit(problem, cf.EKFAC()).to_dense(), rtol=1e-9, atol=1e-13
         )
 
     def test_projecting_onto_ones_own_basis_changes_nothing(self, problem: cf.Problem) -> None:
         for rung in (cf.GGN(), cf.BlockGGN(), cf.EKFAC()):
-            found = cf.fit(problem, cf.Project(rung, rung)).to_dense()
+            found = cf.fit(problem, cf.hybrids.Project(rung, rung)).to_dense()
             assert torch.allclose(found, cf.fit(problem, rung).to_dense(), rtol=1e-8, atol=1e-11)
 
     def test_projection_is_the_nearest_in_that_basis(self) -> None:
         """No other eigenvalues in K-FAC's basis come nearer to the block."""
         problem = chain_problem()
         block = cf.fit(problem, cf.BlockGGN())
-        nearest = distance_squared(block, cf.fit(problem, cf.Project(cf.BlockGGN(), cf.KFAC())))
-        for other in (cf.KFAC(), cf.Sorted(cf.BlockGGN(), cf.KFAC())):
+        nearest = distance_squared(
+            block, cf.fit(problem, cf.hybrids.Project(cf.BlockGGN(), cf.KFAC()))
+        )
+        for other in (cf.KFAC(), cf.hybrids.Sorted(cf.BlockGGN(), cf.KFAC())):
             assert nearest <= distance_squared(block, cf.fit(problem, other)) + 1e-15
 
     @pytest.mark.parametrize("matrix", [cf.BlockGGN(), cf.GGN()])
     def test_sorted_has_the_spectrum_of_one_and_the_basis_of_the_other(
         self, problem: cf.Problem, matrix: cf.Rung
     ) -> None:
-        found = cf.fit(problem, cf.Sorted(matrix, cf.KFAC()))
+        found = cf.fit(problem, cf.hybrids.Sorted(matrix, cf.KFAC()))
         wanted = cf.fit(problem, matrix).eigenvalues()
         assert torch.allclose(found.eigenvalues(), wanted, rtol=1e-8, atol=1e-12)
         kfac = cf.fit(problem, cf.KFAC()).to_dense()
@@ -147,7 +149,7 @@ class TestHybrids:
 
     def test_sorted_the_other_way_has_the_basis_of_the_block(self) -> None:
         problem = chain_problem()
-        found = cf.fit(problem, cf.Sorted(cf.KFAC(), cf.BlockGGN()))
+        found = cf.fit(problem, cf.hybrids.Sorted(cf.KFAC(), cf.BlockGGN()))
         block = cf.fit(problem, cf.BlockGGN()).to_dense()
         kfac = cf.fit(problem, cf.KFAC())
         assert torch.allclose(found.eigenvalues(), kfac.eigenvalues(), rtol=1e-8, atol=1e-12)
@@ -155,7 +157,7 @@ class TestHybrids:
         assert commutator.norm() <= 1e-10
 
     def test_trace_matched(self, problem: cf.Problem) -> None:
-        found = cf.fit(problem, cf.TraceMatched(cf.KFAC(), cf.BlockGGN()))
+        found = cf.fit(problem, cf.hybrids.TraceMatched(cf.KFAC(), cf.BlockGGN()))
         block, kfac = cf.fit(problem, cf.BlockGGN()), cf.fit(problem, cf.KFAC())
         for mine, wanted, before in zip(found.blocks, block.blocks, kfac.blocks, strict=True):
             dense = mine.operator.to_dense()
@@ -167,12 +169,12 @@ class TestHybrids:
     @pytest.mark.parametrize(
         "rung",
         [
-            cf.Project(cf.GGN(), cf.KFAC()),
-            cf.Project(cf.KFAC(), cf.BlockGGN()),
-            cf.Sorted(cf.GGN(), cf.EKFAC()),
-            cf.Sorted(cf.KFAC(), cf.GGN()),
-            cf.TraceMatched(cf.EKFAC(), cf.GGN()),
-            cf.Project(cf.BlockGGN(), cf.Diagonal()),
+            cf.hybrids.Project(cf.GGN(), cf.KFAC()),
+            cf.hybrids.Project(cf.KFAC(), cf.BlockGGN()),
+            cf.hybrids.Sorted(cf.GGN(), cf.EKFAC()),
+            cf.hybrids.Sorted(cf.KFAC(), cf.GGN()),
+            cf.hybrids.TraceMatched(cf.EKFAC(), cf.GGN()),
+            cf.hybrids.Project(cf.BlockGGN(), cf.Diagonal()),
         ],
         ids=lambda rung: rung.name,
     )
@@ -233,5 +235,5 @@ class TestSpectra:
         )
 
     def test_bad_damping(self) -> None:
-        with pytest.raises(cf.InputError, match="damping > 0"):
+        with pytest.raises(cf.errors.InputError, match="damping > 0"):
             spectrum(cf.fit(chain_problem(), cf.KFAC())).effective_dimension(0.0)

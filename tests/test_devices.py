@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.problem.losses import Loss
 from curvfluence.truth import Path as TrainingPath
 from curvfluence.truth import bregman_response
 from tests.problems import make, mlp
@@ -25,9 +26,9 @@ RUNGS = {
     "KFAC": cf.KFAC(sharing=cf.Reduce()),
     "EKFAC": cf.EKFAC(),
     "BlockGGN": cf.BlockGGN(),
-    "GGN": cf.GGN(cf.Matrix()),
-    "GGN in sample space": cf.GGN(cf.SampleSpace()),
-    "GGN by conjugate gradients": cf.GGN(cf.ConjugateGradients(tolerance=1e-6)),
+    "GGN": cf.GGN(cf.inversion.Matrix()),
+    "GGN in sample space": cf.GGN(cf.inversion.SampleSpace()),
+    "GGN by conjugate gradients": cf.GGN(cf.inversion.ConjugateGradients(tolerance=1e-6)),
     "Hessian": cf.Hessian(),
 }
 DAMPING = cf.Absolute(0.05)
@@ -56,7 +57,7 @@ def test_every_net_in_float64(device: str, name: str, rung: str) -> None:
     if rung == "EKFAC" and name == "conv1d circular":
         pytest.skip("its A has equal eigenvalues, and EK-FAC is of a basis that is not unique")
     if rung == "Hessian" and "bag" in name:
-        with pytest.raises(cf.InputError, match="cannot be differentiated twice"):
+        with pytest.raises(cf.errors.InputError, match="cannot be differentiated twice"):
             cf.fit(zoo_problem(name).to(device=device), RUNGS[rung])
         return  # torch has that derivative on the CPU only
     wanted = cf.influence(zoo_problem(name), RUNGS[rung], damping=DAMPING)
@@ -72,7 +73,7 @@ def test_every_net_in_float64(device: str, name: str, rung: str) -> None:
 @pytest.mark.parametrize("device", OTHERS)
 def test_a_curvature_of_another_device_is_refused(device: str) -> None:
     curvature = cf.fit(zoo_problem("mlp"), cf.EKFAC())
-    with pytest.raises(cf.InputError, match=r"curvature is on cpu, the problem on cuda"):
+    with pytest.raises(cf.errors.InputError, match=r"curvature is on cpu, the problem on cuda"):
         cf.influence(zoo_problem("mlp").to(device), curvature, damping=DAMPING)
 
 
@@ -85,7 +86,7 @@ def test_moves_and_casts(device: str) -> None:
     cast = moved.to(torch.float32)
     assert (cast.device.type, cast.dtype) == (device, torch.float32)
     assert cast.to(torch.device("cpu")).device.type == "cpu"
-    with pytest.raises(cf.InputError, match="takes a dtype and a device"):
+    with pytest.raises(cf.errors.InputError, match="takes a dtype and a device"):
         problem.to(device, device)  # pyright: ignore[reportArgumentType]
 
 
@@ -122,7 +123,7 @@ def test_every_fisher(device: str, fisher: str, name: str) -> None:
     assert relative(found.values, wanted.values) <= 1e-9
 
 
-LOSSES: dict[str, cf.Loss] = {
+LOSSES: dict[str, Loss] = {
     "mse": cf.MSE(),
     "binary": cf.BinaryCrossEntropy(),
     "smoothed": cf.CrossEntropy(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 0.5])),
@@ -188,15 +189,17 @@ def test_tokens_and_compression(device: str) -> None:
 
 
 HYBRIDS: dict[str, cf.Rung] = {
-    "absolute Hessian": cf.Hessian(cf.Abs()),
-    "truncated Hessian": cf.Hessian(cf.Truncate(0.025)),
+    "absolute Hessian": cf.Hessian(cf.hessian.Abs()),
+    "truncated Hessian": cf.Hessian(cf.hessian.Truncate(0.025)),
     "Hessian by conjugate gradients": cf.Hessian(
-        cf.Plain(), form=cf.ConjugateGradients(tolerance=1e-9)
+        cf.hessian.Plain(), form=cf.inversion.ConjugateGradients(tolerance=1e-9)
     ),
-    "projected": cf.Project(cf.BlockGGN(), cf.KFAC()),
-    "sorted": cf.Sorted(cf.KFAC(), cf.BlockGGN()),
-    "trace matched": cf.TraceMatched(cf.KFAC(), cf.BlockGGN()),
-    "preconditioned": cf.GGN(cf.ConjugateGradients(tolerance=1e-9, preconditioner=cf.KFAC())),
+    "projected": cf.hybrids.Project(cf.BlockGGN(), cf.KFAC()),
+    "sorted": cf.hybrids.Sorted(cf.KFAC(), cf.BlockGGN()),
+    "trace matched": cf.hybrids.TraceMatched(cf.KFAC(), cf.BlockGGN()),
+    "preconditioned": cf.GGN(
+        cf.inversion.ConjugateGradients(tolerance=1e-9, preconditioner=cf.KFAC())
+    ),
     "apart": cf.KFAC(joint_bias=False),
 }
 
@@ -220,22 +223,22 @@ def test_hybrids(device: str, name: str) -> None:
 @pytest.mark.parametrize("path", TrainingPath)
 def test_retraining(device: str, path: TrainingPath) -> None:
     exact = zoo_problem("mlp", n=20)
-    recipe = cf.Recipe(
+    recipe = cf.truth.Recipe(
         lambda: mlp(6, 4, 3, activation=nn.Tanh),
         cf.CrossEntropy(),
-        cf.sgd(0.1),
+        cf.truth.sgd(0.1),
         epochs=3,
         batch_size=8,
     )
-    subsets = cf.random_subsets(20, keep=0.5, count=6, seed=0)
-    runs = [cf.Run(init_seed=0, order_seed=0, subset=k) for k in range(6)]
+    subsets = cf.truth.random_subsets(20, keep=0.5, count=6, seed=0)
+    runs = [cf.truth.Run(init_seed=0, order_seed=0, subset=k) for k in range(6)]
 
     def measured(place: str) -> Tensor:
         train = exact.train.to(torch.device(place), torch.float64)
         queries = exact.queries.to(torch.device(place), torch.float64)
-        trained = cf.train(recipe, train, runs, subsets, path=path, threads=1)
+        trained = cf.truth.train(recipe, train, runs, subsets, path=path, threads=1)
         assert trained.path is path
-        values = cf.measure(recipe, trained, queries, exact.measurement)
+        values = cf.truth.measure(recipe, trained, queries, exact.measurement)
         assert next(iter(trained.theta.values())).device.type == place
         return values
 
@@ -247,18 +250,18 @@ def test_noise_of_training_is_seeded(device: str) -> None:
     """Dropout draws from the device's own generator: the same masks again, and it as found."""
     exact = zoo_problem("mlp", n=20)
     train = exact.train.to(torch.device(device), torch.float32)
-    recipe = cf.Recipe(
+    recipe = cf.truth.Recipe(
         lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 3)),
         cf.CrossEntropy(),
-        cf.sgd(0.1),
+        cf.truth.sgd(0.1),
         epochs=2,
         batch_size=8,
     )
     torch.randn(1, device=device)  # the generator is in use
     before = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
-    first = cf.train(recipe, train, [cf.Run(init_seed=0, order_seed=0)], threads=1)
-    again = cf.train(recipe, train, [cf.Run(init_seed=0, order_seed=0)], threads=1)
-    other = cf.train(recipe, train, [cf.Run(init_seed=0, order_seed=1)], threads=1)
+    first = cf.truth.train(recipe, train, [cf.truth.Run(init_seed=0, order_seed=0)], threads=1)
+    again = cf.truth.train(recipe, train, [cf.truth.Run(init_seed=0, order_seed=0)], threads=1)
+    other = cf.truth.train(recipe, train, [cf.truth.Run(init_seed=0, order_seed=1)], threads=1)
     assert all(torch.equal(first.theta[n], again.theta[n]) for n in first.theta)
     assert not all(torch.equal(first.theta[n], other.theta[n]) for n in first.theta)
     after = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
@@ -288,7 +291,7 @@ def test_a_random_model_is_refused_and_the_generator_kept(device: str) -> None:
     )
     torch.randn(1, device=device)
     before = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
-    with pytest.raises(cf.InputError, match="random"):
+    with pytest.raises(cf.errors.InputError, match="random"):
         cf.influence(noisy, cf.EKFAC(), damping=DAMPING)
     after = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
     assert torch.equal(before, after)
@@ -312,9 +315,11 @@ def test_the_bregman_response(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_best_damping(device: str) -> None:
     """Chosen on the device by a truth that lies on the CPU."""
-    subsets = cf.random_subsets(7, keep=0.6, count=8, seed=0)
+    subsets = cf.truth.random_subsets(7, keep=0.6, count=8, seed=0)
     truth = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    best = cf.BestOf((cf.Absolute(0.01), cf.Absolute(1.0)), cf.SubsetTruth(subsets.left_out, truth))
+    best = cf.BestOf(
+        (cf.Absolute(0.01), cf.Absolute(1.0)), cf.fidelity.SubsetTruth(subsets.left_out, truth)
+    )
     wanted = cf.influence(zoo_problem("mlp"), cf.EKFAC(), damping=best)
     found = cf.influence(zoo_problem("mlp").to(device=device), cf.EKFAC(), damping=best)
     assert found.damping == wanted.damping

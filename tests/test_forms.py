@@ -50,7 +50,9 @@ class TestCholesky:
 
     @pytest.mark.parametrize("block", [1, 2, 2048])
     def test_not_positive_definite(self, block: int) -> None:
-        with pytest.raises(cf.SingularError, match=r"it is not positive definite.*order 2 of 3"):
+        with pytest.raises(
+            cf.errors.SingularError, match=r"it is not positive definite.*order 2 of 3"
+        ):
             Cholesky.of(torch.diag(torch.tensor([1.0, -1.0, 1.0])), "it", block)
 
 
@@ -108,7 +110,7 @@ class TestConjugateGradients:
         assert float(own.max()) > 1e-12
 
     def test_negative_curvature_is_refused(self) -> None:
-        with pytest.raises(cf.SingularError, match="not positive definite"):
+        with pytest.raises(cf.errors.SingularError, match="not positive definite"):
             conjugate_gradients(
                 lambda v: -v,
                 torch.ones(1, 3),
@@ -151,19 +153,21 @@ class TestProducts:
         problem = zoo_problem("embedding bag mean")
         v = torch.randn(1, problem.parameters.count, dtype=torch.float64)
         hooks = [len(m._forward_pre_hooks) for m in problem.model.modules()]
-        with pytest.raises(cf.InputError, match=r"\(EmbeddingBag\) cannot be .* twice.*EKFAC"):
+        with pytest.raises(
+            cf.errors.InputError, match=r"\(EmbeddingBag\) cannot be .* twice.*EKFAC"
+        ):
             Product(problem, "Hessian")(v)
         assert [len(m._forward_pre_hooks) for m in problem.model.modules()] == hooks
         assert relative(Product(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9
 
 
-FORMS: dict[str, cf.Form] = {
-    "matrix": cf.Matrix(),
-    "sample space": cf.SampleSpace(),
-    "conjugate gradients": cf.ConjugateGradients(tolerance=1e-11, max_iterations=3000),
-    "without a preconditioner": cf.ConjugateGradients(None, 1e-11, 3000),
-    "by K-FAC": cf.ConjugateGradients(cf.KFAC(), 1e-11, 3000),
-    "by blocks": cf.ConjugateGradients(cf.BlockGGN(), 1e-11, 3000),
+FORMS: dict[str, cf.inversion.Form] = {
+    "matrix": cf.inversion.Matrix(),
+    "sample space": cf.inversion.SampleSpace(),
+    "conjugate gradients": cf.inversion.ConjugateGradients(tolerance=1e-11, max_iterations=3000),
+    "without a preconditioner": cf.inversion.ConjugateGradients(None, 1e-11, 3000),
+    "by K-FAC": cf.inversion.ConjugateGradients(cf.KFAC(), 1e-11, 3000),
+    "by blocks": cf.inversion.ConjugateGradients(cf.BlockGGN(), 1e-11, 3000),
 }
 
 
@@ -210,7 +214,7 @@ class TestForms:
         dense = oracles.dense_ggn(exact)
         damped = dense + 1e-4 * torch.eye(len(dense), dtype=torch.float64)
         g = oracles.query_gradients(exact)
-        fitted = cf.fit(single, cf.GGN(form=cf.SampleSpace()))
+        fitted = cf.fit(single, cf.GGN(form=cf.inversion.SampleSpace()))
         x = fitted.solve(g.float(), cf.Absolute(1e-4)).double()
         residual = (x @ damped - g).norm(dim=1) / g.norm(dim=1)
         assert float(residual.max()) <= 1e-4
@@ -226,7 +230,7 @@ class TestForms:
     def test_the_last_factor_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A certificate, or more queries, at the same λ costs no second factor; another λ does."""
         problem = zoo_problem("mlp")
-        fitted = cf.fit(problem, cf.GGN(form=cf.SampleSpace()))
+        fitted = cf.fit(problem, cf.GGN(form=cf.inversion.SampleSpace()))
         made: list[float] = []
         kernel = SampleSpaceOperator.kernel
 
@@ -245,14 +249,14 @@ class TestForms:
         assert torch.equal(fitted.solve(v, cf.Absolute(0.1)), first)
 
     def test_a_drop_of_everything(self) -> None:
-        with pytest.raises(cf.InputError, match="leaves out every example: the trace"):
-            cf.fit(zoo_problem("mlp"), cf.GGN(form=cf.SampleSpace(drop=1e9)))
+        with pytest.raises(cf.errors.InputError, match="leaves out every example: the trace"):
+            cf.fit(zoo_problem("mlp"), cf.GGN(form=cf.inversion.SampleSpace(drop=1e9)))
 
     def test_dropped_rows_are_counted_and_bounded(self) -> None:
         problem = zoo_problem("mlp", n=12)
         dense = oracles.dense_ggn(problem)
         drop = 0.1 * float(dense.trace())
-        fitted = cf.fit(problem, cf.GGN(form=cf.SampleSpace(drop=drop)))
+        fitted = cf.fit(problem, cf.GGN(form=cf.inversion.SampleSpace(drop=drop)))
         operator = fitted.blocks[0].operator
         assert isinstance(operator, SampleSpaceOperator)
         assert 0 < operator.dropped < 12
@@ -261,12 +265,12 @@ class TestForms:
         assert abs(float(lost.trace()) - operator.dropped_trace) <= 1e-12
         assert float(torch.linalg.eigvalsh(lost)[0]) >= -1e-12
         scores = cf.influence(
-            problem, cf.GGN(form=cf.SampleSpace(drop=drop)), damping=cf.Absolute(0.1)
+            problem, cf.GGN(form=cf.inversion.SampleSpace(drop=drop)), damping=cf.Absolute(0.1)
         )
         note = next(n for n in scores.notes if "dropped" in n)
         assert f"{operator.dropped} of 12 examples" in note
         # ‖(M + E)⁻¹ v − M⁻¹ v‖ ≤ (‖E‖/λ) ‖M⁻¹ v‖
-        exact = cf.fit(problem, cf.GGN(form=cf.Matrix()))
+        exact = cf.fit(problem, cf.GGN(form=cf.inversion.Matrix()))
         v = torch.randn(4, len(dense), dtype=torch.float64)
         a, b = exact.solve(v, cf.Absolute(0.1)), fitted.solve(v, cf.Absolute(0.1))
         assert float((a - b).norm()) <= operator.dropped_trace / 0.1 * float(b.norm())
@@ -274,68 +278,68 @@ class TestForms:
     def test_eigenvalues_in_sample_space(self) -> None:
         problem = zoo_problem("mlp")
         wanted = torch.linalg.eigvalsh(oracles.dense_ggn(problem))
-        found = cf.fit(problem, cf.GGN(form=cf.SampleSpace())).eigenvalues()
+        found = cf.fit(problem, cf.GGN(form=cf.inversion.SampleSpace())).eigenvalues()
         assert torch.allclose(found, wanted, atol=1e-12)
 
     def test_the_hessian_by_conjugate_gradients(self) -> None:
         problem = zoo_problem("mlp")
         dense = oracles.dense_hessian(problem)
         low = float(torch.linalg.eigvalsh(dense)[0])
-        form = cf.ConjugateGradients(tolerance=1e-11, max_iterations=3000)
-        fitted = cf.fit(problem, cf.Hessian(cf.Plain(), form=form))
+        form = cf.inversion.ConjugateGradients(tolerance=1e-11, max_iterations=3000)
+        fitted = cf.fit(problem, cf.Hessian(cf.hessian.Plain(), form=form))
         v = torch.randn(3, len(dense), dtype=torch.float64)
         damping = 0.5 - min(0.0, low)
         x = fitted.solve(v, cf.Absolute(damping))
         damped = dense + problem.decay.diag() + damping * torch.eye(len(dense)).double()
         assert relative(x @ damped, v) <= 1e-9
-        with pytest.raises(cf.InputError, match="no eigenvalues to treat"):
+        with pytest.raises(cf.errors.InputError, match="no eigenvalues to treat"):
             cf.Hessian(form=form)
         assert low < -1e-3
-        with pytest.raises(cf.SingularError, match="not positive definite"):
-            cf.fit(problem, cf.Hessian(cf.Plain(), form=form)).solve(
+        with pytest.raises(cf.errors.SingularError, match="not positive definite"):
+            cf.fit(problem, cf.Hessian(cf.hessian.Plain(), form=form)).solve(
                 torch.linalg.eigh(dense)[1][:, :1].T.contiguous(), cf.Absolute(1e-6)
             )
 
     def test_the_residual_of_every_query_is_reported(self) -> None:
         problem = zoo_problem("mlp")
-        rung = cf.GGN(form=cf.ConjugateGradients(None, tolerance=1e-10, max_iterations=2))
-        with pytest.warns(cf.CurvfluenceWarning, match="residual"):
+        rung = cf.GGN(form=cf.inversion.ConjugateGradients(None, tolerance=1e-10, max_iterations=2))
+        with pytest.warns(cf.errors.CurvfluenceWarning, match="residual"):
             scores = cf.influence(problem, rung, damping=cf.Absolute(1e-2))
         assert scores.residuals is not None
         assert len(scores.residuals) == len(problem.queries)
         assert max(scores.residuals) > 1e-10
         assert any("residual" in note for note in scores.notes)
-        exact = cf.influence(problem, cf.GGN(cf.Matrix()), damping=cf.Absolute(1e-2))
+        exact = cf.influence(problem, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-2))
         assert exact.residuals is None
 
     def test_bad_settings(self) -> None:
-        with pytest.raises(cf.InputError, match="drop"):
-            cf.SampleSpace(drop=-1.0)
-        with pytest.raises(cf.InputError, match="tolerance"):
-            cf.ConjugateGradients(tolerance=0.0)
-        with pytest.raises(cf.InputError, match="max_iterations"):
-            cf.ConjugateGradients(max_iterations=0)
-        with pytest.raises(cf.InputError, match="form must be"):
+        with pytest.raises(cf.errors.InputError, match="drop"):
+            cf.inversion.SampleSpace(drop=-1.0)
+        with pytest.raises(cf.errors.InputError, match="tolerance"):
+            cf.inversion.ConjugateGradients(tolerance=0.0)
+        with pytest.raises(cf.errors.InputError, match="max_iterations"):
+            cf.inversion.ConjugateGradients(max_iterations=0)
+        with pytest.raises(cf.errors.InputError, match="form must be"):
             cf.GGN(form="dense")  # pyright: ignore[reportArgumentType]
         problem = zoo_problem("mlp", weight_decay=0.0)
-        with pytest.raises((cf.InputError, cf.SingularError)):
-            cf.influence(problem, cf.GGN(form=cf.SampleSpace()), damping=cf.Absolute(0.0))
+        with pytest.raises((cf.errors.InputError, cf.errors.SingularError)):
+            cf.influence(problem, cf.GGN(form=cf.inversion.SampleSpace()), damping=cf.Absolute(0.0))
 
 
 class TestCostModel:
     def test_small_nets_take_a_matrix_and_wide_ones_the_sample_space(self) -> None:
         seeded()
         many = make(mlp(5, 4, 3), cf.CrossEntropy(), n=400)
-        assert isinstance(cheapest(many), cf.Matrix)
+        assert isinstance(cheapest(many), cf.inversion.Matrix)
         wide = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=20)
-        assert isinstance(cheapest(wide), cf.SampleSpace)
+        assert isinstance(cheapest(wide), cf.inversion.SampleSpace)
         assert isinstance(cf.fit(wide, cf.GGN()).blocks[0].operator, SampleSpaceOperator)
 
     def test_no_room_leaves_conjugate_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seeded()
         problem = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=200)
         monkeypatch.setattr("curvfluence.runtime.device.memory", lambda _: 2**23)
-        assert isinstance(cheapest(problem), cf.ConjugateGradients)
+        assert isinstance(cheapest(problem), cf.inversion.ConjugateGradients)
         operator = cf.fit(problem, cf.GGN()).blocks[0].operator
         assert isinstance(operator, IterativeOperator)
 

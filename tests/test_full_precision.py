@@ -108,7 +108,7 @@ def test_settings_of_precision_are_left_as_found(name: str) -> None:
                 assert settings() == inside
             assert settings() == inside
         assert settings() == before
-        with pytest.raises(cf.InputError):
+        with pytest.raises(cf.errors.InputError):
             cf.influence(zoo_problem("mlp"), "EKFAC")  # pyright: ignore[reportArgumentType]
         assert settings() == before
 

@@ -214,7 +214,7 @@ class TestMeasurement:
     def test_a_measurement_that_reduces_is_refused(self) -> None:
         mean = cf.CustomMeasurement(lambda f, _: f.mean(), lower_is_better=True)
         seeded()
-        with pytest.raises(cf.InputError, match="one value a query"):
+        with pytest.raises(cf.errors.InputError, match="one value a query"):
             cf.influence(make(mlp(5, 4, 3), cf.CrossEntropy(), measurement=mean), cf.GGN())
 
 
@@ -241,17 +241,17 @@ class TestScores:
 
     @pytest.mark.parametrize("group", [[12], [-1], [1, 1], [0.5], [True, False]])
     def test_bad_groups(self, group: list[int]) -> None:
-        with pytest.raises(cf.InputError):
+        with pytest.raises(cf.errors.InputError):
             self.scores().for_group(group)
 
     def test_leverage_refuses_groups(self) -> None:
         scores = cf.influence(chain_problem(), cf.GGN(), leverage=True)
-        with pytest.raises(cf.InputError, match="leverage"):
+        with pytest.raises(cf.errors.InputError, match="leverage"):
             scores.for_group([1, 2])
 
     @pytest.mark.parametrize("k", [0, 13])
     def test_bad_k(self, k: int) -> None:
-        with pytest.raises(cf.InputError, match=r"1\.\.12"):
+        with pytest.raises(cf.errors.InputError, match=r"1\.\.12"):
             self.scores().top(k)
 
     def test_says_what_it_is(self) -> None:
@@ -297,20 +297,22 @@ class TestDamping:
             assert any("on the edge" in note for note in scores.notes) == (true != 0.1)
 
     def test_best_of_without_a_truth(self) -> None:
-        with pytest.raises(cf.InputError, match="without a truth"):
+        with pytest.raises(cf.errors.InputError, match="without a truth"):
             cf.BestOf((cf.Absolute(0.1),))
 
     @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
     def test_bad_amounts(self, value: float) -> None:
         for kind in (cf.Absolute, cf.Relative):
-            with pytest.raises(cf.InputError, match="finite"):
+            with pytest.raises(cf.errors.InputError, match="finite"):
                 kind(value)
 
     @pytest.mark.parametrize("rung", RUNGS[2:6], ids=by_name)
     def test_no_damping_and_no_decay_is_refused_before_work(self, rung: cf.Rung) -> None:
         seeded()
         problem = make(mlp(5, 4, 6, 3), cf.CrossEntropy(), weight_decay=0.0)
-        with pytest.raises(cf.SingularError, match=r"cannot be inverted|not positive definite"):
+        with pytest.raises(
+            cf.errors.SingularError, match=r"cannot be inverted|not positive definite"
+        ):
             cf.influence(problem, rung, damping=cf.Absolute(0.0))
 
     def test_a_singular_matrix_is_found_where_the_rank_does_not_show_it(self) -> None:
@@ -318,5 +320,5 @@ class TestDamping:
         seeded()
         problem = make(mlp(5, 3), cf.CrossEntropy(), weight_decay=0.0, n=200)
         for rung in (cf.KFAC(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(), cf.Hessian()):
-            with pytest.raises(cf.SingularError, match="damping"):
+            with pytest.raises(cf.errors.SingularError, match="damping"):
                 cf.influence(problem, rung, damping=cf.Absolute(0.0))

@@ -119,7 +119,7 @@ class TestGradients:
         assert seen == [0]
 
     def test_a_room_below_zero(self) -> None:
-        with pytest.raises(cf.InputError, match="remember is a number of bytes"):
+        with pytest.raises(cf.errors.InputError, match="remember is a number of bytes"):
             problem(remember=-1)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.passes import training_gradients
+from curvfluence.problem.losses import Loss
 from tests import oracles
 from tests.problems import make, mlp, seeded
 
@@ -87,7 +88,7 @@ class TestMisleadingModels:
         x[3, 0] = 2.0  # the only one, between two probes
         y = torch.randint(0, 3, (200,))
         problem = cf.Problem(model(forward).double(), cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
-        with pytest.raises(cf.InputError, match=r"a\.weight do not add up"):
+        with pytest.raises(cf.errors.InputError, match=r"a\.weight do not add up"):
             cf.influence(problem, cf.Identity())
 
     def test_a_use_that_appears_with_the_data(self) -> None:
@@ -106,7 +107,7 @@ class TestMisleadingModels:
         problem = cf.Problem(model(forward).double(), cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
         assert discover(problem).proved
         with pytest.raises(
-            cf.InputError, match=r"a\.weight reaches the output by other operations"
+            cf.errors.InputError, match=r"a\.weight reaches the output by other operations"
         ):
             cf.fit(problem, cf.EKFAC())
 
@@ -164,7 +165,7 @@ class TestMisleadingModels:
         x[3] = 2.0
         y = torch.randint(0, 3, (200,))
         problem = cf.Problem(model(forward).double(), cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
-        with pytest.raises(cf.InputError, match="must not depend on the data"):
+        with pytest.raises(cf.errors.InputError, match="must not depend on the data"):
             cf.influence(problem, cf.EKFAC())
 
     def test_a_hook_that_changes_an_output(self) -> None:
@@ -198,7 +199,7 @@ class TestRefused:
         problem = make(model(forward), cf.CrossEntropy())
         rng = torch.get_rng_state()
         before = problem.train.inputs.clone()
-        with pytest.raises(cf.InputError, match=said):
+        with pytest.raises(cf.errors.InputError, match=said):
             cf.influence(problem, cf.EKFAC())
         assert torch.equal(rng, torch.get_rng_state())
         if "in place" not in said:
@@ -208,14 +209,14 @@ class TestRefused:
         net = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)).eval()
         problem = make(net, cf.CrossEntropy())
         net.train()
-        with pytest.raises(cf.InputError, match="random"):
+        with pytest.raises(cf.errors.InputError, match="random"):
             cf.influence(problem, cf.EKFAC())
 
     def test_inference_mode_and_autocast(self) -> None:
         problem = make(mlp(5, 4, 3), cf.CrossEntropy())
-        with torch.inference_mode(), pytest.raises(cf.InputError, match="inference_mode"):
+        with torch.inference_mode(), pytest.raises(cf.errors.InputError, match="inference_mode"):
             cf.influence(problem, cf.EKFAC())
-        with torch.autocast("cpu"), pytest.raises(cf.InputError, match="autocast"):
+        with torch.autocast("cpu"), pytest.raises(cf.errors.InputError, match="autocast"):
             cf.influence(problem, cf.EKFAC())
 
 
@@ -278,7 +279,7 @@ def test_any_differentiable_model(name: str) -> None:
     assert cf.influence(problem, cf.EKFAC()).values.isfinite().all()
     if name == "weight norm":
         # torch's double backward of the fused operation is not symmetric: refused, not averaged
-        with pytest.raises(cf.InputError, match="not symmetric"):
+        with pytest.raises(cf.errors.InputError, match="not symmetric"):
             cf.fit(problem, cf.Hessian())
         return
     hessian = cf.fit(problem, cf.Hessian()).to_dense()
@@ -346,7 +347,7 @@ def test_sampled_labels_differ_between_chunks() -> None:
 class TestOrdinaryModels:
     """What users write, and once met a rule that did not expect it."""
 
-    def check(self, net: nn.Module, x: Tensor, *, loss: cf.Loss | None = None) -> cf.Problem:
+    def check(self, net: nn.Module, x: Tensor, *, loss: Loss | None = None) -> cf.Problem:
         net = net.double()
         loss = loss or cf.MSE()
         shape = net(x).shape
@@ -376,7 +377,7 @@ class TestOrdinaryModels:
         y = torch.randn(20, 3, dtype=torch.float64)
         flat = x.flatten(1)
         problem = cf.Problem(model(forward).double(), cf.MSE(), (flat, y), (flat[:2], y[:2]))
-        with pytest.raises(cf.InputError, match="told apart by example"):
+        with pytest.raises(cf.errors.InputError, match="told apart by example"):
             cf.influence(problem, cf.Identity())
 
     def test_one_training_example_with_time_first(self) -> None:

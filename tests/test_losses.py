@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.autograd.functional import hessian, jacobian
 
 import curvfluence as cf
+from curvfluence.problem.losses import Loss
 from tests.problems import huber, log_cosh, targets_for
 
 WEIGHT = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
-LOSSES: dict[str, cf.Loss] = {
+LOSSES: dict[str, Loss] = {
     "cross-entropy": cf.CrossEntropy(),
     "smoothed": cf.CrossEntropy(label_smoothing=0.2),
     "weighted": cf.CrossEntropy(weight=WEIGHT),
@@ -26,17 +27,17 @@ LOSSES: dict[str, cf.Loss] = {
 
 
 @pytest.fixture(params=LOSSES)
-def loss(request: pytest.FixtureRequest) -> cf.Loss:
+def loss(request: pytest.FixtureRequest) -> Loss:
     return LOSSES[request.param]
 
 
-def batch(loss: cf.Loss, n: int = 6, k: int = 4, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+def batch(loss: Loss, n: int = 6, k: int = 4, scale: float = 2.0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     f = scale * torch.randn(n, k, generator=generator, dtype=torch.float64)
     return f, targets_for(loss, n, k, generator)
 
 
-def second_derivatives(loss: cf.Loss, f: Tensor, y: Tensor) -> Tensor:
+def second_derivatives(loss: Loss, f: Tensor, y: Tensor) -> Tensor:
     return torch.stack(
         [
             hessian(lambda g, t=t: loss.values(g[None], t[None])[0], row)
@@ -45,20 +46,20 @@ def second_derivatives(loss: cf.Loss, f: Tensor, y: Tensor) -> Tensor:
     )
 
 
-def test_gradient(loss: cf.Loss) -> None:
+def test_gradient(loss: Loss) -> None:
     f, y = batch(loss)
     wanted = jacobian(lambda g: loss.values(g, y).sum(), f)
     assert torch.allclose(loss.gradient(f, y), wanted, rtol=1e-12, atol=1e-14)
 
 
-def test_factor(loss: cf.Loss) -> None:
+def test_factor(loss: Loss) -> None:
     f, y = batch(loss)
     s = loss.factor(f, y)
     assert s.shape == (6, 4, loss.columns(4))
     assert torch.allclose(s @ s.mT, second_derivatives(loss, f, y), rtol=1e-12, atol=1e-14)
 
 
-def test_coordinates_solve_the_gradient(loss: cf.Loss) -> None:
+def test_coordinates_solve_the_gradient(loss: Loss) -> None:
     f, y = batch(loss)
     t = loss.coordinates(f, y)
     assert t.shape == (6, loss.columns(4))
@@ -84,7 +85,7 @@ def test_labels_are_drawn_from_the_model() -> None:
     assert bool((found.sum(2)[p == 0] == 0).all())
 
 
-def test_samples_have_the_curvature_as_second_moment(loss: cf.Loss) -> None:
+def test_samples_have_the_curvature_as_second_moment(loss: Loss) -> None:
     """Within five standard errors of the mean over 4,000 draws, entry by entry."""
     f, y = batch(loss, scale=1.0)
     generator = torch.Generator().manual_seed(1)
@@ -158,7 +159,7 @@ def concave(output: Tensor, target: Tensor) -> Tensor:
 class TestCustom:
     def test_negative_curvature_raises(self) -> None:
         f, y = torch.zeros(3, 2).double(), torch.ones(3, 2).double()
-        with pytest.raises(cf.CurvfluenceError, match="not convex"):
+        with pytest.raises(cf.errors.CurvfluenceError, match="not convex"):
             cf.CustomLoss(concave).factor(f, y)
 
     def test_or_is_clipped_and_named(self) -> None:
@@ -166,11 +167,11 @@ class TestCustom:
         loss = cf.CustomLoss(concave, clip_negative=True)
         assert (loss.factor(f, y) == 0).all()
         assert "negative eigenvalues of ∂²ℓ/∂f² set to 0: 6," in loss.notes(f, y)[0]
-        with pytest.raises(cf.CurvfluenceError, match="outside the span"):
+        with pytest.raises(cf.errors.CurvfluenceError, match="outside the span"):
             loss.coordinates(f, y)
 
     def test_a_loss_that_reduces_is_refused(self) -> None:
-        with pytest.raises(cf.InputError, match="one value an example"):
+        with pytest.raises(cf.errors.InputError, match="one value an example"):
             cf.CustomLoss(lambda f, y: (f - y).mean()).check(2, torch.zeros(3, 2))
 
     def test_a_piecewise_linear_loss_has_no_curvature(self) -> None:
@@ -199,12 +200,12 @@ class TestBadTargets:
             (cf.BinaryCrossEntropy(), 2, torch.tensor([[0.0, 1.0], [0.0, 2.0]]), "example 1"),
         ],
     )
-    def test_are_refused(self, loss: cf.Loss, outputs: int, target: Tensor, said: str) -> None:
-        with pytest.raises(cf.InputError, match=said):
+    def test_are_refused(self, loss: Loss, outputs: int, target: Tensor, said: str) -> None:
+        with pytest.raises(cf.errors.InputError, match=said):
             loss.check(outputs, target)
 
     def test_bad_settings(self) -> None:
-        with pytest.raises(cf.InputError, match="label_smoothing"):
+        with pytest.raises(cf.errors.InputError, match="label_smoothing"):
             cf.CrossEntropy(label_smoothing=1.0)
-        with pytest.raises(cf.InputError, match="class weights"):
+        with pytest.raises(cf.errors.InputError, match="class weights"):
             cf.CrossEntropy(weight=torch.tensor([1.0, -1.0]))

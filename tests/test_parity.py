@@ -14,6 +14,9 @@ from curvlinops import (
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.curvature.estimate.factors import Sharing
+from curvfluence.jacobian.fisher import Fisher
+from curvfluence.problem.losses import Loss
 from tests.digits import digits, fit_net
 from tests.problems import mlp
 
@@ -21,7 +24,7 @@ PAIRS = {
     "KFAC": (cf.KFAC(), KFACLinearOperator),
     "EKFAC": (cf.EKFAC(), EKFACLinearOperator),
     "GGN": (cf.GGN(), GGNLinearOperator),
-    "Hessian": (cf.Hessian(cf.Plain()), HessianLinearOperator),
+    "Hessian": (cf.Hessian(cf.hessian.Plain()), HessianLinearOperator),
 }
 
 
@@ -105,13 +108,13 @@ ASKED = [
 @pytest.mark.parametrize(
     ("name", "rung", "fisher", "sharing"), ASKED, ids=lambda v: getattr(v, "name", v)
 )
-def test_shared_positions(name: str, rung: str, fisher: cf.Fisher, sharing: cf.Sharing) -> None:
+def test_shared_positions(name: str, rung: str, fisher: Fisher, sharing: Sharing) -> None:
     """K-FAC and EK-FAC over positions that share weights, in float64."""
     build, shape = SHARED[name]
     torch.manual_seed(0)
     model, x = build().double(), torch.randn(*shape, dtype=torch.float64)
     positions = shape[1] if name == "sequence" else 1
-    loss: cf.Loss = cf.CrossEntropy()
+    loss: Loss = cf.CrossEntropy()
     y = torch.randint(0, 3, (9,))
     peer_model = model
     if name == "sequence":

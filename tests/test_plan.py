@@ -86,7 +86,7 @@ def test_what_cannot_be_done_names_the_next_rung() -> None:
     assert not found.fits
     assert "164,003 parameters" in str(found.reason)
     assert found.cheaper == "GGN"  # in sample space
-    with pytest.raises(cf.InputError, match="GGN is the next cheaper rung that fits"):
+    with pytest.raises(cf.errors.InputError, match="GGN is the next cheaper rung that fits"):
         found.require()
     block = cf.plan(problem, cf.BlockGGN())
     assert block.cheaper == "EKFAC"
@@ -98,7 +98,7 @@ def test_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("curvfluence.runtime.device.memory", lambda _: 2**16)
     found = cf.plan(problem, cf.Hessian())
     assert not found.fits
-    with pytest.raises(cf.InputError, match=r"this machine has 0\.0"):
+    with pytest.raises(cf.errors.InputError, match=r"this machine has 0\.0"):
         found.require()
 
 
@@ -112,7 +112,9 @@ def test_a_fit_that_cannot_fit_is_refused_before_it_starts(
     if not rung.elements(problem):  # a vector of the size of the model
         cf.fit(problem, rung)
         return
-    with pytest.raises(cf.InputError, match=r"this machine has 0\.0: .* names the next cheaper"):
+    with pytest.raises(
+        cf.errors.InputError, match=r"this machine has 0\.0: .* names the next cheaper"
+    ):
         cf.fit(problem, rung)
 
 
@@ -140,7 +142,7 @@ class TestCommand:
     def test_an_unknown_rung(self) -> None:
         from curvfluence.study.costs import forecasts
 
-        with pytest.raises(cf.InputError, match="there is no rung 'KFRA'"):
+        with pytest.raises(cf.errors.InputError, match="there is no rung 'KFRA'"):
             forecasts("wine", ("KFRA",), queries=None, dtype="float32")
-        with pytest.raises(cf.InputError, match="queries"):
+        with pytest.raises(cf.errors.InputError, match="queries"):
             forecasts("wine", None, queries=0, dtype="float32")

@@ -80,7 +80,7 @@ class TestBfloat16:
     @pytest.mark.parametrize("name", [name for name in CASES if name != "conv1d circular"])
     def test_every_layer(self, name: str) -> None:
         low, high = self.pair(name)
-        for rung in (cf.Diagonal(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(cf.Matrix())):
+        for rung in (cf.Diagonal(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(cf.inversion.Matrix())):
             found = cf.influence(low, rung, damping=cf.Absolute(0.1)).values
             wanted = cf.influence(high, rung, damping=cf.Absolute(0.1)).values
             assert found.dtype == torch.float32
@@ -106,10 +106,10 @@ class TestBfloat16:
     def test_the_certificate_can_be_exact(self) -> None:
         """A residual shows what bfloat16 costs the inverse and the query's gradient."""
         low, _ = self.pair("mlp")
-        scores = cf.influence(low, cf.GGN(cf.Matrix()), damping=cf.Absolute(0.1))
+        scores = cf.influence(low, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(0.1))
         found = [scores.certificate(dtype=dtype).worst for dtype in (None, torch.float64)]
         assert all(1e-4 < residual < 2e-2 for residual in found)
-        exact = cf.influence(low.exact, cf.GGN(cf.Matrix()), damping=cf.Absolute(0.1))
+        exact = cf.influence(low.exact, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(0.1))
         assert exact.certificate(dtype=torch.float64).worst < 1e-5
 
     def test_is_named_and_leaves_no_trace(self) -> None:
@@ -127,11 +127,11 @@ class TestBfloat16:
 
     def test_refused(self) -> None:
         net, rows = torch.nn.Linear(5, 3), (torch.randn(4, 5), torch.zeros(4, dtype=torch.long))
-        with pytest.raises(cf.InputError, match="float16 gradients underflow"):
+        with pytest.raises(cf.errors.InputError, match="float16 gradients underflow"):
             cf.Problem(net, cf.CrossEntropy(), rows, rows, autocast=torch.float16)
-        with pytest.raises(cf.InputError, match=r"its parameters are torch\.float64"):
+        with pytest.raises(cf.errors.InputError, match=r"its parameters are torch\.float64"):
             cf.Problem(net.double(), cf.CrossEntropy(), rows, rows, autocast=torch.bfloat16)
-        with pytest.raises(cf.InputError, match=r"model.float\(\), with autocast"):
+        with pytest.raises(cf.errors.InputError, match=r"model.float\(\), with autocast"):
             cf.Problem(net.bfloat16(), cf.CrossEntropy(), rows, rows)
 
     def test_conjugate_gradients_of_many_outputs(self) -> None:
@@ -140,7 +140,7 @@ class TestBfloat16:
         net = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 70))
         rows = (torch.randn(40, 5), torch.randint(0, 70, (40,)))
         low = cf.Problem(net, cf.CrossEntropy(), rows, rows, autocast=torch.bfloat16)
-        rung = cf.GGN(cf.ConjugateGradients(tolerance=1e-4))
+        rung = cf.GGN(cf.inversion.ConjugateGradients(tolerance=1e-4))
         found = cf.influence(low, rung, damping=cf.Absolute(0.01))
         assert found.residuals is not None
         assert max(found.residuals) <= 1e-4

@@ -60,7 +60,7 @@ class TestSources:
     def test_a_loader_that_loses_the_order_is_refused(
         self, loader: DataLoader[object], said: str
     ) -> None:
-        with pytest.raises(cf.InputError, match=said):
+        with pytest.raises(cf.errors.InputError, match=said):
             problem(loader)
 
     @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ class TestSources:
         ],
     )
     def test_bad_sources(self, source: object, said: str) -> None:
-        with pytest.raises(cf.InputError, match=f"train: .*{said}"):
+        with pytest.raises(cf.errors.InputError, match=f"train: .*{said}"):
             problem(source)
-        with pytest.raises(cf.InputError, match=f"queries: .*{said}"):
+        with pytest.raises(cf.errors.InputError, match=f"queries: .*{said}"):
             problem((X, Y), source)
 
 
@@ -85,15 +85,15 @@ class TestNonFinite:
     def test_an_input_names_its_example(self, value: float) -> None:
         bad = X.clone()
         bad[7, 2] = value
-        with pytest.raises(cf.NonFiniteError, match="train: input of example 7"):
+        with pytest.raises(cf.errors.NonFiniteError, match="train: input of example 7"):
             problem((bad, Y))
-        with pytest.raises(cf.NonFiniteError, match="queries: input of example 7"):
+        with pytest.raises(cf.errors.NonFiniteError, match="queries: input of example 7"):
             problem((X, Y), (bad, Y))
 
     def test_a_target_names_its_example(self) -> None:
         target = torch.zeros(10, 3)
         target[4, 1] = float("nan")
-        with pytest.raises(cf.NonFiniteError, match="target of example 4"):
+        with pytest.raises(cf.errors.NonFiniteError, match="target of example 4"):
             cf.Problem(mlp(5, 3), cf.MSE(), (X, target), (X, target))
 
     def test_an_output_names_its_example(self) -> None:
@@ -106,7 +106,7 @@ class TestNonFinite:
                 return self.linear(x) / (x[:, :1] != X[6, 0])
 
         bad = cf.Problem(Overflowing(), cf.CrossEntropy(), (X, Y), (X[:2], Y[:2]))
-        with pytest.raises(cf.NonFiniteError, match="example 6"):
+        with pytest.raises(cf.errors.NonFiniteError, match="example 6"):
             cf.influence(bad, cf.GGN())
 
     def test_a_gradient_names_its_example(self) -> None:
@@ -121,66 +121,70 @@ class TestNonFinite:
         x = X.clone()
         x[3] = 0.0
         bad = cf.Problem(Rooted(), cf.CrossEntropy(), (x, Y), (X[:2], Y[:2]))
-        with pytest.raises(cf.NonFiniteError, match=r"gradient of training set.* of example 3"):
+        with pytest.raises(
+            cf.errors.NonFiniteError, match=r"gradient of training set.* of example 3"
+        ):
             cf.influence(bad, cf.Identity())
 
     def test_weights(self) -> None:
         weights = {name: p.detach().clone() for name, p in mlp(5, 4, 3).named_parameters()}
         weights["2.bias"][0] = float("nan")
-        with pytest.raises(cf.InputError, match=r"2\.bias"):
+        with pytest.raises(cf.errors.InputError, match=r"2\.bias"):
             problem((X, Y), weights=weights)
 
 
 class TestFit:
     def test_labels_out_of_range(self) -> None:
-        with pytest.raises(cf.InputError, match="train: label 7 of example 3"):
+        with pytest.raises(cf.errors.InputError, match="train: label 7 of example 3"):
             problem((X, torch.where(torch.arange(10) == 3, 7, Y)))
-        with pytest.raises(cf.InputError, match="queries: label 3"):
+        with pytest.raises(cf.errors.InputError, match="queries: label 3"):
             problem((X, Y), (X, Y + 1))
 
     def test_a_loss_that_does_not_fit_the_output(self) -> None:
-        with pytest.raises(cf.InputError, match="MSE needs 3 target values"):
+        with pytest.raises(cf.errors.InputError, match="MSE needs 3 target values"):
             cf.Problem(mlp(5, 3), cf.MSE(), (X, Y), (X, Y))
 
     def test_outputs_with_more_axes(self) -> None:
         model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (2, 3)))
-        with pytest.raises(cf.InputError, match=r"\(1, 2, 3\)"):
+        with pytest.raises(cf.errors.InputError, match=r"\(1, 2, 3\)"):
             cf.Problem(model, cf.CrossEntropy(), (X, Y), (X, Y))
 
     @pytest.mark.parametrize("decay", [-1.0, float("nan"), {"0.weight": -1.0}])
     def test_bad_decay(self, decay: object) -> None:
-        with pytest.raises(cf.InputError, match="weight_decay"):
+        with pytest.raises(cf.errors.InputError, match="weight_decay"):
             problem((X, Y), weight_decay=decay)
 
     def test_decay_of_an_unknown_parameter(self) -> None:
-        with pytest.raises(cf.InputError, match=r"0\.wieght"):
+        with pytest.raises(cf.errors.InputError, match=r"0\.wieght"):
             problem((X, Y), weight_decay={"0.wieght": 1.0})
 
     def test_batch_statistics_are_refused(self) -> None:
         model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-        with pytest.raises(cf.InputError, match=r"1 \(BatchNorm1d\).*model\.eval\(\)"):
+        with pytest.raises(cf.errors.InputError, match=r"1 \(BatchNorm1d\).*model\.eval\(\)"):
             cf.Problem(model, cf.CrossEntropy(), (X, Y), (X, Y))
         evaluated = cf.Problem(model.eval(), cf.CrossEntropy(), (X, Y), (X, Y))
         assert cf.influence(evaluated, cf.GGN()).values.isfinite().all()
 
     def test_dropout_in_training_mode_is_refused(self) -> None:
         model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3))
-        with pytest.raises(cf.InputError, match="random"):
+        with pytest.raises(cf.errors.InputError, match="random"):
             cf.Problem(model, cf.CrossEntropy(), (X, Y), (X, Y))
         cf.Problem(model.eval(), cf.CrossEntropy(), (X, Y), (X, Y))
 
     def test_weights_without_values(self) -> None:
-        with pytest.raises(cf.InputError, match="weight is on the meta device"):
+        with pytest.raises(cf.errors.InputError, match="weight is on the meta device"):
             cf.Problem(nn.Linear(5, 3, device="meta"), cf.CrossEntropy(), (X, Y), (X, Y))
 
     @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
     def test_weights_without_entries(self) -> None:
         model = nn.ModuleDict({"head": nn.Linear(5, 3), "none": nn.Linear(0, 3)})
-        with pytest.raises(cf.InputError, match=r"none.weight has shape \(3, 0\), no entries"):
+        with pytest.raises(
+            cf.errors.InputError, match=r"none.weight has shape \(3, 0\), no entries"
+        ):
             cf.Problem(model, cf.CrossEntropy(), (X, Y), (X, Y))
 
     def test_a_model_without_trainable_parameters(self) -> None:
-        with pytest.raises(cf.InputError, match="requires_grad"):
+        with pytest.raises(cf.errors.InputError, match="requires_grad"):
             cf.Problem(nn.Identity(), cf.CrossEntropy(), (X, Y), (X, Y))
 
     @pytest.mark.parametrize("missing", ["drop", "shape"])
@@ -189,7 +193,7 @@ class TestFit:
         weights["0.bias"] = torch.zeros(7)
         if missing == "drop":
             del weights["0.bias"]
-        with pytest.raises(cf.InputError, match=r"0\.bias"):
+        with pytest.raises(cf.errors.InputError, match=r"0\.bias"):
             problem((X, Y), weights=weights)
 
 
@@ -213,7 +217,7 @@ class TestCheckpoints:
 
     def test_a_curvature_of_another_model_is_refused(self) -> None:
         curvature = cf.fit(chain_problem(), cf.EKFAC())
-        with pytest.raises(cf.InputError, match="other parameters"):
+        with pytest.raises(cf.errors.InputError, match="other parameters"):
             cf.influence(problem((X, Y)), curvature)
 
 

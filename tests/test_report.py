@@ -366,12 +366,12 @@ class TestRefusals:
         make_study(folder, full=False)
         damage(folder)
         before = sorted(p for p in folder.rglob("*"))
-        with pytest.raises(cf.InputError, match=said):
+        with pytest.raises(cf.errors.InputError, match=said):
             write_report(folder)
         assert sorted(p for p in folder.rglob("*")) == before
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(cf.InputError, match="is no folder"):
+        with pytest.raises(cf.errors.InputError, match="is no folder"):
             write_report(tmp_path / "nothing")
 
 
@@ -404,7 +404,7 @@ class TestCompare:
         write_comparison(compare_studies(two), out)
         mine = tmp_path / "mine.html"
         mine.write_text("<p>years of work")
-        with pytest.raises(cf.InputError, match="no page of curvfluence"):
+        with pytest.raises(cf.errors.InputError, match="no page of curvfluence"):
             write_comparison(compare_studies(two), mine)
         assert mine.read_text() == "<p>years of work"
 
@@ -421,7 +421,7 @@ class TestCompare:
             ([two[0], two[0]], "named twice"),
             ([two[0], tmp_path / "thesis"], "holds no study"),
         ):
-            with pytest.raises(cf.InputError, match=said):
+            with pytest.raises(cf.errors.InputError, match=said):
                 compare_studies(folders)
 
 

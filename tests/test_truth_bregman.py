@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import SubsetTruth
+from curvfluence.problem.losses import Loss
 from curvfluence.truth import BregmanResponse, bregman, bregman_response, proximal
 from curvfluence.truth.minimise import minimise
 from tests.oracles import dense_ggn, flat, outputs_at
@@ -137,7 +138,7 @@ def test_linear_squared_error_is_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize("loss", [cf.CrossEntropy(), cf.MSE()])
-def test_linear_model_at_its_minimum_is_retrained(loss: cf.Loss) -> None:
+def test_linear_model_at_its_minimum_is_retrained(loss: Loss) -> None:
     """There F is J without the group, up to a constant: the response at ε = 1 is retraining."""
     seeded()
     problem = make(mlp(5, 3), loss, n=40, weight_decay=0.05)
@@ -153,7 +154,7 @@ def test_linear_model_at_its_minimum_is_retrained(loss: cf.Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", [cf.CrossEntropy(label_smoothing=0.1), cf.BinaryCrossEntropy()])
-def test_linear_model_anywhere_against_scipy(loss: cf.Loss) -> None:
+def test_linear_model_anywhere_against_scipy(loss: Loss) -> None:
     seeded()
     problem = make(mlp(5, 2), loss, outputs=2, n=30, weight_decay=0.01)
     left_out = groups(30, 2, 10) * 0.8

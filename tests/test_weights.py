@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.curvature.estimate.factors import Sharing
 from curvfluence.curvature.estimate.products import Product
 from curvfluence.curvature.operators.kronecker import KroneckerEigen
 from curvfluence.truth import (
@@ -41,8 +42,8 @@ RUNGS: dict[str, cf.Rung] = {
     "EKFAC reduce": cf.EKFAC(sharing=cf.Reduce()),
     "EKFAC empirical": cf.EKFAC(cf.Empirical()),
     "BlockGGN": cf.BlockGGN(),
-    "GGN matrix": cf.GGN(cf.Matrix()),
-    "GGN sample space": cf.GGN(cf.SampleSpace()),
+    "GGN matrix": cf.GGN(cf.inversion.Matrix()),
+    "GGN sample space": cf.GGN(cf.inversion.SampleSpace()),
     "Hessian": cf.Hessian(),
 }
 NETS = {**{name: name for name in all_problems()}, **{name: name for name in CASES}}
@@ -112,9 +113,13 @@ class TestRepeatedExamples:
             close(found.to_dense(), scale * wanted.to_dense())
 
     @pytest.mark.parametrize("sharing", [cf.Expand(), cf.Reduce()], ids=lambda s: s.name)
-    def test_ekfac_is_the_diagonal_in_its_basis(self, name: str, sharing: cf.Sharing) -> None:
+    def test_ekfac_is_the_diagonal_in_its_basis(self, name: str, sharing: Sharing) -> None:
         weighted, repeated, v = pair(name)
-        ggn = cf.fit(repeated, cf.GGN(cf.Matrix())).to_dense() * len(repeated.train) / len(v)
+        ggn = (
+            cf.fit(repeated, cf.GGN(cf.inversion.Matrix())).to_dense()
+            * len(repeated.train)
+            / len(v)
+        )
         for block in cf.fit(weighted, cf.EKFAC(sharing=sharing)).blocks:
             own = ggn[block.index[:, None], block.index]
             if isinstance(block.operator, KroneckerEigen):
@@ -205,8 +210,8 @@ def test_tokens_and_the_best_damping() -> None:
     tokens = cf.token_influence(weighted, cf.EKFAC(), damping=cf.Absolute(0.1))
     whole = cf.influence(weighted, cf.EKFAC(), damping=cf.Absolute(0.1)).values
     close(tokens.sum(2), whole)
-    own = cf.influence(weighted, cf.GGN(cf.Matrix()), damping=cf.Relative(0.1))
-    copies = cf.influence(repeated, cf.GGN(cf.Matrix()), damping=cf.Relative(0.1))
+    own = cf.influence(weighted, cf.GGN(cf.inversion.Matrix()), damping=cf.Relative(0.1))
+    copies = cf.influence(repeated, cf.GGN(cf.inversion.Matrix()), damping=cf.Relative(0.1))
     # λ is a share of the mean eigenvalue, which goes with N as C does
     close(own.values, summed_copies(copies.values, v), 1e-7)
     assert own.lambdas[0][1] == pytest.approx(share * copies.lambdas[0][1])
@@ -295,7 +300,7 @@ class TestTraining:
     def test_a_subset_that_counts_for_nothing(self) -> None:
         recipe, examples, v = _regression()
         subsets = Subsets((v == 0)[None], Kept())
-        with pytest.raises(cf.InputError, match="every example of its subset has weight 0"):
+        with pytest.raises(cf.errors.InputError, match="every example of its subset has weight 0"):
             train(recipe, examples.weighted(v), [Run(0, 0, 0)], subsets)
 
 
@@ -315,7 +320,7 @@ def test_bregman_response() -> None:
 class TestBadWeights:
     def test_a_checkpoint_is_something_else(self) -> None:
         base = make(mlp(5, 3), cf.CrossEntropy())
-        with pytest.raises(cf.InputError, match="are sample_weight"):
+        with pytest.raises(cf.errors.InputError, match="are sample_weight"):
             cf.Problem(
                 base.model,
                 base.loss,
@@ -336,13 +341,13 @@ class TestBadWeights:
     )
     def test_refused(self, weights: Tensor, words: str) -> None:
         base = make(mlp(5, 3), cf.CrossEntropy())
-        with pytest.raises(cf.CurvfluenceError, match=words):
+        with pytest.raises(cf.errors.CurvfluenceError, match=words):
             cf.Problem(base.model, base.loss, base.train, base.queries, sample_weight=weights)
 
     def test_twice_or_on_queries(self) -> None:
         base = make(mlp(5, 3), cf.CrossEntropy())
         ones = torch.ones(12)
-        with pytest.raises(cf.InputError, match="weights of its own"):
+        with pytest.raises(cf.errors.InputError, match="weights of its own"):
             cf.Problem(
                 base.model,
                 base.loss,
@@ -350,7 +355,7 @@ class TestBadWeights:
                 base.queries,
                 sample_weight=ones,
             )
-        with pytest.raises(cf.InputError, match="queries: they have weights"):
+        with pytest.raises(cf.errors.InputError, match="queries: they have weights"):
             cf.Problem(base.model, base.loss, base.train, base.train.weighted(ones))
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.problem.losses import Loss
 from tests.problems import seeded
 
 
@@ -323,7 +324,7 @@ def zoo_problem(name: str, *, n: int = 7, q: int = 2, weight_decay: float = 0.01
         x, y = torch.randn(n, 6, dtype=torch.float64), torch.randint(0, 3, (n,))
     else:
         x, y = torch.randint(0, 5, (n, 4)), torch.randint(0, 3, (n,))
-    loss: cf.Loss = cf.CrossEntropy()
+    loss: Loss = cf.CrossEntropy()
     if case.inputs == TOKENS:
         y = torch.randint(0, 5, (n, 4))
         y[0, :2] = -100  # ignored positions

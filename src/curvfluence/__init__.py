@@ -1,161 +1,163 @@
-"""Influence functions under every curvature approximation, measured against retraining."""
+"""Influence functions under every curvature approximation, measured against retraining.
+
+What a user types most stands here; the rest is reached through its namespace: `cf.hessian.Clip()`,
+`cf.hybrids.Sorted(...)`, `cf.inversion.SampleSpace()`, `cf.truth.train(...)`,
+`cf.fidelity.calibrate(...)`, `cf.errors.InputError`. A name is imported when it is first used
+(PEP 562), so `import curvfluence` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from curvfluence._version import __version__
-from curvfluence.curvature import (
-    EKFAC,
-    GGN,
-    KFAC,
-    Abs,
-    BlockGGN,
-    Clip,
-    ConjugateGradients,
-    Curvature,
-    Diagonal,
-    Expand,
-    Form,
-    Hessian,
-    Identity,
-    Matrix,
-    Plain,
-    Project,
-    Reduce,
-    Rung,
-    SampleSpace,
-    Sharing,
-    Sorted,
-    TraceMatched,
-    Truncate,
-    fit,
-)
-from curvfluence.curvature.damping import Absolute, BestOf, Damping, Relative
-from curvfluence.errors import (
-    CoverageError,
-    CurvfluenceError,
-    CurvfluenceWarning,
-    InputError,
-    NonFiniteError,
-    SingularError,
-)
-from curvfluence.fidelity import SubsetTruth, calibrate
-from curvfluence.forecast import Plan, plan
-from curvfluence.jacobian.fisher import Empirical, Fisher, MonteCarlo, Type2
-from curvfluence.problem.data import Examples
-from curvfluence.problem.losses import (
-    MSE,
-    BinaryCrossEntropy,
-    CrossEntropy,
-    CustomLoss,
-    Loss,
-    Positions,
-)
-from curvfluence.problem.measurement import (
-    CustomMeasurement,
-    LogProbability,
-    LossMeasurement,
-    Margin,
-    Measurement,
-)
-from curvfluence.problem.problem import Problem
-from curvfluence.score.certificate import Certificate
-from curvfluence.score.influence import group_influence, influence, self_influence
-from curvfluence.score.scores import Scores
-from curvfluence.score.tokens import token_influence
-from curvfluence.truth import (
-    Constant,
-    Cosine,
-    Recipe,
-    Run,
-    Subsets,
-    adam,
-    adamw,
-    down_weight,
-    leave_one_out,
-    measure,
-    random_subsets,
-    sgd,
-    train,
-)
+
+if TYPE_CHECKING:
+    from curvfluence import errors, fidelity, truth
+    from curvfluence.curvature import hessian, hybrids, inversion
+    from curvfluence.curvature.block_ggn import BlockGGN
+    from curvfluence.curvature.curvature import Curvature
+    from curvfluence.curvature.damping import Absolute, BestOf, Relative
+    from curvfluence.curvature.diagonal import Diagonal
+    from curvfluence.curvature.ekfac import EKFAC
+    from curvfluence.curvature.eshampoo import EShampoo
+    from curvfluence.curvature.estimate.factors import Expand, Reduce
+    from curvfluence.curvature.ggn import GGN
+    from curvfluence.curvature.hessian import Hessian
+    from curvfluence.curvature.identity import Identity
+    from curvfluence.curvature.kfac import KFAC
+    from curvfluence.curvature.rung import Rung, fit
+    from curvfluence.curvature.shampoo import Shampoo
+    from curvfluence.curvature.tkfac import TKFAC
+    from curvfluence.forecast.make import plan
+    from curvfluence.jacobian.fisher import Empirical, MonteCarlo, Type2
+    from curvfluence.problem.data import Examples
+    from curvfluence.problem.losses import (
+        MSE,
+        BinaryCrossEntropy,
+        CrossEntropy,
+        CustomLoss,
+        Positions,
+    )
+    from curvfluence.problem.measurement import CustomMeasurement, LogProbability, Margin
+    from curvfluence.problem.problem import Problem
+    from curvfluence.score.groups import group_influence
+    from curvfluence.score.influence import influence
+    from curvfluence.score.scores import Scores
+    from curvfluence.score.self_influence import self_influence
+    from curvfluence.score.tokens import token_influence
+
+# The module that holds each name; the names are in the reader's order.
+_HOMES = {
+    # what was trained, and what is asked
+    "Problem": "problem.problem",
+    "Examples": "problem.data",
+    "CrossEntropy": "problem.losses",
+    "MSE": "problem.losses",
+    "BinaryCrossEntropy": "problem.losses",
+    "CustomLoss": "problem.losses",
+    "Positions": "problem.losses",
+    "Margin": "problem.measurement",
+    "LogProbability": "problem.measurement",
+    "CustomMeasurement": "problem.measurement",
+    # the ladder
+    "Rung": "curvature.rung",
+    "Identity": "curvature.identity",
+    "Diagonal": "curvature.diagonal",
+    "KFAC": "curvature.kfac",
+    "EKFAC": "curvature.ekfac",
+    "Shampoo": "curvature.shampoo",
+    "TKFAC": "curvature.tkfac",
+    "EShampoo": "curvature.eshampoo",
+    "BlockGGN": "curvature.block_ggn",
+    "GGN": "curvature.ggn",
+    "Hessian": "curvature.hessian",
+    "Type2": "jacobian.fisher",
+    "MonteCarlo": "jacobian.fisher",
+    "Empirical": "jacobian.fisher",
+    "Expand": "curvature.estimate.factors",
+    "Reduce": "curvature.estimate.factors",
+    "fit": "curvature.rung",
+    "Curvature": "curvature.curvature",
+    "Absolute": "curvature.damping",
+    "Relative": "curvature.damping",
+    "BestOf": "curvature.damping",
+    # the answer
+    "influence": "score.influence",
+    "self_influence": "score.self_influence",
+    "group_influence": "score.groups",
+    "token_influence": "score.tokens",
+    "Scores": "score.scores",
+    "plan": "forecast.make",
+}
+_NAMESPACES = {
+    "hessian": "curvature.hessian",
+    "hybrids": "curvature.hybrids",
+    "inversion": "curvature.inversion",
+    "truth": "truth",
+    "fidelity": "fidelity",
+    "errors": "errors",
+}
 
 __all__ = [
-    # what was trained, and what is asked
     "Problem",
     "Examples",
-    "Loss",
     "CrossEntropy",
     "MSE",
     "BinaryCrossEntropy",
     "CustomLoss",
     "Positions",
-    "Measurement",
-    "LossMeasurement",
     "Margin",
     "LogProbability",
     "CustomMeasurement",
-    # the ladder
     "Rung",
     "Identity",
     "Diagonal",
     "KFAC",
     "EKFAC",
-    "Sharing",
-    "Expand",
-    "Reduce",
-    "Form",
-    "Matrix",
-    "SampleSpace",
-    "ConjugateGradients",
+    "Shampoo",
+    "TKFAC",
+    "EShampoo",
     "BlockGGN",
     "GGN",
     "Hessian",
-    "Abs",
-    "Plain",
-    "Clip",
-    "Truncate",
-    "Project",
-    "Sorted",
-    "TraceMatched",
-    "Fisher",
     "Type2",
     "MonteCarlo",
     "Empirical",
+    "Expand",
+    "Reduce",
     "fit",
     "Curvature",
-    # damping
-    "Damping",
     "Absolute",
     "Relative",
     "BestOf",
-    # the answer
     "influence",
     "self_influence",
     "group_influence",
     "token_influence",
-    "Certificate",
-    "plan",
-    "Plan",
     "Scores",
-    # the truth it is measured against
-    "Recipe",
-    "Run",
-    "Subsets",
-    "sgd",
-    "adam",
-    "adamw",
-    "Constant",
-    "Cosine",
-    "train",
-    "measure",
-    "random_subsets",
-    "leave_one_out",
-    "down_weight",
-    "SubsetTruth",
-    "calibrate",
-    # what can go wrong
-    "CurvfluenceError",
-    "InputError",
-    "NonFiniteError",
-    "SingularError",
-    "CoverageError",
-    "CurvfluenceWarning",
+    "plan",
+    "hessian",
+    "hybrids",
+    "inversion",
+    "truth",
+    "fidelity",
+    "errors",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        value: Any = import_module(f"curvfluence.{_NAMESPACES[name]}")
+    elif name in _HOMES:
+        value = getattr(import_module(f"curvfluence.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'curvfluence' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from curvfluence.curvature.curvature import Block
+from curvfluence.curvature.dense_limit import DENSE_LIMIT, require_dense, too_large
+from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.khatri_rao import PairSum
-from curvfluence.curvature.layerwise import Remainder, layer_blocks
+from curvfluence.curvature.fallback import Native
+from curvfluence.curvature.fisher_rung import FisherRung, each_part
+from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.dense import Dense
-from curvfluence.curvature.rung import FisherRung
-from curvfluence.errors import InputError
-from curvfluence.jacobian.discovery import discover
+from curvfluence.curvature.places import LayerPart
+from curvfluence.curvature.workload import Workload
 from curvfluence.jacobian.fisher_pass import FisherPass
-from curvfluence.jacobian.terms import Factored, Outer
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Memo, Outer
 from curvfluence.problem.problem import Problem
-
-DENSE_LIMIT = 30_000  # parameters above which a dense matrix is refused
+from curvfluence.runtime.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -29,61 +32,75 @@ class BlockGGN(FisherRung):
     Errors: `InputError` for a layer block of more than 30,000 parameters.
     """
 
+    native: ClassVar[Native] = Native(exact=True)
+
+    def rule(self, part: LayerPart) -> str:
+        return "exact block"
+
     def elements(self, problem: Problem) -> float:
-        blocks = layer_blocks(problem.parameters, discover(problem), joint_bias=self.joint_bias)
-        sizes = [float(block.size) for block in blocks if block.size <= DENSE_LIMIT]
+        sizes = [float(part.size) for part in self.parts(problem) if not too_large(part.size)]
         return sum(size**2 for size in sizes) + max(sizes, default=0.0) ** 2
 
-    def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        layout = rows.layout
-        blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
-        for block in blocks:
-            require_dense(self.name, block.size, f"block {block.name}")
-        remainder = Remainder(problem, layout, joint=self.joint_bias, native_exact=True)
-        sums: dict[str, GramSum] = {}
-        for chunk in rows:
-            for block in blocks:
-                sums.setdefault(block.name, GramSum()).add(block.factored(chunk))
-            remainder.add(chunk)
-        made: list[Block] = []
-        for block in blocks:
-            matrix = sums.pop(block.name).matrix() / len(problem.train)
-            made.append(block.holding(Dense(matrix), "exact block"))
-        return (*made, *remainder.blocks())
+    def refusal(self, problem: Problem) -> str | None:
+        for part in self.parts(problem):
+            if too_large(part.size):
+                return f"block {part.name} of {part.size:,} parameters is more than {DENSE_LIMIT:,}"
+        return None
+
+    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+        parts, fallback = self.parts(rows.problem), self.fallback(rows.problem)
+        for part in parts:
+            require_dense(self.name, part.size, f"block {part.name}")
+        grams = {part.name: GramSum(part) for part in parts}
+
+        def add(part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
+            grams[part.name].add(sums, rows)
+
+        sums = accumulate(rows, each_part(parts, add, fallback))
+        n = len(rows.problem.train)
+        made = [self.block(part, Dense(grams[part.name].matrix(sums) / n)) for part in parts]
+        return (*made, *fallback.blocks(sums))
+
+    def stages(self, work: Workload) -> list[Stage]:
+        n, c = len(work.problem.train), self.fisher_of(work.problem).width(work.problem)
+        operations = factor = solve = held = 0.0
+        for part in self.parts(work.problem):
+            size = float(part.size)
+            operations += n * size**2 * (2 * c if part.layer.shared else 0.5)
+            factor += size**3 / 3
+            solve += 2 * work.queries * size**2
+            held += size**2
+        for size in self.fallback(work.problem).exact_elements():
+            operations += 2 * n * c * size**2
+            held += size**2
+        return [
+            work.passed("pass over the data", c),
+            work.products("Gram matrices", operations, 3.5 * held, fresh=4 * held),
+            work.cholesky("Cholesky factors", factor, solve, held),
+        ]
 
 
 class GramSum:
-    """Σ_n Σ_c row rowᵀ of one block, [o ĩ, o ĩ]: by pairs where rows are s ⊗ a, else by rows."""
+    """Σ_n Σ_c row rowᵀ of one part, [o ĩ, o ĩ]: by pairs where rows are s ⊗ a, else by rows."""
 
-    def __init__(self) -> None:
-        self._pairs: PairSum | None = None
-        self._total: Tensor | None = None
+    def __init__(self, part: LayerPart) -> None:
+        self._part = part
+        self._pair: PairSum | None = None
 
-    def add(self, term: Factored) -> None:
+    def add(self, sums: Sums, rows: Rows) -> None:
+        term = self._part.factored(rows)
         if isinstance(term, Outer):
-            self._pairs = self._pairs or PairSum(symmetric=True)
-            self._pairs.add(term.s.mT @ term.s, term.a, term.a)
+            at = self._part.position, self._part.with_weight
+            self._pair = self._pair or PairSum((at, at))
+            self._pair.add(sums, term.s.mT @ term.s, term.a, term.a)
             return
-        size = term.shape[0] * term.shape[1]
-        total = term.s.new_zeros(size, size) if self._total is None else self._total
-        for part in term.slices(size):
-            rows = part.dense().reshape(-1, size)
-            total.addmm_(rows.T, rows)
-        self._total = total
+        size = self._part.size
+        for piece in term.slices(size):
+            z_rw = piece.dense().reshape(-1, size)
+            sums.add_product_(self._part.name, z_rw.T, z_rw)
 
-    def matrix(self) -> Tensor:
-        if self._pairs is not None:
-            block = self._pairs.block()
-            return block.reshape(block.shape[0] * block.shape[1], -1)
-        assert self._total is not None
-        return self._total
-
-
-def require_dense(rung: str, size: int, what: str) -> None:
-    """Refuse a dense matrix that no longer fits a desk."""
-    if size > DENSE_LIMIT:
-        raise InputError(
-            f"{rung} would form a dense matrix for {what} of {size:,} parameters "
-            f"({size * size * 4 / 2**30:.0f} GiB in float32); the limit is {DENSE_LIMIT:,}. "
-            "EKFAC is the next cheaper rung"
-        )
+    def matrix(self, sums: Sums) -> Tensor:
+        if self._pair is None:
+            return sums.pop(self._part.name)
+        block = self._pair.block(sums)
+        return block.reshape(block.shape[0] * block.shape[1], -1)

@@ -2,101 +2,26 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.damping import Absolute, Damping
-from curvfluence.curvature.operators.places import Places, Whole
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.operators.solution import Solution
+from curvfluence.curvature.places import Whole
 from curvfluence.errors import InputError, SingularError
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.parameters import Parameters
 
 FALLBACK_SHARE = 0.05  # of P, above which the result's name says that fallbacks were used
-
-
-class Operator(ABC):
-    """A symmetric n × n matrix M, the curvature of one block."""
-
-    size: int
-
-    @abstractmethod
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """M v for v [..., n] (M acts on the last axis)."""
-
-    @abstractmethod
-    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
-        """(M + diag(decay) + damping I)⁻¹ v for v [..., n]."""
-
-    @abstractmethod
-    def to_dense(self) -> Tensor:
-        """M, [n, n]."""
-
-    @abstractmethod
-    def eigenvalues(self) -> Tensor:
-        """Eigenvalues of M, [n], in no particular order."""
-
-    @abstractmethod
-    def mean_eigenvalue(self) -> float:
-        """Mean |eigenvalue| of M: the unit of `Relative` damping. trace/n where M ⪰ 0."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Memory that the operator holds."""
-
-    def note(self, damping: float) -> str | None:
-        """What a result at this damping must say of the inverse."""
-        return None
-
-    def solve_many(self, v: Tensor, decay: Tensor, dampings: Iterable[float]) -> Iterable[Tensor]:
-        """`solve` at each damping in turn; operators that can share work override it."""
-        for damping in dampings:
-            yield self.solve(v, decay, damping)
-
-
-def require_positive(smallest: float, largest: float, *, n: int, eps: float, what: str) -> None:
-    """Raise `SingularError` where the smallest eigenvalue cannot be told from zero."""
-    if not smallest > max(0.0, n * eps * abs(largest)):  # also where it is NaN
-        raise SingularError(
-            f"{what} cannot be inverted: its smallest eigenvalue (or pivot) is {smallest:.3g} next "
-            f"to {largest:.3g}. Use a larger damping, Relative(0.1) for a start"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """An operator on the parameters at `places` of the flat vector; `rule` says what it is."""
-
-    name: str
-    parameters: tuple[str, ...]
-    places: Places
-    operator: Operator
-    rule: str
-    fallback: bool = False
-
-    @property
-    def size(self) -> int:
-        return self.places.size
-
-    @property
-    def index(self) -> Tensor:
-        """The place of each entry in the flat vector, [n]."""
-        return self.places.index
-
-
-@dataclass(frozen=True)
-class CoverageLine:
-    """One line of the coverage: which parameters, how many numbers, by what rule."""
-
-    block: str
-    parameters: tuple[str, ...]
-    count: int
-    rule: str
-    fallback: bool
 
 
 @dataclass(frozen=True)
@@ -112,8 +37,9 @@ class Curvature:
     """C of one rung: an immutable value.
 
     `matvec`, `to_dense` and `eigenvalues` speak of C, the mean curvature of the data term;
-    `solve(v, damping)` applies (C + diag(w) + λI)⁻¹ with `decay` = w [P]. Vectors are flat, in the
-    order of `parameters`. `fixed_damping` is set where the rung's definition fixes λ (Identity).
+    `solve(v, damping)` applies (C + diag(w) + λI)⁻¹ with `decay` = w [P], `solve_rows` the same to
+    rows, without forming them where that is cheaper. Vectors are flat, in the order of
+    `parameters`. `fixed_damping` is set where the rung's definition fixes λ (Identity).
     """
 
     rung: str
@@ -144,6 +70,18 @@ class Curvature:
             return self.rung
         return f"{self.rung} + fallbacks for {self.fallback_share:.0%}"
 
+    @property
+    def tolerance(self) -> float | None:
+        """The relative residual that an inverse by iteration was asked for; None where all of it
+        is direct."""
+        wanted = (block.operator.tolerance for block in self.blocks)
+        return max((value for value in wanted if value is not None), default=None)
+
+    @property
+    def definite(self) -> bool:
+        """Whether C ⪰ 0 by its making."""
+        return all(block.operator.definite for block in self.blocks)
+
     def matvec(self, v: Tensor) -> Tensor:
         """C v for v [..., P]."""
         self._require_length(v)
@@ -152,28 +90,37 @@ class Curvature:
             block.places.put(out, block.operator @ block.places.take(v))
         return out
 
+    def effective(self, damping: Damping) -> Damping:
+        """`damping`, or the one that the rung's definition fixes."""
+        return damping if self.fixed_damping is None else self.fixed_damping
+
     def lambdas(self, damping: Damping) -> tuple[float, ...]:
         """λ of each block."""
-        if self.fixed_damping is not None:
-            damping = self.fixed_damping
         means = [block.operator.mean_eigenvalue() for block in self.blocks]
-        found = damping.resolve(means)
-        for block, mean, value in zip(self.blocks, means, found, strict=True):
+        resolved = self.effective(damping).resolve(means)
+        for block, mean, value in zip(self.blocks, means, resolved, strict=True):
             if mean == 0 and value == 0 and bool((block.places.take(self.decay) == 0).any()):
                 raise SingularError(
                     f"{self.rung}, block {block.name}: it has no curvature (do its units reach the "
                     "output?) and no weight decay, so a relative damping is 0 there. Use an "
                     "Absolute damping"
                 )
-        return found
+        return resolved
+
+    def shift(self, damping: Damping) -> Tensor:
+        """w + λ of each parameter's block, [P]: the matrix that `solve` inverts, less C."""
+        shift = self.decay.clone()
+        for block, value in zip(self.blocks, self.lambdas(damping), strict=True):
+            block.places.put(shift, block.places.take(self.decay) + value)
+        return shift
 
     def notes_at(self, damping: Damping) -> tuple[str, ...]:
         """What a result at this damping must say: of the fit, and of the inverse."""
-        found = (
+        of_inverse = (
             block.operator.note(value)
             for block, value in zip(self.blocks, self.lambdas(damping), strict=True)
         )
-        return (*self.notes, *(note for note in found if note is not None))
+        return (*self.notes, *(note for note in of_inverse if note is not None))
 
     def _require_length(self, v: Tensor) -> None:
         if v.shape[-1] != self.parameters.count:
@@ -203,11 +150,47 @@ class Curvature:
         for _ in lambdas:
             out = torch.empty_like(v)
             for block, solution in zip(self.blocks, solutions, strict=True):
-                try:
+                with self._naming(block):
                     block.places.put(out, next(solution))
-                except SingularError as error:
-                    raise SingularError(f"{self.rung}, block {block.name}: {error}") from None
             yield out
+
+    def solve_rows(
+        self,
+        rows: Rows,
+        damping: Damping,
+        *,
+        against: Against,
+        compress: float | None = None,
+    ) -> Solved:
+        """(C + diag(w) + λI)⁻¹ r for single-column rows r, held block by block; those of layers
+        with shared positions at low rank where `compress` allows so much relative error."""
+        parts: dict[str, Solution] = {}
+        for block, value in self._damped(damping):
+            decay = block.places.take(self.decay)
+            with self._naming(block):
+                x = block.operator.solve_rows(block.places, rows, decay, value, against)
+            parts[block.name] = x if compress is None else x.compressed(compress)
+        return Solved(self, parts)
+
+    def quadratic(self, rows: Rows, damping: Damping) -> Tensor:
+        """rᵀ (C + diag(w) + λI)⁻¹ r of single-column rows, [N]."""
+        total = rows.dense.new_zeros(len(rows))
+        for block, value in self._damped(damping):
+            decay = block.places.take(self.decay)
+            with self._naming(block):
+                total += block.operator.quadratic(block.places, rows, decay, value)
+        return total
+
+    def _damped(self, damping: Damping) -> Iterator[tuple[Block, float]]:
+        return zip(self.blocks, self.lambdas(damping), strict=True)
+
+    @contextmanager
+    def _naming(self, block: Block) -> Generator[None]:
+        """Name the block in what its operator finds singular."""
+        try:
+            yield
+        except SingularError as error:
+            raise SingularError(f"{self.rung}, block {block.name}: {error}") from None
 
     def to_dense(self) -> Tensor:
         """C, [P, P]."""
@@ -227,3 +210,41 @@ class Curvature:
     def with_cost(self, fit_seconds: float) -> Curvature:
         held = sum(block.operator.nbytes for block in self.blocks)
         return replace(self, cost=Cost(fit_seconds, held))
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """x_q = (C + diag(w) + λI)⁻¹ r_q of Q rows, by the name of the block."""
+
+    curvature: Curvature
+    parts: dict[str, Solution]
+
+    def inner(self, *chunks: Rows) -> Tensor:
+        """⟨x_q, row_nc⟩ of successive examples, [Q, n, C]; a block after the other, so that its
+        solutions stay in a cache."""
+        return sum_of(_joined(part, chunks) for part in self.parts.values())
+
+    def by_block(self, *chunks: Rows) -> dict[str, Tensor]:
+        """The same, each block's share by itself; they add up to `inner`."""
+        return {name: _joined(part, chunks) for name, part in self.parts.items()}
+
+    def flat(self) -> Tensor:
+        """x, [Q, P]."""
+        blocks = self.curvature.blocks
+        if isinstance(blocks[0].places, Whole):
+            return self.parts[blocks[0].name].flat()
+        first = self.parts[blocks[0].name].flat()
+        x_qp = first.new_empty(len(first), self.curvature.parameters.count)
+        for block in blocks:
+            block.places.put(x_qp, self.parts[block.name].flat())
+        return x_qp
+
+    @property
+    def compression_error(self) -> float:
+        """The largest ‖x − L Rᵀ‖/‖x‖ of a query in a compressed block; 0 where there is none."""
+        return max(part.error for part in self.parts.values())
+
+
+def _joined(part: Solution, chunks: Sequence[Rows]) -> Tensor:
+    inner = [part.inner(rows) for rows in chunks]
+    return inner[0] if len(inner) == 1 else torch.cat(inner, dim=1)

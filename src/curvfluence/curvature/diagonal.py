@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
-
-from curvfluence.curvature.curvature import Block
-from curvfluence.curvature.layerwise import (
-    LayerPart,
-    Remainder,
-    accumulate,
-    layer_blocks,
-)
-from curvfluence.curvature.operators.dense import DiagonalOperator
-from curvfluence.curvature.rung import FisherRung
+from curvfluence.curvature.estimate.accumulate import Sums, accumulate
+from curvfluence.curvature.fallback import Native
+from curvfluence.curvature.fisher_rung import FisherRung, each_part
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.diagonal import DiagonalOperator
+from curvfluence.curvature.places import LayerPart
+from curvfluence.curvature.workload import Workload, row_operations
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Memo
-from curvfluence.problem.problem import Problem
+from curvfluence.runtime.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -26,18 +23,36 @@ class Diagonal(FisherRung):
     """diag of GGN: (1/N) Σ_n Σ_c (Σ_t s aᵀ)² elementwise, one GEMM where no position is shared.
     Exact for every parameter."""
 
-    def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        layout = rows.layout
-        blocks = layer_blocks(problem.parameters, layout, joint_bias=self.joint_bias)
-        remainder = Remainder(problem, layout, joint=self.joint_bias, native_diagonal=True, limit=0)
+    native: ClassVar[Native] = Native(diagonal=True, limit=0)
 
-        def update(block: LayerPart, rows: Rows, memo: Memo) -> tuple[Tensor, ...]:
-            return (block.factored(rows).squares(None, None, memo),)
+    def rule(self, part: LayerPart) -> str:
+        return "diagonal"
 
-        sums = accumulate(rows, blocks, update, remainder)
-        n = len(problem.train)
+    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+        parts, fallback = self.parts(rows.problem), self.fallback(rows.problem)
+        sums = accumulate(rows, each_part(parts, _add_squares, fallback))
+        n = len(rows.problem.train)
         made = [
-            block.holding(DiagonalOperator(sums[block.name][0].flatten() / n), "diagonal")
-            for block in blocks
+            self.block(part, DiagonalOperator(sums.pop(part.name).flatten() / n)) for part in parts
         ]
-        return (*made, *remainder.blocks())
+        return (*made, *fallback.blocks(sums))
+
+    def stages(self, work: Workload) -> list[Stage]:
+        problem, fisher = work.problem, self.fisher_of(work.problem)
+        columns = fisher.width(problem)
+        update = each_part(self.parts(problem), _add_squares, self.fallback(problem))
+        return [
+            work.passed("pass over the data", columns),
+            work.timed(
+                "sums of squares",
+                row_operations(problem, work.layout, columns),
+                problem.parameters.count,
+                fisher,
+                lambda rows: update(rows, Sums()),
+            ),
+        ]
+
+
+def _add_squares(part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
+    """Σ_n Σ_c row² elementwise, [o, i]."""
+    sums.add_(part.name, part.factored(rows).squares(None, None, memo))

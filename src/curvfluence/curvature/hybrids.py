@@ -9,124 +9,149 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.curvature import Block, Curvature, Operator
-from curvfluence.curvature.operators.eigen import Scaled, diagonal_in, diagonalised, with_values
-from curvfluence.curvature.operators.symmetric import Symmetric
+from curvfluence.curvature.coverage import CoverageLine
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.eigen import Scaled
+from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 
 
 @dataclass(frozen=True)
-class _Hybrid(Rung):
+class Hybrid(Rung):
+    """The matrix of one rung, changed by another's."""
+
     matrix: Rung
-    basis: Rung
+
+    @property
+    @abstractmethod
+    def other(self) -> Rung:
+        """The rung that changes it."""
+
+    @abstractmethod
+    def combine(self, matrix: Curvature, other: Curvature) -> Curvature:
+        """The hybrid of two fitted curvatures."""
 
     def build(self, problem: Problem) -> Curvature:
-        matrix, basis = self.matrix.build(problem), self.basis.build(problem)
-        require_definite(matrix, basis)
-        notes = tuple(dict.fromkeys((*matrix.notes, *basis.notes)))
+        matrix, other = self.matrix.build(problem), self.other.build(problem)
+        require_definite(matrix, other)
         return replace(
-            self.combine(matrix, basis),
+            self.combine(matrix, other),
             rung=self.name,
             fisher=matrix.fisher,
-            notes=notes,
+            notes=tuple(dict.fromkeys((*matrix.notes, *other.notes))),
             decay=problem.decay,  # a basis from Identity brings neither its λ nor its w
             fixed_damping=None,
         )
 
-    @abstractmethod
-    def combine(self, matrix: Curvature, basis: Curvature) -> Curvature:
-        """The hybrid of two fitted curvatures."""
+
+@dataclass(frozen=True)
+class _OnBasis(Hybrid):
+    basis: Rung
+
+    change: ClassVar[str]  # what is done to a block, as coverage says it
+
+    @property
+    def other(self) -> Rung:
+        return self.basis
+
+    def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
+        return _changed(self.basis.coverage(problem), self.change)
 
 
 @dataclass(frozen=True)
-class Project(_Hybrid):
+class Project(_OnBasis):
     """U diag(Uᵀ M U) Uᵀ: the best M has in the eigenbasis U of `basis`, in Frobenius norm."""
+
+    change: ClassVar[str] = "projected"
 
     @property
     def name(self) -> str:
         return f"{self.matrix.name} in the basis of {self.basis.name}"
 
-    def combine(self, matrix: Curvature, basis: Curvature) -> Curvature:
+    def combine(self, matrix: Curvature, other: Curvature) -> Curvature:
         def project(block: Block) -> Operator:
-            at = diagonalised(block.operator)
-            return with_values(at, diagonal_in(at, submatrix(matrix, block.index)))
+            basis = block.operator.eigenbasis()
+            return basis.with_eigenvalues(basis.diagonal_of(submatrix(matrix, block.index)))
 
-        return rebuilt(basis, project, "projected")
+        return rebuilt(other, project, self.change)
 
 
 @dataclass(frozen=True)
-class Sorted(_Hybrid):
+class Sorted(_OnBasis):
     """The spectrum of `matrix` in the eigenbasis of `basis`, paired by rank.
 
     Within each block where both have the same blocks, over all parameters otherwise.
     """
 
+    change: ClassVar[str] = "sorted"
+
     @property
     def name(self) -> str:
         return f"eigenvalues of {self.matrix.name} on {self.basis.name}"
 
-    def combine(self, matrix: Curvature, basis: Curvature) -> Curvature:
-        if same_blocks(matrix, basis):
-            spectra = {
-                id(block): source.operator.eigenvalues()
-                for block, source in zip(basis.blocks, matrix.blocks, strict=True)
-            }
-
-            def sort(block: Block) -> Operator:
-                at = diagonalised(block.operator)
-                return with_values(at, paired(spectra[id(block)], at.eigenvalues()))
-
-            return rebuilt(basis, sort, "sorted")
-        forms = [diagonalised(block.operator) for block in basis.blocks]
-        every = torch.cat([form.eigenvalues() for form in forms])
-        values = paired(matrix.eigenvalues(), every).split([form.size for form in forms])
-        chosen = {
-            id(b): with_values(f, v) for b, f, v in zip(basis.blocks, forms, values, strict=True)
+    def combine(self, matrix: Curvature, other: Curvature) -> Curvature:
+        bases = [block.operator.eigenbasis() for block in other.blocks]
+        values = [basis.eigenvalues() for basis in bases]
+        if same_blocks(matrix, other):
+            spectra = [block.operator.eigenvalues() for block in matrix.blocks]
+            given = [paired(a, b) for a, b in zip(spectra, values, strict=True)]
+        else:
+            every = paired(matrix.eigenvalues(), torch.cat(values))
+            given = list(every.split([basis.size for basis in bases]))
+        sorted_ = {
+            block.name: basis.with_eigenvalues(own)
+            for block, basis, own in zip(other.blocks, bases, given, strict=True)
         }
-        return rebuilt(basis, lambda block: chosen[id(block)], "sorted")
+        return rebuilt(other, lambda block: sorted_[block.name], self.change)
 
 
 @dataclass(frozen=True)
-class TraceMatched(Rung):
+class TraceMatched(Hybrid):
     """c M, with c the ratio of the trace of `to` to that of M: only the scale is corrected.
 
     One c for each block where both have the same blocks, one for all otherwise.
     """
 
-    matrix: Rung
     to: Rung
+
+    @property
+    def other(self) -> Rung:
+        return self.to
 
     @property
     def name(self) -> str:
         return f"{self.matrix.name} with the trace of {self.to.name}"
 
-    def build(self, problem: Problem) -> Curvature:
-        matrix, to = self.matrix.build(problem), self.to.build(problem)
-        require_definite(matrix, to)
-        notes = tuple(dict.fromkeys((*matrix.notes, *to.notes)))
-        return replace(self.combine(matrix, to), rung=self.name, fisher=matrix.fisher, notes=notes)
+    def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
+        return _changed(self.matrix.coverage(problem), "trace-matched")
 
-    def combine(self, matrix: Curvature, to: Curvature) -> Curvature:
-        """The hybrid of two fitted curvatures."""
-        if same_blocks(matrix, to):
-            scales = [_ratio([a], [b]) for a, b in zip(to.blocks, matrix.blocks, strict=True)]
+    def combine(self, matrix: Curvature, other: Curvature) -> Curvature:
+        if same_blocks(matrix, other):
+            pairs = zip(other.blocks, matrix.blocks, strict=True)
+            scales = [_ratio([above], [below]) for above, below in pairs]
         else:
-            scales = [_ratio(to.blocks, matrix.blocks)] * len(matrix.blocks)
-        by_block = {id(b): scale for b, scale in zip(matrix.blocks, scales, strict=True)}
-        return rebuilt(matrix, lambda b: Scaled(b.operator, by_block[id(b)]), "trace-matched")
+            scales = [_ratio(other.blocks, matrix.blocks)] * len(matrix.blocks)
+        by_block = {block.name: c for block, c in zip(matrix.blocks, scales, strict=True)}
+        return rebuilt(matrix, lambda b: Scaled(b.operator, by_block[b.name]), "trace-matched")
 
 
 def require_definite(*curvatures: Curvature) -> None:
     """Refuse an indefinite matrix: a hybrid lacks the treatment that makes its inverse."""
     for curvature in curvatures:
-        if any(isinstance(block.operator, Symmetric) for block in curvature.blocks):
+        if not curvature.definite:
             raise InputError(f"hybrids take positive semi-definite rungs; seen {curvature.rung}")
+
+
+def _changed(lines: tuple[CoverageLine, ...], change: str) -> tuple[CoverageLine, ...]:
+    return tuple(replace(line, rule=f"{line.rule}, {change}") for line in lines)
 
 
 def _ratio(above: Sequence[Block], below: Sequence[Block]) -> float:
@@ -165,10 +190,9 @@ def paired(values: Tensor, order_of: Tensor) -> Tensor:
     return out
 
 
-def rebuilt(curvature: Curvature, operator_of: Callable[[Block], Operator], rule: str) -> Curvature:
+def rebuilt(
+    curvature: Curvature, operator_of: Callable[[Block], Operator], change: str
+) -> Curvature:
     """The same blocks with other operators."""
-    blocks = tuple(
-        replace(block, operator=operator_of(block), rule=f"{block.rule}, {rule}")
-        for block in curvature.blocks
-    )
+    blocks = tuple(block.holding(operator_of(block), change) for block in curvature.blocks)
     return replace(curvature, blocks=blocks)

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from curvfluence.curvature.curvature import Block, Curvature
+from curvfluence.curvature.coverage import CoverageLine, over_everything
+from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute
-from curvfluence.curvature.operators.dense import DiagonalOperator
-from curvfluence.curvature.operators.places import Whole
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.diagonal import DiagonalOperator
+from curvfluence.curvature.places import Whole
 from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.workload import Workload
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,9 @@ class Identity(Rung):
             decay=zero,
             fixed_damping=Absolute(1.0),
         )
+
+    def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
+        return over_everything(problem, "identity")
+
+    def stages(self, work: Workload) -> list[Stage]:
+        return []

@@ -5,15 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from curvfluence.curvature.block_ggn import DENSE_LIMIT
+from curvfluence.curvature.damping import Absolute
+from curvfluence.curvature.dense_limit import DENSE_LIMIT, require_dense, too_large
+from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
-from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.estimate.ggn import by_pairs, ggn_matrix
+from curvfluence.curvature.estimate.products import CurvatureProduct, Kind
+from curvfluence.curvature.operators.dense import Dense
+from curvfluence.curvature.operators.iterative import IterativeOperator
+from curvfluence.curvature.operators.operator import Operator
+from curvfluence.curvature.operators.sample_space import SampleSpaceOperator, without_small
+from curvfluence.curvature.rung import Rung, fit
+from curvfluence.curvature.workload import Workload, row_operations
 from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.rows import concatenate
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import budget
 from curvfluence.runtime import device as machine
-
-HELD = 2**26  # numbers of queries that are solved for at a time, of which copies are held
+from curvfluence.runtime.stage import Stage
 
 
 class Form(ABC):
@@ -24,6 +36,14 @@ class Form(ABC):
         return type(self).__name__
 
     @abstractmethod
+    def operator(self, problem: Problem) -> tuple[Operator, str]:
+        """(the GGN in this form, by which path)."""
+
+    @abstractmethod
+    def rule(self, problem: Problem) -> str:
+        """By which path, as far as that is known before any work."""
+
+    @abstractmethod
     def operations(self, problem: Problem, queries: int) -> float:
         """Floating-point operations of a fit and one solve for so many vectors, roughly."""
 
@@ -31,21 +51,48 @@ class Form(ABC):
     def elements(self, problem: Problem, queries: int) -> float:
         """Numbers held at the peak of it."""
 
+    @abstractmethod
+    def stages(self, work: Workload) -> list[Stage]:
+        """The stages of a fit and a solve."""
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Why it cannot be had, whatever the memory; None where it can."""
+        return None
+
 
 @dataclass(frozen=True)
 class Matrix(Form):
     """A dense P × P matrix and its Cholesky factor. Exact; up to 30,000 parameters."""
 
+    def operator(self, problem: Problem) -> tuple[Operator, str]:
+        require_dense("GGN", problem.parameters.count, "the model")
+        matrix, rule = ggn_matrix(problem)
+        return Dense(matrix), rule
+
+    def rule(self, problem: Problem) -> str:
+        paired = by_pairs(discover(problem))
+        return f"exact, from {'pairs of layers' if paired else 'per-example Jacobians'}"
+
+    def refusal(self, problem: Problem) -> str | None:
+        count = problem.parameters.count
+        if not too_large(count):
+            return None
+        return f"{count:,} parameters are more than the {DENSE_LIMIT:,} of a dense matrix"
+
     def operations(self, problem: Problem, queries: int) -> float:
         p = problem.parameters.count
-        layout = discover(problem)
-        columns = problem.loss.columns(problem.n_outputs)
-        paired = layout.unshared and not layout.others
-        rows = len(problem.train) * (1 if paired else 2 * columns)
-        return rows * p**2 + p**3 / 3 + 2.0 * queries * p**2
+        return matrix_operations(problem) + p**3 / 3 + 2.0 * queries * p**2
 
     def elements(self, problem: Problem, queries: int) -> float:
         return 2.0 * problem.parameters.count**2
+
+    def stages(self, work: Workload) -> list[Stage]:
+        p, q = float(work.problem.parameters.count), work.queries
+        return [
+            work.passed("pass over the data", _columns(work.problem)),
+            work.products("matrix", matrix_operations(work.problem), 4 * p**2, fresh=6 * p**2),
+            work.cholesky("Cholesky factor", p**3 / 3, 2 * q * p**2, p**2),
+        ]
 
 
 @dataclass(frozen=True)
@@ -63,9 +110,24 @@ class SampleSpace(Form):
         if not 0 <= self.drop < float("inf"):
             raise InputError(f"drop must be finite and >= 0; seen {self.drop}")
 
+    def operator(self, problem: Problem) -> tuple[Operator, str]:
+        n = len(problem.train)
+        every = concatenate(list(FisherPass(problem, Type2())))
+        rows, gone, trace = without_small(every, n, self.drop)
+        if gone == n and trace > 0:
+            raise InputError(
+                f"drop={self.drop:g} leaves out every example: the trace of the GGN is "
+                f"{trace:.3g}, of which drop should be a small part"
+            )
+        operator = SampleSpaceOperator(rows, n, gone, trace)
+        return operator, f"exact, in the space of {operator.count:,} samples"
+
+    def rule(self, problem: Problem) -> str:
+        return f"exact, in the space of {len(problem.train) * _columns(problem):,} samples"
+
     def operations(self, problem: Problem, queries: int) -> float:
         layout = discover(problem)
-        n, c = len(problem.train), problem.loss.columns(problem.n_outputs)
+        n, c = len(problem.train), _columns(problem)
         r, p = n * c, problem.parameters.count
         widths = 0.0
         for layer in layout.layers:
@@ -75,10 +137,17 @@ class SampleSpace(Form):
         return r**2 * widths + r**3 / 3 + 12.0 * queries * n * p
 
     def elements(self, problem: Problem, queries: int) -> float:
-        layout = discover(problem)
-        n, c = len(problem.train), problem.loss.columns(problem.n_outputs)
-        p = problem.parameters.count
-        return float(n * c) ** 2 + n * layout.elements(c) + 10.0 * _held(queries, p)
+        n, c = len(problem.train), _columns(problem)
+        rows = n * discover(problem).elements(c)
+        return float(n * c) ** 2 + rows + 10.0 * _solved(queries, problem)
+
+    def stages(self, work: Workload) -> list[Stage]:
+        operations = self.operations(work.problem, work.queries)
+        elements = self.elements(work.problem, work.queries)
+        return [
+            work.passed("pass over the data", _columns(work.problem)),
+            work.products("kernel, factor and refinement", operations, elements),
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,30 +168,78 @@ class ConjugateGradients(Form):
         if self.max_iterations < 1:
             raise InputError(f"max_iterations must be at least 1; seen {self.max_iterations}")
 
+    def operator(self, problem: Problem, kind: Kind = "GGN") -> tuple[Operator, str]:
+        """(the GGN or the Hessian by its products, by which path). Its trace, the unit of a
+        relative damping, is the GGN's by `Diagonal` (a sampled one where the loss has many
+        columns)."""
+        rung = self.preconditioner
+        lower = None if rung is None else fit(problem, rung)
+        diagonal = fit(problem, Diagonal())
+        operator = IterativeOperator(
+            CurvatureProduct(problem, kind),
+            None if lower is None else lambda r_qp, damping: lower.solve(r_qp, Absolute(damping)),
+            sum(block.operator.mean_eigenvalue() * block.size for block in diagonal.blocks),
+            self.max_iterations,
+            0 if lower is None else lower.cost.nbytes,
+            self.tolerance,
+        )
+        return operator, self._rule("none" if lower is None else lower.name)
+
+    def _rule(self, by: str) -> str:
+        return f"exact products, conjugate gradients to {self.tolerance:g} (by {by})"
+
+    def rule(self, problem: Problem) -> str:
+        return self._rule("none" if self.preconditioner is None else self.preconditioner.name)
+
     def operations(self, problem: Problem, queries: int) -> float:
         positions = max((layer.positions for layer in discover(problem).layers), default=1)
         each = 8.0 * len(problem.train) * positions * problem.parameters.count
         return queries * each * self.max_iterations / 4
 
     def elements(self, problem: Problem, queries: int) -> float:
-        return 8.0 * _held(queries, problem.parameters.count)
+        return 8.0 * _solved(queries, problem)
+
+    def stages(self, work: Workload) -> list[Stage]:
+        """As many iterations as allowed: how many are needed is known only when they are done."""
+        problem, rung = work.problem, self.preconditioner
+        columns = min(_columns(problem), TYPE2_LIMIT)
+        each = 2 * work.queries * row_operations(problem, work.layout, columns)
+        return [
+            *([] if rung is None else rung.stages(work)),
+            work.products(
+                f"up to {self.max_iterations} iterations",
+                each * self.max_iterations,
+                8.0 * work.queries * problem.parameters.count,
+            ),
+        ]
 
 
-def _held(queries: int, p: int) -> float:
+def _columns(problem: Problem) -> int:
+    return problem.loss.columns(problem.n_outputs)
+
+
+def matrix_operations(problem: Problem) -> float:
+    """Of the GGN as a matrix: by pairs of layers, or the Gram of the rows."""
+    paired = by_pairs(discover(problem))
+    rows = len(problem.train) * (1 if paired else 2 * _columns(problem))
+    return rows * float(problem.parameters.count) ** 2
+
+
+def _solved(queries: int, problem: Problem) -> float:
     """Numbers of the queries that are solved for at a time."""
-    return float(max(p, min(queries * p, HELD)))
+    p = problem.parameters.count
+    return float(max(p, min(queries * p, budget.QUERIES)))
 
 
 def cheapest(problem: Problem, queries: int = 0) -> Form:
     """The form with the fewest operations of those that fit half the memory of the device."""
     queries = queries or len(problem.queries)
     room = machine.memory(problem.device) / 2
-    itemsize = 8 if problem.dtype.itemsize == 8 else 4
-    fits: list[Form] = [
+    fits = [
         form
         for form in (Matrix(), SampleSpace(), ConjugateGradients())
-        if form.elements(problem, queries) * itemsize <= room
-        and not (isinstance(form, Matrix) and problem.parameters.count > DENSE_LIMIT)
+        if form.elements(problem, queries) * problem.dtype.itemsize <= room
+        and form.refusal(problem) is None
     ]
     if not fits:
         return ConjugateGradients()

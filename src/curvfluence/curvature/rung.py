@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from curvfluence.curvature.curvature import Block, Curvature
+from curvfluence.curvature.coverage import CoverageLine
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.workload import Workload
 from curvfluence.errors import CoverageError, CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.fisher import TYPE2_LIMIT, Fisher, Type2, default_fisher
-from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE, FisherPass
+from curvfluence.jacobian.fisher import Fisher
+from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import precision
+from curvfluence.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """What a fit leaves for the scores after it: the rows of its last pass, and of which weights
+    the gradients are matrices in the curvature's own basis."""
+
+    fisher: Fisher | None = None
+    formed: frozenset[str] = field(default_factory=frozenset[str])
 
 
 class Rung(ABC):
@@ -27,6 +39,14 @@ class Rung(ABC):
     def build(self, problem: Problem) -> Curvature:
         """The curvature of `problem` at its weights. Call `fit`, which also times and checks."""
 
+    @abstractmethod
+    def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
+        """What would cover which parameter, known before any work."""
+
+    def fisher_of(self, problem: Problem) -> Fisher | None:
+        """The Fisher type that it is estimated under; None where there is no choice."""
+        return None
+
     def rank(self, problem: Problem) -> int | None:
         """A bound on the rank of C (of each block), known before any work; None without one."""
         return None
@@ -36,50 +56,22 @@ class Rung(ABC):
         rows that go with the number of examples are taken in parts and not among them."""
         return 0.0
 
+    def refusal(self, problem: Problem) -> str | None:
+        """Why it cannot be fitted, whatever the memory; None where it can."""
+        return None
 
-@dataclass(frozen=True)
-class FisherRung(Rung):
-    """A rung below GGN. `fisher` is by default type2 up to 64 output columns, mc(8) above;
-    `joint_bias=False` gives a layer's bias a block of its own."""
+    def stages(self, work: Workload) -> list[Stage]:
+        """The stages of a fit. Errors: `InputError` for a rung that has no forecast."""
+        raise InputError(f"there is no forecast of {self.name}: it states no stages")
 
-    fisher: Fisher | None = None
-    joint_bias: bool = True
+    def left_behind(self, problem: Problem) -> LeftBehind:
+        """What scores after a fit find."""
+        return LeftBehind()
 
-    def __post_init__(self) -> None:
-        if self.fisher is not None and not isinstance(self.fisher, Fisher):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(
-                f"fisher must be Type2(), MonteCarlo(k) or Empirical(); seen {self.fisher!r}"
-            )
-
-    @property
-    def passes(self) -> int:
-        """How often `build_blocks` reads the rows."""
-        return 1
-
-    @abstractmethod
-    def build_blocks(self, problem: Problem, rows: FisherPass) -> tuple[Block, ...]:
-        """The rung's blocks from the rows of the training set under a Fisher type."""
-
-    def build(self, problem: Problem) -> Curvature:
-        fisher = default_fisher(problem) if self.fisher is None else self.fisher
-        rows = FisherPass(problem, fisher, again=self.passes > 1)
-        blocks = self.build_blocks(problem, rows)
-        notes = rows.notes()
-        if self.fisher is None and not isinstance(fisher, Type2):
-            columns = problem.loss.columns(problem.n_outputs)
-            notes = (
-                *notes,
-                f"{fisher.name} by default: {columns} output columns an example are more than "
-                f"{TYPE2_LIMIT}",
-            )
-        return Curvature(
-            rung=self.name,
-            parameters=problem.parameters,
-            blocks=blocks,
-            decay=problem.decay,
-            fisher=fisher.name,
-            notes=notes,
-        )
+    def rotations(self, work: Workload, formed: frozenset[str]) -> float:
+        """Operations that take solved queries and rows to common coordinates; `formed` are the
+        weights whose rows are there already."""
+        return 0.0
 
 
 @precision.full()
@@ -96,22 +88,32 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     start = machine.clock(problem.device)
     discover(problem)  # refuses a model that is no function of one example, before anything runs
     _require_room(problem, rung)
-    curvature = replace(rung.build(problem), fitted_on=problem.fingerprint)
-    for note in curvature.notes:
+    if strict:
+        _require_rules(problem, rung)
+    built = rung.build(problem)
+    for note in built.notes:
         if FEW_SURPRISES_NOTE in note:
             warnings.warn(note, CurvfluenceWarning, stacklevel=3)  # past the decorator
+    notes = (*built.notes, *_of_decay(problem), *problem.notes)
+    curvature = replace(built, notes=notes, fitted_on=problem.fingerprint)
+    return curvature.with_cost(machine.clock(problem.device) - start)
+
+
+def _of_decay(problem: Problem) -> tuple[str, ...]:
     if problem.decoupled_decay and any(problem.weight_decay.values()):
-        note = "weight decay was decoupled (AdamW): recorded, not added to the curvature"
-        curvature = replace(curvature, notes=(*curvature.notes, note))
-    curvature = replace(curvature, notes=(*curvature.notes, *problem.notes))
-    lost = [line for line in curvature.coverage if line.fallback]
-    if strict and lost:
+        return ("weight decay was decoupled (AdamW): recorded, not added to the curvature",)
+    return ()
+
+
+def _require_rules(problem: Problem, rung: Rung) -> None:
+    lost = [line for line in rung.coverage(problem) if line.fallback]
+    if lost:
+        share = sum(line.count for line in lost) / problem.parameters.count
         listed = "; ".join(f"{', '.join(c.parameters)}: {c.rule}" for c in lost)
         raise CoverageError(
-            f"{rung.name} has no rule for {curvature.fallback_share:.1%} of the parameters "
-            f"({listed}). Use BlockGGN, GGN or Hessian, or strict=False to accept the fallbacks"
+            f"{rung.name} has no rule for {share:.1%} of the parameters ({listed}). Use BlockGGN, "
+            "GGN or Hessian, or strict=False to accept the fallbacks"
         )
-    return curvature.with_cost(machine.clock(problem.device) - start)
 
 
 def _require_room(problem: Problem, rung: Rung) -> None:

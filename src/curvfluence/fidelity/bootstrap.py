@@ -18,9 +18,7 @@ from curvfluence.fidelity.lds import (
     half_means,
     lds,
 )
-
-# Correlations held at once, [J, Q, chunk of B]: small enough to stay in cache, 2 MB in float64.
-_CHUNK = 2**18
+from curvfluence.runtime import budget
 
 
 class Axes(Flag):
@@ -137,7 +135,7 @@ def bootstrap_lds(sweep: Sweep, truth: Floats, halves: Mask, resamples: Resample
         )
     x_djqm = centred_ranks(np.moveaxis(sweep.predicted, 2, 3))
     y_jqm = centred_ranks(np.moveaxis(truth, 1, 2))
-    size = max(1, _CHUNK // (models * queries))
+    size = max(1, budget.REPLICATES // (models * queries))
     draws = [
         _cross_fitted(x_djqm, y_jqm, halves, _part(resamples, slice(start, start + size)))
         for start in range(0, len(resamples), size)

@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import Curvature
+from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.hybrids import same_blocks
-from curvfluence.curvature.operators.kronecker import KroneckerEigen
+from curvfluence.curvature.operators.operator import squared
 from curvfluence.errors import InputError
 
 # GGN → BlockGGN → EKFAC → KFAC is orthogonal: each is the best approximation of the one before in
@@ -46,35 +46,14 @@ def distance_squared(a: Curvature, b: Curvature) -> float:
     Σ (Λ_A − Λ_B)², so EK-FAC and K-FAC need no dense matrix; dense otherwise (P² numbers).
     """
     if not same_blocks(a, b):
-        return _squared(a.to_dense(), b.to_dense())
-    total = 0.0
-    for x, y in zip(a.blocks, b.blocks, strict=True):
-        left, right = x.operator, y.operator
-        if (
-            isinstance(left, KroneckerEigen)
-            and isinstance(right, KroneckerEigen)
-            and left.shares_basis(right)
-        ):
-            total += _squared(left.values, right.values)
-        else:
-            total += _squared(left.to_dense(), right.to_dense())
-    return total
-
-
-def _squared(a: Tensor, b: Tensor, rows: int = 512) -> float:
-    """‖a − b‖² in float64, a slice of rows at a time."""
-    parts = zip(a.split(rows), b.split(rows), strict=True)
-    return sum(float((x.double() - y.double()).square().sum()) for x, y in parts)
+        return squared(a.to_dense(), b.to_dense())
+    pairs = zip(a.blocks, b.blocks, strict=True)
+    return sum(x.operator.squared_distance(y.operator) for x, y in pairs)
 
 
 def frobenius_squared(curvature: Curvature) -> float:
     """‖C‖², from eigenvalues where an operator has them, in float64."""
-    total = 0.0
-    for block in curvature.blocks:
-        operator = block.operator
-        entries = operator.values if isinstance(operator, KroneckerEigen) else operator.to_dense()
-        total += float(entries.double().square().sum())
-    return total
+    return sum(block.operator.squared_norm() for block in curvature.blocks)
 
 
 def shares(

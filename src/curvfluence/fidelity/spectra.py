@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import Curvature
-from curvfluence.curvature.operators.eigen import leading
+from curvfluence.curvature.curvature import Curvature
 from curvfluence.errors import InputError
 
 
@@ -61,10 +60,11 @@ def leading_space(curvature: Curvature, count: int) -> Tensor:
     values: list[Tensor] = []
     columns: list[Tensor] = []
     for block in curvature.blocks:
-        found, vectors = leading(block.operator, min(count, block.size))
-        full = vectors.new_zeros(size, len(found))
+        basis = block.operator.eigenbasis()
+        largest, vectors = basis.leading(min(count, block.size))
+        full = vectors.new_zeros(size, len(largest))
         full[block.index] = vectors
-        values.append(found)
+        values.append(largest)
         columns.append(full)
     order = torch.cat(values).argsort(descending=True)[:count]
     return torch.cat(columns, dim=1)[:, order]

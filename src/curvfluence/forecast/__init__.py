@@ -1,6 +1,6 @@
 """What a rung would cost before any of it is done: operations, bytes and seconds by stage."""
 
 from curvfluence.forecast.make import LADDER, plan
-from curvfluence.forecast.plan import Plan, Rule, Stage
+from curvfluence.forecast.plan import Plan
 
-__all__ = ["LADDER", "Plan", "Rule", "Stage", "plan"]
+__all__ = ["LADDER", "Plan", "plan"]

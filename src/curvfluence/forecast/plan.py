@@ -4,27 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.errors import InputError
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a fit or of scores. `bytes` is what it adds to what is held before it."""
-
-    name: str
-    operations: float
-    bytes: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of the coverage: which parameters, how many numbers, and by what rule."""
-
-    parameters: tuple[str, ...]
-    count: int
-    rule: str
-    fallback: bool
+from curvfluence.runtime.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -39,7 +21,7 @@ class Plan:
 
     rung: str
     stages: tuple[Stage, ...]
-    coverage: tuple[Rule, ...]
+    coverage: tuple[CoverageLine, ...]
     memory: int
     reason: str | None = None  # why the rung is refused, whatever the memory
     cheaper: str | None = None

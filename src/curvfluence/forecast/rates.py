@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.passes import rows_in_chunks
@@ -16,7 +17,7 @@ from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 
 PROBED = 1024  # examples of a pass that is timed, at most
-PROBE_NUMBERS = 2**23  # numbers in it, at most
+PROBE_ELEMENTS = 2**23  # numbers in it, at most
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,9 @@ class Rates:
         few, most = probed(problem, layout, 2)
 
         def run(width: int, examples: int) -> float:
-            def columns(loss: Loss, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-                gradient = loss.gradient(output, target)
-                return gradient[:, :, None].expand(-1, -1, width)
-
-            part = problem.train[:examples]
+            columns, part = _repeated(width), problem.train[:examples]
             return timed(
-                problem.device,
-                lambda: list(
-                    rows_in_chunks(problem, layout, part, columns, what="a probe", width=width)
-                ),
+                problem.device, lambda: list(rows_in_chunks(problem, layout, part, columns))
             )
 
         lines = {width: line(few, run(width, few), most, run(width, most)) for width in (1, 2)}
@@ -83,10 +77,19 @@ class Rates:
         return Rates(product, eigen, own, 3 * cholesky / 512**3, fresh, forward, backward)
 
 
+def _repeated(width: int) -> Columns:
+    """∂ℓ/∂f as often as there are columns."""
+
+    def make(loss: Loss, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return loss.gradient(output, target)[:, :, None].expand(-1, -1, width)
+
+    return Columns(make, width, "a probe")
+
+
 def probed(problem: Problem, layout: Layout, width: int) -> tuple[int, int]:
     """How many examples are timed: (few, most)."""
-    numbers = max(1, layout.elements(width))
-    most = min(len(problem.train), PROBED, max(8, PROBE_NUMBERS // numbers))
+    elements = max(1, layout.elements(width))
+    most = min(len(problem.train), PROBED, max(8, PROBE_ELEMENTS // elements))
     return max(1, most // 4), most
 
 

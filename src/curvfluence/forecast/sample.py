@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from curvfluence.forecast.rates import Pass, line, probed, timed
+from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.passes import rows_in_chunks
@@ -24,10 +25,9 @@ class Sample:
     def of(problem: Problem, layout: Layout, fisher: Fisher) -> Sample:
         width = fisher.width(problem)
         few, most = probed(problem, layout, width)
-        found = rows_in_chunks(
-            problem, layout, problem.train[:most], fisher.columns(), what="a probe", width=width
-        )
-        return Sample(concatenate([rows for _, rows in found]), few)
+        columns, part = Columns(fisher.columns(), width, "a probe"), problem.train[:most]
+        rows_of = rows_in_chunks(problem, layout, part, columns)
+        return Sample(concatenate([rows for _, rows in rows_of]), few)
 
     def line(
         self, run: Callable[[Rows], object], prepare: Callable[[Rows], Rows] = lambda rows: rows

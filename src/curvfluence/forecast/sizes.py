@@ -1,23 +1,27 @@
-"""The sizes that costs are made of."""
+"""A problem's sizes and a machine's rates, of which stages are made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
-from curvfluence.forecast.plan import Stage
+from curvfluence.curvature.workload import multiplications
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.sample import Sample
-from curvfluence.jacobian.fisher import Empirical, Fisher
-from curvfluence.jacobian.layers import Layer, Layout
-from curvfluence.jacobian.passes import CHUNK, pass_examples
+from curvfluence.jacobian.fisher import Fisher
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.passes import pass_examples
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import budget
+from curvfluence.runtime.stage import Stage
 
 
 @dataclass(frozen=True)
 class Sizes:
+    """A `curvature.workload.Workload` with the rates of this machine."""
+
     problem: Problem
     layout: Layout
     rates: Rates
@@ -29,65 +33,64 @@ class Sizes:
         return len(self.problem.train)
 
     @property
-    def p(self) -> int:
-        return self.problem.parameters.count
-
-    @property
     def item(self) -> int:
         return self.problem.dtype.itemsize
 
-    @property
-    def rest(self) -> int:
-        return sum(self.problem.theta[name].numel() for name in self.layout.others)
-
-    def gradients(self, fisher: Fisher) -> bool:
-        """Whether a pass under this Fisher leaves the gradients that scores read."""
-        return isinstance(fisher, Empirical) and self.problem.train.weights is None
-
-    def kept(self, fisher: Fisher) -> float:
-        """Numbers of rows that a pass keeps for the next."""
+    def cached(self, fisher: Fisher) -> float:
         every = self.n * self.layout.elements(fisher.width(self.problem))
         return min(every, self.problem.remember // self.item)
 
     def missing(self, fisher: Fisher) -> float:
-        """The share of the examples that a further pass computes again."""
         every = self.n * self.layout.elements(fisher.width(self.problem))
-        return 1 - self.kept(fisher) / max(1, every)
+        return 1 - self.cached(fisher) / max(1, every)
 
-    def stage(self, name: str, operations: float, numbers: float, seconds: float = 0.0) -> Stage:
-        return Stage(
-            name, operations, numbers * self.item, seconds + operations * self.rates.product
-        )
+    def products(
+        self, name: str, operations: float, elements: float, *, fresh: float = 0.0
+    ) -> Stage:
+        seconds = operations * self.rates.product + fresh * self.rates.fresh
+        return Stage(name, operations, elements * self.item, seconds)
+
+    def eigendecompositions(
+        self, name: str, cubes: float, elements: float, *, exact: bool
+    ) -> Stage:
+        rate = self.rates.eigen if exact else self.rates.symmetric
+        return Stage(name, 9 * cubes, elements * self.item, cubes * rate)
+
+    def cholesky(self, name: str, factor: float, solve: float, elements: float) -> Stage:
+        rates = self.rates
+        seconds = factor * rates.cholesky + solve * rates.product + 3 * elements * rates.fresh
+        return Stage(name, factor + solve, 3.5 * elements * self.item, seconds)
+
+    def double_backward(self, name: str, vectors: float, products: Stage) -> Stage:
+        each = self.rates.forward.each + 2 * self.rates.backward.each
+        return replace(products, name=name, seconds=products.seconds + vectors * self.n * each)
+
+    def passed(self, name: str, columns: int, passes: float = 1.0, *, cached: float = 0.0) -> Stage:
+        chunks = self.chunks(columns)
+        forward = self.rates.forward.seconds(self.n, chunks)
+        seconds = forward + columns * self.rates.backward.seconds(self.n, chunks)
+        used = sum(multiplications(layer) for layer in self.layout.layers)
+        operations = passes * self.n * 2 * used * (1 + columns)
+        held = self.chunk(columns) + cached
+        return Stage(name, operations, held * self.item, passes * seconds)
 
     def timed(
         self,
         name: str,
         operations: float,
-        numbers: float,
+        elements: float,
         fisher: Fisher,
         run: Callable[[Rows], object],
-        *,
-        times: float = 1.0,
-        prepare: Callable[[Rows], Rows] = lambda rows: rows,
     ) -> Stage:
-        """A stage that does `run` with the rows of all examples, timed on those of a few."""
+        columns = fisher.width(self.problem)
+        seconds = self.sample(fisher).line(run).seconds(self.n, self.chunks(columns))
+        return Stage(name, operations, elements * self.item, seconds)
+
+    def sample(self, fisher: Fisher) -> Sample:
+        """The rows of a few examples."""
         if fisher not in self.samples:
             self.samples[fisher] = Sample.of(self.problem, self.layout, fisher)
-        columns = fisher.width(self.problem)
-        seconds = times * self.samples[fisher].line(run, prepare).seconds(
-            self.n, self._chunks(columns)
-        )
-        return Stage(name, operations, numbers * self.item, seconds)
-
-    def passed(self, name: str, columns: int, passes: float = 1.0, *, kept: float = 0.0) -> Stage:
-        """Passes over the training set with `columns` backward passes each."""
-        chunks = self._chunks(columns)
-        forward = self.rates.forward.seconds(self.n, chunks)
-        seconds = forward + columns * self.rates.backward.seconds(self.n, chunks)
-        used = sum(work(layer) for layer in self.layout.layers)
-        operations = passes * self.n * 2 * used * (1 + columns)
-        held = self.chunk(columns) + kept
-        return Stage(name, operations, held * self.item, passes * seconds)
+        return self.samples[fisher]
 
     def chunk(self, columns: int) -> float:
         """Numbers that a pass holds of one chunk: inputs and output gradients, and the graph;
@@ -95,12 +98,10 @@ class Sizes:
         examples = min(self.n, self._examples(columns))
         return (2.0 if columns == 1 else 6.0) * examples * self.layout.elements(columns)
 
-    def _chunks(self, columns: int) -> int:
+    def chunks(self, columns: int) -> int:
+        """How many a pass takes."""
         return ceil(self.n / self._examples(columns))
 
     def _examples(self, columns: int) -> int:
-        return min(CHUNK, pass_examples(self.problem.device, self.layout.elements(columns)))
-
-
-def work(layer: Layer) -> int:
-    return layer.positions * layer.out_features * (1 if layer.lookup else layer.in_features)
+        each = self.layout.elements(columns)
+        return min(budget.EXAMPLES, pass_examples(self.problem.device, each))

@@ -22,7 +22,7 @@ def drawn(row: Rows, number: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Sketch:
     """What is compared of one example: its output [1, K], ⟨x, row_c⟩ for a random x [C], the sizes
     ‖row_c‖ [C], and what rounding goes with.
 
@@ -36,12 +36,12 @@ class Trace:
     added: float
 
     @classmethod
-    def of(cls, row: Rows, output: Tensor, x_1p: Tensor) -> Trace:
+    def of(cls, row: Rows, output: Tensor, x_1p: Tensor) -> Sketch:
         return cls(output.clone(), row.inner(x_1p)[0, 0], row.squared_norms()[0].sqrt(), row.size())
 
 
 def require_alike(
-    together: Trace, alone: Trace, autocast: torch.dtype | None, number: int, what: str
+    together: Sketch, alone: Sketch, autocast: torch.dtype | None, number: int, what: str
 ) -> None:
     """One example's output and row in a batch, and run by itself with the same columns."""
     eps = torch.finfo(autocast or together.inner.dtype).eps

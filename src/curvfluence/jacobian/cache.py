@@ -1,10 +1,15 @@
-"""Rows of a pass over the data that later passes read, within the memory that a problem grants."""
+"""Rows of passes over the data that later passes read, within the memory that a problem grants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.rows import Rows
+from curvfluence.problem.problem import Problem
 
 
 class Sized(Protocol):
@@ -21,7 +26,7 @@ R = TypeVar("R", bound=Sized)
 
 
 @dataclass(eq=False)
-class Kept(Generic[R]):
+class CachedRows(Generic[R]):
     """The rows of the first `count` examples, in the chunks in which they were made, at most
     `room` bytes of them."""
 
@@ -41,11 +46,11 @@ class Kept(Generic[R]):
         return True
 
     def holds(self, rows: R) -> bool:
-        """Whether it is these rows that are kept."""
-        return any(kept is rows for kept, _ in self.chunks)
+        """Whether it is these rows that are cached."""
+        return any(cached is rows for cached, _ in self.chunks)
 
-    def swap(self, old: R, new: R) -> None:
-        """Keep `new` in the place of `old`, if that is kept and there is room."""
+    def replace(self, old: R, new: R) -> None:
+        """Hold the same rows in another form, if they are cached and there is room."""
         for k, (rows, _) in enumerate(self.chunks):
             if rows is old and new.held - old.held <= self.room:
                 self.room -= new.held - old.held
@@ -55,13 +60,51 @@ class Kept(Generic[R]):
         self.chunks, self.count, self.room = [], 0, room
 
     def __iter__(self) -> Iterator[tuple[int, R]]:
-        """(number of the first example, rows) of each chunk that is kept now, up to the first of
+        """(number of the first example, rows) of each chunk that is cached now, up to the first of
         which the memory was written to since, by the model or by whoever holds the examples."""
         start, chunks = 0, self.chunks
-        for k in range(len(chunks)):  # no second list: what is swapped meanwhile is freed
+        for k in range(len(chunks)):  # no second list: what is replaced meanwhile is freed
             rows, versions = chunks[k]
             if rows.versions != versions:
                 self.clear(0)
                 return
             yield start, rows
             start += len(rows)
+
+
+class Kind:
+    """Which rows: an object that stands for a choice of columns, and for as long as it lives."""
+
+
+GRADIENTS: Final = Kind()  # g_n of the training examples, as long as their problem
+
+
+@dataclass(eq=False)
+class RowCache:
+    """What passes over one problem's training set leave for later ones, by their `Kind`.
+
+    Each kind has `room` bytes: the gradients, and the rows of a fit that reads them twice, while
+    it lasts. It holds for one layout: where the model's modules change, rows are made anew.
+    """
+
+    layout: Layout
+    room: int
+    _kinds: WeakKeyDictionary[Kind, CachedRows[Rows]] = field(
+        default_factory=WeakKeyDictionary[Kind, CachedRows[Rows]], init=False
+    )
+
+    def of(self, kind: Kind) -> CachedRows[Rows]:
+        if kind not in self._kinds:
+            self._kinds[kind] = CachedRows(self.room)
+        return self._kinds[kind]
+
+
+_CACHES: WeakKeyDictionary[Problem, RowCache] = WeakKeyDictionary()
+
+
+def row_cache(problem: Problem, layout: Layout) -> RowCache:
+    """The cache of a problem, empty where it was filled under another layout."""
+    known = _CACHES.get(problem)
+    if known is None or known.layout is not layout:
+        known = _CACHES[problem] = RowCache(layout, problem.remember)
+    return known

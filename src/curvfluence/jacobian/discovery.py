@@ -1,4 +1,4 @@
-"""Which weights have a rule: found by watching the model run, believed where autograd agrees."""
+"""Which weights have a rule: found by tracing the model, believed where autograd agrees."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from curvfluence.jacobian.capture import Capture, label, role
 from curvfluence.jacobian.graph import unaccounted
-from curvfluence.jacobian.layers import Capture, Layer, Layout, Small, label, role
+from curvfluence.jacobian.layers import Layer, Layout, Small
 from curvfluence.jacobian.operations import Lookup, MatrixOperation
 from curvfluence.jacobian.probe import Probe, require_deterministic, require_plain_mode
 from curvfluence.jacobian.terms import bias_alone
@@ -27,7 +28,7 @@ _FOUND: WeakKeyDictionary[Problem, tuple[object, Layout]] = WeakKeyDictionary()
 def discover(problem: Problem) -> Layout:
     """Find the weights that have a rule; say of every other trainable parameter why it has none.
 
-    What an operation was given does not show every use of a weight (a use that is not watched, a
+    What an operation was given does not show every use of a weight (a use that is not traced, a
     hook that changes an output, a batch that is reordered), so up to eight examples, spread over
     the training set, are run together and one at a time. Outputs must agree, or the model mixes
     examples or is random and is refused. A weight has a rule where the gradient that its calls

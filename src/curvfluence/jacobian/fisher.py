@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.jacobian.passes import Columns
+from curvfluence.jacobian.columns import MakeColumns
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 
@@ -22,9 +22,10 @@ class Fisher(ABC):
     """Columns s with (1/N) Σ_n Σ_c (Jᵀs)(Jᵀs)ᵀ the GGN, an estimate of it, or a stand-in for it."""
 
     name: str
+    is_gradient: bool = False  # whether the one column is ∂ℓ/∂f, so that the rows are gradients
 
     @abstractmethod
-    def columns(self) -> Columns:
+    def columns(self) -> MakeColumns:
         """(loss, output, target) -> [B, K, C]; each call starts the random draws anew."""
 
     @abstractmethod
@@ -42,7 +43,7 @@ class Type2(Fisher):
 
     name = "type2"
 
-    def columns(self) -> Columns:
+    def columns(self) -> MakeColumns:
         def factor(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
             return loss.factor(output, target)
 
@@ -83,7 +84,7 @@ class MonteCarlo(Fisher):
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return f"mc({self.draws})"
 
-    def columns(self) -> Columns:
+    def columns(self) -> MakeColumns:
         return Draws(self.draws, torch.Generator().manual_seed(self.seed))
 
     def width(self, problem: Problem) -> int:
@@ -100,8 +101,9 @@ class Empirical(Fisher):
     """The training labels' own gradients: (1/N) Σ g_n g_nᵀ. No estimate of the GGN."""
 
     name = "empirical"
+    is_gradient = True
 
-    def columns(self) -> Columns:
+    def columns(self) -> MakeColumns:
         def gradient(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
             return loss.label_column(output, target)
 

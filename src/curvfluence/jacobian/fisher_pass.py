@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from curvfluence.jacobian.cache import Kept
+from curvfluence.jacobian.cache import CachedRows, Kind, row_cache
+from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.fisher import FEW_SURPRISES, Draws, Empirical, Fisher
-from curvfluence.jacobian.passes import (
-    gradient_rows,
-    keeps_gradients,
-    rows_in_chunks,
-    swap_gradients,
-)
-from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.fisher import FEW_SURPRISES, Draws, Fisher
+from curvfluence.jacobian.gradients import cached_gradients, gradient_rows
+from curvfluence.jacobian.passes import rows_in_chunks
+from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 
@@ -26,70 +23,76 @@ FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
 class FisherPass:
     """The rows Jᵀs of the training set, chunk by chunk; iterate again for the same rows again.
 
-    With `again`, chunks are kept from the first while they are `Problem.remember` bytes; a further
-    pass reads those and computes the rest once more, with the same draws. So the memory of a fit
-    does not grow with N. Where the rows are the gradients, they are those of `gradient_rows`, which
-    scores read later. The first pass also counts what a sampled Fisher must say.
+    With `again`, chunks are cached from the first while they are `Problem.remember` bytes; a
+    further pass reads those and computes the rest once more, with the same draws. So the memory of
+    a fit does not grow with N. Where the rows are the gradients, they are those of `gradient_rows`,
+    which scores read later. The first pass also counts what a sampled Fisher must say.
     """
 
     def __init__(self, problem: Problem, fisher: Fisher, *, again: bool = False) -> None:
         self.problem, self.fisher = problem, fisher
         self.layout = discover(problem)
-        self._kept = Kept[Rows](problem.remember if again else 0)
+        self._kind = Kind() if again else None
         self._states: dict[int, Tensor] = {}  # of the draws, before an example
         self._surprising: dict[int, float] = {}  # by a chunk's first example
 
     @property
-    def gradients(self) -> bool:
+    def _of_gradients(self) -> bool:
         """Whether the rows are those of `gradient_rows`."""
-        return isinstance(self.fisher, Empirical) and self.problem.train.weights is None
+        return self.fisher.is_gradient and self.problem.train.weights is None
 
-    def keeps(self, rows: Rows) -> bool:
-        """Whether the rows of a chunk are kept as the gradients that scores read."""
-        return self.gradients and keeps_gradients(self.problem, self.layout, rows)
-
-    def swap(self, old: Rows, new: Rows) -> None:
-        """Keep the rows of a chunk that is kept in another form."""
-        swap_gradients(self.problem, self.layout, old, new)
+    @property
+    def _cached(self) -> CachedRows[Rows]:
+        """The rows of an earlier pass."""
+        if self._kind is None:
+            return CachedRows(0)
+        return row_cache(self.problem, self.layout).of(self._kind)
 
     def __iter__(self) -> Iterator[Rows]:
-        if self.gradients:
-            found = gradient_rows(self.problem, self.layout, again=True, factored=True)
-            yield from (rows for _, rows in found)
+        if self._of_gradients:
+            read = gradient_rows(self.problem, self.layout, again=True, factored=True)
+            yield from (rows for _, rows in read)
             return
         first = 0
-        for start, rows in self._kept:
+        for start, rows in self._cached:
             yield rows
             first = start + len(rows)
         if first < len(self.problem.train):
             yield from self._computed(first)
 
+    def within(self, bases: Mapping[int, Basis]) -> Iterator[Rows]:
+        """The same rows again; of gradients that are cached, those of layers in `bases` (by number)
+        as matrices in that basis, where these are not much larger than a and s.
+
+        So they stay in the cache: scores in the same basis then form no row.
+        """
+        if not self._of_gradients:
+            yield from self
+            return
+        cached = cached_gradients(self.problem, self.layout)
+        for rows in self:
+            yield _formed(rows, bases, cached) if cached.holds(rows) else rows
+
     def _computed(self, first: int) -> Iterator[Rows]:
         """The rows from an example on, by the draws that every pass has there."""
-        drawn = self.fisher.columns()
+        drawn, cached = self.fisher.columns(), self._cached
         if isinstance(drawn, Draws) and first:
             drawn.generator.set_state(self._states[first])
         made = first
 
-        def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        def make(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
             if isinstance(drawn, Draws) and made not in self._surprising:
-                found = loss.surprise(output, target)
-                if found is not None:
-                    self._surprising[made] = float(found.double().sum()) * drawn.draws
+                surprise = loss.surprise(output, target)
+                if surprise is not None:
+                    self._surprising[made] = float(surprise.double().sum()) * drawn.draws
             return drawn(loss, output, target)
 
-        found = rows_in_chunks(
-            self.problem,
-            self.layout,
-            self.problem.train[first:],
-            columns,
-            what=f"training set ({self.fisher.name})",
-            width=self.fisher.width(self.problem),
-            first=first,
-        )
-        for start, rows in found:
+        what = f"training set ({self.fisher.name})"
+        columns = Columns(make, self.fisher.width(self.problem), what)
+        part = self.problem.train[first:]
+        for start, rows in rows_in_chunks(self.problem, self.layout, part, columns, first=first):
             made = start + len(rows)
-            if self._kept.offer(start, rows) and isinstance(drawn, Draws):
+            if cached.offer(start, rows) and isinstance(drawn, Draws):
                 self._states[made] = drawn.generator.get_state()
             yield rows
 
@@ -114,6 +117,12 @@ class FisherPass:
                 "noise. Use Type2(), or more draws"
             )
         return (*notes, text)
+
+
+def _formed(rows: Rows, bases: Mapping[int, Basis], cached: CachedRows[Rows]) -> Rows:
+    formed = rows.formed(bases)
+    cached.replace(rows, formed)
+    return formed
 
 
 def loss_notes(problem: Problem) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Whether the watched calls are all that a weight goes into, read off autograd's graph."""
+"""Whether the traced calls are all that a weight goes into, read off autograd's graph."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def unaccounted(
 ) -> str | None:
     """The first of `names` that reaches `output` by another operation than those of `uses`.
 
-    None proves that their gradients are those of the watched calls: a leaf's gradient is the sum
+    None proves that their gradients are those of the traced calls: a leaf's gradient is the sum
     over the nodes that take it, and each of these is one of the calls, itself or below the views
     that a call ends in. Cost: a walk of the graph.
     """
-    watched = [use for use in uses if use.edge is not None]
-    taken, reached = _takers(output, {use.edge.node for use in watched if use.edge is not None})
+    traced = [use for use in uses if use.edge is not None]
+    taken, reached = _takers(output, {use.edge.node for use in traced if use.edge is not None})
     seen: dict[str, Counter[Node | None]] = {name: Counter() for name in names}
-    for use in watched:
+    for use in traced:
         if use.edge is not None and use.edge.node in reached:
             for piece in (use.weight, use.bias):
                 if piece is not None and piece.name in seen:

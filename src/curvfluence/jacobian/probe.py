@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.jacobian.layers import record
+from curvfluence.jacobian.capture import record
 from curvfluence.jacobian.tracing import Use
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime.autograd import pulled_back
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Probe:
 
     @staticmethod
     def of(problem: Problem, inputs: Tensor) -> Probe:
-        watch, output, leaves = record(problem, inputs)
+        tracer, output, leaves = record(problem, inputs)
         weights = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype)
         weights = weights.to(output.device).reshape(output.shape)
         alone: list[Tensor] = []
@@ -38,16 +39,12 @@ class Probe:
             with torch.enable_grad():
                 own = problem.forward(inputs[b : b + 1], theta)
             alone.append(own.detach())
-            found = (
-                torch.autograd.grad(
-                    own, list(theta.values()), weights[b : b + 1], allow_unused=True
-                )
-                if own.requires_grad
-                else [None] * len(theta)
-            )
-            gradients.append(dict(zip(theta, found, strict=True)))
+            grads: tuple[Tensor | None, ...] = (None,) * len(theta)
+            if own.requires_grad:
+                grads = pulled_back(own, list(theta.values()), weights[b : b + 1])
+            gradients.append(dict(zip(theta, grads, strict=True)))
         return Probe(
-            inputs, leaves, tuple(watch.uses), output, weights, tuple(alone), tuple(gradients)
+            inputs, leaves, tuple(tracer.uses), output, weights, tuple(alone), tuple(gradients)
         )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from curvfluence.jacobian.layers import Layer
-from curvfluence.jacobian.terms import Factored, Term, joined
+from curvfluence.jacobian.terms import Factored, Memo, SharedOuter, Term, joined
 from curvfluence.problem.parameters import Parameters
+
+Basis: TypeAlias = "tuple[Tensor | None, Tensor | None]"  # U_B and U_A; None is the identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,24 @@ class Rows:
     def factored(self) -> bool:
         """Whether every term is still a and s."""
         return all(isinstance(term, Factored) for term in self.terms)
+
+    def inputs_of(self, layer: int) -> int:
+        """Where a layer's inputs lie in memory: layers on the same ones share theirs."""
+        return self.terms[layer].tensors[0].data_ptr()
+
+    def formed(self, bases: Mapping[int, Basis]) -> Rows:
+        """The same rows, of the layers in `bases` (by number) as matrices U_Bᵀ row U_A, with the
+        bias among them; where these are compact, and of a single column."""
+        memo: Memo = {}  # what is rotated of the inputs that the layer before had too
+        inputs: int | None = None
+        terms = list(self.terms)
+        for k, basis in bases.items():
+            term = self.terms[k]
+            if inputs != (inputs := self.inputs_of(k)):
+                memo.clear()
+            if isinstance(term, SharedOuter) and (whole := replace(term, biased=term.ones)).compact:
+                terms[k] = replace(whole.formed(*basis, memo), biased=False)
+        return replace(self, terms=tuple(terms))
 
     @property
     def _parts(self) -> list[tuple[Layer, Term]]:

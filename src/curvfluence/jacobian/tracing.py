@@ -1,4 +1,4 @@
-"""Watching a forward pass: which operation used which trainable weight, on what input.
+"""Tracing a forward pass: which operation used which trainable weight, on what input.
 
 A `TorchFunctionMode` sees every call of torch's public functions. Those whose weight gradient is a
 sum of outer products, or elementwise, are kept by the identity of the weight that they were given,
@@ -120,43 +120,43 @@ class Tracer(TorchFunctionMode):
 
 
 def _linear(
-    watch: Tracer, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    tracer: Tracer, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     output = func(input, weight, bias)
     if weight.ndim == 2:
-        _keep_linear(watch, input, output, weight, bias, by_columns=False)
+        _keep_linear(tracer, input, output, weight, bias, by_columns=False)
     return output
 
 
 def _keep_linear(
-    watch: Tracer, x: Tensor, output: Tensor, weight: Tensor, bias: object, *, by_columns: bool
+    tracer: Tracer, x: Tensor, output: Tensor, weight: Tensor, bias: object, *, by_columns: bool
 ) -> None:
     """`weight` multiplies as (o, i), or with `by_columns` as (i, o)."""
-    piece = watch.piece(weight)
+    piece = tracer.piece(weight)
     stored = by_columns != (piece is not None and piece.transposed)
     shape = weight if piece is None or not piece.transposed else weight.T
     op = linear_of(shape, stored_transposed=stored)
     whole = isinstance(bias, Tensor) and bias.shape == (op.rows,)  # none that broadcasts
-    watch.keep(op, x, output, weight, bias if whole else None)
+    tracer.keep(op, x, output, weight, bias if whole else None)
 
 
-def _addmm(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _addmm(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     output = func(*args, **kwargs)
     plain = kwargs.get("beta", 1) == 1 and kwargs.get("alpha", 1) == 1
     if plain and len(args) == 3:
         bias, x, weight = args
         whole = bias if bias.ndim == 1 else None
-        _keep_linear(watch, x, output, weight, whole, by_columns=True)
+        _keep_linear(tracer, x, output, weight, whole, by_columns=True)
     return output
 
 
-def _matmul(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _matmul(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Any:
     output = func(*args, **kwargs)
     if len(args) == 2 and not kwargs:
         x, weight = args
         fits = isinstance(weight, Tensor) and weight.ndim == 2 and isinstance(x, Tensor)
-        if fits and x.ndim > 1 and watch.piece(x) is None:
-            _keep_linear(watch, x, output, weight, None, by_columns=True)
+        if fits and x.ndim > 1 and tracer.piece(x) is None:
+            _keep_linear(tracer, x, output, weight, None, by_columns=True)
     return output
 
 
@@ -168,7 +168,7 @@ def _sizes(value: int | Sequence[int], n: int) -> tuple[int, ...]:
 
 
 def _convolution(
-    watch: Tracer,
+    tracer: Tracer,
     func: Any,
     input: Tensor,
     weight: Tensor,
@@ -182,12 +182,12 @@ def _convolution(
     n = weight.ndim - 2
     pad = padding if isinstance(padding, str) else _sizes(padding, n)
     op = convolution_of(weight, _sizes(stride, n), pad, _sizes(dilation, n), groups)
-    watch.keep(op, input, output, weight, bias)
+    tracer.keep(op, input, output, weight, bias)
     return output
 
 
 def _transposed_convolution(
-    watch: Tracer,
+    tracer: Tracer,
     func: Any,
     input: Tensor,
     weight: Tensor,
@@ -202,7 +202,7 @@ def _transposed_convolution(
     n = weight.ndim - 2
     sizes = [_sizes(value, n) for value in (stride, padding, output_padding, dilation)]
     op = transposed_of(weight, sizes[0], sizes[1], sizes[2], groups, sizes[3])
-    watch.keep(op, input, output, weight, bias)
+    tracer.keep(op, input, output, weight, bias)
     return output
 
 
@@ -212,18 +212,18 @@ def _arguments(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     return bound.arguments
 
 
-def _embedding(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _embedding(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     output = func(*args, **kwargs)
     given = _arguments(F.embedding, args, kwargs)
     weight, padding = given["weight"], given["padding_idx"]
     if given["max_norm"] is None and not given["scale_grad_by_freq"] and not given["sparse"]:
         padding = None if padding is None else int(padding) % len(weight)
         op = Lookup(rows=weight.shape[1], columns=weight.shape[0], padding=padding)
-        watch.keep(op, given["input"], output, weight, None)
+        tracer.keep(op, given["input"], output, weight, None)
     return output
 
 
-def _embedding_bag(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _embedding_bag(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     output = func(*args, **kwargs)
     given = _arguments(F.embedding_bag, args, kwargs)
     weight, ids, mode = given["weight"], given["input"], given["mode"]
@@ -239,11 +239,11 @@ def _embedding_bag(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tenso
         op = Lookup(
             rows=weight.shape[1], columns=weight.shape[0], padding=padding, bag=True, scale=scale
         )
-        watch.keep(op, ids, output, weight, None)
+        tracer.keep(op, ids, output, weight, None)
     return output
 
 
-def _norm(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _norm(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     """Any of torch's normalisations: x̂ is the same call without weight and bias."""
     output = func(*args, **kwargs)
     given = _arguments(func, args, kwargs)
@@ -257,11 +257,11 @@ def _norm(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
 
     if affine is not None:
         op = Affine(tuple(affine.shape), normalise, channels)
-        watch.keep(op, given["input"], output, weight, bias)
+        tracer.keep(op, given["input"], output, weight, bias)
     return output
 
 
-def _attention(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _attention(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Any:
     """`nn.MultiheadAttention` with its projections made visible.
 
     torch's own function is called with identity projections on projected inputs, so masks, weights
@@ -277,14 +277,14 @@ def _attention(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Any:
     if given["use_separate_proj_weight"]:
         weights = [given[f"{name}_proj_weight"] for name in "qkv"]
         biases = [None] * 3 if bias is None else list(bias.chunk(3))
-        projected = _each(watch, (query, key, value), weights, biases)
+        projected = _each(tracer, (query, key, value), weights, biases)
     elif query is key and key is value:
-        packed = _linear(watch, F.linear, query, given["in_proj_weight"], bias)
+        packed = _linear(tracer, F.linear, query, given["in_proj_weight"], bias)
         projected = list(packed.chunk(3, dim=-1))
     else:
         weights = list(given["in_proj_weight"].chunk(3))
         biases = [None] * 3 if bias is None else list(bias.chunk(3))
-        projected = _each(watch, (query, key, value), weights, biases)
+        projected = _each(tracer, (query, key, value), weights, biases)
     eye = torch.eye(width, dtype=query.dtype, device=query.device)
     attended, weights = func(
         **{
@@ -302,15 +302,15 @@ def _attention(watch: Tracer, func: Any, *args: Any, **kwargs: Any) -> Any:
             "out_proj_bias": None,
         }
     )
-    out = _linear(watch, F.linear, attended, given["out_proj_weight"], given["out_proj_bias"])
+    out = _linear(tracer, F.linear, attended, given["out_proj_weight"], given["out_proj_bias"])
     return out, weights
 
 
 def _each(
-    watch: Tracer, inputs: Sequence[Tensor], weights: Sequence[Any], biases: Sequence[Any]
+    tracer: Tracer, inputs: Sequence[Tensor], weights: Sequence[Any], biases: Sequence[Any]
 ) -> list[Tensor]:
     return [
-        _linear(watch, F.linear, x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)
+        _linear(tracer, F.linear, x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)
     ]
 
 

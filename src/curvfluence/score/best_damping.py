@@ -1,4 +1,4 @@
-"""The damping that a truth prefers."""
+"""Which damping scores are made at: the one named, or the one that a truth prefers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,32 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import Curvature
+from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import BestOf, Damping
 from curvfluence.errors import InputError
-from curvfluence.jacobian.layers import Layout
-from curvfluence.jacobian.passes import gradient_rows
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
+from curvfluence.score.group_gradients import group_gradients
+
+
+def require_named(curvature: Curvature, damping: Damping, because: str, what: str) -> Damping:
+    """The damping, or `InputError` for one that would have to be chosen first."""
+    chosen = curvature.effective(damping)
+    if isinstance(damping, BestOf):
+        raise InputError(f"{because}: name a damping for {what}")
+    return chosen
+
+
+def resolved(
+    problem: Problem, curvature: Curvature, damping: Damping, g_q: Rows
+) -> tuple[Damping, tuple[str, ...]]:
+    """(the damping that is used, what a result says of its choice)."""
+    chosen = curvature.effective(damping)
+    if not isinstance(chosen, BestOf):
+        return chosen, ()
+    best, note = _best(problem, curvature, chosen, g_q.to_dense()[:, 0])
+    return best, (note,)
 
 
 def group_predictions(
@@ -34,30 +54,27 @@ def group_predictions(
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _Candidate:
     damping: Damping
     validation: float
     held_out: float
 
 
-def choose(
-    curvature: Curvature, best: BestOf, queries_qp: Tensor, problem: Problem, layout: Layout
+def _best(
+    problem: Problem, curvature: Curvature, best: BestOf, queries_qp: Tensor
 ) -> tuple[Damping, str]:
     assert best.truth is not None
+    groups_mp = group_gradients(problem, discover(problem), best.truth.left_out)
     n = len(problem.train)
-    left_out = best.truth.left_out.to(queries_qp)
-    groups = queries_qp.new_zeros(len(left_out), queries_qp.shape[1])
-    for start, rows in gradient_rows(problem, layout):
-        groups += rows.weighted_sum(left_out[:, start : start + len(rows)])
-    predicted = group_predictions(curvature, queries_qp, groups, best.candidates, n)
+    predicted = group_predictions(curvature, queries_qp, groups_mp, best.candidates, n)
     tried = [
-        _Choice(damping, *best.truth.judge(row.T))
+        _Candidate(damping, *best.truth.judge(row.T))
         for damping, row in zip(best.candidates, predicted, strict=True)
     ]
-    if not all(isfinite(choice.validation) for choice in tried):
+    if not all(isfinite(one.validation) for one in tried):
         raise InputError(f"the truth gave a score that is not finite: {tried}")
-    won = max(tried, key=lambda choice: choice.validation)
-    sizes = {id(c): sum(curvature.lambdas(c.damping)) for c in tried}
+    won = max(tried, key=lambda one: one.validation)
+    sizes = {id(one): sum(curvature.lambdas(one.damping)) for one in tried}
     edge = len(tried) > 1 and sizes[id(won)] in (min(sizes.values()), max(sizes.values()))
     note = (
         f"damping {won.damping} chosen among {len(tried)}: {won.validation:.3f} on validation "

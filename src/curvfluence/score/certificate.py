@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import Curvature
+from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping
-from curvfluence.curvature.estimate.products import Product
-from curvfluence.curvature.operators.iterative import IterativeOperator
-from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
-from curvfluence.errors import InputError
+from curvfluence.curvature.estimate.products import CurvatureProduct
+from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.passes import query_gradients
+from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import precision
-
-BATCH = 2**25  # numbers of vectors that a product takes at a time
+from curvfluence.runtime import budget, precision
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def certify(
     torch.float64 makes it independent of the rounding of the solution's own arithmetic. Rounding of
     the training examples' own gradients, of which scores are made too, is not in it. Each block
     keeps the λ that it was solved with.
-    Cost: a solve for Q vectors and one product with A, see `Product`.
+    Cost: a solve for Q vectors and one product with A, see `CurvatureProduct`.
     """
     if against not in ("GGN", "Hessian"):
         raise InputError(f"a certificate is against 'GGN' or 'Hessian'; seen {against!r}")
@@ -69,30 +66,32 @@ def certify(
     queries = query_gradients(problem, discover(problem))
     exact = problem.exact if dtype is None else problem.to(dtype)
     wanted = queries if exact is problem else query_gradients(exact, discover(exact))
-    product = Product(exact, against)
-    shift = _shift(curvature, damping).to(exact.dtype)
-    found: list[float] = []
+    product = CurvatureProduct(exact, against)
+    shift = curvature.shift(damping).to(exact.dtype)
+    residuals: list[float] = []
     count = curvature.parameters.count
-    for own, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
-        x_qp = curvature.solve(own.to_dense()[:, 0], damping).to(exact.dtype)
-        found += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
-    return Certificate(
-        curvature.name, against, tuple(found), str(exact.dtype).removeprefix("torch.")
-    )
+    for given, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
+        x_qp = curvature.solve(given.to_dense()[:, 0], damping).to(exact.dtype)
+        residuals += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
+    name = str(exact.dtype).removeprefix("torch.")
+    return Certificate(curvature.name, against, tuple(residuals), name)
 
 
-def wanted_tolerance(curvature: Curvature) -> float | None:
-    """What a curvature that is inverted by iteration was asked for; None where it is direct."""
-    operators = [block.operator for block in curvature.blocks]
-    iterated = [op for op in operators if isinstance(op, IterativeOperator | SampleSpaceOperator)]
-    return max((op.tolerance for op in iterated), default=None)
+class Certifier:
+    """Makes the certificate of a set of scores when it is asked for."""
+
+    def __init__(self, problem: Problem, curvature: Curvature, damping: Damping) -> None:
+        self._problem, self._curvature, self._damping = problem, curvature, damping
+
+    def __call__(self, against: str, dtype: torch.dtype | None) -> Certificate:
+        return certify(self._problem, self._curvature, self._damping, against, dtype)
 
 
 def own_residuals(
     curvature: Curvature, x_qp: Tensor, g_qp: Tensor, damping: Damping
 ) -> tuple[float, ...]:
     """‖(C + diag(w) + λI) x − g‖/‖g‖ of every query with C the curvature itself."""
-    shift, step = _shift(curvature, damping), max(1, BATCH // x_qp.shape[1])
+    shift, step = curvature.shift(damping), max(1, budget.RIGHT_HAND_SIDES // x_qp.shape[1])
     return tuple(
         value
         for x, g in zip(x_qp.split(step), g_qp.split(step), strict=True)
@@ -100,21 +99,25 @@ def own_residuals(
     )
 
 
+def said_of_residuals(residuals: tuple[float, ...], wanted: float) -> str:
+    """What a result says of an inverse by iteration; warns where it stopped short."""
+    worst = max(residuals)
+    text = (
+        f"solved by iteration: the largest relative residual ‖(C + diag(w) + λI)x − g‖/‖g‖ of a "
+        f"query is {worst:.2g}, wanted {wanted:g}"
+    )
+    if worst > 2 * wanted:
+        warnings.warn(text, CurvfluenceWarning, stacklevel=5)  # past the decorator
+    return text
+
+
 def _batches(queries: Rows, count: int) -> list[Rows]:
-    step = max(1, BATCH // count)
+    step = max(1, budget.RIGHT_HAND_SIDES // count)
     return [queries[start : start + step] for start in range(0, len(queries), step)]
 
 
-def _relative(found: Tensor, wanted: Tensor) -> list[float]:
-    size = wanted.double().norm(dim=1)  # small gradients have squares that float32 has not
-    gap = (found - wanted).double().norm(dim=1)
+def _relative(product_qp: Tensor, wanted_qp: Tensor) -> list[float]:
+    size = wanted_qp.double().norm(dim=1)  # small gradients have squares that float32 has not
+    gap = (product_qp - wanted_qp).double().norm(dim=1)
     exact = torch.where(gap > 0, torch.inf, 0.0)  # where g is 0, so x must be
     return torch.where(size > 0, gap / size, exact.to(gap)).tolist()
-
-
-def _shift(curvature: Curvature, damping: Damping) -> Tensor:
-    """w + λ of each parameter's block, [P]."""
-    shift = curvature.decay.clone()
-    for block, value in zip(curvature.blocks, curvature.lambdas(damping), strict=True):
-        block.places.put(shift, block.places.take(curvature.decay) + value)
-    return shift

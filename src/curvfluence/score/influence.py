@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from curvfluence.curvature import Curvature, Rung, fit
-from curvfluence.curvature.damping import Absolute, BestOf, Damping, Relative
-from curvfluence.errors import CurvfluenceWarning, InputError, NonFiniteError, SingularError
+from curvfluence.curvature.curvature import Curvature, Solved
+from curvfluence.curvature.damping import Damping, Relative
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.rung import Rung
+from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.passes import (
-    gradient_batches,
-    gradient_rows,
-    kept_gradients,
-    query_gradients,
-)
+from curvfluence.jacobian.gradients import cached_gradients, gradient_batches, query_gradients
+from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import budget, precision
 from curvfluence.runtime import device as machine
-from curvfluence.runtime import precision
-from curvfluence.score.best_damping import choose
-from curvfluence.score.certificate import Certificate, certify, own_residuals, wanted_tolerance
+from curvfluence.score.best_damping import resolved
+from curvfluence.score.certificate import Certifier, own_residuals, said_of_residuals
+from curvfluence.score.fitted import fitted
 from curvfluence.score.leverage import newton_scores
+from curvfluence.score.matrix import ScoreMatrix, require_new
 from curvfluence.score.scores import ScoreCost, Scores
-from curvfluence.score.solved import Everything, quadratic_forms, solve_queries
-from curvfluence.score.table import Table
-
-SOLVED = 2**28  # numbers of solved queries that are held at a time
 
 
 @precision.full()
@@ -63,241 +58,117 @@ def influence(
     below 2²⁸ numbers, with a pass over the training set each. Errors: `SingularError` where λ and w
     leave nothing to invert, `NonFiniteError` with the index of the example.
     """
-    if out is not None and Path(out).exists():
-        raise InputError(f"{out} exists: name a new file")
+    require_new(out)
+    _require_settings(leverage=leverage, by_block=by_block, compress=compress)
     curvature = fitted(problem, rung, damping, strict=strict)
-    if leverage and curvature.fixed_damping is not None:
-        raise InputError(f"{curvature.rung} has no units, so there is no leverage to correct for")
+    run = _Run.begin(problem, curvature, damping)
+    n = len(problem.train)
+    with ScoreMatrix.of(len(run.queries), n, problem.dtype, out) as scores:
+        for first, g_q in run.batches():
+            if leverage:
+                scores.put(first, 0, run.newton(g_q) / n)
+                continue
+            x_q = run.solve(g_q, compress)  # (C + diag(w) + λI)⁻¹ g_q
+            for at, g_n in gradient_batches(problem, run.layout):
+                shares = x_q.by_block(*g_n) if by_block else {"all": x_q.inner(*g_n)}
+                scores.put(first, at, run.finite(sum_of(shares.values()), first, at) / n)
+                if by_block:
+                    scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
+    return run.scores(scores, leverage=leverage)
+
+
+def _require_settings(*, leverage: bool, by_block: bool, compress: float | None) -> None:
     if compress is not None and (isinstance(compress, bool) or not 0 < compress < 1):
         raise InputError(f"compress must lie between 0 and 1; seen {compress}")
     if leverage and (by_block or compress is not None):
         raise InputError("leverage-corrected scores come neither by block nor compressed")
-    start = machine.clock(problem.device)
-    layout = discover(problem)
-    queries = query_gradients(problem, layout)
-    chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
-    notes: list[str] = []
-    if isinstance(chosen, BestOf):
-        chosen, note = choose(curvature, chosen, queries.to_dense()[:, 0], problem, layout)
-        notes.append(note)
-    table = Table.of(len(queries), len(problem.train), problem.dtype, out)
-    blocks: dict[str, Tensor] = {}
+
+
+@dataclass(eq=False)
+class _Run:
+    """One call: what its solves rest on, and what they found that the result must say."""
+
+    problem: Problem
+    curvature: Curvature
+    layout: Layout
+    queries: Rows
+    damping: Damping
+    notes: tuple[str, ...]
+    start: float
     residuals: tuple[float, ...] = ()
-    wanted = wanted_tolerance(curvature)
-    try:
-        if leverage:
-            solved_qp = curvature.solve(queries.to_dense()[:, 0], chosen)
-            found = newton_scores(problem, curvature, layout, chosen, solved_qp)
-            table.put(0, 0, found / len(problem.train))
-        else:
-            error = 0.0
-            for first, part in _in_batches(queries, curvature):
-                solved = solve_queries(
-                    curvature,
-                    part,
-                    chosen,
-                    examples=len(problem.train),
-                    kept=kept_gradients(problem, layout),
-                    compress=compress,
-                )
-                error = max(error, solved.compression_error)
-                if wanted is not None:
-                    (every,) = solved.parts
-                    assert isinstance(every, Everything)
-                    g_qp = part.to_dense()[:, 0]
-                    residuals += own_residuals(curvature, every.x_qp, g_qp, chosen)
-                for at, rows in gradient_batches(problem, layout):
-                    shares = solved.by_block(*rows) if by_block else {"all": solved.values(*rows)}
-                    found = sum_of(shares.values())[..., 0]
-                    _require_finite_scores(found, curvature.rung, first, at)
-                    table.put(first, at, found / len(problem.train))
-                    if by_block:
-                        _keep(blocks, shares, table.shape, first, at, len(problem.train))
-            if compress is not None:
-                notes.append(
-                    f"queries of shared layers at low rank: relative error up to {error:.2g}"
-                )
-    except BaseException:
-        table.discard()
-        raise
-    values = table.finished()
-    if wanted is not None and residuals:
-        notes.append(_say_residuals(residuals, wanted))
-    measurement = problem.measurement
-    fixed = curvature.fixed_damping
-    names = [block.name for block in curvature.blocks]
-    return Scores(
-        values=values,
-        rung=curvature.name,
-        damping=chosen,
-        lambdas=tuple(zip(names, curvature.lambdas(chosen), strict=True)),
-        fisher=curvature.fisher,
-        measurement=measurement.name,
-        unit=measurement.unit if fixed is None else "none (a gradient dot product)",
-        lower_is_better=measurement.lower_is_better,
-        leverage=leverage,
-        coverage=curvature.coverage,
-        cost=ScoreCost(
-            curvature.cost.fit_seconds, machine.clock(problem.device) - start, curvature.cost.nbytes
-        ),
-        notes=(*curvature.notes_at(chosen), *notes),
-        blocks=blocks or None,
-        residuals=residuals or None,
-        certifier=Certifier(problem, curvature, chosen),
-    )
+    compression: float | None = None
 
+    @staticmethod
+    def begin(problem: Problem, curvature: Curvature, damping: Damping) -> _Run:
+        start = machine.clock(problem.device)
+        layout = discover(problem)
+        queries = query_gradients(problem, layout)
+        chosen, notes = resolved(problem, curvature, damping, queries)
+        return _Run(problem, curvature, layout, queries, chosen, notes, start)
 
-@precision.full()
-def self_influence(
-    problem: Problem,
-    rung: Rung | Curvature,
-    *,
-    damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
-    strict: bool = False,
-) -> Tensor:
-    """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss;
-    on the CPU.
+    def batches(self) -> Iterator[tuple[int, Rows]]:
+        """All queries at once where their solutions fit, else as many as do."""
+        step = max(1, budget.SOLVED // self.curvature.parameters.count)
+        for start in range(0, len(self.queries), step):
+            yield start, self.queries[start : start + step]
 
-    Where examples have weights, v_n of that: v_n ℓ_n is left out, and ℓ_n is what rises.
+    def solve(self, g_q: Rows, compress: float | None) -> Solved:
+        cached = cached_gradients(self.problem, self.layout)
+        against = Against(len(self.problem.train), tuple(rows for _, rows in cached))
+        x_q = self.curvature.solve_rows(g_q, self.damping, against=against, compress=compress)
+        if compress is not None:
+            self.compression = max(self.compression or 0.0, x_q.compression_error)
+        if self.curvature.tolerance is not None:
+            g_qp = g_q.to_dense()[:, 0]
+            self.residuals += own_residuals(self.curvature, x_q.flat(), g_qp, self.damping)
+        return x_q
 
-    Cost: a pass over the training set, and in a Kronecker eigenbasis N (o² + i² + o i) a layer
-    where no position is shared; a solve for each example otherwise.
-    """
-    curvature = fitted(problem, rung, damping, strict=strict)
-    if isinstance(damping, BestOf):
-        raise InputError("BestOf chooses by queries: name a damping for self-influence")
-    chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
-    parts: list[Tensor] = []
-    for start, rows in gradient_rows(problem, discover(problem)):
-        found = quadratic_forms(curvature, rows, chosen) / len(problem.train)
-        if rows.weights is not None:  # the rows hold v twice
-            v_n = rows.weights.to(found)
-            found = torch.where(v_n > 0, found / v_n, 0.0)
-        _require_finite_scores(found[None], curvature.rung, 0, start)
-        parts.append(found.cpu())
-    return torch.cat(parts)
+    def newton(self, g_q: Rows) -> Tensor:
+        """Leverage-corrected scores times N, [Q, N]."""
+        if self.curvature.fixed_damping is not None:
+            rung = self.curvature.rung
+            raise InputError(f"{rung} has no units, so there is no leverage to correct for")
+        x_qp = self.curvature.solve(g_q.to_dense()[:, 0], self.damping)
+        return newton_scores(self.problem, self.curvature, self.layout, self.damping, x_qp)
 
+    def finite(self, values_qnc: Tensor, first: int, at: int) -> Tensor:
+        """[Q, n] of single columns, or `NonFiniteError` with query and example."""
+        values_qn = values_qnc[..., 0]
+        require_finite_scores(values_qn, self.curvature.rung, first, at)
+        return values_qn
 
-@precision.full()
-def group_influence(
-    problem: Problem,
-    rung: Rung | Curvature,
-    groups: Tensor,
-    *,
-    damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
-    strict: bool = False,
-) -> Tensor:
-    """Predicted change of each query when each group is left out, [Q, m]: Σ_{n in group} I[q, n];
-    on the CPU.
-
-    `groups` is a group's number for each training example [N], or weights [m, N] of how much of
-    each example each group leaves out. Gradients are summed before the product, so nothing of size
-    Q × N is formed: 2 (N + Q) m P operations.
-    """
-    weights_mn = _group_weights(torch.as_tensor(groups), len(problem.train))
-    curvature = fitted(problem, rung, damping, strict=strict)
-    layout = discover(problem)
-    queries_qp = query_gradients(problem, layout).to_dense()[:, 0]
-    weights_mn = weights_mn.to(queries_qp)
-    summed = queries_qp.new_zeros(len(weights_mn), queries_qp.shape[1])
-    for start, rows in gradient_rows(problem, layout):
-        summed += rows.weighted_sum(weights_mn[:, start : start + len(rows)])
-    chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
-    if isinstance(chosen, BestOf):
-        chosen, _ = choose(curvature, chosen, queries_qp, problem, layout)
-    found = curvature.solve(queries_qp, chosen) @ summed.T / len(problem.train)
-    _require_finite_scores(found, curvature.rung, 0, 0)
-    return found.cpu()
-
-
-class Certifier:
-    """Makes the certificate of a set of scores when it is asked for."""
-
-    def __init__(self, problem: Problem, curvature: Curvature, damping: Damping) -> None:
-        self._problem, self._curvature, self._damping = problem, curvature, damping
-
-    def __call__(self, against: str, dtype: torch.dtype | None) -> Certificate:
-        return certify(self._problem, self._curvature, self._damping, against, dtype)
-
-
-def _in_batches(queries: Rows, curvature: Curvature) -> Iterator[tuple[int, Rows]]:
-    """All queries at once where their solutions fit, else as many as do."""
-    step = max(1, SOLVED // curvature.parameters.count)
-    for start in range(0, len(queries), step):
-        yield start, queries[start : start + step]
-
-
-def _keep(
-    blocks: dict[str, Tensor],
-    shares: dict[str, Tensor],
-    shape: tuple[int, int],
-    first: int,
-    at: int,
-    n: int,
-) -> None:
-    for name, value in shares.items():
-        whole = blocks.setdefault(name, value.new_empty(shape, device="cpu"))
-        whole[first : first + len(value), at : at + value.shape[1]] = value[..., 0] / n
-
-
-def _say_residuals(residuals: tuple[float, ...], wanted: float) -> str:
-    """What a result says of an inverse by iteration; warns where it stopped short."""
-    worst = max(residuals)
-    text = (
-        f"solved by iteration: the largest relative residual ‖(C + diag(w) + λI)x − g‖/‖g‖ of a "
-        f"query is {worst:.2g}, wanted {wanted:g}"
-    )
-    if worst > 2 * wanted:
-        warnings.warn(text, CurvfluenceWarning, stacklevel=4)  # past the decorator
-    return text
-
-
-def _group_weights(groups: Tensor, n: int) -> Tensor:
-    if groups.ndim == 2 and groups.shape[1] == n:
-        if groups.is_floating_point() and not bool(groups.isfinite().all()):
-            m = int((~groups.isfinite()).any(1).nonzero()[0])
-            raise InputError(f"the weights of group {m} hold a NaN or infinity")
-        return groups
-    plain = not (groups.is_floating_point() or groups.dtype == torch.bool)
-    if groups.ndim != 1 or len(groups) != n or not plain:
-        raise InputError(
-            f"groups are the number of each example's group, integers [{n}], or weights [m, {n}] "
-            "(one row for a mask); "
-            f"seen shape {tuple(groups.shape)} of {groups.dtype}"
+    def scores(self, matrix: ScoreMatrix, *, leverage: bool) -> Scores:
+        problem, curvature, damping = self.problem, self.curvature, self.damping
+        measurement, notes = problem.measurement, list(self.notes)
+        if self.compression is not None:
+            notes.append(
+                f"queries of shared layers at low rank: relative error up to {self.compression:.2g}"
+            )
+        if curvature.tolerance is not None and self.residuals:
+            notes.append(said_of_residuals(self.residuals, curvature.tolerance))
+        names = [block.name for block in curvature.blocks]
+        seconds = machine.clock(problem.device) - self.start
+        units = curvature.fixed_damping is None
+        return Scores(
+            values=matrix.values,
+            rung=curvature.name,
+            damping=damping,
+            lambdas=tuple(zip(names, curvature.lambdas(damping), strict=True)),
+            fisher=curvature.fisher,
+            measurement=measurement.name,
+            unit=measurement.unit if units else "none (a gradient dot product)",
+            lower_is_better=measurement.lower_is_better,
+            leverage=leverage,
+            coverage=curvature.coverage,
+            cost=ScoreCost(curvature.cost.fit_seconds, seconds, curvature.cost.nbytes),
+            notes=(*curvature.notes_at(damping), *notes),
+            blocks=matrix.blocks or None,
+            residuals=self.residuals or None,
+            certifier=Certifier(problem, curvature, damping),
         )
-    if len(groups) and int(groups.min()) < 0:
-        raise InputError(f"group numbers start at 0; seen {int(groups.min())}")
-    return torch.nn.functional.one_hot(groups.long()).T
 
 
-def fitted(
-    problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool
-) -> Curvature:
-    """The curvature to use, after everything that can be refused before work was."""
-    if not isinstance(damping, Damping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(
-            f"damping must be an object such as Relative(0.1) or Absolute(1e-3); seen {damping!r}"
-        )
-    if not isinstance(rung, Curvature):
-        if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
-            _require_regular(problem, rung, damping)
-        return fit(problem, rung, strict=strict)
-    if rung.parameters != problem.parameters:
-        raise InputError("the curvature was fitted on a model with other parameters")
-    if rung.decay.device != problem.device:
-        raise InputError(
-            f"the curvature is on {rung.decay.device}, the problem on {problem.device}: fit it on "
-            "this problem, or move the problem with problem.to(device=...)"
-        )
-    if rung.fitted_on != problem.fingerprint:
-        raise InputError(
-            "the curvature was fitted at other weights, weight decay, loss or training data: fit "
-            "it on this problem"
-        )
-    return rung
-
-
-def _require_finite_scores(values_qn: Tensor, rung: str, first: int, start: int) -> None:
+def require_finite_scores(values_qn: Tensor, rung: str, first: int, start: int) -> None:
     bad = (~values_qn.isfinite()).nonzero()
     if len(bad):
         q, n = bad[0].tolist()
@@ -305,18 +176,4 @@ def _require_finite_scores(values_qn: Tensor, rung: str, first: int, start: int)
             f"{rung}: the influence of training example {start + n} on query {first + q} is "
             f"{float(values_qn[q, n])} ({len(bad)} such values), though all gradients are finite: "
             "use a larger damping, or float64"
-        )
-
-
-def _require_regular(problem: Problem, rung: Rung, damping: Damping) -> None:
-    """Before any work: refuse a λ of 0 where the rank alone shows the matrix to be singular."""
-    rank = rung.rank(problem)
-    if rank is None or not isinstance(damping, Absolute | Relative) or damping.value > 0:
-        return
-    bare = int((problem.decay == 0).sum())
-    if bare > rank:
-        raise SingularError(
-            f"{rung.name} with damping {damping} cannot be inverted: {bare:,} parameters have no "
-            f"weight decay, and {len(problem.train):,} examples give the curvature a rank of at "
-            f"most {rank:,}. Use Relative(0.1), or any damping > 0"
         )

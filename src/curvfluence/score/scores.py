@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.curvature import CoverageLine
+from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.damping import Damping
 from curvfluence.errors import InputError
+from curvfluence.runtime import budget
 from curvfluence.score.certificate import Certificate
-
-SORTED = 2**24  # scores that are sorted at a time: a memory map is never read whole
 
 
 class Ranked(NamedTuple):
@@ -86,11 +85,11 @@ class Scores:
         if not 0 < k <= n:
             raise InputError(f"k must lie in 1..{n}, the number of training examples; seen {k}")
         sign = 1 if descending == self.lower_is_better else -1
-        found = [
+        orders = [
             (sign * part).sort(dim=1, descending=True, stable=True).indices[:, :k].clone()
-            for part in self.values.split(max(1, SORTED // n))
+            for part in self.values.split(max(1, budget.RANKED // n))
         ]
-        order = torch.cat(found)
+        order = torch.cat(orders)
         return Ranked(order, self.values.gather(1, order))
 
     def for_group(self, group: Tensor | list[int]) -> Tensor:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import Curvature, Rung
-from curvfluence.curvature.damping import BestOf, Damping, Relative
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Damping, Relative
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
+from curvfluence.jacobian.columns import Columns, MakeColumns
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.passes import query_gradients, rows_in_chunks
-from curvfluence.problem.losses import Loss, Positions
+from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.jacobian.passes import rows_in_chunks
+from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import precision
-from curvfluence.score.influence import fitted
-from curvfluence.score.solved import solve_queries
+from curvfluence.score.best_damping import require_named
+from curvfluence.score.fitted import fitted
 
 
 @precision.full()
@@ -33,28 +37,27 @@ def token_influence(
 
     Errors: `InputError` for a loss that is not `Positions`.
     """
-    loss = problem.loss
-    if not isinstance(loss, Positions):
+    count = problem.loss.positions
+    if count is None:
         raise InputError(
-            f"token influence needs a loss over positions, Positions(...); seen {loss}"
+            f"token influence needs a loss over positions, Positions(...); seen {problem.loss}"
         )
-    if isinstance(damping, BestOf):
-        raise InputError("BestOf chooses by whole examples: name a damping for tokens")
     curvature = fitted(problem, rung, damping, strict=strict)
-    layout = discover(problem)
-    chosen = damping if curvature.fixed_damping is None else curvature.fixed_damping
-    count = loss.count
+    chosen = require_named(curvature, damping, "BestOf chooses by whole examples", "tokens")
+    layout, n = discover(problem), len(problem.train)
+    g_q = query_gradients(problem, layout)
+    x_q = curvature.solve_rows(g_q, chosen, against=Against(n * count))
+    columns = Columns(_each_position(count), count, "training set")
+    rows_of = rows_in_chunks(problem, layout, problem.train, columns)
+    return torch.cat([x_q.inner(g_nt).cpu() for _, g_nt in rows_of], dim=1) / n
 
-    def columns(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+
+def _each_position(count: int) -> MakeColumns:
+    """∂(c_n ℓ_nt)/∂f of every position by itself, [B, T K, T]."""
+
+    def make(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
         g_btk = loss.gradient(output, target).view(len(output), count, -1)
         each = torch.diag_embed(g_btk.movedim(1, -1), dim1=1, dim2=3)  # [B, T, K, T]
         return each.flatten(1, 2)
 
-    solved = solve_queries(
-        curvature, query_gradients(problem, layout), chosen, examples=len(problem.train) * count
-    )
-    found = rows_in_chunks(
-        problem, layout, problem.train, columns, what="training set", width=count
-    )
-    parts = [solved.values(rows).cpu() for _, rows in found]
-    return torch.cat(parts, dim=1) / len(problem.train)
+    return make

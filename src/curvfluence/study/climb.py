@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import CoverageLine, Curvature, Rung, fit
+from curvfluence.curvature.coverage import CoverageLine
+from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping
-from curvfluence.curvature.rung import FisherRung
+from curvfluence.curvature.rung import Rung, fit
 from curvfluence.fidelity import (
     Spectrum,
     StepLoss,
@@ -24,8 +25,7 @@ from curvfluence.fidelity import (
     spectrum,
 )
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.fisher import default_fisher
-from curvfluence.jacobian.passes import query_gradients, training_gradients
+from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.problem.problem import Problem
 from curvfluence.study.needs import Needs, needs
 from curvfluence.study.paged import paged
@@ -250,9 +250,8 @@ def _one_model(
 
 def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | None, float | None]:
     """By the name of each Fisher type: one of the ladder's, or of a hybrid of its rungs."""
-    own = [rung.fisher for rung in rungs if isinstance(rung, FisherRung)]
-    drawn = [default_fisher(problem) if fisher is None else fisher for fisher in own]
-    by_name = {fisher.name: fisher for fisher in drawn}
+    drawn = (rung.fisher_of(problem) for rung in rungs)
+    by_name = {fisher.name: fisher for fisher in drawn if fisher is not None}
     return {name: fisher.surprising_labels(problem) for name, fisher in by_name.items()}
 
 

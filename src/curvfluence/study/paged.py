@@ -8,14 +8,14 @@ from tempfile import NamedTemporaryFile
 import torch
 from torch import Tensor
 
-LARGE = 2**26  # bytes above which an array is worth a file
+from curvfluence.runtime import budget
 
 
 def paged(values: Tensor) -> Tensor:
     """The same numbers, in a file without a name where they are many: its pages are written out
     rather than held when memory is short, and it is gone with the tensor. Elsewhere than on POSIX,
     and for small arrays, `values` itself."""
-    if values.nbytes < LARGE or os.name != "posix":
+    if values.nbytes < budget.PAGED or os.name != "posix":
         return values
     with NamedTemporaryFile() as file:
         room = torch.from_file(file.name, shared=True, size=values.numel(), dtype=values.dtype)

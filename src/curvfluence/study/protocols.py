@@ -7,21 +7,17 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 
-from curvfluence.curvature import (
-    EKFAC,
-    GGN,
-    KFAC,
-    BlockGGN,
-    Curvature,
-    Diagonal,
-    Hessian,
-    Identity,
-    Matrix,
-    Rung,
-    Sorted,
-    TraceMatched,
-    Truncate,
-)
+from curvfluence.curvature.block_ggn import BlockGGN
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.diagonal import Diagonal
+from curvfluence.curvature.ekfac import EKFAC
+from curvfluence.curvature.ggn import GGN
+from curvfluence.curvature.hessian import Hessian, Truncate
+from curvfluence.curvature.hybrids import Sorted, TraceMatched
+from curvfluence.curvature.identity import Identity
+from curvfluence.curvature.inversion import Matrix
+from curvfluence.curvature.kfac import KFAC
+from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.jacobian.fisher import MonteCarlo, Type2, fisher_named
 from curvfluence.truth import Cosine, Recipe

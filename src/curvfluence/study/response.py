@@ -12,7 +12,6 @@ from torch import Tensor
 
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import LDS, Interval, Sweep, bootstrap_lds, interval, lds, resamples
-from curvfluence.problem.losses import CustomLoss
 from curvfluence.problem.problem import Problem
 from curvfluence.study.compare import Compared, Judged
 from curvfluence.study.progress import Watcher
@@ -118,7 +117,7 @@ def _undefined(spec: StudySpec, problem: Problem, compared: Compared) -> str | N
         return "it was not asked for"
     if not any(rung.name == "GGN" for rung in compared.rungs):
         return "the GGN, whose damping it takes, is not among the rungs"
-    if isinstance(problem.loss, CustomLoss) and problem.loss.clip_negative:
+    if problem.loss.clip_negative:
         return (
             "the loss is not convex in the output (clip_negative), so damped GGN influence is not "
             "the derivative of the response"

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import precision
+from curvfluence.runtime import budget, precision
 from curvfluence.truth.minimise import Minima, minimise
 from curvfluence.truth.proximal import Proximal
-
-_NUMBERS = 2**25  # that a chunk of groups may take for its search, about 30 · P a group
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +99,7 @@ def bregman_response(
     left_out = _checked(problem, left_out, damping, epsilon, tolerance, max_steps)
     proximal = Proximal.at(problem, damping)
     m, count = left_out.shape[0], len(proximal.centre)
-    size = max(1, _NUMBERS // (30 * count))
+    size = max(1, budget.RESPONSES // (30 * count))
     parts: list[Minima] = []
     for start in range(0, m, size):
         kept_mn = 1 - epsilon * left_out[start : start + size]

@@ -9,14 +9,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from curvfluence.curvature import GGN, Matrix, fit
-from curvfluence.curvature.curvature import require_positive
+from curvfluence.curvature.ggn import GGN
+from curvfluence.curvature.inversion import Matrix
+from curvfluence.curvature.operators.operator import require_positive
+from curvfluence.curvature.rung import fit
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import ScaledLoss
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import budget
 from curvfluence.truth.functional import obstacle
-
-_INPUTS = 2**21  # numbers that enter all models at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ class Proximal:
         return torch.stack([forward(row) for row in theta])
 
     def _chunks(self, examples: Examples, models: int) -> Iterator[tuple[int, Examples]]:
-        return examples.chunks(max(1, _INPUTS // (models * examples.inputs[0].numel())))
+        return examples.chunks(max(1, budget.MODEL_INPUTS // (models * examples.inputs[0].numel())))
 
 
 def _stackable(problem: Problem) -> bool:

@@ -13,16 +13,17 @@ Botev et al. 2017, §3, kept between layers as well).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from curvfluence.curvature.estimate.khatri_rao import PairSum
-from curvfluence.curvature.ggn import assemble, pair_sums
-from curvfluence.curvature.layerwise import LayerPart, layer_blocks
+from curvfluence.curvature.estimate.accumulate import Sums, accumulate
+from curvfluence.curvature.estimate.ggn import assemble, by_pairs
+from curvfluence.curvature.estimate.khatri_rao import PairSum, pair_sums
+from curvfluence.curvature.places import LayerPart, layer_parts
 from curvfluence.jacobian.layers import Layout
-from curvfluence.problem.data import require_finite
+from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.problem import Problem
 
 ELEMENTWISE: Final = (
@@ -55,7 +56,7 @@ class Chain:
 def find_chain(problem: Problem, layout: Layout) -> Chain | None:
     """The model as a chain whose Linear layers hold every parameter, or None."""
     modules = _flat(problem.model)
-    if modules is None or layout.others or not layout.unshared:
+    if modules is None or not by_pairs(layout):
         return None
     linear = [m for m in modules if type(m) is nn.Linear]
     named = dict(problem.model.named_modules())
@@ -100,11 +101,11 @@ class _Layer:
 
 
 def _forward(
-    problem: Problem, chain: Chain, blocks: tuple[LayerPart, ...], inputs: Tensor
+    problem: Problem, chain: Chain, parts: tuple[LayerPart, ...], inputs: Tensor
 ) -> tuple[list[_Layer], Tensor]:
     a = inputs.flatten(1)
     layers: list[_Layer] = []
-    for block, activations in zip(blocks, chain.activations, strict=True):
+    for block, activations in zip(parts, chain.activations, strict=True):
         weight = problem.theta[block.layer.weight]
         module = dict(problem.model.named_modules())[block.layer.name]
         bias = None
@@ -141,24 +142,27 @@ def chain_hessian(problem: Problem, layout: Layout, chain: Chain, chunk: int = 2
     Cost: about 2 N P² operations, as the GGN of the same layers, and between layers that are not
     neighbours as much again; memory 2 P² numbers.
     """
-    blocks = layer_blocks(problem.parameters, layout, joint_bias=True)
-    sums = pair_sums(len(blocks))
-    for start, part in problem.train.chunks(chunk):
-        layers, output = _forward(problem, chain, blocks, part.inputs)
+    parts = layer_parts(problem.parameters, layout, joint_bias=True)
+    pairs = pair_sums(len(parts))
+
+    def add_pairs(numbered: tuple[int, Examples], sums: Sums) -> None:
+        start, part = numbered
+        layers, output = _forward(problem, chain, parts, part.inputs)
         require_finite(output, "model output for training set", start)
         loss, y = problem.loss_of(part), part.targets
         delta = loss.gradient(output, y)
         require_finite(delta, "output gradient of training set", start)
-        columns = loss.factor(output, y).transpose(1, 2)
-        _add_chunk(sums, layers, delta, columns)
-    return assemble(problem, blocks, sums)
+        _add_chunk(pairs, sums, layers, delta, loss.factor(output, y).transpose(1, 2))
+
+    sums = accumulate(problem.train.chunks(chunk), add_pairs)
+    return assemble(problem, parts, pairs, sums)
+
+
+Pairs: TypeAlias = dict[tuple[int, int], PairSum]
 
 
 def _add_chunk(
-    sums: dict[tuple[int, int], PairSum],
-    layers: list[_Layer],
-    delta_bk: Tensor,
-    columns_bck: Tensor,
+    pairs: Pairs, sums: Sums, layers: list[_Layer], delta_bk: Tensor, columns_bck: Tensor
 ) -> None:
     top = len(layers) - 1
     last = layers[top]
@@ -182,21 +186,19 @@ def _add_chunk(
                 reach = step if reach is None else reach @ step
             x_bpr = cols[m].transpose(1, 2) @ cols[k]
             x_bpr += bends[m] if reach is None else bends[m] @ reach
-            sums[m, k].add(x_bpr, layers[m].inputs, layers[k].inputs)
-        _add_cross(sums, layers, grads[m], m)
+            pairs[m, k].add(sums, x_bpr, layers[m].inputs, layers[k].inputs)
+        _add_cross(pairs, sums, layers, grads[m], m)
 
 
-def _add_cross(
-    sums: dict[tuple[int, int], PairSum], layers: list[_Layer], g_bp: Tensor, m: int
-) -> None:
+def _add_cross(pairs: Pairs, sums: Sums, layers: list[_Layer], g_bp: Tensor, m: int) -> None:
     """g_m[p] (∂a_{m-1}/∂z_k)[q, r] ã_k[s] for k < m: how layer m's inputs move with layer k."""
     through = None  # ∂a_{m-1}/∂z_k, [B, q, r]
     for k in range(m - 1, -1, -1):
         slope = layers[k].slope
         if k == m - 1:
-            sums[m, k].add_diagonal(g_bp, slope, layers[k].inputs)
+            pairs[m, k].add_diagonal(sums, g_bp, slope, layers[k].inputs)
             through = torch.diag_embed(slope)
         else:
             assert through is not None
             through = (through @ layers[k + 1].weight) * slope[:, None, :]
-            sums[m, k].add_cross(g_bp, through, layers[k].inputs)
+            pairs[m, k].add_cross(sums, g_bp, through, layers[k].inputs)

@@ -18,7 +18,7 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 REFUSALS = (RuntimeError, NotImplementedError)
 
 
-def not_twice(problem: Problem, error: Exception) -> InputError:
+def refused(problem: Problem, error: Exception) -> InputError:
     """What to raise for `error`, which a second derivative of the model met: names the innermost
     module that meets it by itself, and the rungs that serve."""
     where = _culprit(problem)
@@ -36,7 +36,7 @@ def _culprit(problem: Problem) -> str | None:
     seen = _calls(problem)
     named = dict(problem.model.named_modules())
     for name in sorted(seen, key=lambda name: -name.count(".") if name else 1):
-        if not _twice(named[name], seen[name]):
+        if not _takes_two(named[name], seen[name]):
             return f"{name or 'the model'} ({type(named[name]).__name__})"
     return None
 
@@ -65,7 +65,7 @@ def _calls(problem: Problem) -> dict[str, Arguments]:
     return seen
 
 
-def _twice(module: nn.Module, given: Arguments) -> bool:
+def _takes_two(module: nn.Module, given: Arguments) -> bool:
     """Whether ∂/∂x of ‖∂(Σ outputs²)/∂x‖² can be had, with x the inputs and weights of a call."""
     leaves: list[Tensor] = []
 

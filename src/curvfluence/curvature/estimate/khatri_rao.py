@@ -10,20 +10,24 @@ the diagonal (m = l) both X and ã ãᵀ are symmetric: a quarter of that suffic
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.estimate.accumulate import Sums
+
 
 class PairSum:
-    """T = Σ_n X_n[p, r] ã^m_n[q] ã^l_n[s], accumulated over chunks of n."""
+    """T = Σ_n X_n[p, r] ã^m_n[q] ã^l_n[s], one of the sums of a pass under the name of `pair`."""
 
-    def __init__(self, *, symmetric: bool) -> None:
-        self._symmetric = symmetric
-        self._total: Tensor | None = None
+    def __init__(self, pair: tuple[Hashable, Hashable]) -> None:
+        self._pair = pair
+        self._symmetric = pair[0] == pair[1]
         self._sizes = (0, 0, 0, 0)
 
-    def add(self, x_bpr: Tensor, left_bq: Tensor, right_bs: Tensor) -> None:
-        """Add the terms of a chunk; with `symmetric`, X = Xᵀ and left is right."""
+    def add(self, sums: Sums, x_bpr: Tensor, left_bq: Tensor, right_bs: Tensor) -> None:
+        """Add the terms of a chunk; of a layer with itself X = Xᵀ and left is right."""
         _, p, r = x_bpr.shape
         q, s = left_bq.shape[1], right_bs.shape[1]
         self._sizes = (p, q, r, s)
@@ -35,38 +39,40 @@ class PairSum:
         else:
             x = x_bpr.flatten(1)
             a = (left_bq[:, :, None] * right_bs[:, None, :]).flatten(1)
-        if self._total is None:
-            self._total = x.T @ a
-        else:
-            self._total.addmm_(x.T, a)
+        sums.add_product_(self._pair, x.T, a)
 
-    def add_cross(self, g_bp: Tensor, e_bqr: Tensor, right_bs: Tensor) -> None:
+    def add_cross(self, sums: Sums, g_bp: Tensor, e_bqr: Tensor, right_bs: Tensor) -> None:
         """Add Σ_n g[p] E[q, r] ã^l[s]; q counts the inputs of m without the bias."""
         left = (g_bp[:, :, None] * right_bs[:, None, :]).flatten(1)  # [B, p s]
         shape = (g_bp.shape[1], right_bs.shape[1], *e_bqr.shape[1:])
-        self._cross_add((left.T @ e_bqr.flatten(1)).reshape(shape).permute(0, 2, 3, 1))
+        terms_psqr = (left.T @ e_bqr.flatten(1)).reshape(shape)
+        self._cross_add(sums, terms_psqr.permute(0, 2, 3, 1))
 
-    def add_diagonal(self, g_bp: Tensor, slope_bq: Tensor, right_bs: Tensor) -> None:
+    def add_diagonal(self, sums: Sums, g_bp: Tensor, slope_bq: Tensor, right_bs: Tensor) -> None:
         """`add_cross` with E = diag(slope): q = r, one row fewer in the product."""
         left = (g_bp[:, :, None] * right_bs[:, None, :]).flatten(1)
         p, s, q = g_bp.shape[1], right_bs.shape[1], slope_bq.shape[1]
         terms_pqs = (left.T @ slope_bq).reshape(p, s, q).transpose(1, 2)
-        self._cross_add(torch.diag_embed(terms_pqs.transpose(1, 2)).permute(0, 2, 3, 1))
+        self._cross_add(sums, torch.diag_embed(terms_pqs.transpose(1, 2)).permute(0, 2, 3, 1))
 
-    def _cross_add(self, terms_pqrs: Tensor) -> None:
-        assert self._total is not None
+    def _cross_add(self, sums: Sums, terms_pqrs: Tensor) -> None:
         p, q, r, s = self._sizes
         width = terms_pqrs.shape[1]  # q, less the bias where m has one
-        self._total.view(p, r, q, s)[:, :, :width, :] += terms_pqrs.transpose(1, 2)
+        sums[self._pair].view(p, r, q, s)[:, :, :width, :] += terms_pqrs.transpose(1, 2)
 
-    def block(self) -> Tensor:
-        """[p, q, r, s]."""
-        assert self._total is not None
+    def block(self, sums: Sums) -> Tensor:
+        """[p, q, r, s]; the sum is let go of."""
+        total = sums.pop(self._pair)
         p, q, r, s = self._sizes
         if not self._symmetric:
-            return self._total.reshape(p, r, q, s).transpose(1, 2)
-        full = self._total[_triangle(p)][:, _triangle(q)]
+            return total.reshape(p, r, q, s).transpose(1, 2)
+        full = total[_triangle(p)][:, _triangle(q)]
         return full.reshape(p, p, q, q).transpose(1, 2)
+
+
+def pair_sums(layers: int) -> dict[tuple[int, int], PairSum]:
+    """A sum for every pair (m, k) of layers with k <= m."""
+    return {(m, k): PairSum((m, k)) for m in range(layers) for k in range(m + 1)}
 
 
 def _triangle(size: int) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvfluence.curvature.estimate.double_backward import REFUSALS, not_twice
+from curvfluence.curvature.estimate.accumulate import Sums, accumulate
+from curvfluence.curvature.estimate.double_backward import REFUSALS, refused
 from curvfluence.errors import InputError
 from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
 from curvfluence.jacobian.fisher_pass import FisherPass
@@ -19,17 +20,18 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import precision
+from curvfluence.runtime.autograd import pulled_back
 
 Kind = Literal["GGN", "Hessian"]
 
 
-class Product:
+class CurvatureProduct:
     """v -> A v for A the GGN or the Hessian of the data term, v [Q, P].
 
     The GGN of a loss with at most 64 columns goes through its factor Z: (1/N) Zᵀ (Z v), two
     products of 2 Q N P operations (C times that where positions are shared), whose rows are held
-    while they are at most 2²⁷ numbers and made anew otherwise. Every other takes Jv by double
-    backward, ∂²ℓ/∂f² in output space and a backward pass, for each v: about the cost of four
+    while they are at most `Problem.remember` bytes and made anew otherwise. Every other takes Jv by
+    double backward, ∂²ℓ/∂f² in output space and a backward pass, for each v: about the cost of four
     passes over the data. `examples` a chunk.
     """
 
@@ -46,22 +48,25 @@ class Product:
     def __call__(self, v_qp: Tensor) -> Tensor:
         n = len(self.problem.train)
         if self._rows is not None:
-            return sum_of_pulled(self._rows, v_qp) / n
-        total = torch.zeros_like(v_qp)
+            return gram_product(self._rows, v_qp) / n
+
+        def add_products(numbered: tuple[int, Examples], sums: Sums) -> None:
+            model = _Linearised.of(self.problem, numbered[1], self.kind)
+            sums.add_("A v", torch.stack([model.product(v) for v in v_qp]))
+
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-            for _, part in self.problem.train.chunks(self._examples):
-                chunk = _Linearised.of(self.problem, part, self.kind)
-                for k, v in enumerate(v_qp):
-                    total[k] += chunk.product(v)
-        return total / n
+            chunks = self.problem.train.chunks(self._examples)
+            return accumulate(chunks, add_products).pop("A v").div_(n)
 
 
-def sum_of_pulled(rows_of: Iterable[Rows], v_qp: Tensor) -> Tensor:
-    """Zᵀ Z v, a chunk of rows at a time."""
-    total = torch.zeros_like(v_qp)
-    for rows in rows_of:
-        total += rows.adjoint(rows.inner(v_qp))
-    return total
+def gram_product(rows_of: Iterable[Rows], v_qp: Tensor) -> Tensor:
+    """Zᵀ (Z v), a chunk of rows at a time."""
+
+    def add_product(rows: Rows, sums: Sums) -> None:
+        zv_qnc = rows.inner(v_qp)
+        sums.add_("Zᵀ Z v", rows.adjoint(zv_qnc))
+
+    return accumulate(rows_of, add_product).pop("Zᵀ Z v")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +80,7 @@ class _Linearised:
     theta: list[Tensor]
     output: Tensor
     dummy: Tensor  # u, at 0
-    pulled: tuple[Tensor, ...]  # Jᵀ u with its graph in u
+    vjp: tuple[Tensor, ...]  # Jᵀ u with its graph in u
     slopes: tuple[Tensor, ...]  # Σ_n Jᵀ ∂ℓ/∂f with its graph in θ, for the Hessian
 
     @staticmethod
@@ -90,54 +95,57 @@ class _Linearised:
             dummy = torch.zeros_like(output, requires_grad=True)
             slopes: tuple[Tensor, ...] = ()
             try:
-                pulled = _filled(output, values, dummy)
+                vjp = _with_graph(output, values, dummy)
                 if kind == "Hessian":
-                    slopes = _filled(output, values, loss.gradient(output.detach(), y))
+                    slopes = _with_graph(output, values, loss.gradient(output.detach(), y))
             except REFUSALS as error:
-                raise not_twice(problem, error) from error
-        return _Linearised(problem, kind, loss, y, values, output, dummy, pulled, slopes)
+                raise refused(problem, error) from error
+        return _Linearised(problem, kind, loss, y, values, output, dummy, vjp, slopes)
 
     def product(self, v: Tensor) -> Tensor:
-        """Σ_n of the chunk, unscaled, [P]."""
-        parts = list(self.problem.parameters.unflatten(v).values())
-        loss, at = self.loss, self.output.detach()
+        """Σ_n Jᵀ (∂²ℓ/∂f²) J v of the chunk, unscaled, [P]; for the Hessian with
+        Σ_n Σ_k (∂ℓ/∂f_k) ∇²f_k v."""
         try:
-            (jv,) = torch.autograd.grad(self.pulled, self.dummy, parts, retain_graph=True)
+            jv = self._jv(v)
         except REFUSALS as error:
-            raise not_twice(self.problem, error) from error
-        times = loss.factored_product if self.kind == "GGN" else loss.hessian_product
-        found = torch.autograd.grad(
-            self.output,
-            self.theta,
-            times(at, self.targets, jv),
-            retain_graph=True,
-            allow_unused=True,
-        )
-        total = self._flat(found)
-        curved = [(s, p) for s, p in zip(self.slopes, parts, strict=False) if s.requires_grad]
-        if curved:
-            bent = torch.autograd.grad(
-                [s for s, _ in curved],
-                self.theta,
-                [p for _, p in curved],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            total = total + self._flat(bent)
-        return total
+            raise refused(self.problem, error) from error
+        curved = self.loss.factored_product if self.kind == "GGN" else self.loss.hessian_product
+        ssjv = curved(self.output.detach(), self.targets, jv)
+        total = self._flat(pulled_back(self.output, self.theta, ssjv))
+        return total + self._bent(v) if self.slopes else total
 
-    def _flat(self, found: tuple[Tensor | None, ...]) -> Tensor:
+    def _jv(self, v: Tensor) -> Tensor:
+        """J v: the derivative of vᵀ Jᵀ u in u."""
+        (jv,) = pulled_back(_dot(self.vjp, self._parts(v)), [self.dummy], v.new_ones(()))
+        assert jv is not None
+        return jv
+
+    def _bent(self, v: Tensor) -> Tensor:
+        """∇(vᵀ Σ_n Jᵀ δ_n) with δ held fixed."""
+        curved = [(s, p) for s, p in zip(self.slopes, self._parts(v), strict=True)]
+        curved = [(s, p) for s, p in curved if s.requires_grad]
+        if not curved:
+            return torch.zeros_like(v)
+        slopes, parts = zip(*curved, strict=True)
+        return self._flat(pulled_back(_dot(slopes, parts), self.theta, v.new_ones(())))
+
+    def _parts(self, v: Tensor) -> list[Tensor]:
+        return list(self.problem.parameters.unflatten(v).values())
+
+    def _flat(self, grads: tuple[Tensor | None, ...]) -> Tensor:
         parts = [
             (torch.zeros_like(v) if g is None else g).flatten()
-            for g, v in zip(found, self.theta, strict=True)
+            for g, v in zip(grads, self.theta, strict=True)
         ]
         return torch.cat(parts)
 
 
-def _filled(output: Tensor, theta: list[Tensor], u: Tensor) -> tuple[Tensor, ...]:
+def _dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    with torch.enable_grad():
+        return torch.stack([(x * y).sum() for x, y in zip(xs, ys, strict=True)]).sum()
+
+
+def _with_graph(output: Tensor, theta: list[Tensor], u: Tensor) -> tuple[Tensor, ...]:
     """Jᵀ u with its graph; a parameter that the output ignores gets zeros."""
-    found = cast(
-        "tuple[Tensor | None, ...]",
-        torch.autograd.grad(output, theta, u, create_graph=True, allow_unused=True),
-    )
-    return tuple(torch.zeros_like(v) if g is None else g for g, v in zip(found, theta, strict=True))
+    grads = pulled_back(output, theta, u, create_graph=True)
+    return tuple(torch.zeros_like(v) if g is None else g for g, v in zip(grads, theta, strict=True))

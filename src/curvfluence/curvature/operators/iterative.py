@@ -1,32 +1,34 @@
-"""A curvature known by its products alone, inverted by preconditioned conjugate gradients."""
+"""A matrix known by its products alone, inverted by preconditioned conjugate gradients."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.curvature import Curvature, Operator
-from curvfluence.curvature.damping import Absolute
-from curvfluence.curvature.diagonal import Diagonal
-from curvfluence.curvature.estimate.products import Kind, Product
-from curvfluence.curvature.inversion import ConjugateGradients
+from curvfluence.curvature.dense_limit import require_dense
+from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
-from curvfluence.curvature.rung import fit
+from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError
-from curvfluence.problem.problem import Problem
+
+# (r [Q, n], λ) -> about (M + diag(w) + λI)⁻¹ r
+Preconditioner = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class IterativeOperator(Operator):
     """C by exact products. Cost: one product of all open right-hand sides an iteration."""
 
-    product: Product
-    preconditioner: Curvature | None
+    product: CurvatureProduct
+    precondition: Preconditioner | None
     trace: float
-    tolerance: float
     max_iterations: int
+    held: int  # bytes of the preconditioner
+    tolerance: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -34,7 +36,7 @@ class IterativeOperator(Operator):
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.preconditioner is None else self.preconditioner.cost.nbytes
+        return self.held
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return self.product(v.reshape(-1, self.size)).view_as(v)
@@ -44,22 +46,18 @@ class IterativeOperator(Operator):
             return self.product(x_qp) + (decay + damping) * x_qp
 
         def precondition(r_qp: Tensor) -> Tensor:
-            if self.preconditioner is None:
-                return r_qp
-            return self.preconditioner.solve(r_qp, Absolute(damping))
+            return r_qp if self.precondition is None else self.precondition(r_qp, damping)
 
-        found = conjugate_gradients(
+        solution = conjugate_gradients(
             damped,
             v.reshape(-1, self.size),
             precondition=precondition,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-        return found.x.view_as(v)
+        return solution.x.view_as(v)
 
     def to_dense(self) -> Tensor:
-        from curvfluence.curvature.block_ggn import require_dense
-
         require_dense(self.product.kind, self.size, "the model")
         eye = torch.eye(self.size).to(self.product.problem.decay)
         return torch.cat([self.product(part) for part in eye.split(256)])
@@ -70,21 +68,8 @@ class IterativeOperator(Operator):
             "Matrix() or SampleSpace()"
         )
 
+    def eigenbasis(self) -> Eigen:
+        return Eigen.of(self.to_dense())
+
     def mean_eigenvalue(self) -> float:
         return self.trace / self.size
-
-
-def iterative(
-    problem: Problem, kind: Kind, form: ConjugateGradients
-) -> tuple[IterativeOperator, str]:
-    """(the GGN or the Hessian by its products, by which path). Its trace, the unit of a relative
-    damping, is the GGN's by `Diagonal` (a sampled one where the loss has many columns)."""
-    rung = form.preconditioner
-    fitted = None if rung is None else fit(problem, rung)
-    diagonal = fit(problem, Diagonal())
-    trace = sum(block.operator.mean_eigenvalue() * block.size for block in diagonal.blocks)
-    operator = IterativeOperator(
-        Product(problem, kind), fitted, trace, form.tolerance, form.max_iterations
-    )
-    by = "none" if fitted is None else fitted.name
-    return operator, f"exact products, conjugate gradients to {form.tolerance:g} (by {by})"

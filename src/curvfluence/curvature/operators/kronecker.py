@@ -6,19 +6,31 @@ row-major, (U_B ⊗ U_A) vec(V) = vec(U_B V U_Aᵀ).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.curvature import Operator, require_positive
+from curvfluence.curvature.operators.operator import (
+    Against,
+    Diagonalised,
+    Operator,
+    require_definite_eigenvalues,
+    squared,
+)
+from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, output_last
+from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
-from curvfluence.jacobian.terms import Term
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Formed, SharedOuter, Term
+
+Correction: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class KroneckerEigen(Operator):
-    """Cost of a product or a solve: O(o² i + o i²) time a vector; memory o² + i² + o i."""
+class Kronecker(Diagonalised):
+    """What all forms of U diag(Λ) Uᵀ share: the basis, and products by it."""
 
     out_basis: Tensor  # U_B, (o, o)
     in_basis: Tensor | None  # U_A, (i, i), a bias the last input; None is the identity (a lookup)
@@ -33,12 +45,6 @@ class KroneckerEigen(Operator):
         held = 0 if self.in_basis is None else self.in_basis.nbytes
         return self.out_basis.nbytes + held + self.values.nbytes
 
-    def shares_basis(self, other: KroneckerEigen) -> bool:
-        """Whether U is the same matrix in both."""
-        a, b = self.in_basis, other.in_basis
-        same = a is b if a is None or b is None else torch.equal(a, b)
-        return same and torch.equal(self.out_basis, other.out_basis)
-
     def rotate(self, v: Tensor) -> Tensor:
         """Uᵀ v as [..., o, i]."""
         v_koi = v.reshape(*v.shape[:-1], *self.values.shape)
@@ -52,6 +58,69 @@ class KroneckerEigen(Operator):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return self.rotate_back(self.values * self.rotate(v))
+
+    def to_dense(self) -> Tensor:
+        inner = self.in_basis
+        if inner is None:
+            inner = torch.eye(self.values.shape[1]).to(self.values)
+        basis = torch.kron(self.out_basis.contiguous(), inner.contiguous())
+        return (basis * self.values.flatten()) @ basis.T
+
+    def eigenvalues(self) -> Tensor:
+        return self.values.flatten()
+
+    def mean_eigenvalue(self) -> float:
+        return float(self.values.abs().mean())
+
+    def eigenbasis(self) -> KroneckerEigen:
+        return KroneckerEigen(self.out_basis, self.in_basis, self.values)
+
+    def with_eigenvalues(self, values: Tensor) -> Kronecker:
+        return replace(self, values=values.reshape(self.values.shape))
+
+    def diagonal_of(self, matrix: Tensor) -> Tensor:
+        half = self.rotate(matrix).flatten(1)  # M U
+        return self.rotate(half.T).flatten(1).diagonal().clone()
+
+    def eigenvectors(self, which: Tensor) -> Tensor:
+        units = self.values.new_zeros(len(which), self.size)
+        units[torch.arange(len(which)), which] = 1.0
+        return self.rotate_back(units.reshape(len(which), *self.values.shape)).T
+
+    def squared_norm(self) -> float:
+        return squared(self.values)
+
+    def squared_distance(self, other: Operator) -> float:
+        """Σ (Λ − Λ')² where both have the same U: no dense matrix."""
+        if isinstance(other, Kronecker) and self.shares_basis(other):
+            return squared(self.values, other.values)
+        return super().squared_distance(other)
+
+    def shares_basis(self, other: Kronecker) -> bool:
+        """Whether U is the same matrix in both."""
+        a, b = self.in_basis, other.in_basis
+        same = a is b if a is None or b is None else torch.equal(a, b)
+        return same and torch.equal(self.out_basis, other.out_basis)
+
+    def decay_of_weight_and_bias(self, decay: Tensor) -> tuple[float, float]:
+        """w₀ and δ with decay = w₀ everywhere and w₀ + δ on the last input."""
+        w_oi = decay.reshape(self.values.shape)
+        first, last = w_oi[0, 0], w_oi[0, -1]
+        if bool((w_oi[:, :-1] != first).any()) or bool((w_oi[:, -1] != last).any()):
+            raise InputError(
+                "a Kronecker block needs one weight decay for its weight and one for its bias; "
+                f"seen values from {float(w_oi.min()):.3g} to {float(w_oi.max()):.3g}"
+            )
+        return float(first), float(last - first)
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerEigen(Kronecker):
+    """Inverted exactly. Cost of a product or a solve: O(o² i + o i²) time a vector; memory
+    o² + i² + o i."""
+
+    def eigenbasis(self) -> KroneckerEigen:
+        return self
 
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
         """Exact, also where the bias (the last input) has another decay than the weight.
@@ -70,10 +139,39 @@ class KroneckerEigen(Operator):
         u_i, scaled_oi, gain_o = correction
         return x_koi - (gain_o * (x_koi @ u_i))[..., None] * scaled_oi
 
-    def quadratic(self, rotated: Term, decay: Tensor, damping: float) -> Tensor:
-        """rᵀ (M + diag(w) + λI)⁻¹ r of single-column rows in the eigenbasis, [N]: N o i operations
-        where no position is shared."""
+    def solve_rows(
+        self, places: Places, rows: Rows, decay: Tensor, damping: float, against: Against
+    ) -> Solution:
+        """A row is rotated as its a and s, never as a matrix. What is solved in the eigenbasis and
+        the rows that it meets come together in one of two places, whichever is fewer operations:
+        in the layer's coordinates, to which the Q solutions and the M rows that a fit left in the
+        eigenbasis are rotated back, (Q + M) o i (o + i), or there, (N − M) T (o² + i²).
+        """
+        assert isinstance(places, LayerPart)
+        term, basis = places.term(rows), (self.out_basis, self.in_basis)
+        formed = term.formed(*basis) if isinstance(term, SharedOuter) else term.rotated(*basis)
+        rotated = formed.held_nio.mT if isinstance(formed, Formed) else formed.dense()[:, 0]
+        x_qoi = self.solve_rotated(rotated, decay, damping)
+        there = self._count_within(places, against)
+        (o, i), inner = places.shape, self.in_basis is not None
+        back = (len(x_qoi) + there) * o * i * (o + i * inner)
+        left = against.examples - there
+        forth = left * places.layer.positions * (o * o + i * i * inner)
+        if back <= forth:
+            return InLayer.laid_out(places, self.rotate_back(x_qoi).unflatten(-1, (o, i)))
+        return Rotated(places, self, output_last(places, x_qoi))
+
+    def _count_within(self, part: LayerPart, against: Against) -> int:
+        """How many examples have a row that is formed in this basis."""
+        terms = (part.term(rows) for rows in against.cached if not rows.factored)
+        basis = self.out_basis, self.in_basis
+        return sum(term.n for term in terms if isinstance(term, Formed) and term.within(*basis))
+
+    def quadratic(self, places: Places, rows: Rows, decay: Tensor, damping: float) -> Tensor:
+        """In the eigenbasis: N o i operations where no position is shared."""
+        assert isinstance(places, LayerPart)
         denominator, correction = self._damped(decay, damping)
+        rotated = self.rotated(places.term(rows))
         total = rotated.weighted_squares(1 / denominator)
         if correction is not None:
             _, scaled_oi, gain_o = correction
@@ -84,57 +182,42 @@ class KroneckerEigen(Operator):
         """The rows of a term in the eigenbasis."""
         return term.rotated(self.out_basis, self.in_basis)
 
-    def _damped(
-        self, decay: Tensor, damping: float
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    def _damped(self, decay: Tensor, damping: float) -> tuple[Tensor, Correction | None]:
         """(Λ + w₀ + λ [o, i], and where the bias has a decay of its own: u [i], u over that, and δ
         over the gain of each output direction [o])."""
-        weight_decay, delta = self._split(decay)
+        weight_decay, delta = self.decay_of_weight_and_bias(decay)
         denominator = self.values + (weight_decay + damping)
-        self._require_positive(denominator)
+        require_definite_eigenvalues(denominator)
         if delta == 0:
             return denominator, None
         assert self.in_basis is not None, "a lookup has no bias"
         u_i = self.in_basis[-1]
         scaled_oi = u_i / denominator
         gain_o = 1 + delta * (u_i * scaled_oi).sum(-1)
-        self._require_positive(gain_o)
+        require_definite_eigenvalues(gain_o)
         return denominator, (u_i, scaled_oi, delta / gain_o)
-
-    def _require_positive(self, values: Tensor) -> None:
-        # Inverted one by one, so nothing is lost to conditioning: an eigenvalue is uncertain by
-        # the rounding of the factors, a few eps of the largest.
-        eps = torch.finfo(values.dtype).eps
-        smallest, largest = float(values.min()), float(values.max())
-        require_positive(smallest, largest, n=10, eps=eps, what="the damped eigenvalues")
-
-    def _split(self, decay: Tensor) -> tuple[float, float]:
-        """w₀ and δ with decay = w₀ everywhere and w₀ + δ on the last input."""
-        w_oi = decay.reshape(self.values.shape)
-        first, last = w_oi[0, 0], w_oi[0, -1]
-        if bool((w_oi[:, :-1] != first).any()) or bool((w_oi[:, -1] != last).any()):
-            raise InputError(
-                "a Kronecker block needs one weight decay for its weight and one for its bias; "
-                f"seen values from {float(w_oi.min()):.3g} to {float(w_oi.max()):.3g}"
-            )
-        return float(first), float(last - first)
-
-    def to_dense(self) -> Tensor:
-        inner = self.in_basis
-        if inner is None:
-            inner = torch.eye(self.values.shape[1]).to(self.values)
-        basis = torch.kron(self.out_basis.contiguous(), inner.contiguous())
-        return (basis * self.values.flatten()) @ basis.T
-
-    def eigenvalues(self) -> Tensor:
-        return self.values.flatten()
-
-    def mean_eigenvalue(self) -> float:
-        return float(self.values.abs().mean())
 
 
 @dataclass(frozen=True, eq=False)
-class FactoredKronecker(KroneckerEigen):
+class Rotated(Solution):
+    """In a block's Kronecker eigenbasis: x̂ [Q, o, i], and rows are rotated as a and s."""
+
+    part: LayerPart
+    operator: KroneckerEigen
+    x_qoi: Tensor
+
+    def inner(self, rows: Rows) -> Tensor:
+        return self.operator.rotated(self.part.term(rows)).inner(self.x_qoi)
+
+    def flat(self) -> Tensor:
+        return self.operator.rotate_back(self.x_qoi)
+
+    def compressed(self, tolerance: float) -> Solution:
+        return compressed(self, self.part, self.flat().unflatten(-1, self.part.shape), tolerance)
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredKronecker(Kronecker):
     """K-FAC inverted with factored damping: (A + π√λ I) ⊗ (B + √λ/π I), Martens & Grosse 2015 §6.3.
 
     π² = (tr A / i) / (tr B / o), 1 where a factor is 0; λ here is damping + w, which must be
@@ -146,7 +229,7 @@ class FactoredKronecker(KroneckerEigen):
     in_values: Tensor  # λ_A, (i,)
 
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
-        weight_decay, delta = self._split(decay)
+        weight_decay, delta = self.decay_of_weight_and_bias(decay)
         if delta != 0:
             raise InputError(
                 "factored damping needs the same weight decay for a layer's weight and bias: keep "
@@ -158,7 +241,7 @@ class FactoredKronecker(KroneckerEigen):
         out = self.out_values + root / pi
         inp = self.in_values + root * pi
         denominator = torch.outer(out, inp)
-        self._require_positive(denominator)
+        require_definite_eigenvalues(denominator)
         return self.rotate_back(self.rotate(v) / denominator)
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.jacobian.terms import Formed, SharedOuter, Term
-
-NUMBERS = 2**24  # in a temporary of products with every query
+from curvfluence.runtime import budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,7 @@ class LowRank:
         left = self.left.transpose(0, 1).flatten(1)  # [o, Q r]
         right = self.right.transpose(0, 1).flatten(1)
         t = term.a.shape[1]
-        step = max(1, NUMBERS // max(1, term.c * t * q * r))
+        step = max(1, budget.LOW_RANK // max(1, term.c * t * q * r))
         parts: list[Tensor] = []
         for start in range(0, term.n, step):
             part = term[start : start + step]

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.curvature import Operator
+from curvfluence.curvature.dense_limit import require_dense
+from curvfluence.curvature.estimate.products import gram_product
 from curvfluence.curvature.operators.cholesky import Cholesky
+from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError
 from curvfluence.jacobian.layers import Layer
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer, Term
+from curvfluence.runtime import budget
 
-BATCH = 2**25  # numbers in a batch of float64 right-hand sides, of which about five are held
 REFINEMENTS = 5
-SLICE = 2**26  # numbers of rows taken to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class SampleSpaceOperator(Operator):
     n: int  # N, all training examples
     dropped: int = 0
     dropped_trace: float = 0.0  # (1/N) Σ ‖row‖² of what was dropped: bounds ‖C − kept‖₂
-    tolerance: float = 1e-6
+    tolerance: float = 1e-6  # pyright: ignore[reportIncompatibleVariableOverride]
     _last: list[tuple[Tensor, Cholesky]] = field(default_factory=list, init=False, repr=False)
 
     @property
@@ -56,11 +58,8 @@ class SampleSpaceOperator(Operator):
 
     def _product(self, v_qp: Tensor) -> Tensor:
         """C v in the dtype of v, whatever that of the rows."""
-        total = torch.zeros_like(v_qp)
-        for part in self.rows.slices(SLICE):
-            rows = part.to(v_qp.dtype)
-            total += rows.adjoint(rows.inner(v_qp))
-        return total / self.n
+        parts = self.rows.slices(budget.EXACT_ROWS)
+        return gram_product((part.to(v_qp.dtype) for part in parts), v_qp).div_(self.n)
 
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
         shift = decay + damping
@@ -70,7 +69,7 @@ class SampleSpaceOperator(Operator):
                 "damping > 0"
             )
         flat = v.reshape(-1, self.size)
-        factor, batch = self._factor(shift), max(1, BATCH // self.size)
+        factor, batch = self._factor(shift), max(1, budget.RIGHT_HAND_SIDES // self.size)
         out = torch.empty_like(flat)
         for to, part in zip(out.split(batch), flat.split(batch), strict=True):
             to.copy_(self._refined(part, shift, factor))
@@ -109,7 +108,7 @@ class SampleSpaceOperator(Operator):
         """N I + Z D⁻¹ Zᵀ, [R, R]; only the lower triangle is filled."""
         rows, (n, c) = self.rows, self.rows.dense.shape[:2]
         total = rows.dense.new_zeros(n * c, n * c)
-        step = max(1, 2**25 // (c * c * n))
+        step = max(1, budget.KERNEL // (c * c * n))
         for layer, term in zip(rows.layers, rows.terms, strict=True):
             weight = _uniform(layer.weight_of(rows.parameters, shift), layer.weight)
             bias = None
@@ -127,8 +126,6 @@ class SampleSpaceOperator(Operator):
         return total
 
     def to_dense(self) -> Tensor:
-        from curvfluence.curvature.block_ggn import require_dense
-
         require_dense("GGN", self.size, "the model")
         flat = self.rows.to_dense().flatten(0, 1)
         return flat.T @ flat / self.n
@@ -142,6 +139,9 @@ class SampleSpaceOperator(Operator):
         kept = values[-min(len(values), self.size) :]
         out[: len(kept)] = kept
         return out
+
+    def eigenbasis(self) -> Eigen:
+        return Eigen.of(self.to_dense())
 
     def mean_eigenvalue(self) -> float:
         return float(self.rows.squared_norms().double().sum()) / self.n / self.size

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.curvature import Operator
+from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError, SingularError
 
 
@@ -98,6 +100,8 @@ class Truncate(Treatment):
 class Symmetric(Operator):
     """An indefinite M with the eigendecomposition of M + diag(w); solves share it at every λ."""
 
+    definite: ClassVar[bool] = False
+
     matrix: Tensor
     decay: Tensor
     values: Tensor  # μ, ascending
@@ -148,6 +152,9 @@ class Symmetric(Operator):
         if self.uniform:
             return self.values - self.decay[0]
         return torch.linalg.eigvalsh(self.matrix)
+
+    def eigenbasis(self) -> Eigen:
+        return Eigen(self.vectors, self.eigenvalues()) if self.uniform else Eigen.of(self.matrix)
 
     def mean_eigenvalue(self) -> float:
         return float(self.eigenvalues().abs().mean())

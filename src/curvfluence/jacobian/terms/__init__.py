@@ -7,8 +7,8 @@ t position, c column, o and i outputs and inputs of the layer, q query, m group.
 """
 
 from curvfluence.jacobian.terms.base import Factored, Term
+from curvfluence.jacobian.terms.biased import bias_alone, joined, with_bias
 from curvfluence.jacobian.terms.formed import Formed
-from curvfluence.jacobian.terms.forms import bias_alone, joined, with_bias
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.lookup import LookupOuter
 from curvfluence.jacobian.terms.outer import Outer

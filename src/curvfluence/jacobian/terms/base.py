@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.jacobian.terms.products import Memo
-
-NUMBERS = 2**22  # in a temporary of per-example matrices: malloc keeps the memory of such a one
+from curvfluence.runtime import budget
 
 
 class Term(ABC):
@@ -61,6 +60,12 @@ class Term(ABC):
     def rotated(self, out_basis: Tensor, in_basis: Tensor | None) -> Term:
         """U_Bᵀ row U_A; None is the identity."""
 
+    @abstractmethod
+    def squares(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, memo: Memo | None = None
+    ) -> Tensor:
+        """Σ_n Σ_c (U_Bᵀ row U_A)² elementwise, [o, i]; None is the identity."""
+
     def weighted_squares(self, weights_oi: Tensor) -> Tensor:
         """Σ_oi weights_oi row_oi² of single-column rows, [N]."""
         width = self.shape[0] * self.shape[1]
@@ -75,8 +80,8 @@ class Term(ABC):
         return torch.cat([(p.dense()[:, 0] * weights_oi).sum(2) for p in self.slices(width)])
 
     def numbered_slices(self, width: int) -> Iterator[tuple[int, Term]]:
-        """(start, part) such that each part's rows of `width` numbers are about `NUMBERS`."""
-        step = max(1, NUMBERS // max(1, self.c * width))
+        """(start, part) such that each part's rows of `width` numbers are about `budget.FORMED`."""
+        step = max(1, budget.FORMED // max(1, self.c * width))
         for start in range(0, self.n, step):
             yield start, self[slice(start, start + step)]
 
@@ -131,11 +136,13 @@ class Factored(Term):
         """How many (n, t) count, each as v_n."""
 
     @abstractmethod
-    def reduced(self) -> Factored:
-        """One position: a averaged and s summed over t."""
+    def left_gram(self) -> Tensor:
+        """Σ_n Σ_c G Gᵀ, [o, o], with G the row as an o × i matrix."""
 
     @abstractmethod
-    def squares(
-        self, out_basis: Tensor | None, in_basis: Tensor | None, memo: Memo | None = None
-    ) -> Tensor:
-        """Σ_n Σ_c (U_Bᵀ row U_A)² elementwise, [o, i]; None is the identity."""
+    def right_gram(self) -> Tensor:
+        """Σ_n Σ_c Gᵀ G, [i, i] ([i], its diagonal, for a lookup)."""
+
+    @abstractmethod
+    def reduced(self) -> Factored:
+        """One position: a averaged and s summed over t."""

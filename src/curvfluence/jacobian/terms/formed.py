@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.jacobian.terms.base import Term
-from curvfluence.jacobian.terms.products import sum_of
+from curvfluence.jacobian.terms.products import Memo, sum_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,11 @@ class Formed(Term):
         last_no = m_nio[:, -1] if self.in_basis is None else self.in_basis[-1] @ m_nio
         return (last_no if self.out_basis is None else last_no @ self.out_basis.T)[:, None]
 
-    def squares(self) -> Tensor:
-        """Σ_n M² elementwise, [o, i]."""
-        parts = self.slices(self.held_nio[0].numel())
+    def squares(
+        self, out_basis: Tensor | None, in_basis: Tensor | None, memo: Memo | None = None
+    ) -> Tensor:
+        within = self.rotated(out_basis, in_basis)
+        parts = within.slices(within.held_nio[0].numel())
         return sum_of(cast(Formed, part).held_nio.square().sum(0) for part in parts).mT
 
     def inner(self, x_qoi: Tensor) -> Tensor:

@@ -51,6 +51,15 @@ class LookupOuter(Factored):
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 2))
 
+    def left_gram(self) -> Tensor:
+        _, s_rcd = self._merged()
+        return gram(s_rcd.flatten(0, 1))
+
+    def right_gram(self) -> Tensor:
+        key, s_rcd = self._merged()
+        total = self.s.new_zeros(self.vocabulary)
+        return total.index_add_(0, key % self.vocabulary, s_rcd.square().sum((1, 2)))
+
     def positions(self, weights: Tensor | None = None) -> float:
         return counted_positions(counting(self.counted, self.s), weights, *self.ids.shape)
 

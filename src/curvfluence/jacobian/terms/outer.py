@@ -11,9 +11,7 @@ from curvfluence.jacobian.terms.base import Factored
 from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.products import Memo, combined, mm, rooted, shared
-
-INNER = 2**22  # in a temporary of products with some queries: it stays in cache
-OPERAND = 2**20  # in the solved queries that such a product takes at a time
+from curvfluence.runtime import budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +48,12 @@ class Outer(Factored):
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 1))
 
+    def left_gram(self) -> Tensor:
+        return gram((self.s * self.a.norm(dim=1)[:, None, None]).flatten(0, 1))
+
+    def right_gram(self) -> Tensor:
+        return gram(self.a * self.s.flatten(1).norm(dim=1, keepdim=True))
+
     def positions(self, weights: Tensor | None = None) -> float:
         return self.n if weights is None else float(weights.sum())
 
@@ -71,8 +75,8 @@ class Outer(Factored):
         q, o, i = x_qoi.shape
         if self.c == 1 and i <= q:
             return super().inner(x_qoi)
-        several = max(1, OPERAND * (1 if self.c == 1 else 8) // (o * i))
-        step = max(64, INNER // (min(q, several) * o))
+        several = max(1, budget.OPERAND * (1 if self.c == 1 else 8) // (o * i))
+        step = max(64, budget.INNER // (min(q, several) * o))
         total = self.s.new_empty(q, self.n, self.c)
         for first in range(0, q, several):
             x_ri = x_qoi[first : first + several].reshape(-1, i)

@@ -22,6 +22,7 @@ from curvfluence.jacobian.terms.products import (
     mm,
     rooted,
     shared,
+    sum_of,
 )
 
 FORMED = 2  # times the numbers of a and s up to which formed rows are kept
@@ -70,6 +71,13 @@ class SharedOuter(Factored):
 
     def output_gram(self) -> Tensor:
         return gram(self.s.flatten(0, 2))
+
+    def left_gram(self) -> Tensor:
+        return sum_of(gram(rows.flatten(0, 2)) for rows in self._within(None, None, None))
+
+    def right_gram(self) -> Tensor:
+        parts = self._within(None, None, None)
+        return sum_of(gram(rows.permute(0, 2, 3, 1).flatten(0, 2)) for rows in parts)
 
     def positions(self, weights: Tensor | None = None) -> float:
         return counted_positions(counting(self.counted, self.s), weights, self.n, self.a.shape[1])

@@ -20,6 +20,7 @@ class Loss(ABC):
     unit: str = "loss"
     lower_is_better: bool = True
     convex: bool = True  # whether ∂²ℓ/∂f² is S Sᵀ in full: nothing negative was set to 0
+    clip_negative: bool = False  # whether S leaves out what is negative, by request
 
     @property
     def speaks(self) -> bool:
@@ -55,6 +56,15 @@ class Loss(ABC):
                 "Positions(loss)"
             )
         return output
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Which positions of the outputs count, [N, T]; None for a loss without positions."""
+        return None
+
+    @property
+    def positions(self) -> int | None:
+        """T, for a loss that is a sum over positions of the outputs."""
+        return None
 
     @abstractmethod
     def check(self, n_outputs: int, target: Tensor) -> None:
@@ -139,6 +149,10 @@ class Wrapping(Loss):
     @property
     def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.loss.convex
+
+    @property
+    def clip_negative(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.clip_negative
 
     @property
     def speaks(self) -> bool:

@@ -67,6 +67,10 @@ class Positions(Wrapping):
         return replace(bound, mean_count=float((v_n * counted_n).sum() / v_n.sum()))
 
     @property
+    def positions(self) -> int:
+        return self.count
+
+    @property
     def is_bound(self) -> bool:
         return self.count > 0
 

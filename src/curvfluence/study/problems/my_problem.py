@@ -31,21 +31,21 @@ def architecture() -> nn.Module:
 
 
 # How it is trained. Weight decay belongs here, not into the optimiser: influence needs it too.
-recipe = cf.Recipe(
+recipe = cf.truth.Recipe(
     architecture=architecture,
     loss=cf.CrossEntropy(),
-    optimizer=cf.sgd(0.03, momentum=0.9),
+    optimizer=cf.truth.sgd(0.03, momentum=0.9),
     batch_size=32,
     epochs=60,
     weight_decay=1e-2,
 )
 
 # Which run of the recipe gave the weights: the seeds of its initialisation and of its data order.
-run = cf.Run(init_seed=0, order_seed=0)
+run = cf.truth.Run(init_seed=0, order_seed=0)
 
 # The weights. Trained here they are the recipe's own; if training takes long, save
 # trained.weights(0) with torch.save once and load it instead.
-trained = cf.train(recipe, train, [run])
+trained = cf.truth.train(recipe, train, [run])
 
 # What is asked: which training examples changed the loss of each query, and by how much.
 problem = cf.Problem(

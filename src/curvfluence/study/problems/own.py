@@ -30,8 +30,8 @@ T = TypeVar("T")
 
 _EXPECTED = {
     "problem": "the cf.Problem at its trained weights",
-    "recipe": "the cf.Recipe that gave those weights",
-    "run": "a cf.Run on the whole training set, such as cf.Run(init_seed=0, order_seed=0)",
+    "recipe": "the cf.truth.Recipe that gave those weights",
+    "run": "a cf.truth.Run on the whole training set: cf.truth.Run(init_seed=0, order_seed=0)",
     "subsets": "how many random subsets to retrain on, a whole number of at least 3",
     "name": "a title, in a string",
     "display": "a Display, what a report shows of each example",
@@ -42,8 +42,9 @@ def load_file(path: Path) -> StudyProblem:
     """The problem that a Python file defines, once its recipe is known to give its weights.
 
     The file must define `problem`, the `cf.Problem` at its trained weights, and `recipe`, the
-    `cf.Recipe` that gave them. It may define `run`, which run of the recipe that was (by default
-    `cf.Run(0, 0)`); `subsets`, a whole number; `name`, a title; and `display`, a `Display`.
+    `cf.truth.Recipe` that gave them. It may define `run`, which run of the recipe that was (by
+    default `cf.truth.Run(0, 0)`); `subsets`, a whole number; `name`, a title; and `display`, a
+    `Display`.
 
     Cost: the file's own work, and one training by the recipe.
 

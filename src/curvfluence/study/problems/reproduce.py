@@ -98,7 +98,7 @@ def require_reproduced(problem: Problem, recipe: Recipe, run: Run) -> None:
     if all(torch.allclose(start[n].to(value), value) for n, value in problem.theta.items()):
         raise InputError(
             f"they are untrained, the initialisation of {_plain(run)}: pass "
-            "weights=trained.weights(0), with trained = cf.train(recipe, train, [run]), to "
+            "weights=trained.weights(0), with trained = cf.truth.train(recipe, train, [run]), to "
             "cf.Problem"
         )
     raise InputError(
@@ -106,14 +106,14 @@ def require_reproduced(problem: Problem, recipe: Recipe, run: Run) -> None:
         f"‖θ_recipe − θ_given‖ / ‖θ_given‖ is {distance:.2g}, most in {worst}; expected is at most "
         f"{TOLERANCE:g}. The training loss is {float(trained.final_loss[0]):.6g} after retraining "
         f"and {_loss(problem, given):.6g} at the given weights. Likely causes: another seed (set "
-        "run = cf.Run(init_seed=…, order_seed=…)), training by another loop or in another order "
-        "of the data (train with cf.train(recipe, train, [run])), other data than the problem's, "
-        "or training that is not deterministic"
+        "run = cf.truth.Run(init_seed=…, order_seed=…)), training by another loop or in another "
+        "order of the data (train with cf.truth.train(recipe, train, [run])), other data than the "
+        "problem's, or training that is not deterministic"
     )
 
 
 def _plain(run: Run) -> str:
-    return f"cf.Run(init_seed={run.init_seed}, order_seed={run.order_seed})"
+    return f"cf.truth.Run(init_seed={run.init_seed}, order_seed={run.order_seed})"
 
 
 def _loss(problem: Problem, weights: Mapping[str, Tensor]) -> float:

@@ -1,0 +1,121 @@
+"""The two factors of a layer's block, as sums over the data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, float64, tensor
+
+from curvfluence.curvature.estimate.accumulate import Sums
+from curvfluence.curvature.places import LayerPart
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Factored, LookupOuter, Memo
+from curvfluence.jacobian.terms.gram import operations as gram_operations
+from curvfluence.problem.problem import Problem
+
+
+class Factors(ABC):
+    """Which factors A (of the inputs) and B (of the outputs) a layer's rows are summed to."""
+
+    @abstractmethod
+    def add(self, part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
+        """Add what a chunk of rows gives to the sums of a part."""
+
+    @abstractmethod
+    def of(self, part: LayerPart, sums: Sums, problem: Problem) -> tuple[Tensor, Tensor]:
+        """(A [i, i], B [o, o]) from the sums; the A of a lookup is its diagonal, [i]."""
+
+    def rule(self, part: LayerPart) -> str:
+        """How shared positions were treated, as coverage says it; "" where there is no choice."""
+        return ""
+
+    @abstractmethod
+    def operations(self, part: LayerPart, columns: int) -> float:
+        """Of one example's contribution."""
+
+
+class Sharing(Factors):
+    """K-FAC's factors: which a and s A and B are sums of where positions share weights
+    (Eschenhagen et al. 2023, §3).
+
+    With weights v, A is the mean by v, and B Σ_n v_n s sᵀ over N and the mean count of positions
+    by v: what examples that are there v times would give.
+    """
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def merged(self, term: Factored) -> Factored:
+        """The rows as their positions are taken."""
+
+    def add(self, part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
+        term, v = self.merged(part.factored(rows)), rows.weights
+        sums.add((part.name, "A"), term.input_gram(v, memo))
+        sums.add_((part.name, "B"), term.output_gram())
+        sums.add_((part.name, "positions"), tensor(term.positions(v), dtype=float64))
+
+    def of(self, part: LayerPart, sums: Sums, problem: Problem) -> tuple[Tensor, Tensor]:
+        n, v = len(problem.train), problem.train.weights
+        total = n if v is None else float(v.sum())
+        count = float(sums.pop((part.name, "positions")))
+        a_ii = sums.pop((part.name, "A")) / total
+        b_oo = sums.pop((part.name, "B")) / (count * (n / total) if count else 1)
+        return a_ii, b_oo
+
+    def rule(self, part: LayerPart) -> str:
+        return self.name if part.layer.shared else ""
+
+    def operations(self, part: LayerPart, columns: int) -> float:
+        o, i = part.shape
+        inputs = 0.0 if part.lookup else gram_operations(i)
+        return part.layer.positions * (inputs + columns * gram_operations(o))
+
+
+class Expand(Sharing):
+    """Each position is a datum of its own: A = (1/N) Σ_n Σ_t a aᵀ, B = (1/(N T)) Σ_n Σ_t s sᵀ with
+    T the mean count of positions. For T = 1 plain K-FAC."""
+
+    def merged(self, term: Factored) -> Factored:
+        return term
+
+    def __repr__(self) -> str:
+        return "Expand()"
+
+
+class Reduce(Sharing):
+    """Positions are merged first: ā is their mean, s their sum; A = (1/N) Σ_n ā āᵀ,
+    B = (1/N) Σ_n (Σ_t s)(Σ_t s)ᵀ. A lookup stays with `Expand`, whose A is diagonal."""
+
+    def merged(self, term: Factored) -> Factored:
+        return term if isinstance(term, LookupOuter) else term.reduced()
+
+    def rule(self, part: LayerPart) -> str:
+        return "expand, as for every lookup" if part.layer.lookup else super().rule(part)
+
+    def __repr__(self) -> str:
+        return "Reduce()"
+
+
+class Grams(Factors):
+    """R = (1/N) Σ_n Σ_c Gᵀ G (of the inputs) and L = (1/N) Σ_n Σ_c G Gᵀ, with G the o × i matrix
+    of a row, summed over shared positions: what the optimiser Shampoo accumulates. The R of a
+    lookup is kept diagonal. tr L = tr R is the trace of the layer's GGN block."""
+
+    def add(self, part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
+        term = part.factored(rows)
+        sums.add_((part.name, "R"), term.right_gram())
+        sums.add_((part.name, "L"), term.left_gram())
+
+    def of(self, part: LayerPart, sums: Sums, problem: Problem) -> tuple[Tensor, Tensor]:
+        n = len(problem.train)
+        return sums.pop((part.name, "R")) / n, sums.pop((part.name, "L")) / n
+
+    def operations(self, part: LayerPart, columns: int) -> float:
+        o, i = part.shape
+        if not part.shared:
+            inputs = 0.0 if part.lookup else gram_operations(i)
+            return inputs + columns * part.layer.positions * gram_operations(o)
+        formed = 2.0 * part.layer.positions * o * i
+        return columns * (2 * formed + i * gram_operations(o) + o * gram_operations(i))

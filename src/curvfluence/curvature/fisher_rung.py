@@ -1,0 +1,116 @@
+"""Rungs that are estimated layer by layer under a Fisher type."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from curvfluence.curvature.coverage import CoverageLine
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.estimate.accumulate import Sums
+from curvfluence.curvature.fallback import Fallback, Native
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.operator import Operator
+from curvfluence.curvature.places import LayerPart, layer_parts
+from curvfluence.curvature.rung import LeftBehind, Rung
+from curvfluence.errors import InputError
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher import TYPE2_LIMIT, Fisher, default_fisher
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Memo
+from curvfluence.problem.problem import Problem
+
+AddPart: TypeAlias = Callable[[LayerPart, Rows, Sums, Memo], None]
+
+
+@dataclass(frozen=True)
+class FisherRung(Rung):
+    """A rung below GGN. `fisher` is by default type2 up to 64 output columns, mc(8) above;
+    `joint_bias=False` gives a layer's bias a block of its own."""
+
+    fisher: Fisher | None = None
+    joint_bias: bool = True
+
+    native: ClassVar[Native] = Native()  # its definition where there is no layer rule
+    passes: ClassVar[int] = 1  # how often the rows are read
+
+    def __post_init__(self) -> None:
+        if self.fisher is not None and not isinstance(self.fisher, Fisher):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"fisher must be Type2(), MonteCarlo(k) or Empirical(); seen {self.fisher!r}"
+            )
+
+    @abstractmethod
+    def rule(self, part: LayerPart) -> str:
+        """What coverage says of a layer's block."""
+
+    @abstractmethod
+    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+        """The rung's blocks from the rows of the training set under a Fisher type."""
+
+    def fisher_of(self, problem: Problem) -> Fisher:
+        return default_fisher(problem) if self.fisher is None else self.fisher
+
+    def build(self, problem: Problem) -> Curvature:
+        fisher = self.fisher_of(problem)
+        rows = FisherPass(problem, fisher, again=self.passes > 1)
+        blocks = self.build_blocks(rows)
+        return Curvature(
+            rung=self.name,
+            parameters=problem.parameters,
+            blocks=blocks,
+            decay=problem.decay,
+            fisher=fisher.name,
+            notes=(*rows.notes(), *self._of_default(problem, fisher)),
+        )
+
+    def _of_default(self, problem: Problem, fisher: Fisher) -> tuple[str, ...]:
+        columns = problem.loss.columns(problem.n_outputs)
+        if self.fisher is not None or columns <= TYPE2_LIMIT:
+            return ()
+        return (
+            f"{fisher.name} by default: {columns} output columns an example are more than "
+            f"{TYPE2_LIMIT}",
+        )
+
+    def parts(self, problem: Problem) -> tuple[LayerPart, ...]:
+        return layer_parts(problem.parameters, discover(problem), joint_bias=self.joint_bias)
+
+    def fallback(self, problem: Problem) -> Fallback:
+        return Fallback.of(problem, discover(problem), self.native, joint=self.joint_bias)
+
+    def block(self, part: LayerPart, operator: Operator) -> Block:
+        """A layer's block of this rung."""
+        return Block(part.name, part.parameters, part, operator, self.rule(part))
+
+    def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
+        lines = (
+            CoverageLine(part.name, part.parameters, part.size, self.rule(part))
+            for part in self.parts(problem)
+        )
+        return (*lines, *self.fallback(problem).coverage())
+
+    def left_behind(self, problem: Problem) -> LeftBehind:
+        return LeftBehind(self.fisher_of(problem))
+
+
+def each_part(
+    parts: tuple[LayerPart, ...], add: AddPart, fallback: Fallback | None = None
+) -> Callable[[Rows, Sums], None]:
+    """The update of a pass that adds `add(part, rows, sums, memo)` of every part, and what the
+    fallback's blocks need. `memo` holds what neighbours on the same inputs share."""
+
+    def update(rows: Rows, sums: Sums) -> None:
+        memo: Memo = {}
+        inputs: int | None = None
+        for part in parts:
+            if inputs != (inputs := rows.inputs_of(part.position)):
+                memo.clear()
+            add(part, rows, sums, memo)
+        if fallback is not None:
+            fallback.add(rows, sums)
+
+    return update

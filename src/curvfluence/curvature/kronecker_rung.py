@@ -1,0 +1,226 @@
+"""Rungs on a Kronecker eigenbasis U_B ⊗ U_A for each layer, and how their eigenvalues are had."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.estimate.accumulate import Sums, accumulate
+from curvfluence.curvature.estimate.factors import Factors
+from curvfluence.curvature.fisher_rung import AddPart, FisherRung, each_part
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.kronecker import (
+    InputBases,
+    Kronecker,
+    KroneckerEigen,
+    basis_of,
+)
+from curvfluence.curvature.places import LayerPart, layer_parts
+from curvfluence.curvature.rung import LeftBehind
+from curvfluence.curvature.workload import Workload
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher import Fisher
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.rows import Basis, Rows
+from curvfluence.jacobian.terms import Memo
+from curvfluence.jacobian.terms.shared import is_compact
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class KroneckerRung(FisherRung):
+    """Per layer U_B ⊗ U_A, the eigenvectors of two factors, with eigenvalues made of theirs.
+
+    A rung of this kind says which `factors` it has and what `spectrum` they give.
+    """
+
+    kind: ClassVar[str]  # what coverage calls a layer's block
+
+    @property
+    @abstractmethod
+    def factors(self) -> Factors:
+        """Which two sums over the data."""
+
+    def spectrum(self, out_values: Tensor, in_values: Tensor) -> Tensor:
+        """Λ [o, i] from λ_B [o] and λ_A [i]: of B ⊗ A, their products."""
+        return torch.outer(out_values, in_values)
+
+    def operator(self, out: tuple[Tensor, Tensor], inp: tuple[Tensor, Tensor | None]) -> Kronecker:
+        """A layer's operator from (λ_B, U_B) and (λ_A, U_A)."""
+        (out_values, out_basis), (in_values, in_basis) = out, inp
+        return KroneckerEigen(out_basis, in_basis, self.spectrum(out_values, in_values))
+
+    def rule(self, part: LayerPart) -> str:
+        sharing = self.factors.rule(part)
+        return f"{self.kind}, {sharing}" if sharing else self.kind
+
+    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+        """Factors, their eigenvectors, and the operator that these make."""
+        parts, fallback = self.parts(rows.problem), self.fallback(rows.problem)
+        sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
+        inputs = InputBases()
+        made: list[Block] = []
+        for part in parts:
+            a_ii, b_oo = self.factors.of(part, sums, rows.problem)
+            out_values, out_basis = basis_of(b_oo)
+            assert out_basis is not None
+            operator = self.operator((out_values, out_basis), inputs.of(a_ii))
+            made.append(self.block(part, operator))
+        return (*made, *fallback.blocks(sums))
+
+    def elements(self, problem: Problem) -> float:
+        return sum(3.0 * _factor_elements(p) + p.size for p in _whole_parts(problem))
+
+    def stages(self, work: Workload) -> list[Stage]:
+        fisher, parts = self.fisher_of(work.problem), self.parts(work.problem)
+        columns, fallback = fisher.width(work.problem), self.fallback(work.problem)
+        held = sum(_factor_elements(p) + p.size for p in _whole_parts(work.problem))
+        cached = work.cached(fisher) if self.passes > 1 else 0.0
+        update = each_part(parts, self.factors.add, fallback)
+        operations = sum(self.factors.operations(part, columns) for part in parts)
+        cubes = sum(_cubes(part) for part in parts)
+        return [
+            work.passed("pass over the data", columns),
+            work.timed(
+                "factors",
+                len(work.problem.train) * operations,
+                held + cached,
+                fisher,
+                lambda rows: update(rows, Sums()),
+            ),
+            work.eigendecompositions("eigendecompositions", cubes, 3 * held + cached, exact=True),
+        ]
+
+    def rotations(self, work: Workload, formed: frozenset[str]) -> float:
+        """Of the solved queries, and back or of the rows, whichever is less."""
+        n, total = len(work.problem.train), 0.0
+        for layer in work.layout.layers:
+            o, i = layer.out_features, layer.in_features
+            turn = 2.0 * work.queries * o * i * (o + i)
+            total += turn
+            if layer.weight not in formed:
+                total += min(turn, 2.0 * n * layer.positions * (o * o + i * i))
+        return total
+
+
+@dataclass(frozen=True)
+class CorrectedRung(KroneckerRung):
+    """The same eigenbasis with the diagonal of the layer's GGN block in it for eigenvalues:
+    Λ_ij = (1/N) Σ_n Σ_c (Σ_t (U_Bᵀ s_t)_i (U_Aᵀ a_t)_j)², the best diagonal there (George et al.
+    2018). `values` is the Fisher type of Λ, by default that of the factors: with sampled factors
+    and `values=Type2()` the basis is sampled and the eigenvalues are exact.
+    """
+
+    values: Fisher | None = None
+
+    passes: ClassVar[int] = 2
+
+    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+        problem = rows.problem
+        parts, fallback = self.parts(problem), self.fallback(problem)
+        sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
+        out_bases, in_bases, inputs = dict[str, Tensor](), dict[str, Tensor | None](), InputBases()
+        for part in parts:
+            a_ii, b_oo = self.factors.of(part, sums, problem)
+            out_bases[part.name], in_bases[part.name] = _vectors(b_oo), inputs.of(a_ii)[1]
+        bases: dict[str, Basis] = {k: (u, in_bases[k]) for k, u in out_bases.items()}
+        of_values = rows if self.values is None else FisherPass(problem, self.values)
+        chunks = of_values.within({p.position: bases[p.name] for p in parts if p.whole})
+        squares = accumulate(chunks, each_part(parts, add_squares(bases)))
+        made: list[Block] = []
+        for part in parts:
+            values, k = squares.pop(part.name) / len(problem.train), part.name
+            made.append(self.block(part, KroneckerEigen(out_bases[k], in_bases[k], values)))
+        return (*made, *fallback.blocks(sums))
+
+    def _fisher_of_values(self, problem: Problem) -> Fisher:
+        return self.fisher_of(problem) if self.values is None else self.values
+
+    def stages(self, work: Workload) -> list[Stage]:
+        problem, parts = work.problem, self.parts(work.problem)
+        fisher, values = self.fisher_of(problem), self._fisher_of_values(problem)
+        stages, missing = super().stages(work), work.missing(fisher)
+        again = "second pass over the data"
+        if self.values is not None:
+            stages.append(work.passed(again, values.width(problem)))
+        elif missing:
+            stages.append(work.passed(again, fisher.width(problem), missing))
+        bases = {part.name: _placeholders(problem, part) for part in parts}
+        update = each_part(parts, add_squares(bases))
+        held = sum(_factor_elements(p) + p.size for p in _whole_parts(problem))
+        cached = work.cached(fisher) if self.values is None else 0.0
+        operations = len(problem.train) * sum(
+            _square_operations(part, fisher.width(problem)) for part in parts
+        )
+        stages.append(
+            work.timed(
+                "eigenvalues",
+                operations,
+                2 * held + cached,
+                values,
+                lambda rows: update(rows, Sums()),
+            )
+        )
+        return stages
+
+    def left_behind(self, problem: Problem) -> LeftBehind:
+        """Of gradients that a fit reads, those of compact layers are left in its eigenbasis."""
+        formed = (
+            part.layer.weight
+            for part in self.parts(problem)
+            if part.whole and part.shared and is_compact(*part.shape, part.layer.positions)
+        )
+        return LeftBehind(self._fisher_of_values(problem), frozenset(formed))
+
+
+def add_squares(bases: dict[str, Basis]) -> AddPart:
+    """Adds Σ_n Σ_c (U_Bᵀ row U_A)² elementwise of a part, [o, i]."""
+
+    def add(part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
+        sums.add_(part.name, part.term(rows).squares(*bases[part.name], memo))
+
+    return add
+
+
+def _vectors(factor: Tensor) -> Tensor:
+    vectors = basis_of(factor)[1]
+    assert vectors is not None
+    return vectors
+
+
+def _whole_parts(problem: Problem) -> tuple[LayerPart, ...]:
+    return layer_parts(problem.parameters, discover(problem), joint_bias=True)
+
+
+def _cubes(part: LayerPart) -> float:
+    """o³ + i³; the factor of a lookup is diagonal."""
+    o, i = part.shape
+    return float(o) ** 3 + (0.0 if part.lookup else float(i) ** 3)
+
+
+def _factor_elements(part: LayerPart) -> float:
+    o, i = part.shape
+    return float(o) ** 2 + (float(i) if part.lookup else float(i) ** 2)
+
+
+def _square_operations(part: LayerPart, columns: int) -> float:
+    """Of one example: both factors rotated and multiplied, or its row formed and rotated."""
+    (o, i), t = part.shape, part.layer.positions
+    width = 0 if part.lookup else i
+    rotate = 2.0 * t * (columns * o * o + width * width)
+    if not part.layer.shared:
+        return rotate + 2.0 * o * i
+    rows = 2.0 * columns * o * width * (o + width)
+    return 2.0 * columns * t * o * max(width, 1) + min(rotate, rows)
+
+
+def _placeholders(problem: Problem, part: LayerPart) -> Basis:
+    """Matrices of the sizes of U_B and U_A, whose numbers do not matter to a clock."""
+    o, i = part.shape
+    inner = None if part.lookup else torch.eye(i).to(problem.decay)
+    return torch.eye(o).to(problem.decay), inner

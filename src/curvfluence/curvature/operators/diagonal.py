@@ -1,0 +1,62 @@
+"""M = diag(d)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.operators.operator import (
+    Diagonalised,
+    require_positive,
+    squared,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalOperator(Diagonalised):
+    """Cost: O(n)."""
+
+    diagonal: Tensor
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.diagonal)
+
+    @property
+    def nbytes(self) -> int:
+        return self.diagonal.nbytes
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return v * self.diagonal
+
+    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        total = self.diagonal + decay + damping
+        # Elementwise inverses lose nothing to conditioning: only a zero (or less) is singular.
+        smallest, largest = float(total.min()), float(total.max())
+        require_positive(smallest, largest, n=0, eps=0.0, what="the diagonal plus damping")
+        return v / total
+
+    def to_dense(self) -> Tensor:
+        return torch.diag(self.diagonal)
+
+    def eigenvalues(self) -> Tensor:
+        return self.diagonal
+
+    def mean_eigenvalue(self) -> float:
+        return float(self.diagonal.abs().mean())
+
+    def with_eigenvalues(self, values: Tensor) -> DiagonalOperator:
+        return DiagonalOperator(values)
+
+    def diagonal_of(self, matrix: Tensor) -> Tensor:
+        return matrix.diagonal().clone()
+
+    def eigenvectors(self, which: Tensor) -> Tensor:
+        units = self.diagonal.new_zeros(self.size, len(which))
+        units[which, torch.arange(len(which))] = 1.0
+        return units
+
+    def squared_norm(self) -> float:
+        return squared(self.diagonal)

@@ -1,0 +1,150 @@
+"""The one interface of a block's curvature: a symmetric matrix, its products and its inverse."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.operators.solution import InParameters, Solution
+from curvfluence.curvature.places import Places
+from curvfluence.errors import SingularError
+from curvfluence.jacobian.rows import Rows
+
+
+@dataclass(frozen=True)
+class Against:
+    """What solved rows will meet: so many training examples, of which the rows of some are
+    `cached`, in whatever form."""
+
+    examples: int
+    cached: tuple[Rows, ...] = ()
+
+
+class Operator(ABC):
+    """A symmetric n × n matrix M, the curvature of one block.
+
+    It says of itself whether it is `definite` (M ⪰ 0: its spectrum may be given to another basis),
+    and what relative residual its inverse was asked for (`tolerance`; None where it is direct).
+    """
+
+    size: int
+    definite: ClassVar[bool] = True
+    tolerance: float | None = None
+
+    @abstractmethod
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """M v for v [..., n] (M acts on the last axis)."""
+
+    @abstractmethod
+    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        """(M + diag(decay) + damping I)⁻¹ v for v [..., n]."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """M, [n, n]."""
+
+    @abstractmethod
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues of M, [n], in no particular order."""
+
+    @abstractmethod
+    def eigenbasis(self) -> Diagonalised:
+        """M with its eigenvectors at hand: itself where it has them."""
+
+    @abstractmethod
+    def mean_eigenvalue(self) -> float:
+        """Mean |eigenvalue| of M: the unit of `Relative` damping. trace/n where M ⪰ 0."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Memory that the operator holds."""
+
+    def note(self, damping: float) -> str | None:
+        """What a result at this damping must say of the inverse."""
+        return None
+
+    def solve_many(self, v: Tensor, decay: Tensor, dampings: Iterable[float]) -> Iterable[Tensor]:
+        """`solve` at each damping in turn; operators that can share work override it."""
+        for damping in dampings:
+            yield self.solve(v, decay, damping)
+
+    def solve_rows(
+        self, places: Places, rows: Rows, decay: Tensor, damping: float, against: Against
+    ) -> Solution:
+        """`solve` for the block's part of single-column rows, in whichever coordinates are cheaper
+        for what the solution will meet; here the parameters' own."""
+        x_qn = self.solve(places.dense(rows)[:, 0], decay, damping)
+        return InParameters(places, x_qn)
+
+    def quadratic(self, places: Places, rows: Rows, decay: Tensor, damping: float) -> Tensor:
+        """rᵀ (M + diag(decay) + damping I)⁻¹ r of the block's part of single-column rows, [N]."""
+        r_nn = places.dense(rows)[:, 0]
+        return (r_nn * self.solve(r_nn, decay, damping)).sum(1)
+
+    def squared_norm(self) -> float:
+        """‖M‖² in Frobenius norm, summed in float64."""
+        return squared(self.to_dense())
+
+    def squared_distance(self, other: Operator) -> float:
+        """‖M − M'‖² in Frobenius norm, summed in float64."""
+        return squared(self.to_dense(), other.to_dense())
+
+
+class Diagonalised(Operator):
+    """M = U diag(Λ) Uᵀ with both at hand."""
+
+    def eigenbasis(self) -> Diagonalised:
+        return self
+
+    @abstractmethod
+    def with_eigenvalues(self, values: Tensor) -> Diagonalised:
+        """The same U with other eigenvalues, [n], in the order of `eigenvalues()`."""
+
+    @abstractmethod
+    def diagonal_of(self, matrix: Tensor) -> Tensor:
+        """diag(Uᵀ matrix U), [n], in the order of `eigenvalues()`."""
+
+    @abstractmethod
+    def eigenvectors(self, which: Tensor) -> Tensor:
+        """Columns of U by number, [n, k]."""
+
+    def leading(self, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` largest eigenvalues, descending, and their eigenvectors, [n, count]."""
+        values, order = self.eigenvalues().sort(descending=True)
+        return values[:count], self.eigenvectors(order[:count])
+
+
+def squared(a: Tensor, b: Tensor | None = None, rows: int = 512) -> float:
+    """‖a − b‖² in float64, a slice of rows at a time."""
+    others = [None] * -(-len(a) // rows) if b is None else b.split(rows)
+    total = 0.0
+    for x, y in zip(a.split(rows), others, strict=True):
+        gap = x.double() if y is None else x.double() - y.double()
+        total += float(gap.square().sum())
+    return total
+
+
+def require_positive(smallest: float, largest: float, *, n: int, eps: float, what: str) -> None:
+    """Raise `SingularError` where the smallest eigenvalue cannot be told from zero."""
+    if not smallest > max(0.0, n * eps * abs(largest)):  # also where it is NaN
+        raise SingularError(
+            f"{what} cannot be inverted: its smallest eigenvalue (or pivot) is {smallest:.3g} next "
+            f"to {largest:.3g}. Use a larger damping, Relative(0.1) for a start"
+        )
+
+
+def require_definite_eigenvalues(values: Tensor) -> None:
+    """Refuse damped eigenvalues of which the smallest cannot be told from zero.
+
+    Inverted one by one, so nothing is lost to conditioning: eigenvalues of a symmetric matrix come
+    with an error of a few eps of the largest.
+    """
+    eps = torch.finfo(values.dtype).eps
+    smallest, largest = float(values.min()), float(values.max())
+    require_positive(smallest, largest, n=10, eps=eps, what="the damped eigenvalues")

@@ -1,0 +1,78 @@
+"""The stages of scores, after whatever a fit leaves for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from curvfluence.curvature.rung import LeftBehind, Rung
+from curvfluence.curvature.workload import multiplications
+from curvfluence.forecast.sizes import Sizes
+from curvfluence.jacobian.fisher import Empirical
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.rows import Basis, Rows
+from curvfluence.runtime import budget
+from curvfluence.runtime.stage import Stage
+
+
+def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
+    """The gradients, the solved queries, and their products."""
+    left = rung.left_behind(sizes.problem)
+    there = _reads_gradients(sizes, left)
+    missing = sizes.missing(Empirical()) if there else 1.0
+    formed = left.formed if there and missing == 0 else frozenset[str]()
+    cached = sizes.cached(Empirical()) * _shrunk(sizes.layout, formed) if there else 0.0
+    cached = min(cached, sizes.problem.remember / sizes.item)
+    queries, p = sizes.queries, sizes.problem.parameters.count
+    passes = missing + queries / max(1, sizes.n)
+    return [
+        sizes.passed("gradients", 1, passes, cached=cached),
+        sizes.products("solutions", rung.rotations(sizes, formed), 3.0 * queries * p),
+        _products(sizes, formed, cached, pass_too=missing > 0),
+    ]
+
+
+def _reads_gradients(sizes: Sizes, left: LeftBehind) -> bool:
+    """Whether a fit's last pass leaves the gradients that scores read."""
+    gradient = left.fisher is not None and left.fisher.is_gradient
+    return gradient and sizes.problem.train.weights is None
+
+
+def _products(sizes: Sizes, formed: frozenset[str], cached: float, *, pass_too: bool) -> Stage:
+    """Solved queries against the training rows, timed on a few of both."""
+    n, q, p = sizes.n, sizes.queries, sizes.problem.parameters.count
+    rows = sum(
+        2.0 * n * multiplications(layer)
+        for layer in sizes.layout.layers
+        if layer.shared and layer.weight not in formed
+    )
+    some = min(q, max(1, budget.TIMED_QUERIES // p))
+    x_qp = torch.ones(some, p).to(sizes.problem.decay)
+    # solved queries, scores, the queries' own rows, a temporary of products, a chunk's pass
+    held = 3.0 * q * p + q * n + q * sizes.layout.elements(1) + budget.FORMED
+    held += sizes.chunk(1) if pass_too else 0.0
+    sample = sizes.sample(Empirical())
+    sample = replace(sample, rows=_with_formed(sample.rows, formed))
+    line = sample.line(lambda rows: rows.inner(x_qp))
+    seconds = q / some * line.seconds(n, sizes.chunks(1)) + held * sizes.rates.fresh
+    return Stage("scores", rows + 2.0 * q * n * p, (held + cached) * sizes.item, seconds)
+
+
+def _shrunk(layout: Layout, formed: frozenset[str]) -> float:
+    """How many numbers the cached gradients have then, over those of a and s."""
+    before = after = 0
+    for layer in layout.layers:
+        o, i, t = layer.out_features, layer.in_features, layer.positions
+        factored = t * (o + i * (not layer.lookup))
+        before += factored
+        after += o * i if layer.weight in formed else factored
+    return after / max(1, before)
+
+
+def _with_formed(rows: Rows, formed: frozenset[str]) -> Rows:
+    """The rows with the terms of those weights as matrices, a bias among them."""
+    plain: dict[int, Basis] = {
+        k: (None, None) for k, layer in enumerate(rows.layers) if layer.weight in formed
+    }
+    return rows.formed(plain)

@@ -1,0 +1,84 @@
+"""∇ℓ_n of the training examples and ∇m_q of the queries, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from curvfluence.jacobian.cache import GRADIENTS, CachedRows, row_cache
+from curvfluence.jacobian.columns import Columns, of_gradient
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.passes import rows_in_chunks
+from curvfluence.jacobian.rows import Rows, concatenate
+from curvfluence.problem.losses import Loss
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import budget
+
+
+def gradient_rows(
+    problem: Problem, layout: Layout, *, again: bool = False, factored: bool = False
+) -> Iterator[tuple[int, Rows]]:
+    """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted; with
+    `factored` as a and s, for which others that are cached are dropped.
+
+    With `again` (they will be asked for once more), and from the second time on, those of the first
+    examples are cached, `Problem.remember` bytes of them, and read from then on. Fresh memory costs
+    a third of a pass, which one that stays alone does not pay.
+    """
+    cached = cached_gradients(problem, layout)
+    if factored and not all(rows.factored for rows, _ in cached.chunks):
+        cached.clear(problem.remember)
+    keeping, cached.asked = again or cached.asked, True
+    first = 0
+    for start, rows in cached:
+        yield start, rows
+        first = start + len(rows)
+    if first < len(problem.train):
+        for start, rows in _computed(problem, layout, first):
+            if keeping:
+                cached.offer(start, rows)
+            yield start, rows
+
+
+def _computed(problem: Problem, layout: Layout, first: int) -> Iterator[tuple[int, Rows]]:
+    part = problem.train[first:]
+    return rows_in_chunks(problem, layout, part, of_gradient("training set"), first=first)
+
+
+def cached_gradients(problem: Problem, layout: Layout) -> CachedRows[Rows]:
+    """What `gradient_rows` will read and not compute."""
+    return row_cache(problem, layout).of(GRADIENTS)
+
+
+def gradient_batches(problem: Problem, layout: Layout) -> Iterator[tuple[int, tuple[Rows, ...]]]:
+    """`gradient_rows` with the chunks that are cached several at a time, up to 4,096 examples: what
+    is scored against them is read from memory once for all of these."""
+    cached = sum(len(rows) for _, rows in cached_gradients(problem, layout))
+    several: list[Rows] = []
+    first = count = 0
+    for start, rows in gradient_rows(problem, layout):
+        if several and count + len(rows) > budget.EXAMPLES:
+            yield first, tuple(several)
+            several, first, count = [], start, 0
+        several.append(rows)
+        count += len(rows)
+        if first + count >= cached:
+            yield first, tuple(several)
+            several, first, count = [], first + count, 0
+
+
+def training_gradients(problem: Problem, layout: Layout) -> Rows:
+    """g_n = ∇ℓ_n of every training example (v_n ∇ℓ_n), held all at once."""
+    return concatenate([rows for _, rows in gradient_rows(problem, layout)])
+
+
+def query_gradients(problem: Problem, layout: Layout) -> Rows:
+    """g_q = ∇m_q of every query, factored."""
+
+    def measured(_: Loss, output: Tensor, target: Tensor) -> Tensor:
+        return problem.measurement.gradient(output, target)[:, :, None]
+
+    columns = Columns(measured, 1, "queries")
+    rows_of = rows_in_chunks(problem, layout, problem.queries, columns)
+    return concatenate([rows for _, rows in rows_of])

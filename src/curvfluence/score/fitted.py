@@ -1,0 +1,46 @@
+"""The curvature that scores rest on, after everything that can be refused before work was."""
+
+from __future__ import annotations
+
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Absolute, Damping, Relative
+from curvfluence.curvature.rung import Rung, fit
+from curvfluence.errors import InputError, SingularError
+from curvfluence.problem.problem import Problem
+
+
+def fitted(
+    problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool
+) -> Curvature:
+    """The curvature of `problem` under `rung`, or the given one where it is this problem's."""
+    if not isinstance(rung, Curvature):
+        if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _require_regular(problem, rung, damping)
+        return fit(problem, rung, strict=strict)
+    if rung.parameters != problem.parameters:
+        raise InputError("the curvature was fitted on a model with other parameters")
+    if rung.decay.device != problem.device:
+        raise InputError(
+            f"the curvature is on {rung.decay.device}, the problem on {problem.device}: fit it on "
+            "this problem, or move the problem with problem.to(device=...)"
+        )
+    if rung.fitted_on != problem.fingerprint:
+        raise InputError(
+            "the curvature was fitted at other weights, weight decay, loss or training data: fit "
+            "it on this problem"
+        )
+    return rung
+
+
+def _require_regular(problem: Problem, rung: Rung, damping: Damping) -> None:
+    """Before any work: refuse a λ of 0 where the rank alone shows the matrix to be singular."""
+    rank = rung.rank(problem)
+    if rank is None or not isinstance(damping, Absolute | Relative) or damping.value > 0:
+        return
+    bare = int((problem.decay == 0).sum())
+    if bare > rank:
+        raise SingularError(
+            f"{rung.name} with damping {damping} cannot be inverted: {bare:,} parameters have no "
+            f"weight decay, and {len(problem.train):,} examples give the curvature a rank of at "
+            f"most {rank:,}. Use Relative(0.1), or any damping > 0"
+        )

@@ -1,0 +1,78 @@
+"""Scores [Q, N] that are filled piece by piece, in memory or in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreMatrix:
+    """[Q, N] with each block's share beside it where asked for; with a file, a memory map of which
+    pages are written as they are filled. The file has its name once it is finished, and is
+    NAME.part until then."""
+
+    values: Tensor
+    blocks: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    mapped: Any = None
+    path: Path | None = None
+
+    @staticmethod
+    @contextmanager
+    def of(q: int, n: int, dtype: torch.dtype, path: Path | None) -> Generator[ScoreMatrix]:
+        """One to fill, finished at the end; after an error no file is left behind."""
+        made = ScoreMatrix._made(q, n, dtype, path)
+        try:
+            yield made
+        except BaseException:
+            if path is not None:
+                _unfinished(path).unlink(missing_ok=True)
+            raise
+        made._finish()
+
+    @staticmethod
+    def _made(q: int, n: int, dtype: torch.dtype, path: Path | None) -> ScoreMatrix:
+        if path is None:
+            return ScoreMatrix(torch.full((q, n), torch.nan, dtype=dtype))
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        mapped = np.lib.format.open_memmap(_unfinished(path), mode="w+", dtype=kind, shape=(q, n))
+        return ScoreMatrix(torch.from_numpy(mapped), mapped=mapped, path=Path(path))
+
+    def put(self, row: int, column: int, part_qn: Tensor) -> None:
+        _fill(self.values, row, column, part_qn)
+
+    def put_blocks(self, row: int, column: int, parts: Mapping[str, Tensor]) -> None:
+        """Each block's share."""
+        for name, part_qn in parts.items():
+            shape = self.values.shape
+            whole = self.blocks.setdefault(name, part_qn.new_empty(shape, device="cpu"))
+            _fill(whole, row, column, part_qn)
+
+    def _finish(self) -> None:
+        if self.path is not None:
+            self.mapped.flush()
+            _unfinished(self.path).rename(self.path)
+
+
+def require_new(path: Path | None) -> None:
+    if path is not None and Path(path).exists():
+        raise InputError(f"{path} exists: name a new file")
+
+
+def _fill(whole_qn: Tensor, row: int, column: int, part_qn: Tensor) -> None:
+    q, n = part_qn.shape
+    whole_qn[row : row + q, column : column + n] = part_qn.cpu()
+
+
+def _unfinished(path: Path) -> Path:
+    return Path(path).with_name(f"{Path(path).name}.part")

@@ -1,0 +1,46 @@
+"""Influence of an example on itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Damping, Relative
+from curvfluence.curvature.rung import Rung
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.gradients import gradient_rows
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import precision
+from curvfluence.score.best_damping import require_named
+from curvfluence.score.fitted import fitted
+from curvfluence.score.influence import require_finite_scores
+
+
+@precision.full()
+def self_influence(
+    problem: Problem,
+    rung: Rung | Curvature,
+    *,
+    damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
+    strict: bool = False,
+) -> Tensor:
+    """(1/N) g_nᵀ (C + diag(w) + λI)⁻¹ g_n, [N]: how much leaving n out would raise n's own loss;
+    on the CPU.
+
+    Where examples have weights, v_n of that: v_n ℓ_n is left out, and ℓ_n is what rises.
+
+    Cost: a pass over the training set, and in a Kronecker eigenbasis N (o² + i² + o i) a layer
+    where no position is shared; a solve for each example otherwise.
+    """
+    curvature = fitted(problem, rung, damping, strict=strict)
+    chosen = require_named(curvature, damping, "BestOf chooses by queries", "self-influence")
+    parts: list[Tensor] = []
+    for start, g_n in gradient_rows(problem, discover(problem)):
+        scores_n = curvature.quadratic(g_n, chosen) / len(problem.train)
+        if g_n.weights is not None:  # the rows hold v twice
+            v_n = g_n.weights.to(scores_n)
+            scores_n = torch.where(v_n > 0, scores_n / v_n, 0.0)
+        require_finite_scores(scores_n[None], curvature.rung, 0, start)
+        parts.append(scores_n.cpu())
+    return torch.cat(parts)
