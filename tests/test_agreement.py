@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.passes import gradient_rows, query_gradients
+from curvfluence.jacobian.gradients import gradient_rows, query_gradients
 
 Forward = Callable[["Net", Tensor], Tensor]
 N, Q = 60, 6
@@ -233,8 +233,8 @@ class TestChanges:
     def test_two_passes_at_once_see_every_example(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = problem()
         layout = discover(given)
-        monkeypatch.setattr("curvfluence.jacobian.passes.NUMBERS", 16 * layout.elements(1))
-        monkeypatch.setattr("curvfluence.jacobian.passes.FEW", 1)
+        monkeypatch.setattr("curvfluence.runtime.budget.PASS", 16 * layout.elements(1))
+        monkeypatch.setattr("curvfluence.runtime.budget.FEWEST", 1)
         one, two = (gradient_rows(given, layout, again=True) for _ in range(2))
         next(one), next(two), next(one)
         assert [start for start, _ in two] == [16, 32, 48]

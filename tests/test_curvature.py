@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.curvature import Rung
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.kronecker import KroneckerEigen
+from curvfluence.curvature.rung import Rung
 from tests import oracles
 from tests.problems import all_problems, chain_problem, make, mixed_problem, mlp, seeded
 

@@ -19,7 +19,7 @@ from curvfluence.fidelity import (
     query_halves,
     resamples,
 )
-from curvfluence.fidelity import bootstrap as module
+from curvfluence.runtime import budget
 
 D, J, M, Q = 4, 3, 14, 9
 GRID = (1e-3, 1e-2, 1e-1, 1.0)
@@ -103,7 +103,7 @@ def test_chunks_change_nothing(monkeypatch):
     sweep, truth = example(2)
     drawn = resamples(J, M, halves=HALVES, replicates=20, seed=4)
     whole = bootstrap_lds(sweep, truth, HALVES, drawn).draws
-    monkeypatch.setattr(module, "_CHUNK", 3 * J * Q)
+    monkeypatch.setattr(budget, "REPLICATES", 3 * J * Q)
     np.testing.assert_allclose(bootstrap_lds(sweep, truth, HALVES, drawn).draws, whole, atol=1e-13)
 
 

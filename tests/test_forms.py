@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.curvature.estimate.products import Product
+from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.inversion import cheapest
 from curvfluence.curvature.operators.cholesky import Cholesky
 from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
@@ -127,15 +127,16 @@ class TestProducts:
         problem = zoo_problem(name)
         dense = oracles.dense_ggn(problem) if kind == "GGN" else oracles.dense_hessian(problem)
         v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
-        for product in (Product(problem, kind), Product(problem, kind, examples=3)):  # pyright: ignore[reportArgumentType]
+        for examples in (256, 3):
+            product = CurvatureProduct(problem, kind, examples=examples)  # pyright: ignore[reportArgumentType]
             assert relative(product(v), v @ dense) <= 1e-9
 
     @pytest.mark.parametrize("name", ["mlp", "tied transformer", "multi-head attention"])
     def test_through_the_model_and_through_rows_alike(self, name: str) -> None:
         problem = zoo_problem(name)
         v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
-        by_rows = Product(problem, "GGN")
-        through = Product(problem, "GGN")
+        by_rows = CurvatureProduct(problem, "GGN")
+        through = CurvatureProduct(problem, "GGN")
         through._rows = None
         assert relative(through(v), by_rows(v)) <= 1e-10
 
@@ -147,7 +148,7 @@ class TestProducts:
         problem = make(mlp(5, 4, 3), loss)
         v = torch.randn(3, problem.parameters.count, dtype=torch.float64)
         wanted = v @ oracles.dense_hessian(problem)
-        assert relative(Product(problem, "Hessian")(v), wanted) <= 1e-9
+        assert relative(CurvatureProduct(problem, "Hessian")(v), wanted) <= 1e-9
 
     def test_what_cannot_be_differentiated_twice(self) -> None:
         problem = zoo_problem("embedding bag mean")
@@ -156,9 +157,9 @@ class TestProducts:
         with pytest.raises(
             cf.errors.InputError, match=r"\(EmbeddingBag\) cannot be .* twice.*EKFAC"
         ):
-            Product(problem, "Hessian")(v)
+            CurvatureProduct(problem, "Hessian")(v)
         assert [len(m._forward_pre_hooks) for m in problem.model.modules()] == hooks
-        assert relative(Product(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9
+        assert relative(CurvatureProduct(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9
 
 
 FORMS: dict[str, cf.inversion.Form] = {
@@ -348,4 +349,4 @@ def test_every_case_of_the_zoo_has_a_product() -> None:
     for name in CASES:
         problem = zoo_problem(name)
         v = torch.randn(2, problem.parameters.count, dtype=torch.float64)
-        assert relative(Product(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9
+        assert relative(CurvatureProduct(problem, "GGN")(v), v @ oracles.dense_ggn(problem)) <= 1e-9

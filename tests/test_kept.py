@@ -11,11 +11,13 @@ import torch
 
 import curvfluence as cf
 from curvfluence.curvature.operators.kronecker import KroneckerEigen
-from curvfluence.jacobian import passes as gradients
-from curvfluence.jacobian.cache import Kept
+from curvfluence.jacobian import gradients
+from curvfluence.jacobian.cache import CachedRows
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.passes import pass_examples
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import SharedOuter
+from curvfluence.runtime import budget
 from tests.problems import make, mlp, seeded
 from tests.zoo import Run, zoo_problem
 
@@ -25,23 +27,23 @@ class Chunk(list[int]):
     versions = ()
 
 
-class TestKept:
+class TestCachedRows:
     def test_as_many_as_fit_and_no_gap(self) -> None:
-        kept = Kept[Chunk](25)
+        kept = CachedRows[Chunk](25)
         assert [kept.offer(start, Chunk([1, 2])) for start in (0, 2, 4, 6)] == [
             True, True, False, False,
         ]  # fmt: skip
         assert (kept.count, list(kept)) == (4, [(0, [1, 2]), (2, [1, 2])])
-        other = Kept[Chunk](25)
+        other = CachedRows[Chunk](25)
         assert not other.offer(2, Chunk([1]))
         assert not other.offer(0, Chunk([1]))  # what came before it is gone
-        again = Kept[Chunk](25)
+        again = CachedRows[Chunk](25)
         assert again.offer(0, Chunk([1]))
         assert not again.offer(0, Chunk([1]))  # another pass over the same
         assert again.offer(1, Chunk([1]))
 
     def test_another_form_in_the_place_of_one(self) -> None:
-        kept = Kept[Chunk](25)
+        kept = CachedRows[Chunk](25)
         first, second, smaller, larger = Chunk([1]), Chunk([2]), Chunk([3]), Chunk([4])
         smaller.held, larger.held = 4, 30
         assert kept.offer(0, first)
@@ -49,10 +51,10 @@ class TestKept:
         seen: list[list[int]] = []
         for _, rows in kept:
             seen.append(rows)
-            kept.swap(rows, smaller if rows is first else larger)
+            kept.replace(rows, smaller if rows is first else larger)
         assert (seen, kept.room) == ([[1], [2]], 11)
         assert list(kept) == [(0, [3]), (1, [2])]  # the larger did not fit
-        kept.swap(first, larger)  # no longer kept
+        kept.replace(first, larger)  # no longer kept
         assert [rows for _, rows in kept] == [[3], [2]]
 
 
@@ -96,8 +98,8 @@ class TestGradients:
 
     def test_what_does_not_fit_is_computed_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given, whole = problem(), problem(remember=0)
-        monkeypatch.setattr(gradients, "NUMBERS", 16 * discover(given).elements(1))
-        monkeypatch.setattr(gradients, "FEW", 1)
+        monkeypatch.setattr(budget, "PASS", 16 * discover(given).elements(1))
+        monkeypatch.setattr(budget, "FEWEST", 1)
         (_, rows), *_ = gradients.gradient_rows(given, discover(given))
         small = problem(remember=2 * rows.nbytes)
         seen = passes(monkeypatch)
@@ -127,14 +129,14 @@ SHARED = ["linear over positions", "cnn with groups", "multi-head attention", "u
 
 
 def held(problem: cf.Problem) -> tuple[Rows, ...]:
-    return gradients.kept_gradients(problem, discover(problem))
+    return tuple(rows for _, rows in gradients.cached_gradients(problem, discover(problem)))
 
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch, name: str, remember: int) -> cf.Problem:
     """A problem of the zoo whose passes take three examples at a time."""
     made = zoo_problem(name)
-    monkeypatch.setattr(gradients, "NUMBERS", 3 * discover(made).elements(1))
-    monkeypatch.setattr(gradients, "FEW", 1)
+    monkeypatch.setattr(budget, "PASS", 3 * discover(made).elements(1))
+    monkeypatch.setattr(budget, "FEWEST", 1)
     return cf.Problem(
         made.model, made.loss, made.train, made.queries, weight_decay=0.01, remember=remember
     )
@@ -338,7 +340,7 @@ def test_kept_chunks_are_scored_together_up_to_a_limit(monkeypatch: pytest.Monke
     for _ in gradients.gradient_rows(given, layout):
         pass
     assert batches() == [(0, [3, 3, 1])]
-    monkeypatch.setattr(gradients, "CHUNK", 4)
+    monkeypatch.setattr(budget, "EXAMPLES", 4)
     assert batches() == [(0, [3]), (3, [3, 1])]
 
 
@@ -385,8 +387,8 @@ def test_inputs_that_the_model_writes_over(monkeypatch: pytest.MonkeyPatch, reme
     plain[0].weight, plain[2] = made.model.first.weight, made.model.head  # pyright: ignore
     examples = made.train, made.queries
     wanted = cf.influence(cf.Problem(plain, cf.CrossEntropy(), *examples), cf.KFAC())
-    monkeypatch.setattr(gradients, "NUMBERS", 16 * discover(made).elements(1))
-    monkeypatch.setattr(gradients, "FEW", 1)
+    monkeypatch.setattr(budget, "PASS", 16 * discover(made).elements(1))
+    monkeypatch.setattr(budget, "FEWEST", 1)
     given = cf.Problem(made.model, made.loss, *examples, remember=remember)
     for _ in range(3):
         found = cf.influence(given, cf.KFAC(), damping=wanted.damping).values
@@ -394,10 +396,10 @@ def test_inputs_that_the_model_writes_over(monkeypatch: pytest.MonkeyPatch, reme
 
 
 def test_a_pass_takes_some_examples_at_least() -> None:
-    cpu, numbers = torch.device("cpu"), gradients.NUMBERS
-    assert gradients.pass_examples(cpu, numbers // 100) == 100
-    assert gradients.pass_examples(cpu, numbers // 32) == 32
-    assert gradients.pass_examples(cpu, numbers // 20) == 32  # up to twice the numbers
-    assert gradients.pass_examples(cpu, numbers // 10) == 20
-    assert gradients.pass_examples(cpu, 5 * numbers) == 1
-    assert gradients.pass_examples(cpu, 0) >= gradients.CHUNK
+    cpu, numbers = torch.device("cpu"), budget.PASS
+    assert pass_examples(cpu, numbers // 100) == 100
+    assert pass_examples(cpu, numbers // 32) == 32
+    assert pass_examples(cpu, numbers // 20) == 32  # up to twice the numbers
+    assert pass_examples(cpu, numbers // 10) == 20
+    assert pass_examples(cpu, 5 * numbers) == 1
+    assert pass_examples(cpu, 0) >= budget.EXAMPLES

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.passes import training_gradients
+from curvfluence.jacobian.gradients import training_gradients
 from curvfluence.problem.losses import Loss
 from tests import oracles
 from tests.problems import make, mlp, seeded

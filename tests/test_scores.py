@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from curvfluence.score.solved import Compressed, Plain, Rotated, solve_queries
 from torch import Tensor
 
 import curvfluence as cf
+from curvfluence.curvature.operators.kronecker import Rotated
 from curvfluence.curvature.operators.low_rank import LowRank
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.operators.solution import AtLowRank, InLayer
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.passes import query_gradients
+from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.terms import SharedOuter
+from curvfluence.runtime import budget
 from tests import oracles
 from tests.problems import make, mlp, seeded
 from tests.zoo import zoo_problem
@@ -66,8 +68,7 @@ class TestParts:
 def test_queries_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = zoo_problem("cnn with groups", q=5)
     wanted = cf.influence(problem, cf.EKFAC(), damping=DAMPING)
-    module = sys.modules["curvfluence.score.influence"]  # the function has its name in the package
-    monkeypatch.setattr(module, "SOLVED", 2 * problem.parameters.count)
+    monkeypatch.setattr(budget, "SOLVED", 2 * problem.parameters.count)
     found = cf.influence(problem, cf.EKFAC(), damping=DAMPING, by_block=True)
     close(found.values, wanted.values, 1e-12)
     assert found.blocks is not None
@@ -135,10 +136,9 @@ class TestCompression:
             assert any("relative error up to" in note for note in found.notes)
             close(found.values, plain.values, 10 * tolerance)
         queries = query_gradients(problem, discover(problem))
-        solved = solve_queries(
-            cf.fit(problem, cf.EKFAC()), queries, DAMPING, examples=7, compress=0.3
-        )
-        assert any(isinstance(part, Compressed) for part in solved.parts)
+        fitted = cf.fit(problem, cf.EKFAC())
+        solved = fitted.solve_rows(queries, DAMPING, against=Against(7), compress=0.3)
+        assert any(isinstance(part, AtLowRank) for part in solved.parts.values())
         assert 0 < solved.compression_error <= 0.3
         with pytest.raises(cf.errors.InputError, match="compress"):
             cf.influence(problem, cf.EKFAC(), compress=2.0)
@@ -149,11 +149,11 @@ def test_both_coordinates_give_the_same() -> None:
     problem = make(mlp(5, 8, 3), cf.CrossEntropy(), n=40)
     curvature = cf.fit(problem, cf.EKFAC())
     queries = query_gradients(problem, discover(problem))
-    few = solve_queries(curvature, queries, DAMPING, examples=1)
-    many = solve_queries(curvature, queries, DAMPING, examples=10**6)
-    assert all(isinstance(part, Rotated) for part in few.parts)
-    assert all(isinstance(part, Plain) for part in many.parts)
-    close(few.values(queries), many.values(queries), 1e-12)
+    few = curvature.solve_rows(queries, DAMPING, against=Against(1))
+    many = curvature.solve_rows(queries, DAMPING, against=Against(10**6))
+    assert all(isinstance(part, Rotated) for part in few.parts.values())
+    assert all(isinstance(part, InLayer) for part in many.parts.values())
+    close(few.inner(queries), many.inner(queries), 1e-12)
 
 
 class TestCertificate:

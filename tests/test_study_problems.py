@@ -451,8 +451,8 @@ class TestBadFiles:
             (("architecture(), recipe.loss", "nn.Sequential(nn.Linear(3, 4), nn.GELU(), "
               "nn.Linear(4, 2)), recipe.loss"),
              "different functions of the same parameters"),
-            (("cf.truth.sgd(0.1)", "cf.truth.adamw(0.1)"), "decoupled_decay is False, while the optimiser of "
-             "`recipe` (AdamW) has True"),
+            (("cf.truth.sgd(0.1)", "cf.truth.adamw(0.1)"),
+             "decoupled_decay is False, while the optimiser of `recipe` (AdamW) has True"),
         ],
     )  # fmt: skip
     def test_problem_and_recipe_that_disagree(
@@ -512,8 +512,8 @@ class TestBadFiles:
         ("change", "said"),
         [
             (("run = cf.truth.Run(1, 2)", "run = cf.truth.Run(1, 2); other = cf.truth.Run(7, 2)"),
-             "training with cf.truth.Run(init_seed=1, order_seed=2) ends elsewhere: ‖θ_recipe − θ_given‖"
-             " / ‖θ_given‖ is "),
+             "training with cf.truth.Run(init_seed=1, order_seed=2) ends elsewhere: "
+             "‖θ_recipe − θ_given‖ / ‖θ_given‖ is "),
             (("run = cf.truth.Run(1, 2)", "run = cf.truth.Run(1, 2); other = cf.truth.Run(1, 3)"),
              "Likely causes: another seed (set run = cf.truth.Run(init_seed=…, order_seed=…))"),
         ],

@@ -118,7 +118,7 @@ class TestFormed:
         assert formed.within(u_b, u_a)
         turned = formed.rotated(u_b, u_a)
         assert turned.held_nio is formed.held_nio
-        same(formed.squares(), term.squares(u_b, u_a))
+        same(formed.squares(u_b, u_a), term.squares(u_b, u_a))
         assert not formed.within(orthogonal(OUTPUTS), u_a)
         same(turned.dense()[:, 0], formed.held_nio.mT)
 
@@ -128,7 +128,7 @@ class TestFormed:
             formed.dense().zero_()
             formed.weighted_squares(torch.ones(formed.shape, dtype=torch.float64))
             formed.squared_norms()
-            formed.squares()
+            formed.squares(None, None)
             assert torch.equal(formed.held_nio, before)
 
     def test_put_together(self, kind: str, ones: bool) -> None:

@@ -15,7 +15,8 @@ import curvfluence as cf
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import SubsetTruth
 from curvfluence.problem.losses import Loss
-from curvfluence.truth import BregmanResponse, bregman, bregman_response, proximal
+from curvfluence.runtime import budget
+from curvfluence.truth import BregmanResponse, bregman_response
 from curvfluence.truth.minimise import minimise
 from tests.oracles import dense_ggn, flat, outputs_at
 from tests.problems import Mixed, make, mlp, seeded
@@ -242,8 +243,8 @@ def test_chunks_and_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     left_out = groups(40, 1, 2, 3, 4, 5)
     settings = {"damping": 0.01, "epsilon": 0.2, "tolerance": 1e-8}
     whole = bregman_response(problem, left_out, **settings)
-    monkeypatch.setattr(bregman, "_NUMBERS", 30 * problem.parameters.count * 2)  # two groups
-    monkeypatch.setattr(proximal, "_INPUTS", 5 * 2 * 17)  # 17 examples
+    monkeypatch.setattr(budget, "RESPONSES", 30 * problem.parameters.count * 2)  # two groups
+    monkeypatch.setattr(budget, "MODEL_INPUTS", 5 * 2 * 17)  # 17 examples
     seen: list[int] = []
     parts = bregman_response(problem, left_out, progress=seen.append, **settings)
     torch.testing.assert_close(parts.change, whole.change, rtol=1e-9, atol=1e-12)

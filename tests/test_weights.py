@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.estimate.factors import Sharing
-from curvfluence.curvature.estimate.products import Product
+from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.operators.kronecker import KroneckerEigen
 from curvfluence.truth import (
     Kept,
@@ -144,7 +144,7 @@ class TestRepeatedExamples:
         x = torch.randn(3, weighted.parameters.count, dtype=torch.float64)
         kinds = ("GGN", "Hessian") if "Hessian" in rungs_of(name) else ("GGN",)
         for kind in kinds:
-            close(Product(weighted, kind)(x), share * Product(repeated, kind)(x))
+            close(CurvatureProduct(weighted, kind)(x), share * CurvatureProduct(repeated, kind)(x))
 
 
 @pytest.mark.parametrize("name", all_problems())

@@ -13,6 +13,10 @@ def fitted(
     problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool
 ) -> Curvature:
     """The curvature of `problem` under `rung`, or the given one where it is this problem's."""
+    if not isinstance(damping, Damping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"damping must be an object such as Relative(0.1) or Absolute(1e-3); seen {damping!r}"
+        )
     if not isinstance(rung, Curvature):
         if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
             _require_regular(problem, rung, damping)
