@@ -25,6 +25,9 @@ RUNGS = {
     # EK-FAC under Reduce() is left out: where Ā lacks rank its basis is any, and Λ depends on it
     "KFAC": cf.KFAC(sharing=cf.Reduce()),
     "EKFAC": cf.EKFAC(),
+    "Shampoo": cf.Shampoo(),
+    "TKFAC": cf.TKFAC(),
+    "EShampoo": cf.EShampoo(),
     "BlockGGN": cf.BlockGGN(),
     "GGN": cf.GGN(cf.inversion.Matrix()),
     "GGN in sample space": cf.GGN(cf.inversion.SampleSpace()),

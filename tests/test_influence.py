@@ -13,7 +13,18 @@ from tests import oracles
 from tests.digits import digits
 from tests.problems import all_problems, chain_problem, make, mixed_problem, mlp, seeded
 
-RUNGS = (cf.Identity(), cf.Diagonal(), cf.KFAC(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(), cf.Hessian())
+RUNGS = (
+    cf.Identity(),
+    cf.Diagonal(),
+    cf.KFAC(),
+    cf.EKFAC(),
+    cf.BlockGGN(),
+    cf.GGN(),
+    cf.Shampoo(),
+    cf.TKFAC(),
+    cf.EShampoo(),
+    cf.Hessian(),
+)
 
 
 def by_name(rung: cf.Rung) -> str:

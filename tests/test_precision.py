@@ -12,7 +12,18 @@ from tests.digits import well_fitted
 from tests.problems import seeded
 from tests.zoo import CASES, zoo_problem
 
-RUNGS = (cf.Identity(), cf.Diagonal(), cf.KFAC(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(), cf.Hessian())
+RUNGS = (
+    cf.Identity(),
+    cf.Diagonal(),
+    cf.KFAC(),
+    cf.EKFAC(),
+    cf.BlockGGN(),
+    cf.GGN(),
+    cf.Shampoo(),
+    cf.TKFAC(),
+    cf.EShampoo(),
+    cf.Hessian(),
+)
 
 
 @pytest.mark.parametrize("damping", [1e-3, 1e-2, 1e-1])
