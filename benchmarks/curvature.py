@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp, vjp, vmap
 
 import curvfluence as cf
-from curvfluence.curvature.ggn import ggn_matrix
-from curvfluence.curvature.hessian import hessian_matrix
+from curvfluence.curvature.estimate.ggn import ggn_matrix
+from curvfluence.curvature.estimate.hessian import hessian_matrix
 from curvfluence.study import load
 from curvfluence.study.needs import needs
 

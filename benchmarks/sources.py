@@ -10,8 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 import torch
+from data import Data
 from torch import Tensor
-from workloads import Data
 
 # Long texts that are the same on every system: those of packages with compiled parts differ.
 LICENSED = ("fonttools", "pandas", "packaging", "sympy", "torch", "joblib", "networkx", "mpmath")

@@ -14,21 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from data import Data
 from torch import Tensor, nn
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "bench"
 LAYERS = (nn.Linear, nn.Conv2d)  # what K-FAC's Kronecker structure is defined for
-
-
-@dataclass(frozen=True)
-class Data:
-    """Training examples and queries, as tensors over a first axis of examples."""
-
-    inputs: Tensor
-    targets: Tensor
-    query_inputs: Tensor
-    query_targets: Tensor
-    source: str  # what the bytes are, with their hash
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "CoverageError",
+    "CurvfluenceError",
+    "CurvfluenceWarning",
+    "InputError",
+    "NonFiniteError",
+    "SingularError",
+]
+
 
 class CurvfluenceError(ValueError):
     """A request that cannot be carried out as made; the command line exits with code 2."""

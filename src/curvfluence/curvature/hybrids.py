@@ -23,6 +23,8 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 
+__all__ = ["Hybrid", "Project", "Sorted", "TraceMatched"]
+
 
 @dataclass(frozen=True)
 class Hybrid(Rung):

@@ -27,6 +27,8 @@ from curvfluence.runtime import budget
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.stage import Stage
 
+__all__ = ["ConjugateGradients", "Form", "Matrix", "SampleSpace"]
+
 
 class Form(ABC):
     """How C + diag(w) + λI is solved; every form solves the same system."""
