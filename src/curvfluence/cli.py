@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from curvfluence._version import __version__
 from curvfluence.errors import CurvfluenceError, InputError
+
+if TYPE_CHECKING:
+    from curvfluence.study.progress import Watcher
 
 LEAST_MODELS = 8  # influence models of a study that a claim rests on
 
@@ -79,9 +84,9 @@ def study(
 ) -> None:
     """Train, retrain without data, climb the ladder of curvatures, compare with the truth."""
     # Imported here so that --help and a wrong option answer at once.
-    from curvfluence.report.terminal import WIDTH, show
+    from curvfluence.report import with_report
+    from curvfluence.report.terminal import WIDTH, show_study
     from curvfluence.study import StudySpec, load, run_study
-    from curvfluence.study.progress import bars, silent
 
     chosen = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
     loaded = load(problem)
@@ -97,11 +102,10 @@ def study(
         bregman=bregman,
     )
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
-    if no_progress:
-        done = run_study(spec, out, problem=loaded, threads=threads, rerun=rerun, watch=silent)
-    else:
-        with bars(Console(stderr=True)) as watch:
-            done = run_study(spec, out, problem=loaded, threads=threads, rerun=rerun, watch=watch)
+    with _watching(no_progress) as watch:
+        done = run_study(spec, out, problem=loaded, threads=threads, rerun=rerun, watch=watch)
+        with watch("write the report", 1):
+            done = with_report(done)
     if done.reused:
         plain.print(
             f"This study is already in {done.path}, made by this code; --rerun computes it again.",
@@ -109,7 +113,7 @@ def study(
             markup=False,
             soft_wrap=True,
         )
-    show(done.results, done.path, plain)
+    show_study(done, plain)
 
 
 @app.command()
@@ -141,10 +145,9 @@ def sweep(
     ] = False,
 ) -> None:
     """Study every cell of a grid, in parallel processes, into one tidy table and a page."""
-    from curvfluence.report.sweep import write_sweep_report
+    from curvfluence.report import write_sweep_report
     from curvfluence.report.terminal import WIDTH, show_sweep
     from curvfluence.study import StudySpec
-    from curvfluence.study.progress import bars, silent
     from curvfluence.study.sweep import run_sweep
 
     given = {
@@ -168,13 +171,23 @@ def sweep(
         problem, subsets, models=models, protocol=protocol, fishers=fishers, bregman=False
     )
     folder = Path("runs") / f"{Path(problem).stem}-sweep" if out is None else out
+    with _watching(no_progress) as watch:
+        done = run_sweep(base, axes, folder, jobs=jobs, watch=watch)
+        with watch("write the report", 1):
+            write_sweep_report(done)
+    show_sweep(done, Console(width=None if sys.stdout.isatty() else WIDTH))
+
+
+@contextmanager
+def _watching(no_progress: bool) -> Generator[Watcher]:
+    """Progress bars on the terminal, or none."""
+    from curvfluence.study.progress import bars, silent
+
     if no_progress:
-        done = run_sweep(base, axes, folder, jobs=jobs, watch=silent)
+        yield silent
     else:
         with bars(Console(stderr=True)) as watch:
-            done = run_sweep(base, axes, folder, jobs=jobs, watch=watch)
-    write_sweep_report(done)
-    show_sweep(done, Console(width=None if sys.stdout.isatty() else WIDTH))
+            yield watch
 
 
 def _number(text: str, kind: type[int] | type[float], name: str) -> float:
@@ -208,23 +221,20 @@ def claims(
     ] = False,
 ) -> None:
     """Test what the paper says: both protocols, across width, depth and training length."""
+    from curvfluence.report.claims import markdown, show_claims, write_claims
     from curvfluence.report.terminal import WIDTH
-    from curvfluence.study.claims import Settings, markdown, run_claims, show_claims
-    from curvfluence.study.progress import bars, silent
+    from curvfluence.study.claims import Settings, run_claims
 
     if models < LEAST_MODELS:
         raise InputError(f"a claim needs {LEAST_MODELS} influence models or more; seen {models}")
     if docs is not None and not docs.parent.is_dir():
         raise InputError(f"{docs.parent} is no folder: --docs names a file in one that exists")
     settings = Settings(seed=seed, models=models, subsets=subsets, variant_subsets=variant_subsets)
-    if no_progress:
-        done = run_claims(problems, out, settings, jobs=jobs, watch=silent)
-    else:
-        with bars(Console(stderr=True)) as watch:
-            done = run_claims(problems, out, settings, jobs=jobs, watch=watch)
-    for path in (out / "claims.md", docs):
-        if path is not None:
-            path.write_text(markdown(done))
+    with _watching(no_progress) as watch:
+        done = run_claims(problems, out, settings, jobs=jobs, watch=watch)
+        write_claims(done, watch=watch)
+    if docs is not None:
+        docs.write_text(markdown(done), encoding="utf-8")
     show_claims(done, Console(width=None if sys.stdout.isatty() else WIDTH))
 
 
@@ -261,20 +271,25 @@ def init(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a finished study or sweep.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a finished study, sweep or table of claims.")
+    ],
 ) -> None:
-    """Write the report.html and figures of a study or sweep again, from what the folder holds."""
-    from curvfluence.report import write_report
-    from curvfluence.report.sweep import is_sweep, read_sweep, write_sweep_report
+    """Write the page and figures of a study, sweep or claims again, from what the folder holds."""
+    from curvfluence.report import write_claims, write_report, write_sweep_report
     from curvfluence.report.terminal import WIDTH
+    from curvfluence.study.claims import is_claims, read_claims
+    from curvfluence.study.sweep import is_sweep, read_sweep
 
-    done = write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(
-        f"[bold]Report[/]  {done.path} ({done.bytes / 1e6:.1f} MB), figures in "
-        f"{done.path.parent / 'figures'}  ({done.seconds:.1f} s)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    plain = Console(width=None if sys.stdout.isatty() else WIDTH)
+    if is_claims(folder):
+        text = f"{write_claims(read_claims(folder))}"
+    else:
+        done = write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
+        figures = done.path.parent / "figures"
+        text = f"{done.path} ({done.bytes / 1e6:.1f} MB), figures in {figures}"
+        text += f"  ({done.seconds:.1f} s)"
+    plain.print(f"[bold]Report[/]  {text}", highlight=False, soft_wrap=True)
 
 
 @app.command()

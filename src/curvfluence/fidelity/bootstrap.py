@@ -183,6 +183,14 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def resolved(self) -> bool:
+        """Whether it leaves 0 out: the sign of what it is of is then known."""
+        return self.low > 0 or self.high < 0
+
+    def __neg__(self) -> Interval:
+        return Interval(-self.high, -self.low)
+
 
 def interval(replicates: Replicates, level: float = 0.95) -> Interval:
     """The percentile interval: the (1 ± level) / 2 quantiles of the draws.

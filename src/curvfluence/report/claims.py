@@ -1,104 +1,106 @@
-"""The claims as Markdown and in a terminal."""
+"""The claims as Markdown and in a terminal, and the pages of the studies that they rest on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from curvfluence.report.parts.table import Table
+from curvfluence.report.study.page import with_report
+from curvfluence.report.study.tables import claim_table
+from curvfluence.study.claims import AXES, Claims
 from curvfluence.study.claims.claim import FAILS, HOLDS, MARGIN, OPEN
-from curvfluence.study.claims.plan import AXES
-from curvfluence.study.claims.rows import BASE, Row
-from curvfluence.study.claims.run import Claimed
-from curvfluence.study.words import bounds, number
+from curvfluence.study.claims.plan import PROTOCOL_NAMES
+from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.results import ClaimRow
+from curvfluence.study.study import read_study
 
+PAGE = "claims.md"
 SIGNS = {HOLDS: "✓", FAILS: "✗", OPEN: "?"}
 
 
-def overview(claimed: Claimed) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(columns, rows): the verdicts of each claim and protocol by problem, for the problem as it is
-    and then across each axis."""
-    problems = list(claimed.rows)
-    keys = dict.fromkeys(
-        (row.claim, row.protocol) for rows in claimed.rows.values() for row in rows
-    )
-    lines = [
-        (claim, protocol, *(_signs(claimed.rows[name], claim, protocol) for name in problems))
-        for claim, protocol in keys
+def write_claims(claims: Claims, *, watch: Watcher = silent) -> Path:
+    """Write `claims.md`, and the page of every base study that has none of these results."""
+    folders = [
+        claims.path / f"{name}-{protocol}"
+        for name in claims.table.problems
+        for protocol in PROTOCOL_NAMES
     ]
-    return ("Claim", "protocol", *problems), lines
+    with watch("write the reports", len(folders)) as done:
+        for k, folder in enumerate(folders):
+            with_report(read_study(folder))
+            done(k + 1)
+    page = claims.path / PAGE
+    page.write_text(markdown(claims), encoding="utf-8")
+    return page
 
 
-def _signs(rows: Sequence[Row], claim: str, protocol: str) -> str:
-    own = [row for row in rows if (row.claim, row.protocol) == (claim, protocol)]
-    signs = [SIGNS[row.verdict] for row in own]
+def overview(claims: Claims) -> Table:
+    """The verdicts of each claim and protocol by problem, for the problem as it is and then across
+    each axis."""
+    problems = list(claims.table.problems)
+    keys = dict.fromkeys((r.statement, r.protocol) for name in problems for r in claims.rows(name))
+    lines = (
+        (statement, protocol, *(_signs(claims.rows(n), statement, protocol) for n in problems))
+        for statement, protocol in keys
+    )
+    axes = listed_axes(claims)
+    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
+    caption = f"{signs}: first for the problem as it is, then across {axes}."
+    return Table(caption, ("Claim", "protocol", *problems), tuple(lines))
+
+
+def listed_axes(claims: Claims) -> str:
+    return ", ".join(AXES.get(axis, axis) for axis in claims.table.settings.axes)
+
+
+def _signs(rows: Sequence[ClaimRow], statement: str, protocol: str) -> str:
+    signs = [SIGNS[r.verdict] for r in rows if (r.statement, r.protocol) == (statement, protocol)]
     return f"{signs[0]} {''.join(signs[1:])}".strip() if signs else "–"
 
 
-def legend(claimed: Claimed) -> str:
-    axes = ", ".join(AXES[axis] for axis in claimed.settings.axes)
-    kinds = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
-    return f"{kinds}: first for the problem as it is, then across {axes}."
-
-
-def show_claims(claimed: Claimed, console: Console) -> None:
+def show_claims(claims: Claims, console: Console) -> None:
     """The overview, and where the rest is."""
-    columns, lines = overview(claimed)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for k, name in enumerate(columns):
-        table.add_column(name, style="bold" if k == 0 else None, no_wrap=k > 0)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-    console.print(legend(claimed), highlight=False)
-    console.print(
-        f"[bold]Tables[/]  {claimed.path}/claims.md, {claimed.path}/claims.json", highlight=False
-    )
-    reports = f"{claimed.path}/<problem>-<protocol>/report.html"
-    console.print(f"[bold]Reports[/] {reports}", highlight=False, markup=True)
+    table = overview(claims)
+    table.show(console)
+    console.print(table.caption, highlight=False)
+    for name, files in (
+        ("Tables", f"{claims.path}/{PAGE}, {claims.path}/claims.json"),
+        ("Reports", f"{claims.path}/<problem>-<protocol>/report.html"),
+    ):
+        console.print(f"[bold]{name:9}[/]{files}", highlight=False, soft_wrap=True)
 
 
-def markdown(claimed: Claimed) -> str:
+def markdown(claims: Claims) -> str:
     """The whole page: the overview, each problem's table, and how it was made."""
-    columns, lines = overview(claimed)
+    table = overview(claims)
     parts = [
         "# Claims\n",
         "What “Better Hessians Matter” (arXiv 2509.23437) says of influence functions, and what "
         "was measured here. [study.md](study.md#claims) says how each claim becomes a number and "
         "an interval; the interval alone makes the verdict.\n",
-        _table(columns, lines),
-        f"\n{legend(claimed)}\n",
-        _made(claimed),
+        table.markdown,
+        f"\n{table.caption}\n",
+        _made(claims),
     ]
-    for name, rows in claimed.rows.items():
-        parts.append(f"\n## {name}\n")
-        body = [
-            (
-                row.claim,
-                row.protocol,
-                "as it is" if row.scope == BASE else AXES[row.scope],
-                number(row.measured, signed=not row.share),
-                bounds(row.interval, signed=not row.share),
-                row.verdict,
-                row.detail,
-            )
-            for row in rows
-        ]
-        head = ("Claim", "protocol", "across", "measured", "95% interval", "verdict", "detail")
-        parts.append(_table(head, body))
+    for name in claims.table.problems:
+        parts += [f"\n## {name}\n", claim_table(name, claims.rows(name), open=True).markdown]
     return "\n".join(parts) + "\n"
 
 
-def _made(claimed: Claimed) -> str:
-    settings, found = claimed.settings, claimed.environment
-    versions = ", ".join(
-        f"{name} {found[name]}" for name in ("curvfluence", "python", "torch", "numpy", "scipy")
+def _made(claims: Claims) -> str:
+    settings, made = claims.table.settings, claims.table.environment
+    kept = ("curvfluence", "python", "torch", "numpy", "scipy")
+    versions = ", ".join(f"{name} {made.versions[name]}" for name in kept)
+    subsets = (
+        "each problem's own number of subsets"
+        if settings.subsets is None
+        else f"{settings.subsets} subsets"
     )
-    own = settings.subsets
-    subsets = "each problem's own number of subsets" if own is None else f"{own} subsets"
     return (
-        f"Made by `{found['command'] or 'the library'}` with {versions}; seed {settings.seed}. "
+        f"Made by `{made.command or 'the library'}` with {versions}; seed {settings.seed}. "
         f"{settings.models} influence models in every study; {subsets} in {settings.orders} "
         f"minibatch orders for the problem as it is, {settings.variant_subsets} in one order for "
         f"the variants; at most {settings.queries or 'all'} queries; λ from "
@@ -106,9 +108,3 @@ def _made(claimed: Claimed) -> str:
         f"bootstrap replicates. A rung counts as no worse "
         f"within {MARGIN:g} of LDS.\n"
     )
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
-    return "\n".join(f"| {line} |" for line in cells)

@@ -1,45 +1,67 @@
-"""What is kept on disk: one folder a study, JSON and arrays, nothing pickled."""
+"""A study's folder: what it is keyed by, and what it holds. JSON and arrays, nothing pickled."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from curvfluence.errors import InputError, NonFiniteError
-from curvfluence.problem.data import Examples
+from curvfluence.errors import InputError
+from curvfluence.store.records import Record, read, write
 
 SPEC, RESULTS, ARRAYS = "study.json", "results.json", "arrays"
+
+
+class MadeBy(Record, frozen=True):
+    """The code and the torch that made results: only they read them back instead of working."""
+
+    code: str
+    torch: str
+
+
+class Header(Record, frozen=True):
+    """`study.json`: the key that a study's folder goes by, its settings, and who made it."""
+
+    remedy = "remove the folder, or name another one with --out"
+
+    key: str
+    spec: dict[str, Any]
+    made_by: MadeBy
+
+    @property
+    def named(self) -> str:
+        """The settings that tell studies apart."""
+        shown = (k for k in ("problem", "seed", "models", "subsets") if k in self.spec)
+        return ", ".join(f"{k} {self.spec[k]}" for k in shown) or "of unknown settings"
+
+
+T = TypeVar("T", bound=Record)
 
 
 @dataclass(frozen=True)
 class Folder:
     """A study's folder, keyed by what its results depend on.
 
-    `study.json` holds the key and the settings, and is written first; `results.json` is written
-    last and replaces atomically, so a folder without it holds an unfinished study.
+    `study.json` is written first; `results.json` is written last and replaces atomically, so a
+    folder without it holds an unfinished study.
     """
 
     path: Path
-    key: str
+    header: Header
 
-    def claim(self, settings: Mapping[str, Any]) -> None:
+    def claim(self) -> None:
         """Make the folder this study's. Errors: `InputError` where it holds anything else."""
         self.require_free()
         with _writing(self.path):
             (self.path / ARRAYS).mkdir(parents=True, exist_ok=True)
             # Results of an earlier run must not stand beside the arrays of this one.
             (self.path / RESULTS).unlink(missing_ok=True)
-            write_json(self.path / SPEC, {"key": self.key, **settings})
+            write(self.path / SPEC, self.header)
 
     def require_free(self) -> None:
         """Refuse a folder that holds another study, or files that are no study. Writes nothing."""
@@ -47,31 +69,34 @@ class Folder:
             raise InputError(f"{self.path} is a file: name a folder with --out")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        found = read_json(self.path / SPEC)
-        if found is None:
+        held = read(self.path / SPEC, Header)
+        if held is None:
             raise InputError(
                 f"{self.path} holds files that are no study: name an empty folder with --out"
             )
-        if found.get("key") != self.key:
+        if held.key != self.header.key:
             finished = (self.path / RESULTS).is_file()
             state = "another study" if finished else "another study, unfinished"
             raise InputError(
-                f"{self.path} holds {state} ({_summary(found)}): name another folder with --out, "
+                f"{self.path} holds {state} ({held.named}): name another folder with --out, "
                 "or remove it"
             )
 
-    def results(self) -> dict[str, Any] | None:
-        """The results of this very study, where it is finished."""
-        found = read_json(self.path / SPEC)
-        same = found is not None and found.get("key") == self.key
-        return read_json(self.path / RESULTS) if same else None
+    def finished(self, kind: type[T]) -> T | None:
+        """The results of this very study, where this very code has finished it."""
+        held = read(self.path / SPEC, Header)
+        mine = held is not None and (held.key, held.made_by) == (
+            self.header.key,
+            self.header.made_by,
+        )
+        return read(self.path / RESULTS, kind) if mine else None
 
-    def save(self, results: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
+    def save(self, results: Record, arrays: Mapping[str, Tensor]) -> None:
         """Write the arrays, then the results."""
         with _writing(self.path):
             for name, array in arrays.items():
                 np.save(self.path / ARRAYS / f"{name}.npy", array.numpy(), allow_pickle=False)
-            write_json(self.path / RESULTS, results)
+            write(self.path / RESULTS, results)
 
 
 @contextmanager
@@ -81,70 +106,3 @@ def _writing(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
-
-
-def _summary(found: Mapping[str, Any]) -> str:
-    spec = found.get("spec", {})
-    named = [f"{k} {spec[k]}" for k in ("problem", "seed", "models", "subsets") if k in spec]
-    return ", ".join(named) or "of unknown settings"
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace `path` atomically. NaN is refused, by its name: a missing number is null."""
-    unfit = _not_finite(value)
-    if unfit is not None:
-        raise NonFiniteError(f"{path.name} would hold {unfit}, which is no number to keep")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
-
-
-def _not_finite(value: Any, name: str = "") -> str | None:
-    """Where in nested values the first NaN or infinity is."""
-    if isinstance(value, float):
-        return None if isfinite(value) else f"{name} = {value}"
-    if isinstance(value, Mapping):
-        named = ((f"{name}.{k}" if name else str(k), v) for k, v in cast(Any, value).items())
-    elif isinstance(value, list | tuple):
-        named = ((f"{name}[{k}]", v) for k, v in enumerate(cast(Any, value)))
-    else:
-        return None
-    return next((found for k, v in named if (found := _not_finite(v, k))), None)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`, or None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is not readable as JSON ({error}): remove the folder") from None
-
-
-def hash_json(value: Mapping[str, Any]) -> str:
-    text = json.dumps(value, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def hash_examples(*sets: Examples) -> str:
-    """Of the numbers themselves, in order."""
-    digest = hashlib.sha256()
-    for examples in sets:
-        weights = () if examples.weights is None else (examples.weights,)
-        for tensor in (examples.inputs, examples.targets, *weights):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def hash_code() -> str:
-    """Of this package's source files, less the report's: results are only reused by the code that
-    made them."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        if "report" in file.relative_to(root).parts:
-            continue
-        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    return digest.hexdigest()[:16]

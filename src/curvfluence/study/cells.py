@@ -6,21 +6,21 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from joblib import Parallel, delayed
 
 from curvfluence.errors import InputError
 from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.results import Results
 from curvfluence.study.run import run_together
 from curvfluence.study.spec import StudySpec
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Studies that one process does together, and their places in the whole."""
+    """Studies that one process does together."""
 
-    places: tuple[int, ...]
     specs: tuple[StudySpec, ...]
     folders: tuple[Path, ...]
 
@@ -31,7 +31,7 @@ def run_cells(
     *,
     jobs: int | None = None,
     watch: Watcher = silent,
-) -> list[dict[str, Any]]:
+) -> list[Results]:
     """The results of every study, `jobs` at a time (as many as cores) with one thread each.
 
     Studies that differ in alpha alone share their influence models and their ladder, as far as
@@ -43,13 +43,13 @@ def run_cells(
         raise InputError(f"jobs must be at least 1; seen {jobs}")
     work = batches(specs, jobs)
     tasks = (
-        delayed(_run)(_Batch(k, tuple(specs[i] for i in k), tuple(folders[i] for i in k)))
+        delayed(_run)(_Batch(tuple(specs[i] for i in k), tuple(folders[i] for i in k)))
         for k in work
     )
-    results: dict[int, dict[str, Any]] = {}
+    results: dict[int, Results] = {}
     with watch("studies", len(specs)) as done:
-        found = Parallel(n_jobs=jobs, return_as="generator")(tasks)
-        for places, batch in zip(work, cast("Iterator[list[dict[str, Any]]]", found), strict=True):
+        parts = Parallel(n_jobs=jobs, return_as="generator")(tasks)
+        for places, batch in zip(work, cast("Iterator[list[Results]]", parts), strict=True):
             results.update(zip(places, batch, strict=True))
             done(len(results))
     return [results[k] for k in range(len(specs))]
@@ -69,6 +69,5 @@ def batches(specs: Sequence[StudySpec], jobs: int) -> list[tuple[int, ...]]:
     ]
 
 
-def _run(batch: _Batch) -> list[dict[str, Any]]:
-    found = run_together(batch.specs, batch.folders, threads=1)
-    return [study.results for study in found]
+def _run(batch: _Batch) -> list[Results]:
+    return [study.results for study in run_together(batch.specs, batch.folders, threads=1)]

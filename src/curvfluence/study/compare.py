@@ -30,7 +30,7 @@ from curvfluence.fidelity import (
     reliability,
     resamples,
 )
-from curvfluence.study.climb import Climbed
+from curvfluence.study.climb import RungScores
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
 from curvfluence.study.retrain import Truth
@@ -38,10 +38,11 @@ from curvfluence.study.spec import StudySpec
 from curvfluence.truth import independent, independent_repeats, matched, matched_repeats
 
 Floats = NDArray[np.float64]
+_SINGLE = (Axes.SUBSETS, Axes.QUERIES)
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class RungFidelity:
     """One rung against the truths: matched, independent and as ensemble (None with one model).
 
     The ensemble is one predictor, the mean of the models' scores, against the mean truth over all
@@ -61,7 +62,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Compared:
+class LadderFidelity:
     """Everything that is said of the rungs. A `None` ceiling is explained in `ceiling_notes`.
 
     `lost` holds the LDS lost by each step of the ladder and its chains, `lds_shares` the share of a
@@ -70,7 +71,7 @@ class Compared:
     """
 
     halves: NDArray[np.bool_]
-    rungs: tuple[Judged, ...]
+    rungs: tuple[RungFidelity, ...]
     steps: tuple[tuple[str, str, Difference], ...]
     lost: dict[tuple[str, str], Difference]
     lds_shares: dict[tuple[str, str], tuple[float, Interval | None]]
@@ -82,47 +83,50 @@ class Compared:
 def compare(
     spec: StudySpec,
     truth: Truth,
-    climbed: tuple[Climbed, ...],
+    rungs: tuple[RungScores, ...],
     protocol: Protocol,
     watch: Watcher,
-) -> Compared:
+) -> LadderFidelity:
     """LDS with crossed intervals (damping selection repeated inside), paired between rungs."""
     (half_seed,) = spec.seeds("query halves", 1)
     halves = query_halves(truth.values.shape[-1], half_seed)
-    target = matched(truth.values).numpy()
-    drawn = {axes: _resamples(spec, halves, axes) for axes in (Axes.CROSSED, *_SINGLE)}
-    judged: list[Judged] = []
-    replicates: dict[str, Replicates] = {}
-    with watch("compare", len(climbed)) as done:
-        for rung in climbed:
-            sweep = rung.sweep(truth.subsets.left_out)
-            found = {a: bootstrap_lds(sweep, target, halves, d) for a, d in drawn.items()}
-            replicates[rung.name] = found[Axes.CROSSED]
-            judged.append(_judge(rung.name, sweep, truth, target, halves, found))
-            done(len(judged))
-    pairs = list(combinations(replicates, 2))
-    differences = tuple((a, b, paired_difference(replicates[a], replicates[b])) for a, b in pairs)
-    # Where rungs were left out, a step goes to the next one that is there.
-    ladder = protocol.steps if spec.rungs is None else tuple(pairwise(spec.ladder))
-    steps = dict.fromkeys(
-        (*ladder, *protocol.steps, *(step for c in protocol.chains for step in c.steps))
-    )
-    lost = {
-        (a, b): paired_difference(replicates[a], replicates[b])
-        for a, b in steps
-        if {a, b} <= set(replicates)
-    }
+    judge = _Judge(spec, truth, halves)
+    measured: list[RungFidelity] = []
+    with watch("compare", len(rungs)) as done:
+        for rung in rungs:
+            measured.append(judge(rung))
+            done(len(measured))
+    replicates = {rung.name: rung.replicates for rung in measured}
+    pairs = combinations(replicates, 2)
+    ladder, lost = _lost(spec, protocol, replicates)
     ceilings, notes = _ceilings(spec, truth)
-    return Compared(
+    return LadderFidelity(
         halves=halves,
-        rungs=tuple(judged),
+        rungs=tuple(measured),
         steps=tuple((a, b, lost[a, b]) for a, b in ladder if (a, b) in lost),
         lost=lost,
         lds_shares=_lds_shares(replicates, protocol),
-        differences=differences,
+        differences=tuple(
+            (a, b, paired_difference(replicates[a], replicates[b])) for a, b in pairs
+        ),
         ceilings=ceilings,
         ceiling_notes=notes,
     )
+
+
+def _lost(
+    spec: StudySpec, protocol: Protocol, replicates: dict[str, Replicates]
+) -> tuple[tuple[tuple[str, str], ...], dict[tuple[str, str], Difference]]:
+    """The steps of the ladder, and the LDS that each of them and of its chains' steps loses."""
+    # Where rungs were left out, a step goes to the next one that is there.
+    ladder = protocol.steps if spec.rungs is None else tuple(pairwise(spec.ladder))
+    chained = (step for chain in protocol.chains for step in chain.steps)
+    lost = {
+        (a, b): paired_difference(replicates[a], replicates[b])
+        for a, b in dict.fromkeys((*ladder, *protocol.steps, *chained))
+        if {a, b} <= set(replicates)
+    }
+    return ladder, lost
 
 
 def _lds_shares(
@@ -145,7 +149,33 @@ def _lds_shares(
     return found
 
 
-_SINGLE = (Axes.SUBSETS, Axes.QUERIES)
+class _Judge:
+    """Measures one rung after another against the same truths, on the same draws."""
+
+    def __init__(self, spec: StudySpec, truth: Truth, halves: NDArray[np.bool_]) -> None:
+        self.halves, self.left_out = halves, truth.subsets.left_out
+        self.target = matched(truth.values).numpy()
+        self.others = independent(truth.values).numpy() if len(truth.values) > 1 else None
+        self.change = self.target - truth.models.base.numpy()[:, None]
+        self.drawn = {axes: _resamples(spec, halves, axes) for axes in (Axes.CROSSED, *_SINGLE)}
+
+    def __call__(self, rung: RungScores) -> RungFidelity:
+        sweep, target, halves = rung.sweep(self.left_out), self.target, self.halves
+        replicates = {a: bootstrap_lds(sweep, target, halves, d) for a, d in self.drawn.items()}
+        result = lds(sweep, target, halves)
+        mean = Sweep(sweep.dampings, sweep.predicted.mean(axis=1, keepdims=True))
+        return RungFidelity(
+            name=rung.name,
+            sweep=sweep,
+            replicates=replicates[Axes.CROSSED],
+            matched=result,
+            intervals=Intervals(*(interval(replicates[a]) for a in (Axes.CROSSED, *_SINGLE))),
+            independent=None if self.others is None else lds(sweep, self.others, halves),
+            ensemble=(
+                lds(mean, target.mean(axis=0, keepdims=True), halves) if len(target) > 1 else None
+            ),
+            calibration=_calibration(sweep, result, self.change, halves),
+        )
 
 
 def _resamples(spec: StudySpec, halves: NDArray[np.bool_], axes: Axes) -> Resamples:
@@ -157,33 +187,6 @@ def _resamples(spec: StudySpec, halves: NDArray[np.bool_], axes: Axes) -> Resamp
         seed=seed,
         replicates=spec.replicates,
         axes=axes,
-    )
-
-
-def _judge(
-    name: str,
-    sweep: Sweep,
-    truth: Truth,
-    target: Floats,
-    halves: NDArray[np.bool_],
-    found: dict[Axes, Replicates],
-) -> Judged:
-    result = lds(sweep, target, halves)
-    mean = Sweep(sweep.dampings, sweep.predicted.mean(axis=1, keepdims=True))
-    others = independent(truth.values).numpy() if len(truth.values) > 1 else None
-    return Judged(
-        name=name,
-        sweep=sweep,
-        replicates=found[Axes.CROSSED],
-        matched=result,
-        intervals=Intervals(*(interval(found[a]) for a in (Axes.CROSSED, *_SINGLE))),
-        independent=None if others is None else lds(sweep, others, halves),
-        ensemble=(
-            lds(mean, target.mean(axis=0, keepdims=True), halves) if len(target) > 1 else None
-        ),
-        calibration=_calibration(
-            sweep, result, target - truth.models.base.numpy()[:, None], halves
-        ),
     )
 
 
@@ -199,12 +202,12 @@ def _calibration(
 
 def _ceilings(spec: StudySpec, truth: Truth) -> tuple[dict[str, Ceiling | None], tuple[str, ...]]:
     (seed,) = spec.seeds("splits", 1)
-    found: dict[str, Ceiling | None] = {}
+    ceilings: dict[str, Ceiling | None] = {}
     notes: list[str] = []
     for question, repeats in (("matched", matched_repeats), ("independent", independent_repeats)):
         try:
-            found[question] = reliability(repeats(truth.values).numpy(), seed=seed)
+            ceilings[question] = reliability(repeats(truth.values).numpy(), seed=seed)
         except InputError as error:
-            found[question] = None
+            ceilings[question] = None
             notes.append(f"no noise ceiling for the {question} question: {error}")
-    return found, tuple(notes)
+    return ceilings, tuple(notes)

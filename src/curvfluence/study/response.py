@@ -13,7 +13,7 @@ from torch import Tensor
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import LDS, Interval, Sweep, bootstrap_lds, interval, lds, resamples
 from curvfluence.problem.problem import Problem
-from curvfluence.study.compare import Compared, Judged
+from curvfluence.study.compare import LadderFidelity, RungFidelity
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import BregmanResponse, bregman_response
@@ -53,8 +53,8 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """Why there is no response."""
+class NoResponse:
+    """No response was measured, and why."""
 
     reason: str
 
@@ -63,59 +63,67 @@ def respond(
     spec: StudySpec,
     problems: list[Problem],
     left_out: Tensor,
-    compared: Compared,
+    fidelity: LadderFidelity,
     watch: Watcher,
-) -> Response | Missing:
+) -> Response | NoResponse:
     """The response to each subset's absence at ε = 0.1 and the GGN's damping, and every rung's LDS.
 
     Of the two dampings that the halves of the queries chose for the GGN, λ is the one with the
     higher LDS over all queries. Groups that do not converge at some model are left out and counted.
     """
     start = time.perf_counter()
-    reason = _undefined(spec, problems[0], compared)
+    reason = _undefined(spec, problems[0], fidelity)
     if reason is not None:
-        return Missing(reason)
-    damping = _damping(next(rung for rung in compared.rungs if rung.name == "GGN"))
+        return NoResponse(reason)
+    damping = _damping(next(rung for rung in fidelity.rungs if rung.name == "GGN"))
     count = _models(problems, len(left_out))
-    found: list[BregmanResponse] = []
-    with watch("Bregman response", count * len(left_out)) as done:
-        try:
-            for at in problems[:count]:
-                before = len(found) * len(left_out)
-                found.append(
-                    bregman_response(
-                        at,
-                        left_out,
-                        damping=damping,
-                        epsilon=EPSILON,
-                        progress=lambda k, before=before: done(before + k),
-                    )
-                )
-        except (InputError, SingularError) as error:
-            return Missing(str(error))
-    change_jmq = torch.stack([one.change for one in found])
-    converged_jm = torch.stack([one.converged for one in found])
-    kept_m = converged_jm.all(0)
-    if int(kept_m.sum()) < GROUPS:
-        return Missing(
-            f"only {int(kept_m.sum())} of {len(left_out)} groups converged at λ = {damping:g}"
+    try:
+        responses = _responses(problems[:count], left_out, damping, watch)
+    except (InputError, SingularError) as error:
+        return NoResponse(str(error))
+    change_jmq = torch.stack([r.change for r in responses])
+    converged_jm = torch.stack([r.converged for r in responses])
+    counted_m = converged_jm.all(0)
+    if int(counted_m.sum()) < GROUPS:
+        return NoResponse(
+            f"only {int(counted_m.sum())} of {len(left_out)} groups converged at λ = {damping:g}"
         )
-    judged = _judge(spec, change_jmq[:, kept_m].numpy(), kept_m.numpy(), compared)
+    measured = _judge(spec, change_jmq[:, counted_m].numpy(), counted_m.numpy(), fidelity)
     return Response(
         damping=damping,
         change=change_jmq,
         converged=converged_jm,
-        steps=float(torch.stack([one.steps for one in found]).double().mean()),
+        steps=float(torch.stack([r.steps for r in responses]).double().mean()),
         seconds=time.perf_counter() - start,
-        lds={name: value for name, (value, _) in judged.items()},
-        intervals={name: bounds for name, (_, bounds) in judged.items()},
+        lds={name: value for name, (value, _) in measured.items()},
+        intervals={name: bounds for name, (_, bounds) in measured.items()},
     )
 
 
-def _undefined(spec: StudySpec, problem: Problem, compared: Compared) -> str | None:
+def _responses(
+    problems: list[Problem], left_out: Tensor, damping: float, watch: Watcher
+) -> list[BregmanResponse]:
+    """At each model."""
+    found: list[BregmanResponse] = []
+    with watch("Bregman response", len(problems) * len(left_out)) as done:
+        for at in problems:
+            before = len(found) * len(left_out)
+            found.append(
+                bregman_response(
+                    at,
+                    left_out,
+                    damping=damping,
+                    epsilon=EPSILON,
+                    progress=lambda k, before=before: done(before + k),
+                )
+            )
+    return found
+
+
+def _undefined(spec: StudySpec, problem: Problem, fidelity: LadderFidelity) -> str | None:
     if not spec.bregman:
         return "it was not asked for"
-    if not any(rung.name == "GGN" for rung in compared.rungs):
+    if not any(rung.name == "GGN" for rung in fidelity.rungs):
         return "the GGN, whose damping it takes, is not among the rungs"
     if problem.loss.clip_negative:
         return (
@@ -125,9 +133,9 @@ def _undefined(spec: StudySpec, problem: Problem, compared: Compared) -> str | N
     return None
 
 
-def _damping(ggn: Judged) -> float:
-    found = dict(ggn.matched.sweep)
-    best = max(ggn.matched.dampings, key=lambda damping: found[damping])
+def _damping(ggn: RungFidelity) -> float:
+    swept = dict(ggn.matched.sweep)
+    best = max(ggn.matched.dampings, key=lambda damping: swept[damping])
     assert best is not None  # the GGN is swept over a grid
     return best
 
@@ -140,18 +148,18 @@ def _models(problems: list[Problem], subsets: int) -> int:
 def _judge(
     spec: StudySpec,
     change_jmq: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    kept_m: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
-    compared: Compared,
+    counted_m: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    fidelity: LadderFidelity,
 ) -> dict[str, tuple[LDS, Interval]]:
     """LDS and crossed interval of every rung, as against retraining."""
     (seed,) = spec.seeds("bootstrap", 1)
     models, groups, _ = change_jmq.shape
-    halves = compared.halves
+    halves = fidelity.halves
     drawn = resamples(models, groups, halves=halves, seed=seed, replicates=spec.replicates)
-    found: dict[str, tuple[LDS, Interval]] = {}
-    for rung in compared.rungs:
-        sweep = Sweep(rung.sweep.dampings, rung.sweep.predicted[:, :models, kept_m])
+    against: dict[str, tuple[LDS, Interval]] = {}
+    for rung in fidelity.rungs:
+        sweep = Sweep(rung.sweep.dampings, rung.sweep.predicted[:, :models, counted_m])
         value = lds(sweep, change_jmq, halves)
         bounds = interval(bootstrap_lds(sweep, change_jmq, halves, drawn))
-        found[rung.name] = (value, bounds)
-    return found
+        against[rung.name] = (value, bounds)
+    return against

@@ -7,34 +7,27 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
+from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem
-from curvfluence.store import folder as store
+from curvfluence.store.folder import Folder, Header, MadeBy
+from curvfluence.store.hashes import hash_code, hash_json, hash_tensors
 from curvfluence.study.climb import Ladder, climb, influence_problems
-from curvfluence.study.compare import Compared, compare
+from curvfluence.study.compare import compare
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.protocols import Protocol
-from curvfluence.study.response import Missing, Response, respond
-from curvfluence.study.results import Found, Timing, as_json
-from curvfluence.study.retrain import Models, Truth, draw_subsets, make_truth, train_models
+from curvfluence.study.response import Response, respond
+from curvfluence.study.results import Results, StageSeconds
+from curvfluence.study.retrain import Models, draw_subsets, make_truth, train_models
 from curvfluence.study.spec import DTYPES, StudySpec
-
-REPORT = "report.html"
-
-
-@dataclass(frozen=True)
-class Study:
-    """The results of a study and where they are; `reused` where they had been computed before."""
-
-    results: dict[str, Any]
-    path: Path
-    reused: bool
+from curvfluence.study.study import Study
+from curvfluence.study.summary import Stages, summarise
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,20 +40,14 @@ class Common:
 
 
 @dataclass(frozen=True, eq=False)
-class _Opened:
+class Request:
     """A study that makes sense, and a folder that is free for it or holds it already."""
 
     spec: StudySpec
     problem: StudyProblem
-    folder: store.Folder
+    folder: Folder
     hashes: dict[str, str]
-    made_by: dict[str, str]
     seconds: float
-
-    def finished(self) -> dict[str, Any] | None:
-        """The results that the folder holds, where this very code made them."""
-        found = self.folder.results()
-        return found if found is not None and found.get("made_by") == self.made_by else None
 
 
 def run_study(
@@ -70,34 +57,28 @@ def run_study(
     problem: StudyProblem | None = None,
     threads: int | None = None,
     rerun: bool = False,
-    report: bool = True,
     watch: Watcher = silent,
 ) -> Study:
     """Run the study that `spec` describes, or read it where `out` holds it already.
 
     `problem` is `load(spec.problem)` where that has been done before.
 
-    Writes `study.json`, `arrays/` and `results.json` to `out` (by default runs/<problem>), and
-    unless `report` is False `report.html` with its figures. A
-    finished study with the same settings, data, code and torch is read back unless `rerun`.
+    Writes `study.json`, `arrays/` and `results.json` to `out` (by default runs/<problem>);
+    `curvfluence.report.write_report(out)` makes its page. A finished study with the same settings,
+    data, code and torch is read back unless `rerun`.
 
     Errors: `InputError` before any work, with nothing written, where the settings make no study or
     `out` holds anything else.
     """
     _require_threads(threads)
-    opened = _open(spec, out, problem)
-    finished = None if rerun else opened.finished()
+    request = _open(spec, out, problem)
+    finished = None if rerun else request.folder.finished(Results)
     if finished is not None:
-        if report and not (opened.folder.path / REPORT).is_file():
-            finished = _with_report(opened.folder, finished)
-        return Study(finished, opened.folder.path, reused=True)
+        return Study(request.folder.path, finished)
     with _threads(threads):
-        opened.folder.claim(_settings(opened))
-        results = _compare(opened, _common(opened, watch), watch)
-        if report:
-            with watch("write the report", 1):
-                results = _with_report(opened.folder, results)
-    return Study(results, opened.folder.path, reused=False)
+        request.folder.claim()
+        results = _compare(request, _common(request, watch), watch)
+    return Study(request.folder.path, results, reused=False)
 
 
 def run_together(
@@ -106,7 +87,7 @@ def run_together(
     """Studies that differ in `alpha` alone, on the same influence models and the same ladder.
 
     The same numbers as `run_study` of each by itself; only retraining and comparison are done for
-    each. Finished studies are read back; without a report.
+    each. Finished studies are read back.
 
     Errors: `InputError` where the specs differ in more than alpha, and as `run_study`.
     """
@@ -114,23 +95,22 @@ def run_together(
     if len({replace(spec, alpha=0.5) for spec in specs}) != 1:
         raise InputError("studies share their influence models where they differ in alpha alone")
     loaded = load(specs[0].problem)
-    every = [_open(spec, out, loaded) for spec, out in zip(specs, folders, strict=True)]
+    requests = [_open(spec, out, loaded) for spec, out in zip(specs, folders, strict=True)]
     with _threads(threads):
-        found: list[Study] = []
+        studies: list[Study] = []
         common: Common | None = None
-        for opened in every:
-            finished = opened.finished()
-            if finished is None:
-                opened.folder.claim(_settings(opened))
-                common = _common(opened, silent) if common is None else common
-                results = _compare(opened, common, silent)
-                found.append(Study(results, opened.folder.path, reused=False))
-            else:
-                found.append(Study(finished, opened.folder.path, reused=True))
-    return tuple(found)
+        for request in requests:
+            results = request.folder.finished(Results)
+            reused = results is not None
+            if results is None:
+                request.folder.claim()
+                common = _common(request, silent) if common is None else common
+                results = _compare(request, common, silent)
+            studies.append(Study(request.folder.path, results, reused=reused))
+    return tuple(studies)
 
 
-def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> _Opened:
+def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> Request:
     """Everything that is checked before any work. Writes nothing."""
     start = time.perf_counter()
     loaded = load(spec.problem) if problem is None else problem
@@ -138,73 +118,60 @@ def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> _O
     problem = problem.with_queries(spec.queries)
     draw_subsets(spec, problem)
     hashes = {
-        "data": store.hash_examples(problem.train, problem.queries),
-        "code": store.hash_code(),
-        "recipe": store.hash_json(problem.recipe.describe()),
+        "data": hash_tensors(*_tensors(problem.train), *_tensors(problem.queries)),
+        "code": hash_code(),
+        "recipe": hash_json(problem.recipe.describe()),
     }
-    settings = {**spec.as_json(), "problem": problem.name}
-    key = store.hash_json({"spec": settings, "source": problem.source_hash, **hashes, "code": ""})
-    folder = store.Folder(Path("runs") / problem.name if out is None else out, key)
+    settings = {**msgspec.to_builtins(spec.settings), "problem": problem.name}
+    key = hash_json({"spec": settings, "source": problem.source_hash, **hashes, "code": ""})
+    header = Header(key, settings, MadeBy(hashes["code"], torch.__version__))
+    folder = Folder(Path("runs") / problem.name if out is None else out, header)
     folder.require_free()
-    made_by = {"code": hashes["code"], "torch": torch.__version__}
-    return _Opened(spec, problem, folder, hashes, made_by, time.perf_counter() - start)
+    return Request(spec, problem, folder, hashes, time.perf_counter() - start)
 
 
-def _settings(opened: _Opened) -> dict[str, Any]:
-    settings = {**opened.spec.as_json(), "problem": opened.problem.name}
-    return {"spec": settings, "made_by": opened.made_by}
+def _tensors(examples: Examples) -> tuple[Tensor, ...]:
+    weights = () if examples.weights is None else (examples.weights,)
+    return (examples.inputs, examples.targets, *weights)
 
 
-def _common(opened: _Opened, watch: Watcher) -> Common:
-    models = train_models(opened.spec, opened.problem, watch)
+def _common(request: Request, watch: Watcher) -> Common:
+    models = train_models(request.spec, request.problem, watch)
     at = time.perf_counter()
-    ladder = climb(opened.spec, opened.problem, models.trained, opened.spec.plan, watch)
+    ladder = climb(request.spec, request.problem, models.trained, request.spec.plan, watch)
     return Common(models, ladder, time.perf_counter() - at)
 
 
-def _compare(opened: _Opened, common: Common, watch: Watcher) -> dict[str, Any]:
+def _compare(request: Request, common: Common, watch: Watcher) -> Results:
     """Retrain, compare with what `common` predicts, and keep everything."""
-    spec, problem = opened.spec, opened.problem
+    spec, problem = request.spec, request.problem
     start = time.perf_counter()
     truth = make_truth(spec, problem, common.models, watch)
     at = time.perf_counter()
-    compared = compare(spec, truth, common.ladder.rungs, spec.plan, watch)
-    compare_seconds = time.perf_counter() - at
-    at = time.perf_counter()
+    fidelity = compare(spec, truth, common.ladder.rungs, spec.plan, watch)
+    compared = time.perf_counter()
     problems = influence_problems(problem, common.models.trained)
-    response = respond(spec, problems, truth.subsets.left_out, compared, watch)
+    response = respond(spec, problems, truth.subsets.left_out, fidelity, watch)
     now = time.perf_counter()
-    timing = Timing(
+    seconds = StageSeconds(
         models=common.models.seconds,
         climb=common.seconds,
         truth=truth.seconds,
-        compare=compare_seconds,
-        bregman=now - at,
-        # of this study by itself, whatever it shared
-        total=opened.seconds + common.models.seconds + common.seconds + now - start,
+        compare=compared - at,
+        bregman=now - compared,
     )
-    results = as_json(
-        spec, problem, Found(truth, common.ladder, compared, response), timing, opened.hashes
-    )
-    results["made_by"] = opened.made_by
-    arrays = _arrays(problem, problems, truth, common.ladder, compared, response)
-    opened.folder.save(results, arrays)
+    # of this study by itself, whatever it shared
+    total = request.seconds + common.models.seconds + common.seconds + now - start
+    stages = Stages(truth, common.ladder, fidelity, response, seconds, total)
+    made_by = request.folder.header.made_by
+    results = summarise(spec.settings, problem, stages, request.hashes, made_by)
+    request.folder.save(results, _arrays(problem, problems, stages))
     return results
 
 
 def _require_threads(threads: int | None) -> None:
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1; seen {threads}")
-
-
-def _with_report(folder: store.Folder, results: dict[str, Any]) -> dict[str, Any]:
-    """Write the page; the results with the seconds that it took."""
-    from curvfluence.report import write_report  # plotting takes a second to import
-
-    written = write_report(folder.path)
-    timed = {**results, "report_seconds": written.seconds}
-    store.write_json(folder.path / store.RESULTS, timed)
-    return timed
 
 
 def prepared(problem: StudyProblem, protocol: Protocol, dtype: torch.dtype) -> StudyProblem:
@@ -232,17 +199,11 @@ def _threads(count: int | None) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def _arrays(
-    problem: StudyProblem,
-    problems: list[Problem],
-    truth: Truth,
-    ladder: Ladder,
-    compared: Compared,
-    response: Response | Missing,
-) -> dict[str, Tensor]:
+def _arrays(problem: StudyProblem, problems: list[Problem], stages: Stages) -> dict[str, Tensor]:
     """What a study keeps: the subsets, the truths, every prediction, and each rung's scores [J, Q,
     N] at the damping that its half of the queries was given."""
-    halves = torch.from_numpy(compared.halves)
+    truth, fidelity, response = stages.truth, stages.fidelity, stages.response
+    halves = torch.from_numpy(fidelity.halves)
     arrays = {
         "subsets": truth.subsets.weights,
         "truth": truth.values,
@@ -257,11 +218,11 @@ def _arrays(
     }
     if isinstance(response, Response):
         arrays["bregman"], arrays["bregman.converged"] = response.change, response.converged
-    for rung, judged in zip(ladder.rungs, compared.rungs, strict=True):
+    for rung, measured in zip(stages.ladder.rungs, fidelity.rungs, strict=True):
         grid = list(rung.dampings)
-        first, second = (grid.index(damping) for damping in judged.matched.dampings)
+        first, second = (grid.index(damping) for damping in measured.matched.dampings)
         chosen = torch.where(halves[:, None], rung.scores[:, first], rung.scores[:, second])
         arrays[f"scores.{rung.name}"] = chosen
-        arrays[f"predicted.{rung.name}"] = torch.from_numpy(judged.sweep.predicted)
-        arrays[f"draws.{rung.name}"] = torch.from_numpy(judged.replicates.draws)
+        arrays[f"predicted.{rung.name}"] = torch.from_numpy(measured.sweep.predicted)
+        arrays[f"draws.{rung.name}"] = torch.from_numpy(measured.replicates.draws)
     return arrays

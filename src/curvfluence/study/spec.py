@@ -10,6 +10,7 @@ import torch
 
 from curvfluence.errors import InputError
 from curvfluence.study.protocols import PROTOCOLS, Protocol, protocol
+from curvfluence.study.results import StudySettings
 from curvfluence.study.variant import Variant
 
 LADDER: tuple[str, ...] = tuple(PROTOCOLS["clean"].rungs(0))  # from the top down
@@ -51,8 +52,9 @@ class StudySpec:
             raise InputError(f"there is no rung {unknown[0]!r}; the ladder is {', '.join(known)}")
         if not chosen or len(set(chosen)) < len(chosen):
             raise InputError(f"name each rung once; seen {', '.join(chosen) or 'none'}")
-        if self.rungs is not None:
-            object.__setattr__(self, "rungs", tuple(name for name in known if name in chosen))
+        # All of them named is none named: the same study, whose folder has the same key.
+        named = tuple(name for name in known if name in chosen)
+        object.__setattr__(self, "rungs", None if named == known else named)
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}; seen {self.dtype!r}")
         if not 0 < self.alpha < 1:
@@ -84,7 +86,12 @@ class StudySpec:
         words = [self.seed, *purpose.encode()]
         return [int(s) for s in np.random.SeedSequence(words).generate_state(count)]
 
-    def as_json(self) -> dict[str, Any]:
-        """As JSON reads it back: lists, no tuples."""
-        rows = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {**rows, "rungs": list(self.ladder), "variant": self.variant.as_json()}
+    @property
+    def settings(self) -> StudySettings:
+        """As results keep them: every rung by its name."""
+        fields: dict[str, Any] = {
+            **asdict(self),
+            "rungs": self.ladder,
+            "variant": self.variant.changes,
+        }
+        return StudySettings(**fields)

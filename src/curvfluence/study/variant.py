@@ -42,12 +42,13 @@ class Variant:
         if self.label_noise is not None and not 0 <= self.label_noise < 1:
             raise InputError(f"label_noise must lie in [0, 1); seen {self.label_noise}")
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def changes(self) -> dict[str, Any]:
         """What differs, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.as_json().items()) or "as it is"
+        return ", ".join(f"{name} {value}" for name, value in self.changes.items()) or "as it is"
 
     def apply(self, problem: StudyProblem) -> StudyProblem:
         """The changed problem. Errors: `InputError` for a change that it cannot take."""
@@ -63,10 +64,10 @@ class Variant:
         return changed if not self.label_noise else _with_noise(changed, self.label_noise)
 
     def _architecture(
-        self, own: Callable[[], nn.Module], problem: StudyProblem
+        self, given: Callable[[], nn.Module], problem: StudyProblem
     ) -> Callable[[], nn.Module]:
         layers = [m for m in problem.recipe.build(0).modules() if isinstance(m, nn.Linear)]
-        if not isinstance(own, partial) or own.func is not mlp:
+        if not isinstance(given, partial) or given.func is not mlp:
             raise InputError(
                 f"depth and width change the built-in nets only; {problem.name} has an "
                 "architecture of its own"

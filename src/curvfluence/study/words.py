@@ -18,23 +18,12 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
-def interval(pair: Sequence[float] | None, digits: int = 3, *, signed: bool = False) -> str:
-    if pair is None:
-        return NONE
-    return " to ".join(number(value, digits, signed=signed) for value in pair)
-
-
-def bounds(pair: Sequence[float | None] | None, *, signed: bool = True) -> str:
-    """An interval that may have no end on one side."""
+def interval(pair: Sequence[float | None] | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Both ends, of which None is one at infinity."""
     if pair is None:
         return NONE
     ends = zip(pair, ("−∞", "∞"), strict=True)
-    return " to ".join(end if x is None else number(x, signed=signed) for x, end in ends)
-
-
-def resolved(pair: Sequence[float]) -> bool:
-    """Whether the interval leaves 0 out."""
-    return pair[0] > 0 or pair[1] < 0
+    return " to ".join(end if x is None else number(x, digits, signed=signed) for x, end in ends)
 
 
 def short(value: float | None) -> str:
@@ -49,8 +38,13 @@ def short(value: float | None) -> str:
         text = text.rstrip("0").rstrip(".") if "." in text else text
         return text.replace("-", "−")
     mantissa = f"{value / 10.0**exponent:.2f}".rstrip("0").rstrip(".").replace("-", "−")
-    power = f"10{str(exponent).translate(_RAISED)}"
+    power = f"10{raised(exponent)}"
     return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
+def raised(exponent: int) -> str:
+    """A power, as in 10⁻³."""
+    return str(exponent).translate(_RAISED)
 
 
 def dampings(pair: Sequence[float | None] | None) -> str:
@@ -66,21 +60,30 @@ def seconds(value: float | None) -> str:
     return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
 
 
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+
+def prefix(value: float) -> tuple[float, str]:
+    """The power of a thousand that a size is told in, and its prefix: 1e9 and G."""
+    step = 0
+    while value >= 999.5 * 1000.0**step and step < len(_PREFIXES) - 1:
+        step += 1
+    return 1000.0**step, _PREFIXES[step]
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    if value is None:
+        return NONE
+    power, name = prefix(value)
+    return f"{value / power:.3g} {name}{unit}"
+
+
 def flops(value: float | None) -> str:
-    return _with_unit(value, 1000.0, (" ", "k", "M", "G", "T", "P"), "FLOP")
+    return _with_unit(value, "FLOP")
 
 
 def size(value: float | None) -> str:
-    return _with_unit(value, 1000.0, (" ", "k", "M", "G", "T"), "B")
-
-
-def _with_unit(value: float | None, base: float, prefixes: Sequence[str], unit: str) -> str:
-    if value is None:
-        return NONE
-    step = 0
-    while value >= 999.5 and step < len(prefixes) - 1:
-        value, step = value / base, step + 1
-    return f"{value:.3g} {prefixes[step].strip()}{unit}"
+    return _with_unit(value, "B")
 
 
 def percent(value: float | None) -> str:

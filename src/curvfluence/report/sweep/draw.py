@@ -11,7 +11,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from curvfluence.report.style import INK, MUTED
+from curvfluence.report.parts.axes import legend_columns
+from curvfluence.report.parts.style import INK, MUTED
 from curvfluence.report.sweep.grid import Estimate, Grid, Line, Panel, worded
 from curvfluence.report.sweep.measure import Measure
 from curvfluence.study.words import percent, short
@@ -81,7 +82,7 @@ def _line(axes: Axes, line: Line, at: list[tuple[float, Estimate]], *, signed: b
     dots = [(x, value) for x, e in at for value in e.seeds]
     axes.plot([x for x, _ in dots], [v for _, v in dots], "o", color=colour, ms=1.5, zorder=3)
     for hollow in (False, True):
-        these = [(x, e.value) for x, e in at if (signed and holds_zero(e)) == hollow]
+        these = [(x, e.value) for x, e in at if (signed and e.open) == hollow]
         axes.plot(
             [x for x, _ in these],
             [value for _, value in these],
@@ -96,15 +97,6 @@ def _line(axes: Axes, line: Line, at: list[tuple[float, Estimate]], *, signed: b
 
 def _percent(value: float, _: object) -> str:
     return percent(value)
-
-
-def holds_zero(found: Estimate) -> bool:
-    return found.bar is not None and found.bar[0] <= 0 <= found.bar[1]
-
-
-def _columns(labels: Sequence[str]) -> int:
-    """How many labels stand side by side below 3.5 inches."""
-    return max(1, min(4, 60 // (max(map(len, labels)) + 6)))
 
 
 def note(measure: Measure, bars: str, width: int = 62) -> str:
@@ -122,7 +114,7 @@ def _legend(canvas: Canvas, measure: Measure, bars: str) -> None:
         )
         for line in measure.lines
     ]  # fmt: skip
-    columns = _columns([line.label for line in measure.lines])
+    columns = legend_columns([line.label for line in measure.lines])
     canvas.legend(
         handles=handles,
         loc="outside lower left",
@@ -138,6 +130,6 @@ def _legend(canvas: Canvas, measure: Measure, bars: str) -> None:
 
 def height(panels: Sequence[Panel], measure: Measure) -> float:
     labels = [line.label for line in measure.lines]
-    legend = 0.3 + 0.15 * ceil(len(labels) / _columns(labels)) + 0.12
+    legend = 0.3 + 0.15 * ceil(len(labels) / legend_columns(labels)) + 0.12
     each = 2.0 if len(panels) < 3 else 1.35
     return 0.45 + legend + each * ceil(len(panels) / min(2, len(panels)))

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
-from curvfluence.report.figure import Figure
-from curvfluence.report.style import looks, series
-from curvfluence.report.sweep.grid import Grid, Line, Results
+from curvfluence.fidelity import Interval
+from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.style import looks, series
+from curvfluence.report.sweep.grid import Grid, Line
 from curvfluence.report.sweep.lines import over
 from curvfluence.report.sweep.measure import Measure
+from curvfluence.study.results import DecompositionStep, Results, RungResult, Step
 
+T = TypeVar("T")
 OWN_LDS = "each study’s own 95% bootstrap interval"
 OWN_STEP = "each study’s own paired 95% bootstrap interval"
 
 
 def lds(grid: Grid) -> tuple[Figure, ...]:
     """LDS of the ladder over every axis."""
-    names = ladder(grid)
+    names = grid.ladder
     look = looks(names)
     lines = tuple(
-        Line(name, look[name], _rung(name, "lds"), _rung(name, "interval")) for name in names
+        Line(n, look[n], _rung(n, lambda rung: rung.lds), _rung(n, lambda rung: rung.interval))
+        for n in names
     )
     told = tuple(name for name in ("GGN", "EKFAC", "KFAC") if name in names) or tuple(names[:3])
     return _over_axes(grid, Measure("lds", "LDS", "LDS", OWN_LDS, lines, told, bounds=(None, 1.02)))
@@ -28,13 +32,18 @@ def lds(grid: Grid) -> tuple[Figure, ...]:
 
 def lost(grid: Grid) -> tuple[Figure, ...]:
     """LDS lost at each step down the ladder, over every axis."""
-    pairs = steps(grid)
-    look = looks([to for _, to in pairs])
+    steps = grid.first.steps
+    look = looks([step.below for step in steps])
     lines = tuple(
-        Line(f"{a} → {b}", look[b], _step(a, b, "lds_lost"), _step(a, b, "interval"))
-        for a, b in pairs
+        Line(
+            step.name,
+            look[step.below],
+            _step(step.pair, lambda found: found.lds_lost),
+            _step(step.pair, lambda found: found.interval),
+        )
+        for step in steps
     )
-    told = tuple(line.label for line in lines if line.label.split(" → ")[0] in ("GGN", "EKFAC"))
+    told = tuple(step.name for step in steps if step.above in ("GGN", "EKFAC"))
     told = told or tuple(line.label for line in lines[:2])
     measure = Measure(
         "lost", "LDS lost at each step", "LDS lost", OWN_STEP, lines, told, signed=True, mark=0.0
@@ -45,60 +54,26 @@ def lost(grid: Grid) -> tuple[Figure, ...]:
 def eigenvalue_step(grid: Grid) -> tuple[Figure, ...]:
     """The eigenvalue step's share of ‖GGN − KFAC‖², of plain norms, and the LDS it loses: a line
     for each Fisher type."""
-    fishers = fisher_types(grid)
-    if not fishers:
+    if not grid.fishers:
         return ()
-    look = dict(zip(fishers, series(len(fishers)), strict=True))
-    models = grid.cells[0][1]["truth"]["models"]
-    own = f"lowest to highest of {models} influence models"
-
-    def lines(key: str, bar: Callable[[Any], Sequence[float] | None]) -> tuple[Line, ...]:
-        return tuple(
-            Line(f, look[f], _last(f, lambda step: step.get(key)), _last(f, bar)) for f in fishers
-        )
-
-    shares = tuple(
-        Measure(
-            name, title, label, own, lines(key, _range(f"{key}_models")), fishers,
-            percent=True, bounds=(0.0, 1.0), mark=0.5,
-        )
-        for name, title, label, key in (
-            ("share", "Eigenvalue step’s share", "share of ‖GGN − KFAC‖²", "share"),
-            ("norm-share", "Eigenvalue step’s share of norms", "share of norms", "norm_share"),
-        )
+    own = f"lowest to highest of {grid.first.truth.models} influence models"
+    share = Measure(
+        "share", "Eigenvalue step’s share", "share of ‖GGN − KFAC‖²", own,
+        _lines(grid, lambda s: s.share, lambda s: _range(s.share_models)), grid.fishers,
+        percent=True, bounds=(0.0, 1.0), mark=0.5,
+    )  # fmt: skip
+    norm_share = Measure(
+        "norm-share", "Eigenvalue step’s share of norms", "share of norms", own,
+        _lines(grid, lambda s: s.norm_share, lambda s: _range(s.norm_share_models)), grid.fishers,
+        percent=True, bounds=(0.0, 1.0), mark=0.5,
     )  # fmt: skip
     loses = Measure(
         "eigenvalue-lost", "LDS lost at the eigenvalue step", "LDS lost", OWN_STEP,
-        lines("lds_lost", lambda step: step.get("interval")), fishers, signed=True, mark=0.0,
+        _lines(grid, lambda s: s.lds_lost, lambda s: s.interval), grid.fishers,
+        signed=True, mark=0.0,
     )  # fmt: skip
-    by_measure = [_over_axes(grid, measure) for measure in (*shares, loses)]
+    by_measure = [_over_axes(grid, measure) for measure in (share, norm_share, loses)]
     return tuple(figure for figures in zip(*by_measure, strict=False) for figure in figures)
-
-
-def ladder(grid: Grid) -> list[str]:
-    """The rungs of the protocol from the top down, without those of further Fisher types."""
-    names = [rung["name"] for rung in grid.cells[0][1]["rungs"]]
-    return [name for name in names if "[" not in name]
-
-
-def steps(grid: Grid) -> list[tuple[str, str]]:
-    """Neighbours of the ladder from the top down."""
-    return [(step["from"], step["to"]) for step in grid.cells[0][1]["steps"]]
-
-
-def fisher_types(grid: Grid) -> tuple[str, ...]:
-    """The Fisher types under which the studies split ‖GGN − KFAC‖²."""
-    parts: list[dict[str, Any]] = grid.cells[0][1].get("decompositions") or []
-    return tuple(part["fisher"] for part in parts if eigenvalue(grid.cells[0][1], part["fisher"]))
-
-
-def eigenvalue(results: Results, fisher: str) -> dict[str, Any] | None:
-    """The step from EK-FAC to K-FAC of one Fisher type, where the study has its share."""
-    for part in results.get("decompositions") or []:
-        shared = [step for step in part["steps"] if step.get("share") is not None]
-        if part["fisher"] == fisher and shared:
-            return shared[-1]
-    return None
 
 
 def _over_axes(grid: Grid, measure: Measure) -> tuple[Figure, ...]:
@@ -107,36 +82,36 @@ def _over_axes(grid: Grid, measure: Measure) -> tuple[Figure, ...]:
     return tuple(figure for figure in drawn if figure is not None)
 
 
-def _rung(name: str, key: str) -> Callable[[Results], Any]:
-    def find(results: Results) -> Any:
-        return next((rung[key] for rung in results["rungs"] if rung["name"] == name), None)
+def _lines(
+    grid: Grid,
+    value: Callable[[DecompositionStep], float | None],
+    own: Callable[[DecompositionStep], Interval | None],
+) -> tuple[Line, ...]:
+    """The eigenvalue step under each Fisher type."""
+    look = dict(zip(grid.fishers, series(len(grid.fishers)), strict=True))
 
-    return find
+    def of(fisher: str, pick: Callable[[DecompositionStep], T]) -> Callable[[Results], T | None]:
+        return lambda results: _maybe(results.eigenvalue_step(fisher), pick)
 
-
-def _step(above: str, below: str, key: str) -> Callable[[Results], Any]:
-    def find(results: Results) -> Any:
-        for step in results["steps"]:
-            if (step["from"], step["to"]) == (above, below):
-                return step[key]
-        return None
-
-    return find
+    return tuple(Line(f, look[f], of(f, value), of(f, own)) for f in grid.fishers)
 
 
-def _last(fisher: str, pick: Callable[[Any], Any]) -> Callable[[Results], Any]:
-    def find(results: Results) -> Any:
-        step = eigenvalue(results, fisher)
-        return None if step is None else pick(step)
-
-    return find
+def _rung(name: str, pick: Callable[[RungResult], T]) -> Callable[[Results], T | None]:
+    return lambda results: _maybe(results.rung(name), pick)
 
 
-def _range(key: str) -> Callable[[Any], Sequence[float] | None]:
+def _step(pair: tuple[str, str], pick: Callable[[Step], T]) -> Callable[[Results], T | None]:
+    return lambda results: _maybe(results.step(*pair), pick)
+
+
+R = TypeVar("R")
+
+
+def _maybe(record: R | None, pick: Callable[[R], T]) -> T | None:
+    return None if record is None else pick(record)
+
+
+def _range(values: tuple[float | None, ...] | None) -> Interval | None:
     """From the lowest to the highest of the models."""
-
-    def find(step: Any) -> Sequence[float] | None:
-        values = step.get(key)
-        return None if not values or len(values) < 2 else (min(values), max(values))
-
-    return find
+    known = [value for value in values or () if value is not None]
+    return None if len(known) < 2 else Interval(min(known), max(known))

@@ -8,20 +8,20 @@ from functools import cached_property
 from itertools import product
 from math import prod, sqrt
 from statistics import fmean, stdev
-from typing import Any
 
 from scipy import stats
 
-from curvfluence.report.style import Look
-from curvfluence.study.sweep import Cell, Sweep
+from curvfluence.fidelity import Interval
+from curvfluence.report.parts.style import Look
+from curvfluence.study.results import Results
+from curvfluence.study.sweep import Cell, Sweep, SweptStudy
 from curvfluence.study.words import listed, short
 
 SEED = "seed"
 FACETS = 6  # frames that one figure takes; with more, the other axes are averaged over
 
-Results = dict[str, Any]
-Studied = tuple[Cell, Results]
-Pair = tuple[float, float]
+Value = int | float
+Axes = dict[str, list[Value]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Line:
     label: str
     look: Look
     value: Callable[[Results], float | None]
-    own: Callable[[Results], Sequence[float] | None]
+    own: Callable[[Results], Interval | None]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,13 @@ class Estimate:
     are two or more."""
 
     value: float
-    bar: Pair | None
+    bar: Interval | None
     seeds: tuple[float, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Whether the bar holds 0."""
+        return self.bar is not None and not self.bar.resolved
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,7 @@ class Panel:
     """One frame of a figure: the studies at each value of its axis."""
 
     title: str
-    groups: tuple[tuple[Studied, ...], ...]
+    groups: tuple[tuple[SweptStudy, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +64,36 @@ class Grid:
     sweep: Sweep
 
     @property
-    def cells(self) -> tuple[Studied, ...]:
-        return self.sweep.cells
+    def studies(self) -> tuple[SweptStudy, ...]:
+        return self.sweep.studies
+
+    @property
+    def results(self) -> tuple[Results, ...]:
+        return tuple(study.results for study in self.studies)
+
+    @property
+    def first(self) -> Results:
+        """The results whose rungs, steps and settings stand for all."""
+        return self.studies[0].results
+
+    @property
+    def ladder(self) -> list[str]:
+        """The rungs from the top down, without those of further Fisher types."""
+        return [rung.name for rung in self.first.rungs if "[" not in rung.name]
+
+    @property
+    def fishers(self) -> tuple[str, ...]:
+        """The Fisher types under which the studies split ‖GGN − KFAC‖²."""
+        return tuple(part.fisher for part in self.first.decompositions if part.chain)
 
     @cached_property
-    def given(self) -> dict[str, list[Any]]:
+    def given(self) -> Axes:
         """Every axis of the grid with its values, also those of one value."""
-        names = list(self.cells[0][0])
-        return {name: sorted({cell[name] for cell, _ in self.cells}) for name in names}
+        names = list(self.studies[0].cell)
+        return {name: sorted({study.cell[name] for study in self.studies}) for name in names}
 
     @cached_property
-    def axes(self) -> dict[str, list[Any]]:
+    def axes(self) -> Axes:
         """The axes to draw over: those of two values or more, without the seed, depth first."""
         names = [n for n, values in self.given.items() if len(values) > 1 and n != SEED]
         return {name: self.given[name] for name in sorted(names, key=lambda n: n != "depth")}
@@ -77,17 +101,17 @@ class Grid:
     @cached_property
     def seeds(self) -> int:
         """How many seeds each setting was studied with."""
-        return len(self.given.get(SEED, [None]))
+        return len(self.given.get(SEED, [0]))
 
     @property
-    def settings(self) -> tuple[tuple[Studied, ...], ...]:
+    def settings(self) -> tuple[tuple[SweptStudy, ...], ...]:
         """The studies that differ in their seed alone, together."""
         return tuple(
             self._where(dict(zip(self.axes, values, strict=True)))
             for values in product(*self.axes.values())
         )
 
-    def others(self, axis: str) -> dict[str, list[Any]]:
+    def others(self, axis: str) -> Axes:
         """The other axes to draw over."""
         return {name: values for name, values in self.axes.items() if name != axis}
 
@@ -103,19 +127,18 @@ class Grid:
     def panels(self, axis: str) -> tuple[Panel, ...]:
         """A frame for each combination of the other axes, or one over all of them."""
         others = {} if self.averaged(axis) else self.others(axis)
-        found: list[Panel] = []
-        for values in product(*others.values()):
-            fixed = dict(zip(others, values, strict=True))
-            groups = tuple(self._where({**fixed, axis: at}) for at in self.axes[axis])
-            found.append(Panel(named(fixed), groups))
-        return tuple(found)
+        cells = (dict(zip(others, values, strict=True)) for values in product(*others.values()))
+        return tuple(
+            Panel(named(fixed), tuple(self._where({**fixed, axis: at}) for at in self.axes[axis]))
+            for fixed in cells
+        )
 
-    def at(self, axis: str, value: object) -> tuple[Studied, ...]:
+    def at(self, axis: str, value: Value) -> tuple[SweptStudy, ...]:
         """Every study with that value of the axis."""
         return self._where({axis: value})
 
-    def _where(self, fixed: dict[str, Any]) -> tuple[Studied, ...]:
-        return tuple(c for c in self.cells if all(c[0][k] == v for k, v in fixed.items()))
+    def _where(self, fixed: Cell) -> tuple[SweptStudy, ...]:
+        return tuple(s for s in self.studies if all(s.cell[k] == v for k, v in fixed.items()))
 
     def bars(self, axis: str | None, own: str) -> str:
         """What the points and bars of a figure over `axis` are, in words; `own` is what a study
@@ -131,35 +154,33 @@ class Grid:
         return f"{over}; bars: their lowest to highest" if many else f"bars: {own}"
 
 
-def estimate(cells: Sequence[Studied], line: Line) -> Estimate | None:
+def estimate(studies: Sequence[SweptStudy], line: Line) -> Estimate | None:
     """The mean over the studies, and its bar; None where a study lacks the number.
 
     With two seeds or more: the mean of each seed's mean, and a t-interval over the seeds. One study
     alone: its own bar. Several studies of one seed: from the lowest to the highest of them.
     """
-    found: dict[Any, list[float]] = {}
-    for cell, results in cells:
-        value = line.value(results)
+    by_seed: dict[Value | None, list[float]] = {}
+    for study in studies:
+        value = line.value(study.results)
         if value is None:
             return None
-        found.setdefault(cell.get(SEED), []).append(value)
-    if not found:
+        by_seed.setdefault(study.cell.get(SEED), []).append(value)
+    if not by_seed:
         return None
-    seeds = [fmean(values) for values in found.values()]
-    value = fmean(seeds)
+    seeds = [fmean(values) for values in by_seed.values()]
     if len(seeds) > 1:
-        return Estimate(value, t_interval(seeds), tuple(seeds))
-    if len(cells) == 1:
-        own = line.own(cells[0][1])
-        return Estimate(value, None if own is None else (own[0], own[1]))
-    every = next(iter(found.values()))
-    return Estimate(value, (min(every), max(every)))
+        return Estimate(fmean(seeds), t_interval(seeds), tuple(seeds))
+    if len(studies) == 1:
+        return Estimate(seeds[0], line.own(studies[0].results))
+    every = next(iter(by_seed.values()))
+    return Estimate(seeds[0], Interval(min(every), max(every)))
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> Pair:
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """mean ± t · s / √n, with n − 1 degrees of freedom. Takes two values or more."""
     half = t_factor(len(values), level) * stdev(values) / sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+    return Interval(fmean(values) - half, fmean(values) + half)
 
 
 def t_factor(count: int, level: float = 0.95) -> float:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure as Canvas
 
-from curvfluence.report.axes import Point, rows, rows_height
-from curvfluence.report.figure import Figure
-from curvfluence.report.style import INK, MUTED, slug
-from curvfluence.report.sweep.draw import Points, drawing, height, holds_zero, note
+from curvfluence.report.parts.axes import Point, rows, rows_height
+from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.style import INK, MUTED, slug
+from curvfluence.report.parts.table import Table
+from curvfluence.report.sweep.draw import Points, drawing, height, note
 from curvfluence.report.sweep.grid import Estimate, Grid, Line, Panel, estimate, worded
 from curvfluence.report.sweep.measure import Measure
 from curvfluence.study.words import percent, short
@@ -21,27 +22,30 @@ def over(grid: Grid, axis: str | None, measure: Measure) -> Figure | None:
     if axis is None:
         return _in_rows(grid, measure)
     panels = grid.panels(axis)
-    found = [_points(panel, measure.lines) for panel in panels]
-    every = [e for points in found for line in points for e in line if e is not None]
+    points = [_points(panel, measure.lines) for panel in panels]
+    every = [e for panel in points for line in panel for e in line if e is not None]
     if not every:
         return None
     frame = _frame(every, measure)
-    reading = f"{_ends(grid, axis, measure)}{_left_out(every, frame, measure)}"
+    title = f"{measure.title} by {worded(axis)}"
     return Figure(
         name=f"{measure.name}-{slug(axis)}",
-        title=f"{measure.title} by {worded(axis)}",
-        reading=reading,
-        description=(
+        title=title,
+        reading=f"{_ends(grid, axis, measure)}{_left_out(every, frame)}",
+        shape=(
             f"One curve for each of {len(measure.lines)} lines over {worded(axis)}, in "
-            f"{len(panels)} frames; {grid.bars(axis, measure.own)}. {reading}"
+            f"{len(panels)} frames; {grid.bars(axis, measure.own)}."
         ),
-        columns=("Setting", *(line.label for line in measure.lines)),
-        rows=tuple(
-            (_setting(axis, at, panel), *(measure.cell(line[k]) for line in points))
-            for panel, points in zip(panels, found, strict=True)
-            for k, at in enumerate(grid.axes[axis])
+        data=Table(
+            title,
+            ("Setting", *(line.label for line in measure.lines)),
+            tuple(
+                (_setting(axis, at, panel), *(measure.cell(line[k]) for line in lines))
+                for panel, lines in zip(panels, points, strict=True)
+                for k, at in enumerate(grid.axes[axis])
+            ),
         ),
-        draw=drawing(grid, axis, measure, panels, found, frame),
+        draw=drawing(grid, axis, measure, panels, points, frame),
         height=height(panels, measure),
     )
 
@@ -58,13 +62,13 @@ def _setting(axis: str, value: float, panel: Panel) -> str:
 def _ends(grid: Grid, axis: str, measure: Measure) -> str:
     """How the told lines go from the first value of the axis to the last."""
     first, last = grid.axes[axis][0], grid.axes[axis][-1]
-    said: list[str] = []
+    told: list[str] = []
     for line in measure.lines:
         a, b = (estimate(grid.at(axis, at), line) for at in (first, last))
         if line.label in measure.told and a is not None and b is not None:
-            said.append(f"{line.label} from {measure.text(a.value)} to {measure.text(b.value)}")
+            told.append(f"{line.label} from {measure.text(a.value)} to {measure.text(b.value)}")
     rest = ", mean over the rest" if grid.others(axis) else ""
-    return f"From {worded(axis)} {short(first)} to {short(last)}{rest}: {'; '.join(said)}."
+    return f"From {worded(axis)} {short(first)} to {short(last)}{rest}: {'; '.join(told)}."
 
 
 def _frame(every: Sequence[Estimate], measure: Measure) -> tuple[float, float]:
@@ -85,9 +89,9 @@ def _frame(every: Sequence[Estimate], measure: Measure) -> tuple[float, float]:
     return low - margin_low, high
 
 
-def _left_out(every: Sequence[Estimate], frame: tuple[float, float], measure: Measure) -> str:
+def _left_out(every: Sequence[Estimate], frame: tuple[float, float]) -> str:
     """Bars that go on beyond the frame, which the data has whole."""
-    cut = sum(e.bar is not None and (e.bar[0] < frame[0] or e.bar[1] > frame[1]) for e in every)
+    cut = sum(e.bar is not None and (e.bar.low < frame[0] or e.bar.high > frame[1]) for e in every)
     if not cut:
         return ""
     text = "1 bar goes" if cut == 1 else f"{cut} of {len(every)} bars go"
@@ -96,26 +100,23 @@ def _left_out(every: Sequence[Estimate], frame: tuple[float, float], measure: Me
 
 def _in_rows(grid: Grid, measure: Measure) -> Figure | None:
     """A row for each line, over all seeds."""
-    found = [(line, estimate(grid.cells, line)) for line in measure.lines]
-    kept = [(line, e) for line, e in found if e is not None]
-    if not kept:
+    estimates = ((line, estimate(grid.studies, line)) for line in measure.lines)
+    shown = [(line, e) for line, e in estimates if e is not None]
+    if not shown:
         return None
-    frame = _frame([e for _, e in kept], measure)
-    labels = [line.label for line, _ in kept]
+    frame = _frame([e for _, e in shown], measure)
+    labels = [line.label for line, _ in shown]
     bars = grid.bars(None, measure.own)
-    said = [
-        f"{line.label} {measure.text(e.value)}" for line, e in kept if line.label in measure.told
-    ]
-    reading = "; ".join(said) + "." + _left_out([e for _, e in kept], frame, measure)
+    told = [f"{n.label} {measure.text(e.value)}" for n, e in shown if n.label in measure.told]
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
         points = [
-            [Point(e.value, e.bar, line.look, hollow=measure.signed and holds_zero(e))]
-            for line, e in kept
+            [Point(e.value, e.bar, line.look, hollow=measure.signed and e.open)]
+            for line, e in shown
         ]
         rows(axes, labels, points)
-        for row, (line, e) in enumerate(kept):
+        for row, (line, e) in enumerate(shown):
             for value in e.seeds:
                 axes.plot([value], [row + 0.2], "o", color=line.look.colour, ms=1.8)
         if measure.mark is not None:
@@ -128,10 +129,13 @@ def _in_rows(grid: Grid, measure: Measure) -> Figure | None:
     return Figure(
         name=measure.name,
         title=measure.title,
-        reading=reading,
-        description=f"A row for each line; {bars}. {reading}",
-        columns=("", f"{measure.label} (bar)"),
-        rows=tuple((line.label, measure.cell(e)) for line, e in kept),
+        reading="; ".join(told) + "." + _left_out([e for _, e in shown], frame),
+        shape=f"A row for each line; {bars}.",
+        data=Table(
+            measure.title,
+            ("", f"{measure.label} (bar)"),
+            tuple((line.label, measure.cell(e)) for line, e in shown),
+        ),
         draw=draw,
         height=rows_height(labels) + 0.2,
     )

@@ -3,78 +3,82 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 
 from curvfluence.errors import InputError
-from curvfluence.report.figure import Figure, render
-from curvfluence.report.html import MARK, render_page, write_figures, write_page
-from curvfluence.report.page import FIGURES, PAGE, Report
-from curvfluence.report.sections import Section
-from curvfluence.report.style import looks, variable
-from curvfluence.report.sweep.figures import eigenvalue_step, ladder, lds, lost
-from curvfluence.report.sweep.grid import Grid
-from curvfluence.report.sweep.measured import command, library_call, measured
-from curvfluence.report.sweep.tables import heat, notes, order_table, ordered
-from curvfluence.report.sweep.verdict import said
+from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.page import PAGE, Page, Report, Section, chips, write_page
+from curvfluence.report.parts.repeat import sweep_call, sweep_command
+from curvfluence.report.parts.settings import pairs, settings_tables
+from curvfluence.report.sweep.figures import eigenvalue_step, lds, lost
+from curvfluence.report.sweep.grid import Grid, worded
+from curvfluence.report.sweep.tables import heat, notes, step_count_table, step_counts
+from curvfluence.report.sweep.verdict import verdict
 from curvfluence.study.sweep import Sweep
+from curvfluence.study.words import number
 
 
-def write_sweep_report(sweep: Sweep) -> Report:
-    """Write `report.html`, `figures/*.svg` and `figures/*.pdf` into the sweep's folder.
+def write_sweep_report(sweep: Sweep, *, figures: bool = True) -> Report:
+    """Write `report.html`, and unless `figures` is False `figures/*.svg` and `figures/*.pdf`, into
+    the sweep's folder.
 
     Errors: `InputError`, with nothing written, for a sweep of no studies, or where the folder holds
     a `report.html` of somebody else.
     """
     start = time.perf_counter()
-    if not sweep.cells:
+    if not sweep.studies:
         raise InputError("a sweep of no studies has no report")
-    path = sweep.path / PAGE
-    if path.exists() and MARK not in path.read_text(errors="replace")[:200]:
-        raise InputError(f"{path} is no page of curvfluence: move it, or name another folder")
-    grid = Grid(sweep)
-    order = ordered(grid)
-    parts = _sections(grid)
-    drawn = {figure.name: render(figure) for part in parts for figure in part.figures}
-    every = [results for _, results in sweep.cells]
-    look = looks(ladder(grid))
-    page = render_page(
-        "sweep.html",
-        f"{every[0]['problem']}: a sweep of {len(every)} studies",
-        results=every[0],
-        grid=grid,
-        studies=len(every),
-        retrainings=sum(results["truth"]["retrainings"] for results in every),
-        minutes=sum(results.get("study_seconds") or 0.0 for results in every) / 60,
-        verdict=said(grid, order),
-        order=order_table(order, grid.seeds) if order else None,
-        sections=parts,
-        drawn=drawn,
-        heat=heat(grid),
-        notes=notes(grid),
-        measured=measured(grid),
-        command=command(grid),
-        call=library_call(grid),
-        chips={name: variable(look[name].colour) for name in look},
-    )
-    sweep.path.mkdir(parents=True, exist_ok=True)
-    write_figures(drawn.values(), sweep.path / FIGURES)
-    write_page(path, page)
-    return Report(path, time.perf_counter() - start, path.stat().st_size)
+    return write_page(_page(Grid(sweep)), sweep.path / PAGE, start=start, figures=figures)
 
 
-def _sections(grid: Grid) -> tuple[Section, ...]:
-    of_eigenvalues, of_steps = eigenvalue_step(grid), lost(grid)
-    spaced = "" if not grid.axes else " The values of an axis stand evenly spaced."
-    found = (
-        Section(
-            id="rungs",
-            title="LDS by rung",
-            lead=(
-                "LDS is the rank correlation, over subsets, of the predicted and the true change "
-                "of a query: 1 is perfect, 0 is chance. " + _bars(grid) + spaced
-            ),
-            figures=lds(grid),
+def _page(grid: Grid) -> Page:
+    first, counts = grid.first, step_counts(grid)
+    of_eigenvalues, of_lds = eigenvalue_step(grid), lds(grid)
+    leading = of_eigenvalues or of_lds
+    return Page(
+        template="sweep.html",
+        title=f"{first.problem}: a sweep of {len(grid.studies)} studies",
+        verdict=verdict(grid, counts),
+        picture=leading[0],
+        kind="Sweep of studies",
+        subject=first.heading,
+        description=first.description,
+        details=f"protocol {first.protocol}",
+        facts=_facts(grid),
+        sections=_sections(grid, [f for f in of_eigenvalues + of_lds if f is not leading[0]]),
+        measured=(
+            pairs("Axes", [{worded(k): values for k, values in grid.given.items()}]),
+            *settings_tables(grid.results),
         ),
+        missing=() if of_eigenvalues else ("the decomposition",),
+        command=sweep_command(first.spec, grid.given),
+        call=sweep_call(first.spec, grid.given),
+        chips=chips(first),
+        more={
+            "heat": heat(grid),
+            "notes": notes(grid),
+            "counts": step_count_table(counts, grid.seeds) if counts else None,
+        },
+    )
+
+
+def _facts(grid: Grid) -> tuple[tuple[str, str], ...]:
+    truth = grid.first.truth
+    spent = sum(results.study_seconds or 0.0 for results in grid.results) / 60
+    return (
+        ("Studies", f"{len(grid.studies):,}"),
+        ("Seeds", f"{grid.seeds}"),
+        ("Influence models each", f"{truth.models}"),
+        ("Subsets each", f"{truth.subsets}"),
+        ("Retrainings in all", f"{sum(r.truth.retrainings for r in grid.results):,}"),
+        ("Minutes over all studies", number(spent, 1)),
+    )
+
+
+def _sections(grid: Grid, figures: Sequence[Figure]) -> tuple[Section, ...]:
+    """`figures` are those of LDS and of the eigenvalue step that the verdict leaves."""
+    spaced = " The values of an axis stand evenly spaced." if grid.axes else ""
+    return (
         Section(
             id="eigenvalues",
             title="The eigenvalue step",
@@ -84,8 +88,13 @@ def _sections(grid: Grid) -> tuple[Section, ...]:
                 "the factors (under a sampled type EK-FAC has exact eigenvalues in the sampled "
                 "basis); beside it, what the step costs in LDS. The line at 50% marks a majority."
             ),
-            figures=of_eigenvalues,
-            missing="" if of_eigenvalues else "The studies hold no decomposition.",
+            figures=tuple(f for f in figures if not _of_lds(f)),
+        ),
+        Section(
+            id="rungs",
+            title="LDS by rung",
+            lead=_bars(grid) + spaced,
+            figures=tuple(f for f in figures if _of_lds(f)),
         ),
         Section(
             id="lost",
@@ -94,11 +103,13 @@ def _sections(grid: Grid) -> tuple[Section, ...]:
                 "LDS of the upper rung less that of the lower, on the same truth: above 0 the "
                 "better curvature gives the better scores. A hollow point is one whose bar holds 0."
             ),
-            figures=of_steps,
-            missing="" if of_steps else "A ladder of one rung has no steps.",
+            figures=lost(grid),
         ),
     )
-    return tuple(replace(part, figures=_level(part.figures)) for part in found)
+
+
+def _of_lds(figure: Figure) -> bool:
+    return figure.name.partition("-")[0] == "lds"
 
 
 def _bars(grid: Grid) -> str:
@@ -112,9 +123,3 @@ def _bars(grid: Grid) -> str:
         "One seed was run: bars are each study’s own 95% bootstrap interval, and where a figure "
         "averages over settings, from their lowest to their highest."
     )
-
-
-def _level(figures: tuple[Figure, ...]) -> tuple[Figure, ...]:
-    """All figures of a section as high as the highest, so that they stand on one line."""
-    height = max((figure.height for figure in figures), default=0.0)
-    return tuple(replace(figure, height=height) for figure in figures)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
-from curvfluence.report.sweep.figures import ladder, steps
-from curvfluence.report.sweep.grid import Grid, Results, named, t_interval, worded
-from curvfluence.report.table import Table
-from curvfluence.study.words import NONE, number, short
+from curvfluence.report.parts.table import Table, tabulate
+from curvfluence.report.sweep.grid import Grid, named, t_interval, worded
+from curvfluence.study.results import Results, Step
+from curvfluence.study.sweep import Sweep
+from curvfluence.study.words import NONE, number, percent, short
 
 BEST, TIED = "★", "≈"
+_MAIN = ("GGN", "BlockGGN", "EKFAC", "KFAC")
+
+
+def overview(sweep: Sweep) -> Table:
+    """A row a study: LDS of the main rungs, and the eigenvalue step's share by Fisher type."""
+    grid = Grid(sweep)
+    parts = grid.first.decompositions
+    rows: list[tuple[str, ...]] = []
+    for study in sweep.studies:
+        results = study.results
+        lds = {rung.name: rung.lds for rung in results.rungs}
+        steps = (results.eigenvalue_step(part.fisher) for part in parts)
+        rows.append(
+            (
+                *(f"{value:g}" for value in study.cell.values()),
+                *(number(lds.get(name)) for name in _MAIN),
+                *(NONE if step is None else percent(step.share) for step in steps),
+            )
+        )
+    shares = (f"EK→K share, {part.fisher}" for part in parts)
+    return Table("Studies", (*map(worded, grid.given), *_MAIN, *shares), tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -35,42 +57,35 @@ class HeatTable:
 
 def heat(grid: Grid) -> HeatTable:
     """LDS of every study and rung, sampled ones too, hybrids not."""
-    first = [rung["name"] for rung in grid.cells[0][1]["rungs"]]
-    names = tuple(dict.fromkeys([*ladder(grid), *first]))
-    every = [rung["lds"] for _, results in grid.cells for rung in results["rungs"]]
-    low, high = min(every), max(every)
-    rows: list[tuple[tuple[str, ...], tuple[Heat, ...]]] = []
-    for cell, results in grid.cells:
-        found = {rung["name"]: rung["lds"] for rung in results["rungs"]}
-        best = max(found, key=lambda name: found[name])
-        cells = tuple(
-            Heat(NONE, 0.0)
-            if name not in found
-            else Heat(
-                number(found[name]),
-                (found[name] - low) / ((high - low) or 1.0),
-                BEST if name == best else TIED if _tied(results, best, name) else "",
-            )
-            for name in names
+    names = tuple(dict.fromkeys([*grid.ladder, *(rung.name for rung in grid.first.rungs)]))
+    every = [rung.lds for results in grid.results for rung in results.rungs]
+    low, reach = min(every), (max(every) - min(every)) or 1.0
+
+    def cell(results: Results, name: str) -> Heat:
+        rung, best = results.rung(name), results.best
+        if rung is None:
+            return Heat(NONE, 0.0)
+        gap = results.difference(best.name, name)
+        tied = gap is not None and not gap.interval.resolved
+        sign = BEST if rung is best else TIED if tied else ""
+        return Heat(number(rung.lds), (rung.lds - low) / reach, sign)
+
+    rows = tuple(
+        (
+            tuple(short(value) for value in study.cell.values()),
+            tuple(cell(study.results, name) for name in names),
         )
-        rows.append((tuple(short(value) for value in cell.values()), cells))
-    return HeatTable(tuple(map(worded, grid.given)), names, tuple(rows))
-
-
-def _tied(results: Results, a: str, b: str) -> bool:
-    """Whether the paired interval of two rungs holds 0."""
-    for found in results.get("differences", []):
-        if {found["a"], found["b"]} == {a, b}:
-            return bool(found["interval"][0] <= 0 <= found["interval"][1])
-    return False
+        for study in grid.studies
+    )
+    return HeatTable(tuple(map(worded, grid.given)), names, rows)
 
 
 @dataclass(frozen=True)
-class Ordered:
+class StepCount:
     """How often the upper rung of a step is ahead: in studies by their own paired intervals, and
     in settings by a t-interval over seeds where there are two or more."""
 
-    step: tuple[str, str]
+    step: Step
     studies: int
     ahead: int
     resolved_ahead: int
@@ -80,80 +95,69 @@ class Ordered:
     seeds_resolved_ahead: int = 0
     seeds_resolved_behind: int = 0
 
+    @property
+    def unresolved(self) -> int:
+        return self.studies - self.resolved_ahead - self.resolved_behind
 
-def ordered(grid: Grid) -> tuple[Ordered, ...]:
+
+def step_counts(grid: Grid) -> tuple[StepCount, ...]:
     """One for each step down the ladder."""
-    return tuple(_ordered(grid, pair) for pair in steps(grid))
+    return tuple(_count(grid, step) for step in grid.first.steps)
 
 
-def _ordered(grid: Grid, pair: tuple[str, str]) -> Ordered:
-    own = [s for _, results in grid.cells if (s := _find(results, pair)) is not None]
-    lost = [step["lds_lost"] for step in own]
-    counts = Ordered(
-        step=pair,
-        studies=len(own),
-        ahead=sum(value > 0 for value in lost),
-        resolved_ahead=sum(step["interval"][0] > 0 for step in own),
-        resolved_behind=sum(step["interval"][1] < 0 for step in own),
+def _count(grid: Grid, step: Step) -> StepCount:
+    every = (results.step(*step.pair) for results in grid.results)
+    found = [one for one in every if one is not None]
+    count = StepCount(
+        step=step,
+        studies=len(found),
+        ahead=sum(one.lds_lost > 0 for one in found),
+        resolved_ahead=sum(one.interval.low > 0 for one in found),
+        resolved_behind=sum(one.interval.high < 0 for one in found),
     )
     if grid.seeds < 2:
-        return counts
+        return count
     over = [
-        [s["lds_lost"] for _, results in setting if (s := _find(results, pair)) is not None]
+        [s.lds_lost for study in setting if (s := study.results.step(*step.pair)) is not None]
         for setting in grid.settings
     ]
     over = [values for values in over if len(values) > 1]
     intervals = [t_interval(values) for values in over]
-    return Ordered(
-        pair, counts.studies, counts.ahead, counts.resolved_ahead, counts.resolved_behind,
+    return replace(
+        count,
         settings=len(over),
         seeds_ahead=sum(fmean(values) > 0 for values in over),
-        seeds_resolved_ahead=sum(low > 0 for low, _ in intervals),
-        seeds_resolved_behind=sum(high < 0 for _, high in intervals),
-    )  # fmt: skip
-
-
-def _find(results: Results, pair: tuple[str, str]) -> dict[str, Any] | None:
-    return next((s for s in results["steps"] if (s["from"], s["to"]) == pair), None)
-
-
-def order_table(found: tuple[Ordered, ...], seeds: int) -> Table:
-    """How the ladder's order holds, step by step."""
-    columns = ["Step", "upper ahead", "resolved ahead", "resolved behind", "not resolved"]
-    if seeds > 1:
-        columns += ["mean ahead", "resolved ahead, seeds", "resolved behind, seeds"]
-    rows = tuple(
-        (
-            " → ".join(one.step),
-            f"{one.ahead} of {one.studies}",
-            str(one.resolved_ahead),
-            str(one.resolved_behind),
-            str(one.studies - one.resolved_ahead - one.resolved_behind),
-            *(
-                (
-                    f"{one.seeds_ahead} of {one.settings}",
-                    str(one.seeds_resolved_ahead),
-                    str(one.seeds_resolved_behind),
-                )
-                if seeds > 1
-                else ()
-            ),
-        )
-        for one in found
+        seeds_resolved_ahead=sum(bar.low > 0 for bar in intervals),
+        seeds_resolved_behind=sum(bar.high < 0 for bar in intervals),
     )
+
+
+def step_count_table(counts: tuple[StepCount, ...], seeds: int) -> Table:
+    """How the ladder's order holds, step by step."""
+    columns: dict[str, Callable[[StepCount], str]] = {
+        "Step": lambda c: c.step.name,
+        "upper ahead": lambda c: f"{c.ahead} of {c.studies}",
+        "resolved ahead": lambda c: str(c.resolved_ahead),
+        "resolved behind": lambda c: str(c.resolved_behind),
+        "not resolved": lambda c: str(c.unresolved),
+    }
     caption = "In how many studies the upper rung of a step has the higher LDS, by paired intervals"
     if seeds > 1:
+        columns |= {
+            "mean ahead": lambda c: f"{c.seeds_ahead} of {c.settings}",
+            "resolved ahead, seeds": lambda c: str(c.seeds_resolved_ahead),
+            "resolved behind, seeds": lambda c: str(c.seeds_resolved_behind),
+        }
         caption += f"; and in how many settings its mean over {seeds} seeds has, by t-intervals"
-    return Table(caption, tuple(columns), rows, open=True)
+    return tabulate(caption, columns, counts, open=True)
 
 
 def notes(grid: Grid) -> Table:
     """What the studies noted, of the truth and of each rung."""
     rows: list[tuple[str, str, str]] = []
-    for cell, results in grid.cells:
-        of = named(cell) or "the study"
-        rows += [(of, "truth", note) for note in results["truth"].get("notes", [])]
-        rows += [
-            (of, r["full_name"], note) for r in results["rungs"] for note in r.get("notes", [])
-        ]
-    return Table("Notes of the studies", ("Study", "of", "note"), tuple(rows), text=(1, 2))
+    for study in grid.studies:
+        of, results = named(study.cell) or "the study", study.results
+        rows += [(of, "truth", note) for note in results.truth.notes]
+        rows += [(of, rung.full_name, note) for rung in results.rungs for note in rung.notes]
+    caption = f"Notes of the studies ({len(rows)})"
+    return Table(caption, ("Study", "of", "note"), tuple(rows), words=("of", "note"))

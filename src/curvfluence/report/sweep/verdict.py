@@ -3,57 +3,90 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TypeVar
 
-from curvfluence.report.sweep.figures import eigenvalue, fisher_types, ladder
-from curvfluence.report.sweep.grid import Grid, Studied, t_factor, worded
-from curvfluence.report.sweep.tables import Ordered
+from curvfluence.report.parts.cautions import ENOUGH, cautions
+from curvfluence.report.parts.page import Verdict
+from curvfluence.report.sweep.grid import Grid, t_factor, worded
+from curvfluence.report.sweep.tables import StepCount
+from curvfluence.study.results import DecompositionStep
+from curvfluence.study.sweep import SweptStudy
 from curvfluence.study.words import listed, number, percent, short
 
-ENOUGH = 5  # seeds or influence models below which an interval is said to be rough
 SHOWN = 4  # values of an axis that a sentence lists; with more, the first and the last
+T = TypeVar("T")
+
+_TERMS = (
+    "Influence functions predict how a model changes when training examples are left out. They "
+    "need the curvature of the training loss; each rung of the ladder is one approximation of it, "
+    "from the exact Hessian down to none at all (Identity), each at its best damping λ, a constant "
+    "added to the curvature before it is inverted. LDS is the rank correlation, over random "
+    "subsets of the data, of the predicted change of a query and the change after real retraining: "
+    "1 is perfect, 0 is chance."
+)
 
 
-@dataclass(frozen=True)
-class Said:
-    """The finding, the sentences below it, and what to keep in mind."""
-
-    headline: str
-    sentences: tuple[str, ...]
-    cautions: tuple[str, ...]
-
-
-def said(grid: Grid, order: tuple[Ordered, ...]) -> Said:
+def verdict(grid: Grid, counts: tuple[StepCount, ...]) -> Verdict:
     """Everything counted from the studies of the grid."""
-    sentences = (
-        _majority(grid), _shares(grid), _loses(grid), _order(grid, order), _top(grid), _moves(grid)
-    )  # fmt: skip
-    return Said(_headline(grid), tuple(s for s in sentences if s), _cautions(grid))
+    findings = (
+        ("Majority", _majority(grid)),
+        ("By axis", _shares(grid)),
+        ("Cost of the step", _loses(grid)),
+        ("Order", _order(grid, counts)),
+        ("Highest", _top(grid)),
+        ("What moves LDS", _moves(grid)),
+    )
+    told = tuple((about, text) for about, text in findings if text)
+    return Verdict(_headline(grid), _terms(grid), told, _cautions(grid))
 
 
 def _headline(grid: Grid) -> str:
-    parts = [
-        f"{_between(_values(grid.cells, fisher, 'share'))} under {fisher}"
-        for fisher in fisher_types(grid)
-    ]
+    shares = _values(grid.studies, lambda step: step.share)
+    parts = [f"{_between(shares(fisher))} under {fisher}" for fisher in grid.fishers]
     if parts:
-        return f"Of ‖GGN − KFAC‖² the eigenvalue step, EKFAC → KFAC, holds {listed(parts)}."
-    names = ladder(grid)
-    means = {name: fmean(_lds(grid.cells, name)) for name in names}
-    best = max(names, key=lambda name: means[name])
+        return (
+            "Of the distance from the GGN to K-FAC, the step that changes eigenvalues alone holds "
+            f"{listed(parts)}."
+        )
+    best, means = _means(grid)
     return f"{best} has the highest mean LDS over the grid: {number(means[best], 2)}."
 
 
-def _values(cells: Sequence[Studied], fisher: str, key: str) -> list[Any]:
-    found = (eigenvalue(results, fisher) for _, results in cells)
-    return [s[key] for s in found if s is not None and s.get(key) is not None]
+def _terms(grid: Grid) -> str:
+    if not grid.fishers:
+        return _TERMS
+    return (
+        f"{_TERMS} K-FAC has the eigenvectors of EK-FAC and eigenvalues of its own, so from one to "
+        "the other only eigenvalues change; distances are squared Frobenius norms, ‖GGN − KFAC‖². "
+        "A Fisher type says which labels the factors are made from: type2 takes all, each with its "
+        "probability, mc(1) one drawn label an example."
+    )
 
 
-def _lds(cells: Sequence[Studied], name: str) -> list[float]:
-    return [r["lds"] for _, results in cells for r in results["rungs"] if r["name"] == name]
+def _values(
+    studies: Sequence[SweptStudy], pick: Callable[[DecompositionStep], T | None]
+) -> Callable[[str], list[T]]:
+    """Of a Fisher type: what its eigenvalue step has in each study."""
+
+    def of(fisher: str) -> list[T]:
+        steps = (study.results.eigenvalue_step(fisher) for study in studies)
+        picked = (pick(step) for step in steps if step is not None)
+        return [value for value in picked if value is not None]
+
+    return of
+
+
+def _lds(studies: Sequence[SweptStudy], name: str) -> list[float]:
+    rungs = (study.results.rung(name) for study in studies)
+    return [rung.lds for rung in rungs if rung is not None]
+
+
+def _means(grid: Grid) -> tuple[str, dict[str, float]]:
+    """The rung of the highest mean LDS over the grid, and the mean of each."""
+    means = {name: fmean(_lds(grid.studies, name)) for name in grid.ladder}
+    return max(means, key=lambda name: means[name]), means
 
 
 def _between(values: Sequence[float]) -> str:
@@ -62,59 +95,59 @@ def _between(values: Sequence[float]) -> str:
 
 
 def _majority(grid: Grid) -> str:
+    squared = _values(grid.studies, lambda step: step.share)
+    plain = _values(grid.studies, lambda step: step.norm_share)
     parts: list[str] = []
-    for fisher in fisher_types(grid):
-        shares, norms = (_values(grid.cells, fisher, key) for key in ("share", "norm_share"))
+    for fisher in grid.fishers:
+        shares, norms = squared(fisher), plain(fisher)
         text = f"in {sum(v > 0.5 for v in shares)} of {len(shares)} studies under {fisher}"
         parts.append(f"{text} ({sum(v > 0.5 for v in norms)} by plain norms)")
     return f"That eigenvalue step is the majority of the distance {listed(parts)}." if parts else ""
 
 
 def _shares(grid: Grid) -> str:
-    fishers = fisher_types(grid)
-    if not fishers or not grid.axes:
+    if not grid.fishers or not grid.axes:
         return ""
     axis, values = next(iter(grid.axes.items()))
-    shown = values if len(values) <= SHOWN else [values[0], values[-1]]
     parts: list[str] = []
-    for at in shown:
-        cells = grid.at(axis, at)
-        every = [f"{_between(_values(cells, f, 'share'))} under {f}" for f in fishers]
+    for at in values if len(values) <= SHOWN else (values[0], values[-1]):
+        shares = _values(grid.at(axis, at), lambda step: step.share)
+        every = [f"{_between(shares(fisher))} under {fisher}" for fisher in grid.fishers]
         parts.append(f"at {short(at)}, {listed(every)}")
     return f"Its share by {worded(axis)}: {'; '.join(parts)}."
 
 
 def _loses(grid: Grid) -> str:
+    steps = _values(grid.studies, lambda step: step)
     parts: list[str] = []
-    for fisher in fisher_types(grid):
-        lost = _values(grid.cells, fisher, "lds_lost")
-        bars = _values(grid.cells, fisher, "interval")
-        if not lost:
-            continue
-        more, less = sum(bar[0] > 0 for bar in bars), sum(bar[1] < 0 for bar in bars)
+    for fisher in grid.fishers:
+        found = steps(fisher)
+        lost = [step.lds_lost for step in found]
+        more = sum(step.interval.low > 0 for step in found)
+        less = sum(step.interval.high < 0 for step in found)
         parts.append(
             f"{number(min(lost), signed=True)} to {number(max(lost), signed=True)} under {fisher} "
-            f"(a resolved loss in {more} of {len(bars)} studies, a resolved gain in {less})"
+            f"(a resolved loss in {more} of {len(found)} studies, a resolved gain in {less})"
         )
     return f"The LDS lost at that step is {listed(parts)}." if parts else ""
 
 
-def _order(grid: Grid, order: tuple[Ordered, ...]) -> str:
-    if not order:
+def _order(grid: Grid, counts: tuple[StepCount, ...]) -> str:
+    if not counts:
         return ""
-    total, ahead = sum(one.studies for one in order), sum(one.ahead for one in order)
-    up = sum(one.resolved_ahead for one in order)
-    down = sum(one.resolved_behind for one in order)
+    up = sum(count.resolved_ahead for count in counts)
+    down = sum(count.resolved_behind for count in counts)
     text = (
-        f"Down the ladder the upper rung has the higher LDS in {ahead} of {total} cases "
-        f"({len(order)} steps in each study); by the paired interval of each study {up} are "
-        f"resolved in its favour, {down} against it, and {total - up - down} not resolved"
+        f"Down the ladder the upper rung has the higher LDS in {sum(c.ahead for c in counts)} of "
+        f"{sum(c.studies for c in counts)} cases ({len(counts)} steps in each study); by the "
+        f"paired interval of each study {up} are resolved in its favour, {down} against it, and "
+        f"{sum(c.unresolved for c in counts)} not resolved"
     )
     if grid.seeds < 2:
         return text + "."
-    cases = sum(one.settings for one in order)
-    up = sum(one.seeds_resolved_ahead for one in order)
-    down = sum(one.seeds_resolved_behind for one in order)
+    cases = sum(count.settings for count in counts)
+    up = sum(count.seeds_resolved_ahead for count in counts)
+    down = sum(count.seeds_resolved_behind for count in counts)
     return (
         f"{text}. Over {grid.seeds} seeds, of {cases} cases {up} are resolved in its favour, "
         f"{down} against it, {cases - up - down} not resolved."
@@ -122,17 +155,16 @@ def _order(grid: Grid, order: tuple[Ordered, ...]) -> str:
 
 
 def _top(grid: Grid) -> str:
-    tops = Counter(max(r["rungs"], key=lambda rung: rung["lds"])["name"] for _, r in grid.cells)
+    tops = Counter(results.best.name for results in grid.results)
     parts = [f"{name} in {count}" for name, count in tops.most_common()]
-    studies = "the one study" if len(grid.cells) == 1 else f"{len(grid.cells)} studies"
+    studies = "the one study" if len(grid.studies) == 1 else f"{len(grid.studies)} studies"
     return f"The highest LDS of {studies}: {listed(parts)}."
 
 
 def _moves(grid: Grid) -> str:
     """What moves LDS: the rung, or the settings."""
-    names = ladder(grid)
-    means = {name: fmean(_lds(grid.cells, name)) for name in names}
-    low, high = min(names, key=lambda n: means[n]), max(names, key=lambda n: means[n])
+    high, means = _means(grid)
+    low = min(means, key=lambda name: means[name])
     text = (
         f"Averaged over the grid, LDS runs from {number(means[low], 2)} ({low}) to "
         f"{number(means[high], 2)} ({high})"
@@ -147,43 +179,21 @@ def _moves(grid: Grid) -> str:
 
 
 def _cautions(grid: Grid) -> tuple[str, ...]:
-    found: list[str] = []
+    doubts: list[str] = []
     if grid.seeds < 2:
-        found.append(
+        doubts.append(
             "One seed: each interval is one study’s own and says nothing of other seeds, which "
             "also draw other subsets. Give --seed several values."
         )
     elif grid.seeds < ENOUGH:
-        found.append(
+        doubts.append(
             f"{grid.seeds} seeds: a t-interval over them reaches {t_factor(grid.seeds):.1f} "
             f"standard errors to each side. Read it as rough; take {ENOUGH} seeds or more."
         )
-    truth = grid.cells[0][1]["truth"]
-    if truth["models"] < ENOUGH:
-        found.append(
-            f"{truth['models']} influence models a study: its own interval says little of how "
-            "other models would do."
-        )
-    if truth["subsets"] < 30:
-        found.append(f"{truth['subsets']} subsets a study: an LDS of so few ranks is rough.")
-    found += [
+    doubts += [
         f"The figures over {worded(axis)} average over {grid.combinations(axis)} settings of "
         f"{listed([worded(name) for name in grid.others(axis)])}, too many for frames of their own."
         for axis in grid.axes
         if grid.averaged(axis)
     ]
-    rungs = [rung for _, results in grid.cells for rung in results["rungs"]]
-    edges = Counter(rung["name"] for rung in rungs if rung.get("damping_on_edge"))
-    if edges:
-        parts = [f"{name} in {count}" for name, count in edges.items()]
-        found.append(
-            f"The best damping lies on the edge of its grid for {listed(parts)} of "
-            f"{len(grid.cells)} studies."
-        )
-    undefined = sum(rung.get("undefined", 0) for rung in rungs)
-    if undefined:
-        found.append(
-            f"{undefined} pairs of model and query, over all studies and rungs, have constant "
-            "predictions or truth and count as LDS 0."
-        )
-    return tuple(found)
+    return (*doubts, *cautions(grid.results))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal, TypeAlias
 
 from curvfluence.errors import InputError
 from curvfluence.study.claims.estimate import (
@@ -16,11 +17,15 @@ from curvfluence.study.claims.estimate import (
     Share,
     Smallest,
 )
-from curvfluence.study.finished import Finished
 from curvfluence.study.protocols import EXACT_VALUES, protocol
+from curvfluence.study.results import DecompositionStep
+from curvfluence.study.study import Study
 
 MARGIN = 0.02  # LDS by which a rung may fall short and still count as no worse
-HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
+Word: TypeAlias = Literal["holds", "does not hold", "not resolved"]
+HOLDS: Word = "holds"
+FAILS: Word = "does not hold"
+OPEN: Word = "not resolved"
 
 
 class Rule(Enum):
@@ -30,7 +35,7 @@ class Rule(Enum):
     NOT_LESS = f"≥ 0, to within {MARGIN:g}"
     MAJORITY = "> ½"
 
-    def verdict(self, low: float, high: float) -> str:
+    def verdict(self, low: float, high: float) -> Word:
         least = {Rule.GREATER: 0.0, Rule.NOT_LESS: -MARGIN, Rule.MAJORITY: 0.5}[self]
         refuted = 0.5 if self is Rule.MAJORITY else 0.0
         if high < refuted:
@@ -44,9 +49,14 @@ class Claim:
 
     text: str
     rule: Rule
-    number: Callable[[Finished], Estimate]
+    number: Callable[[Study], Estimate]
 
-    def verdict(self, estimate: Estimate) -> str:
+    @property
+    def share(self) -> bool:
+        """Whether its number is a share, which has no sign."""
+        return self.rule is Rule.MAJORITY
+
+    def verdict(self, estimate: Estimate) -> Word:
         return self.rule.verdict(estimate.low(TAIL), estimate.high(TAIL))
 
 
@@ -73,8 +83,16 @@ def claims(protocol_name: str) -> tuple[Claim, ...]:
         Claim("GGN ≫ block GGN", Rule.GREATER, _gap(ggn, block)),
         *(Claim(f"block GGN ≫ {k}", Rule.GREATER, _gap(block, v)) for k, v in forms.items()),
         *(Claim(f"{k} ≫ K-FAC", Rule.GREATER, _gap(v, kfac)) for k, v in forms.items()),
-        Claim(f"{error}, squared norms", Rule.MAJORITY, _error_share(ekfac, kfac, "share_models")),
-        Claim(f"{error}, norms", Rule.MAJORITY, _error_share(ekfac, kfac, "norm_share_models")),
+        Claim(
+            f"{error}, squared norms",
+            Rule.MAJORITY,
+            _error_share(ekfac, kfac, lambda step: step.share_models),
+        ),
+        Claim(
+            f"{error}, norms",
+            Rule.MAJORITY,
+            _error_share(ekfac, kfac, lambda step: step.norm_share_models),
+        ),
         *(
             Claim(
                 "The eigenvalue mismatch is the majority of the influence loss"
@@ -87,36 +105,40 @@ def claims(protocol_name: str) -> tuple[Claim, ...]:
     )
 
 
-def _gap(above: str, below: str) -> Callable[[Finished], Drawn]:
+def _gap(above: str, below: str) -> Callable[[Study], Drawn]:
     """LDS of one rung less that of another, paired."""
 
-    def number(study: Finished) -> Drawn:
+    def number(study: Study) -> Drawn:
         (a, a_draws), (b, b_draws) = _lds(study, above), _lds(study, below)
         return Drawn(a - b, a_draws - b_draws)
 
     return number
 
 
-def _loss_share(step: tuple[str, str], whole: tuple[str, str]) -> Callable[[Finished], Share]:
+def _loss_share(step: tuple[str, str], whole: tuple[str, str]) -> Callable[[Study], Share]:
     return lambda study: Share(_gap(*step)(study), _gap(*whole)(study))
 
 
-def _error_share(above: str, below: str, key: str) -> Callable[[Finished], OverModels]:
+def _error_share(
+    above: str,
+    below: str,
+    by_model: Callable[[DecompositionStep], tuple[float | None, ...] | None],
+) -> Callable[[Study], OverModels]:
     """The step's share of ‖GGN − KFAC‖² (or of the sum of norms), a number for each model."""
 
-    def number(study: Finished) -> OverModels:
-        for step in study.results["decompositions"][0]["steps"]:
-            if (step["from"], step["to"]) == (above, below):
-                return OverModels(tuple(step[key]))
+    def number(study: Study) -> OverModels:
+        main = study.results.decomposition
+        for step in () if main is None else main.chain:
+            if step.pair == (above, below):
+                return OverModels(tuple(x for x in by_model(step) or () if x is not None))
         raise InputError(f"{study.path} has no decomposition of {above} → {below}")
 
     return number
 
 
-def _lds(study: Finished, name: str) -> tuple[float, Floats]:
+def _lds(study: Study, name: str) -> tuple[float, Floats]:
     """LDS of a rung and its draws."""
-    rung = next(r for r in study.ladder if r["name"] == name)
-    draws = study.array(f"draws.{name}")
-    if draws is None:
+    rung, draws = study.results.rung(name), study.array(f"draws.{name}")
+    if rung is None or draws is None:
         raise InputError(f"{study.path} keeps no bootstrap draws of {name}: run it again")
-    return float(rung["lds"]), draws
+    return rung.lds, draws

@@ -9,12 +9,12 @@ from torch import nn
 
 from curvfluence.errors import InputError
 from curvfluence.study.problems import StudyProblem, load
+from curvfluence.study.results.claim import AXES
 from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, GRID, StudySpec
 from curvfluence.study.sweep import grid
 from curvfluence.study.variant import Variant
 
-AXES = {"width": "width", "depth": "depth", "epochs": "training length"}
 PROTOCOL_NAMES = ("clean", "paper")
 NARROW = 16  # width of the variants where a problem's own net is wider
 # Half decades of λ where the choice matters, whole ones where the sweep is flat.
@@ -100,7 +100,7 @@ def plan(name: str, protocol_name: str, settings: Settings) -> Plan:
             axes[axis] = _axis(axis, base, variant, problem)
         except InputError as error:
             missing[axis] = str(error)
-    every = dict.fromkeys([base, *(cell.spec for found in axes.values() for cell in found)])
+    every = dict.fromkeys([base, *(setting.spec for along in axes.values() for setting in along)])
     work = {spec: _work(spec, spec.variant.apply(problem)) for spec in every}
     return Plan(loaded.name, protocol_name, base, axes, missing, work)
 
@@ -117,16 +117,16 @@ def _axis(
     axis: str, base: StudySpec, variant: StudySpec, problem: StudyProblem
 ) -> tuple[Setting, ...]:
     widths = _hidden(problem)
-    own, narrow = widths[0], min(widths[0], NARROW)
+    first, narrow = widths[0], min(widths[0], NARROW)
     if axis == "width":
-        label = str(own) if len(set(widths)) == 1 else "own"
-        wide = narrow if narrow < own else own * 3 // 2
+        label = str(first) if len(set(widths)) == 1 else "own"
+        wide = narrow if narrow < first else first * 3 // 2
         cells = _cells(variant, axis, [max(1, narrow // 2), wide])
-        found = (*cells, Setting(label, base))
-        return tuple(sorted(found, key=lambda s: own if s.spec is base else int(s.label)))
+        settings = (*cells, Setting(label, base))
+        return tuple(sorted(settings, key=lambda s: first if s.spec is base else int(s.label)))
     # A wide net's variants are narrow, and so is what they are compared with.
-    at = variant if narrow == own else replace(variant, variant=Variant(width=narrow))
-    centre = base if narrow == own else at
+    at = variant if narrow == first else replace(variant, variant=Variant(width=narrow))
+    centre = base if narrow == first else at
     if axis == "depth":
         here, others = len(widths), [1, 2, 4]
     else:
@@ -135,8 +135,8 @@ def _axis(
         here = problem.recipe.epochs
         others = [here // 10, here // 3]
     cells = _cells(at, axis, sorted({value for value in others if value > 0} - {here}))
-    found = (*cells, Setting(str(here), centre))
-    return tuple(sorted(found, key=lambda setting: int(setting.label)))
+    settings = (*cells, Setting(str(here), centre))
+    return tuple(sorted(settings, key=lambda setting: int(setting.label)))
 
 
 def _cells(base: StudySpec, axis: str, values: list[int]) -> tuple[Setting, ...]:

@@ -1,0 +1,150 @@
+"""Drawing that several figures share: rows of intervals, markers, ticks of one form, legends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isclose, log10
+from textwrap import fill, wrap
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import Formatter, LogLocator, NullLocator
+
+from curvfluence.fidelity import Interval
+from curvfluence.report.parts.style import INK, MUTED, Look
+from curvfluence.study.words import raised, short
+
+ROW = 20  # characters of a row's name before it breaks
+
+
+def rows_height(labels: Sequence[str]) -> float:
+    """Inches that `rows` need, with the axis and a legend below."""
+    lines = max(len(wrap(label, ROW)) for label in labels)
+    return 0.75 + len(labels) * max(0.26, 0.13 * lines + 0.04)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its interval on one row. A hollow point is one that is not resolved."""
+
+    value: float
+    interval: Interval | None
+    look: Look
+    hollow: bool = False
+    shift: float = 0.0
+
+
+def rows(axes: Axes, labels: Sequence[str], points: Sequence[Sequence[Point]]) -> None:
+    """Rows from the top down, each with its points and their 95% intervals."""
+    for row, these in enumerate(points):
+        for point in these:
+            y = row + point.shift
+            if point.interval is not None:
+                axes.plot(point.interval, [y, y], color=point.look.colour, lw=1.6, zorder=3)
+            mark(axes, point.value, y, point.look, hollow=point.hollow)
+    axes.set_yticks(range(len(labels)), [fill(label, ROW) for label in labels])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+def mark(axes: Axes, x: float, y: float, look: Look, *, hollow: bool = False) -> None:
+    """One marker, edged in ink so that light colours keep their shape on white."""
+    axes.plot(
+        [x],
+        [y],
+        look.marker,
+        color="none" if hollow else look.colour,
+        markeredgecolor=look.colour if hollow else INK,
+        markeredgewidth=1.1 if hollow else 0.5,
+        ms=4.6,
+        zorder=4,
+    )
+
+
+def reference(axes: Axes, x: float, text: str) -> None:
+    """A dashed vertical line, named above the axes."""
+    axes.axvline(x, color=MUTED, lw=0.9, ls=(0, (4, 2)), zorder=1)
+    axes.annotate(
+        text,
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=6.5,
+        color=MUTED,
+    )
+
+
+def log(axes: Axes, *which: str) -> None:
+    """Logarithmic axes: ticks at powers of ten, at 1, 2 and 5 where they span no two decades."""
+    for name in which:
+        (axes.set_xscale if name == "x" else axes.set_yscale)("log")
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        low, high = axis.get_data_interval()
+        subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=6))
+        axis.set_major_formatter(Ticks())
+        axis.set_minor_locator(NullLocator())
+
+
+class Ticks(Formatter):
+    """All ticks of an axis in one form: decimals where each has a short one, else powers of ten."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return short(x)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        sizes = [abs(v) for v in values if v]
+        if all(0.00099 < size < 99_999 for size in sizes) or not all(map(_is_power, sizes)):
+            return [short(value) for value in values]
+        return [_power(value) for value in values]
+
+
+def _is_power(size: float) -> bool:
+    return isclose(log10(size), round(log10(size)), abs_tol=1e-9)
+
+
+def _power(value: float) -> str:
+    if not value:
+        return "0"
+    return f"{'−' if value < 0 else ''}10{raised(round(log10(abs(value))))}"
+
+
+def legend(canvas: Canvas, entries: Sequence[tuple[str, Look]]) -> None:
+    """Markers in their colours, named below the axes in as many columns as the names leave."""
+    handles = [
+        Line2D(
+            [], [], color=look.colour, marker=look.marker, ms=4.6, mec=INK, mew=0.5, lw=1.4,
+            label=fill(name, 44),
+        )
+        for name, look in entries
+    ]  # fmt: skip
+    columns = legend_columns([name for name, _ in entries])
+    canvas.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=min(columns, len(handles)),
+        handlelength=1.5,
+        columnspacing=1.1,
+        handletextpad=0.5,
+    )
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many labels stand side by side below 3.5 inches."""
+    return max(1, min(4, 60 // (max(map(len, labels)) + 6)))
+
+
+def filled_and_hollow(canvas: Canvas, filled: str, hollow: str) -> None:
+    """What a filled and what a hollow marker is, below the axes."""
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=4.6, mfc=fill_, mec=INK, label=name)
+        for fill_, name in ((INK, filled), ("none", hollow))
+    ]
+    canvas.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)

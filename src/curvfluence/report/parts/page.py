@@ -1,0 +1,146 @@
+"""A page: what it says and shows, and the one file it becomes, which opens offline."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from curvfluence._version import __version__
+from curvfluence.errors import InputError
+from curvfluence.report.parts.figure import Drawn, Figure, level, render
+from curvfluence.report.parts.style import css_variables, looks, variable
+from curvfluence.report.parts.table import Table
+from curvfluence.study.results import Results
+
+PAGE, FIGURES = "report.html", "figures"
+MARK = "<!-- curvfluence report -->"  # a page without it is somebody else's
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a page says first: one sentence, what its words mean, findings by what they are about,
+    and what to keep in mind."""
+
+    headline: str
+    terms: str
+    findings: tuple[tuple[str, str], ...] = ()
+    cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """One part of a page below its verdict; one without figures and tables is not shown."""
+
+    id: str
+    title: str
+    lead: str
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def shown(self) -> bool:
+        return bool(self.figures or self.tables)
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """Everything that a template needs. `subject` names what the page is about, `picture` stands
+    beside the verdict, `missing` says what was not computed, `more` is the template's own."""
+
+    template: str
+    title: str
+    verdict: Verdict
+    picture: Figure
+    kind: str = ""
+    subject: str = ""
+    description: str = ""
+    details: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    sections: tuple[Section, ...] = ()
+    missing: tuple[str, ...] = ()
+    measured: tuple[Table, ...] = ()
+    command: str = ""
+    call: str = ""
+    chips: Mapping[str, str] = field(default_factory=dict[str, str])
+    more: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the page is, the seconds it took, and its size in bytes."""
+
+    path: Path
+    seconds: float
+    bytes: int
+
+
+def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -> Report:
+    """Write the page to `path`, and with `figures` each figure as SVG and PDF in `figures/` beside
+    it. `start` is when the work on the page began.
+
+    Errors: `InputError`, with nothing written, where `path` is anybody else's.
+    """
+    if path.is_dir() or (path.is_file() and MARK not in path.read_text(errors="replace")[:200]):
+        raise InputError(
+            f"{path} exists and is no page of curvfluence: move it, or name another file"
+        )
+    sections = [section for section in page.sections if section.shown]
+    shown = [(section, level(section.figures)) for section in sections]
+    drawn = [render(f) for f in (page.picture, *(f for _, figures_ in shown for f in figures_))]
+    text = _render(page, sections, drawn)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if figures:
+        (path.parent / FIGURES).mkdir(exist_ok=True)
+        for figure in drawn:
+            figure.save(path.parent / FIGURES)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return Report(path, time.perf_counter() - start, path.stat().st_size)
+
+
+def _render(page: Page, sections: Sequence[Section], drawn: Sequence[Drawn]) -> str:
+    """The template with the styles that all pages share. Values are escaped."""
+    environment = Environment(
+        loader=PackageLoader("curvfluence.report", "web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    light, dark = css_variables()
+    return environment.get_template(page.template).render(
+        page=page,
+        sections=sections,
+        drawn={one.figure.name: one.inline for one in drawn},
+        mark=Markup(MARK),
+        version=__version__,
+        css=source("report.css"),
+        light=Markup(light),
+        dark=Markup(dark),
+        **page.more,
+    )
+
+
+def source(name: str) -> Markup:
+    """A style sheet or a script of the package, as it is."""
+    text = (files("curvfluence.report") / "web" / name).read_text(encoding="utf-8")
+    return Markup(text)
+
+
+def chips(study: Results) -> dict[str, str]:
+    """The colour of each rung, by the names that tables have for it."""
+    look = looks([rung.name for rung in study.every_rung])
+    return {
+        name: variable(look[rung.name].colour)
+        for rung in study.every_rung
+        for name in (rung.name, rung.full_name)
+    }

@@ -1,0 +1,72 @@
+"""A table, the same on a page, in a terminal and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from curvfluence.study.words import NONE
+
+Row = tuple[str, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a caption; the first column names the row. An `open` table is seen at
+    once; `words` are the columns of words, which are set from the left."""
+
+    caption: str
+    columns: Row
+    rows: tuple[Row, ...]
+    open: bool = False
+    words: tuple[str, ...] = ()
+
+    def only(self, columns: Iterable[str]) -> Table:
+        """With these of its columns."""
+        places = [self.columns.index(name) for name in columns if name in self.columns]
+        rows = tuple(tuple(row[k] for k in places) for row in self.rows)
+        return Table(
+            self.caption, tuple(self.columns[k] for k in places), rows, self.open, self.words
+        )
+
+    def show(self, console: Console) -> None:
+        """On a terminal."""
+        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for k, name in enumerate(self.columns):
+            left = k == 0 or name in self.words
+            grid.add_column(
+                Text(name),
+                style="bold" if k == 0 else None,
+                justify="left" if left else "right",
+                no_wrap=not left,
+            )
+        for row in self.rows:
+            grid.add_row(*map(Text, row))
+        console.print(grid)
+
+    @property
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+        return "\n".join(f"| {line} |" for line in cells)
+
+
+def tabulate(
+    caption: str,
+    columns: Mapping[str, Callable[[T], str]],
+    items: Iterable[T],
+    *,
+    open: bool = False,
+    words: tuple[str, ...] = (),
+) -> Table:
+    """A row for each item. A column that says nothing of any of them is left out."""
+    lines = [tuple(cell(item) for cell in columns.values()) for item in items]
+    table = Table(caption, tuple(columns), tuple(lines), open, words)
+    said = [k == 0 or any(row[k] not in ("", NONE) for row in lines) for k in range(len(columns))]
+    return table.only(name for name, kept in zip(columns, said, strict=True) if kept)

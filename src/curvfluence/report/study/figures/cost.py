@@ -1,0 +1,104 @@
+"""What a rung costs against what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure as Canvas
+
+from curvfluence.report.parts.axes import legend, log, mark
+from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.style import MUTED, looks
+from curvfluence.report.parts.table import tabulate
+from curvfluence.study.results import Results, RungResult
+from curvfluence.study.words import flops, interval, listed, number, prefix, seconds
+
+Priced = tuple[RungResult, float]
+
+
+def front(priced: Sequence[Priced]) -> list[Priced]:
+    """The rungs that no other beats at once in cost and in LDS, from the cheapest up."""
+    on_front: list[Priced] = []
+    for rung, cost in sorted(priced, key=lambda pair: (pair[1], -pair[0].lds)):
+        if not on_front or rung.lds > on_front[-1][0].lds:
+            on_front.append((rung, cost))
+    return on_front
+
+
+def pareto(study: Results) -> Figure | None:
+    """LDS against seconds for one model and one damping."""
+    return _against(
+        study,
+        [(rung, rung.seconds) for rung in study.rungs if rung.seconds],
+        ("pareto", "What accuracy costs in time"),
+        "seconds to fit and score one model",
+        seconds,
+    )
+
+
+def operations(study: Results) -> Figure | None:
+    """LDS against floating-point operations, which do not depend on the machine."""
+    priced = [(rung, rung.operations) for rung in study.rungs if rung.operations]
+    power, name = prefix(min((cost for _, cost in priced), default=1.0))
+    return _against(
+        study,
+        [(rung, cost / power) for rung, cost in priced],
+        ("operations", "What accuracy costs in operations"),
+        f"{name}FLOP to fit and score one model",
+        lambda cost: flops(cost * power),
+    )
+
+
+def _against(
+    study: Results,
+    priced: Sequence[Priced],
+    named: tuple[str, str],
+    label: str,
+    shown: Callable[[float], str],
+) -> Figure | None:
+    if len(priced) < 2:
+        return None
+    look = looks([rung.name for rung in study.rungs])
+    stairs = front(priced)
+    on_front = [rung.name for rung, _ in stairs]
+    beaten = [rung.full_name for rung, _ in priced if rung.name not in on_front]
+    reading = f"On the front: {listed([rung.full_name for rung, _ in stairs])}."
+    if beaten:
+        reading += f" Another rung is both cheaper and better than {listed(beaten)}."
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        at, lds = [cost for _, cost in stairs], [rung.lds for rung, _ in stairs]
+        axes.step(at, lds, where="post", color=MUTED, lw=0.9, ls=(0, (4, 2)), zorder=1)
+        for rung, cost in priced:
+            axes.plot([cost, cost], rung.interval, color=look[rung.name].colour, lw=1.6, zorder=3)
+            mark(axes, cost, rung.lds, look[rung.name])
+        log(axes, "x")
+        axes.margins(x=0.08, y=0.08)
+        axes.set_xlabel(label)
+        axes.set_ylabel("LDS, with 95% interval")
+        legend(canvas, [(rung.full_name, look[rung.name]) for rung, _ in priced])
+
+    name, title = named
+    return Figure(
+        name=name,
+        title=title,
+        reading=reading,
+        shape=(
+            "A scatter of LDS over cost on a logarithmic axis, one point with an interval for "
+            "each rung; a dashed staircase joins those that no other rung beats."
+        ),
+        data=tabulate(
+            title,
+            {
+                "Rung": lambda p: p[0].full_name,
+                "cost": lambda p: shown(p[1]),
+                "LDS": lambda p: number(p[0].lds),
+                "95% interval": lambda p: interval(p[0].interval),
+                "front": lambda p: "yes" if p[0].name in on_front else "",
+            },
+            priced,
+        ),
+        draw=draw,
+        height=2.9,
+    )

@@ -1,0 +1,211 @@
+"""Spectra: eigenvalues side by side, effective dimension, overlap of leading eigenspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from curvfluence.report.parts.axes import log
+from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.labels import end_labels
+from curvfluence.report.parts.style import Look, looks
+from curvfluence.report.parts.table import Table
+from curvfluence.study.results import Results, RungResult, SpectrumSummary
+from curvfluence.study.words import counted, listed, number, percent, short
+
+Spectra = list[tuple[RungResult, SpectrumSummary]]
+
+
+def spectra(study: Results) -> Spectra:
+    """The rungs that kept their eigenvalues, without those that have none but 0."""
+    found = ((rung, rung.spectrum) for rung in study.rungs)
+    return [(rung, spectrum) for rung, spectrum in found if spectrum and any(spectrum.eigenvalues)]
+
+
+def eigenvalues(study: Results) -> Figure | None:
+    """Eigenvalues by rank, both axes logarithmic; what is within rounding of 0 does not show."""
+    found, rounding = spectra(study), study.spec.rounding
+    if not found:
+        return None
+    low, high = (end(found, key=lambda pair: pair[1].eigenvalues[0]) for end in (min, max))
+    curves = [
+        (
+            rung,
+            [
+                (rank, value)
+                for rank, value in zip(s.ranks, s.eigenvalues, strict=True)
+                if value > s.floor(rounding)
+            ],
+        )
+        for rung, s in found
+    ]
+    ranks = sorted({rank for _, s in found for rank in s.ranks})
+    ranks = [ranks[i] for i in np.unique(np.linspace(0, len(ranks) - 1, 24).round().astype(int))]
+    told = [
+        {k: _told(v, s, rounding) for k, v in zip(s.ranks, s.eigenvalues, strict=True)}
+        for _, s in found
+    ]
+    return Figure(
+        name="eigenvalues",
+        title="Eigenvalues side by side",
+        reading=(
+            f"The largest eigenvalue runs from {short(low[1].eigenvalues[0])} "
+            f"({low[0].full_name}) to {short(high[1].eigenvalues[0])} ({high[0].full_name})."
+        ),
+        shape=(
+            "One descending curve of eigenvalues for each rung, over the rank, both axes "
+            "logarithmic. Only eigenvalues above rounding show."
+        ),
+        data=Table(
+            "Eigenvalues side by side",
+            ("rank", *(rung.full_name for rung, _ in found)),
+            tuple((str(k), *(column.get(k, short(None)) for column in told)) for k in ranks),
+        ),
+        draw=_curves(study, curves, ("rank", "eigenvalue")),
+    )
+
+
+def _told(value: float, spectrum: SpectrumSummary, rounding: float) -> str:
+    """An eigenvalue; one within rounding of 0 is 0."""
+    return short(value) if abs(value) > spectrum.floor(rounding) else "0"
+
+
+def effective_dimension(study: Results) -> Figure | None:
+    """Σ μ/(μ + λ) over the damping: how many directions the data still decides."""
+    found = [(rung, s.effective_dimension) for rung, s in spectra(study) if s.effective_dimension]
+    if not found:
+        return None
+    top, points = max(found, key=lambda pair: pair[1][0].value)
+    grid = sorted({point.damping for _, points in found for point in points})
+    told = [{point.damping: short(point.value) for point in points} for _, points in found]
+    curves = [(rung, [(p.damping, p.value) for p in ps if p.value > 0]) for rung, ps in found]
+    return Figure(
+        name="effective-dimension",
+        title="Effective dimension",
+        reading=(
+            f"At λ = {short(points[0].damping)}, {top.full_name} counts the most directions "
+            f"({short(points[0].value)})."
+        ),
+        shape=(
+            "One falling curve for each rung: the sum of μ/(μ + λ) over its eigenvalues μ, "
+            "over the damping λ, both axes logarithmic."
+        ),
+        data=Table(
+            "Effective dimension",
+            ("λ", *(rung.full_name for rung, _ in found)),
+            tuple((short(at), *(column.get(at, short(None)) for column in told)) for at in grid),
+        ),
+        draw=_curves(study, curves, ("damping λ", "effective dimension")),
+    )
+
+
+def _curves(
+    study: Results,
+    curves: Sequence[tuple[RungResult, Sequence[tuple[float, float]]]],
+    axis_labels: tuple[str, str],
+) -> Callable[[Canvas], None]:
+    """Draws one named curve for each rung, both axes logarithmic."""
+    look = looks([rung.name for rung in study.rungs])
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        ends: list[tuple[float, str, Look]] = []
+        for rung, points in curves:
+            if points:
+                axes.plot(*zip(*points, strict=True), color=look[rung.name].colour)
+                ends.append((points[-1][1], rung.full_name, look[rung.name]))
+        log(axes, "x", "y")
+        axes.set_xlabel(axis_labels[0])
+        axes.set_ylabel(axis_labels[1])
+        end_labels(axes, ends)
+
+    return draw
+
+
+def overlaps(study: Results) -> Figure | None:
+    """How much of one rung's leading eigenspace lies in another's, by its size."""
+    found = study.overlap
+    if found is None or not found.pairs:
+        return None
+    ranks, pairs = found.ranks, found.pairs
+    at = int(np.argmin([abs(np.log(rank / 10)) for rank in ranks]))
+    least = min(pairs, key=lambda pair: pair.overlap[min(at, len(pair.overlap) - 1)])
+    last = min(at, len(least.overlap) - 1)
+    look = [looks([pair.b])[pair.b] for pair in pairs]
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for pair, mine in zip(pairs, look, strict=True):
+            shown = ranks[: len(pair.overlap)]
+            axes.plot(shown, pair.overlap, color=mine.colour, marker=mine.marker, ms=3)
+        log(axes, "x")
+        axes.set_ylim(0, 1.04)
+        axes.set_xlabel("leading directions compared")
+        axes.set_ylabel("share in common")
+        end_labels(axes, [(p.overlap[-1], p.name, m) for p, m in zip(pairs, look, strict=True)])
+
+    return Figure(
+        name="overlap",
+        title="Overlap of leading eigenspaces",
+        reading=(
+            f"{least.name} differ most: of the leading {ranks[last]} directions they share "
+            f"{percent(least.overlap[last])}."
+        ),
+        shape=(
+            "One curve for each pair of rungs: the share of the leading eigenspace of one that "
+            "lies in that of the other, 1 where they are the same."
+        ),
+        data=Table(
+            "Overlap of leading eigenspaces",
+            ("directions", *(pair.name for pair in pairs)),
+            tuple(
+                (str(rank), *(number(dict(enumerate(p.overlap)).get(k)) for p in pairs))
+                for k, rank in enumerate(ranks)
+            ),
+        ),
+        draw=draw,
+    )
+
+
+def negative_part(study: Results) -> str:
+    """What negative eigenvalues amount to, in a sentence; "" where they are rounding."""
+    rounding = study.spec.rounding
+    told = [
+        f"{rung.full_name} has {counted(s.negative.count, 'negative eigenvalue')}, the lowest "
+        f"{short(s.negative.lowest)}, with {percent(s.negative.share)} of its absolute trace"
+        for rung, s in spectra(study)
+        if s.indefinite(rounding)
+    ]
+    return f"{listed(told)}." if told else ""
+
+
+def spectrum_tables(study: Results) -> tuple[Table, ...]:
+    """Condition numbers, and eigenvalues by block."""
+    found, rounding = spectra(study), study.spec.rounding
+    conditions = tuple(
+        (rung.full_name, short(s.condition), short(s.condition_damping))
+        for rung, s in found
+        if s.condition is not None
+    )
+    blocks = tuple(
+        (
+            rung.full_name,
+            block.name,
+            *(_told(block.eigenvalues[k], s, rounding) for k in (0, len(block.ranks) // 2, -1)),
+        )
+        for rung, s in found
+        for block in s.blocks
+        if block.eigenvalues
+    )
+    tables = (
+        Table("Condition numbers", ("Rung", "largest over smallest", "at λ"), conditions),
+        Table(
+            "Eigenvalues by block",
+            ("Rung", "block", "largest", "middle", "lowest"),
+            blocks,
+            words=("block",),
+        ),
+    )
+    return tuple(table for table in tables if table.rows)

@@ -1,0 +1,95 @@
+"""`report.html` and the figures of a study, from its results and arrays alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from curvfluence.report.parts.page import PAGE, Page, Report, chips, source, write_page
+from curvfluence.report.parts.repeat import study_call
+from curvfluence.report.parts.settings import settings_tables
+from curvfluence.report.study.explorer import explore
+from curvfluence.report.study.figures import ladder
+from curvfluence.report.study.sections import missing, sections
+from curvfluence.report.study.tables import coverage_table, losses_table, seconds_table
+from curvfluence.report.study.verdict import chosen, verdict
+from curvfluence.store.folder import RESULTS
+from curvfluence.store.records import write
+from curvfluence.study.results import Results
+from curvfluence.study.study import Study, read_study
+from curvfluence.study.words import number, seconds
+
+
+def write_report(folder: Path, *, figures: bool = True) -> Report:
+    """Write `report.html`, and unless `figures` is False `figures/*.svg` and `figures/*.pdf`, into
+    a finished study's folder.
+
+    Reads `results.json` and `arrays/` alone. What the study did not compute, the page names as
+    missing.
+
+    Errors: `InputError`, with nothing written, where the folder holds no finished study of this
+    version, or a `report.html` of somebody else.
+    """
+    start = time.perf_counter()
+    study = read_study(folder)
+    return write_page(_page(study), folder / PAGE, start=start, figures=figures)
+
+
+def with_report(study: Study) -> Study:
+    """The study with its page, written where these results have none yet; its results then tell the
+    seconds that it took."""
+    if study.results.report_seconds is not None and (study.path / PAGE).is_file():
+        return study
+    results = replace(study.results, report_seconds=write_report(study.path).seconds)
+    write(study.path / RESULTS, results)
+    return Study(study.path, results, study.reused)
+
+
+def _page(study: Study) -> Page:
+    results = study.results
+    rung = chosen(results)
+    return Page(
+        template="study.html",
+        title=f"{results.problem}: a study of influence",
+        verdict=verdict(results),
+        picture=ladder(results),
+        kind="Study of influence",
+        subject=results.heading,
+        description=results.description,
+        details=f"protocol {results.protocol} · seed {results.spec.seed}",
+        facts=_facts(results),
+        sections=sections(study, rung.name),
+        missing=missing(results),
+        measured=(
+            *settings_tables([results]),
+            losses_table(results),
+            seconds_table(results),
+            coverage_table(results),
+        ),
+        command=results.environment.command or "",
+        call=study_call(results.spec),
+        chips=chips(results),
+        more={
+            "explorer": explore(study, rung.name),
+            "truth": results.truth,
+            "model": "the model under study"
+            if results.own_model == 0
+            else "the first influence model",
+            "script": source("explorer.js"),
+        },
+    )
+
+
+def _facts(study: Results) -> tuple[tuple[str, str], ...]:
+    truth = study.truth
+    spent = study.study_seconds
+    return (
+        ("Training examples", f"{truth.train:,}"),
+        ("Queries", f"{truth.queries:,}"),
+        ("Influence models", f"{truth.models:,}"),
+        ("Retrainings", f"{truth.retrainings:,}"),
+        ("Reliability of the truth", number(truth.noise_ceiling.matched)),
+        ("Study took", seconds(spent)),
+    )

@@ -1,0 +1,102 @@
+"""The tables of a study, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from curvfluence.report.parts.table import Table, tabulate
+from curvfluence.study.results import ClaimRow, Results, RungResult
+from curvfluence.study.words import (
+    dampings,
+    flops,
+    interval,
+    number,
+    seconds,
+    short,
+    size,
+)
+
+_RUNG: dict[str, Callable[[RungResult], str]] = {
+    "Rung": lambda r: r.full_name,
+    "LDS": lambda r: number(r.lds),
+    "95% interval": lambda r: interval(r.interval),
+    "Bregman": lambda r: number(r.lds_bregman),
+    "independent": lambda r: number(r.lds_independent),
+    "ensemble": lambda r: number(r.lds_ensemble),
+    "damping λ": lambda r: dampings(r.dampings),
+    "fit": lambda r: seconds(r.fit_seconds),
+    "score": lambda r: seconds(r.score_seconds),
+    "operations": lambda r: flops(r.operations),
+    "peak memory": lambda r: size(r.peak_bytes),
+    "surprising labels": lambda r: short(r.surprising_labels),
+}
+
+
+def rung_table(study: Results) -> Table:
+    """Every rung of the ladder, from the top down."""
+    caption = (
+        "Every rung: LDS against retraining from the same initial weights, against the proximal "
+        "Bregman response, against other initial weights (independent), and of the mean of all "
+        "models as one predictor (ensemble); the cost is for one model and one damping"
+    )
+    return tabulate(caption, _RUNG, study.rungs, open=True)
+
+
+def coverage_table(study: Results) -> Table:
+    """What covers which parameters."""
+    return tabulate(
+        "What covers which parameters",
+        {
+            "Rung": lambda p: p[0].full_name,
+            "block": lambda p: p[1].block,
+            "rule": lambda p: p[1].rule,
+            "parameters": lambda p: f"{p[1].count:,}",
+        },
+        [(rung, block) for rung in study.every_rung for block in rung.coverage],
+        words=("block", "rule"),
+    )
+
+
+def seconds_table(study: Results) -> Table:
+    """What each stage took."""
+    spent = study.seconds
+    stages = {
+        "models": None if spent is None else spent.models,
+        "climb": None if spent is None else spent.climb,
+        "truth": None if spent is None else spent.truth,
+        "compare": None if spent is None else spent.compare,
+        "Bregman response": None if spent is None else spent.bregman,
+        "study": study.study_seconds,
+    }
+    rows = tuple((name, number(value, 1)) for name, value in stages.items() if value is not None)
+    return Table("Seconds", ("stage", "seconds"), rows, open=True)
+
+
+def losses_table(study: Results) -> Table:
+    """Mean training losses at the end of training."""
+    truth = study.truth
+    rows = (
+        ("influence models", ", ".join(map(short, truth.influence_model_loss))),
+        ("retrained, mean", short(truth.retrained_loss)),
+        ("trainer", truth.path),
+    )
+    return Table("Training loss", ("", "value"), rows, open=True)
+
+
+def claim_table(caption: str, claims: Sequence[ClaimRow], *, open: bool) -> Table:
+    """What was said, what was measured, and the verdict."""
+    return tabulate(
+        caption,
+        {
+            "Claim": lambda c: c.statement,
+            "protocol": lambda c: c.protocol,
+            "across": lambda c: c.place,
+            "measured": lambda c: number(c.measured, signed=not c.share),
+            "95% interval": lambda c: interval(c.interval, signed=not c.share),
+            "verdict": lambda c: c.verdict,
+            "detail": lambda c: c.detail,
+        },
+        claims,
+        open=open,
+        words=("protocol", "across", "verdict", "detail"),
+    )

@@ -1,0 +1,38 @@
+"""Hashes of settings, numbers and code: what results are keyed by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def hash_json(value: Mapping[str, Any]) -> str:
+    """Of settings, whatever their order."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_tensors(*tensors: Tensor) -> str:
+    """Of the numbers themselves, in order, with their dtypes and shapes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_code() -> str:
+    """Of this package's source files, less the report's: results are only reused by the code that
+    made them."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        if "report" in file.relative_to(root).parts:
+            continue
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,133 @@
+"""Records on disk: one schema to write and to read by, and one error for what does not fit it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+import msgspec
+
+from curvfluence._version import __version__
+from curvfluence.errors import InputError, NonFiniteError
+
+DEEPEST = 24  # levels of nesting; a record has 7, and a recipe describes itself in a few more
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Typed fields under the keys that JSON holds them by.
+
+    `version_at` leads to the version of curvfluence that made the file, where it names one;
+    `remedy` is what a reader of a file that does not fit can do.
+    """
+
+    version_at: ClassVar[tuple[str, ...]] = ()
+    remedy: ClassVar[str] = "make it anew"
+
+
+T = TypeVar("T", bound=Record)
+
+
+def write(path: Path, record: Record) -> None:
+    """Replace `path` atomically. NaN is refused, by its name: a missing number is null."""
+    value = msgspec.to_builtins(record)
+    unfit = _fault(value)
+    if unfit is not None:
+        raise NonFiniteError(f"{path.name} would hold {unfit}, which is no number to keep")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read(path: Path, kind: type[T]) -> T | None:
+    """The record in `path`, or None where there is no such file.
+
+    Errors: `InputError` names the file, the place in it and what was seen, for text that is no
+    JSON, for what another version made, and for everything that the schema does not allow.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): {kind.remedy}") from None
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+        unfit = _fault(value)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable as JSON ({error}): {kind.remedy}") from None
+    if unfit is not None:
+        raise InputError(f"{path} does not fit: it holds {unfit}; {kind.remedy}")
+    _require_version(path, kind, value)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        said = _placed(str(error), value)
+        raise InputError(f"{path} does not fit: {said}; {kind.remedy}") from None
+
+
+class _Repeated:
+    """In place of an object that has a key twice: one of the two values would be lost."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    keys = [key for key, _ in pairs]
+    return _Repeated(next(key for key in keys if keys.count(key) > 1))
+
+
+def _fault(value: Any, at: str = "", depth: int = 0) -> str | None:
+    """What JSON takes and a record does not: the first NaN or infinity, key that stands twice, or
+    level too deep, with its place."""
+    if isinstance(value, float):
+        return None if isfinite(value) else f"{at} = {value}"
+    if isinstance(value, _Repeated):
+        return f"{_short(value.key)} twice at {at or 'its top'}"
+    if isinstance(value, Mapping):
+        named = ((f"{at}.{k}" if at else str(k), v) for k, v in cast(Any, value).items())
+    elif isinstance(value, list | tuple):
+        named = ((f"{at}[{k}]", v) for k, v in enumerate(cast(Any, value)))
+    else:
+        return None
+    if depth == DEEPEST:
+        return f"more than {DEEPEST} levels at {_short(at)}"
+    return next((found for k, v in named if (found := _fault(v, k, depth + 1))), None)
+
+
+def _require_version(path: Path, kind: type[Record], value: Any) -> None:
+    if not kind.version_at:
+        return
+    for key in kind.version_at:
+        value = cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
+    if value != __version__:
+        raise InputError(
+            f"{path} was made by curvfluence {_short(value or 'of an unknown version')} and this "
+            f"is {__version__}: {kind.remedy}, or use the version that made it"
+        )
+
+
+def _placed(error: str, value: Any) -> str:
+    """msgspec's message with the place first and the value that stands there."""
+    what, _, at = error.partition(" - at `$")
+    at = at.rstrip("`")
+    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", at):
+        try:
+            value = value[key] if key else value[int(index)]
+        except (KeyError, IndexError, TypeError):
+            break
+    seen = "" if isinstance(value, dict | list) else f", seen {_short(json.dumps(value))}"
+    return f"at {at.lstrip('.') or 'its top'}: {what[0].lower()}{what[1:]}{seen}"
+
+
+def _short(text: object) -> str:
+    shown = str(text)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"

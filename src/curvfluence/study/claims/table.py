@@ -1,0 +1,65 @@
+"""`claims.json`: the rows of every problem, and what they rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from curvfluence.errors import InputError
+from curvfluence.store.records import Record, read
+from curvfluence.study.claims.plan import Settings
+from curvfluence.study.results import ClaimRow, Environment
+
+TABLE = "claims.json"
+
+
+class ClaimedStudy(Record, frozen=True):
+    """One study that rows rest on: its folder inside the table's, and what differs in it from the
+    problem as it is."""
+
+    protocol: str
+    folder: str
+    subsets: int
+    variant: dict[str, int | float]
+
+
+class ProblemClaims(Record, frozen=True):
+    """The rows of one problem, under both protocols."""
+
+    claims: tuple[ClaimRow, ...]
+    studies: tuple[ClaimedStudy, ...]
+
+
+class ClaimsTable(Record, frozen=True):
+    """The whole of `claims.json`."""
+
+    version_at = ("environment", "curvfluence")
+    remedy = "run the same claims again"
+
+    environment: Environment
+    settings: Settings
+    problems: dict[str, ProblemClaims]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """A table of claims and the folder that it is kept in."""
+
+    table: ClaimsTable
+    path: Path
+
+    def rows(self, problem: str) -> tuple[ClaimRow, ...]:
+        return self.table.problems[problem].claims
+
+
+def is_claims(folder: Path) -> bool:
+    """Whether the folder holds a table of claims."""
+    return (folder / TABLE).is_file()
+
+
+def read_claims(folder: Path) -> Claims:
+    """The table in `folder`. Errors: `InputError` where there is none, or where it does not fit."""
+    table = read(folder / TABLE, ClaimsTable)
+    if table is None:
+        raise InputError(f"{folder} holds no table of claims: there is no {TABLE} in it")
+    return Claims(table, folder)

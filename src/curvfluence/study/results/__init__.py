@@ -1,0 +1,55 @@
+"""What a study found, as typed records: `results.json` and nothing else."""
+
+from curvfluence.study.results.claim import ClaimRow
+from curvfluence.study.results.results import Results
+from curvfluence.study.results.rung import (
+    BlockSpectrum,
+    CoveredBlock,
+    EffectiveDimension,
+    NegativePart,
+    Operations,
+    RungResult,
+    SpectrumSummary,
+    SweepPoint,
+)
+from curvfluence.study.results.settings import DisplaySummary, Environment, StudySettings
+from curvfluence.study.results.step import (
+    Decomposition,
+    DecompositionStep,
+    OverlapPair,
+    OverlapSummary,
+    RungDifference,
+    Step,
+)
+from curvfluence.study.results.truth import (
+    ByQuestion,
+    ResponseSummary,
+    StageSeconds,
+    TruthSummary,
+)
+
+__all__ = [
+    "BlockSpectrum",
+    "ByQuestion",
+    "ClaimRow",
+    "CoveredBlock",
+    "Decomposition",
+    "DecompositionStep",
+    "DisplaySummary",
+    "EffectiveDimension",
+    "Environment",
+    "NegativePart",
+    "Operations",
+    "OverlapPair",
+    "OverlapSummary",
+    "ResponseSummary",
+    "Results",
+    "RungDifference",
+    "RungResult",
+    "SpectrumSummary",
+    "StageSeconds",
+    "Step",
+    "StudySettings",
+    "SweepPoint",
+    "TruthSummary",
+]

@@ -1,0 +1,181 @@
+"""What a study says of one rung: its LDS under each question, its cost, size and spectrum."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from curvfluence.fidelity import Calibration, Interval
+from curvfluence.store.records import Record
+from curvfluence.study.results.settings import AtLeastOne, Count, Seconds
+
+Dampings = tuple[float | None, float | None]  # of the first and the second half of the queries
+NO_UNITS = "Identity"  # the rung whose values are in no units
+
+
+class SweepPoint(Record, frozen=True):
+    """LDS over all queries at one λ of the shared grid; None is the one λ of a rung without any."""
+
+    damping: float | None
+    lds: float
+    lds_independent: float | None = None
+    lds_ensemble: float | None = None
+
+
+class Operations(Record, frozen=True):
+    """Floating-point operations of the fit, and of scores after it."""
+
+    fit: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    score: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class EffectiveDimension(Record, frozen=True):
+    """Σ μ/(μ + λ) over the eigenvalues μ at λ = `damping`."""
+
+    damping: float
+    value: float
+
+
+class NegativePart(Record, frozen=True):
+    """How many eigenvalues lie below 0 beyond the rounding of one decomposition, the lowest
+    eigenvalue, and Σ |negative| / Σ |all|."""
+
+    count: Count
+    lowest: float
+    share: float
+
+
+class BlockSpectrum(Record, frozen=True):
+    """Eigenvalues of one block at some of their ranks, descending."""
+
+    name: str
+    ranks: tuple[AtLeastOne, ...]
+    eigenvalues: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ranks) != len(self.eigenvalues):
+            raise ValueError(f"{len(self.ranks)} ranks for {len(self.eigenvalues)} eigenvalues")
+
+
+class SpectrumSummary(Record, frozen=True):
+    """Eigenvalues of the first model's curvature at some of their ranks, descending; `condition` is
+    that of the curvature damped by `condition_damping`."""
+
+    ranks: tuple[AtLeastOne, ...]
+    eigenvalues: tuple[float, ...]
+    effective_dimension: tuple[EffectiveDimension, ...]
+    condition: float | None
+    condition_damping: float
+    negative: NegativePart
+    blocks: tuple[BlockSpectrum, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ranks) != len(self.eigenvalues):
+            raise ValueError(f"{len(self.ranks)} ranks for {len(self.eigenvalues)} eigenvalues")
+
+    @property
+    def largest(self) -> float:
+        """The largest size of an eigenvalue."""
+        return max(map(abs, self.eigenvalues), default=0.0)
+
+    def floor(self, rounding: float) -> float:
+        """10 eps of the largest: an eigenvalue nearer to 0 is not told from it."""
+        return 10 * rounding * self.largest
+
+    def indefinite(self, rounding: float) -> bool:
+        """Whether negative eigenvalues are more than rounding.
+
+        The lowest must lie beyond the floor. A product B ⊗ A of positive matrices can miss that
+        alone: its lowest eigenvalue carries the error of A's times the largest of B's. So all
+        negative ones together must be more than 10 eps of all.
+        """
+        part = self.negative
+        return part.lowest < -self.floor(rounding) and part.share > 10 * rounding
+
+
+class CoveredBlock(Record, frozen=True):
+    """Which parameters one block of the curvature covers, how many numbers, by what rule."""
+
+    block: str
+    parameters: tuple[str, ...]
+    count: Count
+    rule: str
+    fallback: bool
+
+
+class RungResult(Record, frozen=True):
+    """One rung, or one hybrid, on all influence models.
+
+    `lds` answers for retraining from the same initial weights, with the crossed 95% `interval`, and
+    those over subsets and over queries alone. Seconds are medians over the models for one model and
+    one damping; None for a hybrid, which is never computed for its own sake. `pareto` says whether
+    no rung beats it in LDS and seconds at once. `undefined` counts the pairs of model and query
+    whose predictions or truth are constant, which count as LDS 0.
+    """
+
+    name: str
+    full_name: str
+    lds: float
+    interval: Interval
+    dampings: Dampings
+    sweep: Annotated[tuple[SweepPoint, ...], Meta(min_length=1)]
+    fit_seconds: Seconds | None
+    score_seconds: Seconds | None
+    fisher: str | None = None
+    surprising_labels: float | None = None
+    interval_subsets: Interval | None = None
+    interval_queries: Interval | None = None
+    lds_independent: float | None = None
+    lds_ensemble: float | None = None
+    dampings_independent: Dampings | None = None
+    dampings_ensemble: Dampings | None = None
+    damping_on_edge: bool = False
+    undefined: Count = 0
+    peak_bytes: Count | None = None
+    flops: Operations | None = None
+    calibration: Calibration | None = None
+    spectrum: SpectrumSummary | None = None
+    coverage: tuple[CoveredBlock, ...] = ()
+    notes: tuple[str, ...] = ()
+    lds_bregman: float | None = None
+    interval_bregman: Interval | None = None
+    dampings_bregman: Dampings | None = None
+    pareto: bool | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Fit and scores together."""
+        if self.fit_seconds is None or self.score_seconds is None:
+            return None
+        return self.fit_seconds + self.score_seconds
+
+    @property
+    def operations(self) -> float | None:
+        """Of fit and scores together."""
+        return None if self.flops is None else float(self.flops.fit + self.flops.score)
+
+    @property
+    def has_units(self) -> bool:
+        """Whether its values are in the units of the measurement."""
+        return self.name != NO_UNITS
+
+    @property
+    def best(self) -> SweepPoint:
+        """The point of the sweep with the highest LDS."""
+        return max(self.sweep, key=lambda point: point.lds)
+
+    @property
+    def beyond_edge(self) -> float:
+        """The change of LDS from the chosen end of the grid to the λ next to it: near 0 where the
+        sweep is merely flat there, and negative where the best λ may lie beyond the grid."""
+        if len(self.sweep) < 2:
+            return 0.0
+        low = self.sweep[0].damping in self.dampings
+        end, following = self.sweep[:2] if low else self.sweep[-1:-3:-1]
+        return following.lds - end.lds
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters its blocks cover."""
+        return sum(block.count for block in self.coverage)

@@ -1,0 +1,84 @@
+"""A finished study as it lies on disk; anything else is refused with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curvfluence.errors import InputError
+from curvfluence.store.folder import ARRAYS, RESULTS, SPEC, Header
+from curvfluence.store.records import read
+from curvfluence.study.results import Results
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The results of a study, where they are, and its arrays on demand; `reused` where they had
+    been computed before."""
+
+    path: Path
+    results: Results
+    reused: bool = True
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """`arrays/<name>.npy`, or None where the study kept no such array."""
+        file = self.path / ARRAYS / f"{name}.npy"
+        try:
+            return np.load(file, allow_pickle=False) if file.is_file() else None
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(
+                f"{file} is no readable array ({error}): run the study again with --rerun"
+            ) from None
+
+    def scores(self, name: str) -> NDArray[Any] | None:
+        """[J, Q, N] of a rung, at the dampings that its LDS is reported for."""
+        return self.array(f"scores.{name}")
+
+
+def read_study(folder: Path) -> Study:
+    """The finished study in `folder`.
+
+    Errors: `InputError` where there is no study, where it is unfinished, half written or being run
+    again, where its files do not fit, or where another version of curvfluence made it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name the folder of a study, such as runs/digits")
+    header = read(folder / SPEC, Header)
+    if header is None:
+        raise InputError(f"{folder} holds no study: there is no {SPEC} in it")
+    results = read(folder / RESULTS, Results)
+    if results is None:
+        raise InputError(
+            f"{folder} holds an unfinished study: there is no {RESULTS} in it; run the study again"
+        )
+    if header.made_by != results.made_by:
+        raise InputError(
+            f"{folder} holds results of an earlier run of a study that was begun again and not "
+            "finished: run the study again"
+        )
+    study = Study(folder, results)
+    _require_arrays(study)
+    return study
+
+
+def _require_arrays(study: Study) -> None:
+    """The arrays that every finished study keeps, with the sizes that its results state."""
+    truth = study.results.truth
+    wanted: dict[str, tuple[int, ...]] = {
+        "truth": (truth.models, truth.orders, truth.subsets, truth.queries),
+        "subsets": (truth.subsets, truth.train),
+    }
+    for rung in study.results.rungs:
+        wanted[f"scores.{rung.name}"] = (truth.models, truth.queries, truth.train)
+    for name, shape in wanted.items():
+        array = study.array(name)
+        if array is None or array.shape != shape:
+            seen = "is missing" if array is None else f"has shape {array.shape}"
+            raise InputError(
+                f"{study.path / ARRAYS / name}.npy {seen}, where the results speak of {shape}: "
+                "the folder is half written; run the study again with --rerun"
+            )

@@ -1,0 +1,186 @@
+"""What is kept of each rung, and of the distances between rungs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import log10
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from curvfluence.fidelity import LDS, Spectrum, StepLoss, mean_steps
+from curvfluence.study.climb import Ladder, RungScores
+from curvfluence.study.compare import LadderFidelity, RungFidelity
+from curvfluence.study.response import NoResponse, Response
+from curvfluence.study.results import (
+    BlockSpectrum,
+    CoveredBlock,
+    Decomposition,
+    DecompositionStep,
+    EffectiveDimension,
+    NegativePart,
+    Operations,
+    OverlapPair,
+    OverlapSummary,
+    RungResult,
+    SpectrumSummary,
+    SweepPoint,
+)
+
+Dampings = tuple[float, ...]
+
+
+def rung_results(
+    ladder: Ladder, fidelity: LadderFidelity, response: Response | NoResponse, grid: Dampings
+) -> tuple[tuple[RungResult, ...], tuple[RungResult, ...]]:
+    """The rungs of the ladder, and the hybrids."""
+    pairs = list(zip(ladder.rungs, fidelity.rungs, strict=True))
+    rows = [(scores.hybrid, _rung(scores, found, response, grid)) for scores, found in pairs]
+    rungs = [row for hybrid, row in rows if not hybrid]
+    cost = [(rung.seconds or 0.0, rung.lds) for rung in rungs]
+    marked = (
+        # a rung that is at least as cheap and more faithful beats it
+        replace(rung, pareto=not any(s <= seconds and v > lds for s, v in cost))
+        for rung, (seconds, lds) in zip(rungs, cost, strict=True)
+    )
+    return tuple(marked), tuple(row for hybrid, row in rows if hybrid)
+
+
+def _rung(
+    scores: RungScores, found: RungFidelity, response: Response | NoResponse, grid: Dampings
+) -> RungResult:
+    independent, ensemble = found.independent, found.ensemble
+    row = RungResult(
+        name=scores.name,
+        full_name=scores.full_name,
+        fisher=scores.fisher,
+        surprising_labels=scores.surprising_labels,
+        lds=found.matched.value,
+        interval=found.intervals.crossed,
+        interval_subsets=found.intervals.subsets,
+        interval_queries=found.intervals.queries,
+        lds_independent=None if independent is None else independent.value,
+        lds_ensemble=None if ensemble is None else ensemble.value,
+        dampings=found.matched.dampings,
+        dampings_independent=None if independent is None else independent.dampings,
+        dampings_ensemble=None if ensemble is None else ensemble.dampings,
+        damping_on_edge=found.matched.on_edge,
+        undefined=found.matched.undefined,
+        sweep=_sweep(found.matched, independent, ensemble),
+        fit_seconds=scores.fit_seconds,
+        score_seconds=scores.score_seconds,
+        peak_bytes=_peak(scores),
+        flops=_operations(scores),
+        calibration=found.calibration,
+        spectrum=_spectrum(scores.spectrum, grid),
+        coverage=tuple(CoveredBlock(**asdict(line)) for line in scores.coverage),
+        notes=scores.notes,
+    )
+    if isinstance(response, NoResponse):
+        return row
+    against = response.lds[scores.name]
+    return replace(
+        row,
+        lds_bregman=against.value,
+        interval_bregman=response.intervals[scores.name],
+        dampings_bregman=against.dampings,
+    )
+
+
+def _sweep(matched: LDS, independent: LDS | None, ensemble: LDS | None) -> tuple[SweepPoint, ...]:
+    return tuple(
+        SweepPoint(
+            damping,
+            value,
+            None if independent is None else independent.sweep[k][1],
+            None if ensemble is None else ensemble.sweep[k][1],
+        )
+        for k, (damping, value) in enumerate(matched.sweep)
+    )
+
+
+def _operations(scores: RungScores) -> Operations | None:
+    if scores.fit_needs is None or scores.score_needs is None:
+        return None
+    return Operations(scores.fit_needs.flops, scores.score_needs.flops)
+
+
+def _peak(scores: RungScores) -> int | None:
+    """The larger of the peaks of fit and scores."""
+    peaks = [n.peak_bytes for n in (scores.fit_needs, scores.score_needs) if n is not None]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _spectrum(found: Spectrum, grid: Dampings) -> SpectrumSummary:
+    ranks, values = _thinned(found.eigenvalues)
+    middle = grid[len(grid) // 2]
+    return SpectrumSummary(
+        ranks=ranks,
+        eigenvalues=values,
+        effective_dimension=tuple(
+            EffectiveDimension(damping, found.effective_dimension(damping)) for damping in grid
+        ),
+        condition=found.condition(middle),
+        condition_damping=middle,
+        negative=NegativePart(
+            count=len(found.negative),
+            lowest=float(found.eigenvalues[-1]),
+            share=found.negative_share,
+        ),
+        blocks=tuple(BlockSpectrum(name, *_thinned(block)) for name, block in found.blocks),
+    )
+
+
+def _thinned(values: Tensor, count: int = 120) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """About `count` of the eigenvalues at log-spaced ranks, the first and last among them."""
+    ranks = torch.logspace(0, log10(len(values)), count).round().long().unique()
+    ranks = ranks.clamp(1, len(values))
+    return tuple(ranks.tolist()), tuple(values[ranks - 1].double().tolist())
+
+
+def decompositions(
+    ladder: Ladder, fidelity: LadderFidelity, grid: Dampings
+) -> tuple[Decomposition, ...]:
+    """One for each chain: the mean over models, and each model's share of each step."""
+    return tuple(
+        Decomposition(
+            fisher,
+            grid,
+            tuple(
+                _decomposed(step, [model[k] for model in models], fidelity)
+                for k, step in enumerate(mean_steps(models))
+            ),
+        )
+        for fisher, models in ladder.decompositions.items()
+    )
+
+
+def _decomposed(
+    mean: StepLoss, models: list[StepLoss], fidelity: LadderFidelity
+) -> DecompositionStep:
+    lost = fidelity.lost[mean.above, mean.below]
+    lds_share, interval = fidelity.lds_shares.get((mean.above, mean.below), (None, None))
+    shared = mean.share is not None
+    return DecompositionStep(
+        above=mean.above,
+        below=mean.below,
+        lds_lost=lost.value,
+        interval=lost.interval,
+        distance_squared=mean.distance_squared,
+        share=mean.share,
+        share_models=tuple(model.share for model in models) if shared else None,
+        norm_share=mean.norm_share,
+        norm_share_models=tuple(model.norm_share for model in models) if shared else None,
+        inverse_error=mean.inverse_error,
+        score_error=mean.score_error,
+        lds_share=lds_share,
+        lds_share_interval=interval,
+    )
+
+
+def overlaps(ladder: Ladder) -> OverlapSummary:
+    """Of leading eigenspaces of neighbours."""
+    return OverlapSummary(
+        ladder.overlap_ranks, tuple(OverlapPair(*pair) for pair in ladder.overlaps)
+    )
