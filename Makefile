@@ -13,6 +13,9 @@ PEERS := kronfluence curvlinops dattri pydvl
 ONLY ?=
 BENCH ?=
 
+# More for the tests, for example: make test PYTEST='--durations=25 -k golden'
+PYTEST ?=
+
 .PHONY: study test test-slow lint format bench bench-peers clean
 
 study: .venv/run
@@ -20,10 +23,10 @@ study: .venv/run
 
 # A test runs on one thread: as many processes as cores, a file in one of them.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
 
 test-slow: .venv/test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 lint: .venv/lint
 	$(BIN)/ruff check .
