@@ -6,14 +6,23 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.curvature import Curvature
-from curvfluence.curvature.damping import Damping
+from curvfluence.curvature.damping import Absolute, Damping
 from curvfluence.curvature.rung import Rung, fit
-from curvfluence.fidelity import Spectrum, StepLoss, decompose, leading_space, overlap, spectrum
+from curvfluence.fidelity import (
+    Spectrum,
+    StepLoss,
+    Sweep,
+    decompose,
+    leading_space,
+    overlap,
+    spectrum,
+)
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.problem.problem import Problem
@@ -26,27 +35,42 @@ Overlap = tuple[str, str, tuple[float, ...]]  # two rungs, and what they share a
 
 
 @dataclass(frozen=True, eq=False)
-class ModelRung:
-    """One rung at one model, over its dampings: `scores` [D, Q, N], `solutions` [D, Q, P] of
-    (C + W + λ) x = g_q, seconds of the fit and of scores at one damping."""
+class RungScores:
+    """One rung, or one hybrid: `scores` [D, Q, N] are influences at every one of `dampings` at one
+    model, or [J, D, Q, N] at all of them.
+
+    Seconds are for one model and one damping, of several models their median. What the rung needs
+    and its spectrum are those of the first model; a hybrid has neither seconds nor needs, and a
+    study that measures no costs has no needs. `surprising_labels` is how many labels that a sampled
+    Fisher draws are expected to differ from the likeliest, of several models their mean; None where
+    none are drawn. `solutions` [D, Q, P] are those of (C + W + λ) x = g_q, while they are needed.
+    """
 
     full_name: str
     hybrid: bool
     fisher: str | None
+    scores: Tensor
+    dampings: tuple[float | None, ...]
     surprising_labels: float | None
     coverage: tuple[CoverageLine, ...]
     notes: tuple[str, ...]
-    scores: Tensor
-    solutions: Tensor
-    fit_seconds: float
-    score_seconds: float
+    fit_seconds: float | None
+    score_seconds: float | None
     spectrum: Spectrum | None
+    solutions: Tensor | None = None
+    name: str = ""
+    needs: tuple[Needs, Needs] | None = None  # of the fit and of the scores
 
-    def put_away(self) -> ModelRung:
+    def put_away(self) -> RungScores:
         """Without the solutions, Q × P numbers a damping that serve the decomposition of their own
         model only; scores wait for the other models, and memory need not hold them."""
-        none = self.solutions.new_empty(0)  # a slice would keep all of it alive
-        return replace(self, solutions=none, scores=paged(self.scores))
+        return replace(self, solutions=None, scores=paged(self.scores))
+
+    def sweep(self, left_out_mn: Tensor) -> Sweep:
+        """The predicted change of each query: the sum of influences of what a subset leaves out."""
+        predicted_jdqm = self.scores @ left_out_mn.to(self.scores).T
+        predicted_djmq = predicted_jdqm.double().permute(1, 0, 3, 2)
+        return Sweep(self.dampings, np.ascontiguousarray(predicted_djmq.numpy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +78,7 @@ class ModelLadder:
     """All rungs and hybrids at one model, the decomposition of each chain by its Fisher type, and
     overlaps of leading eigenspaces."""
 
-    rungs: dict[str, ModelRung]
+    rungs: dict[str, RungScores]
     decompositions: Mapping[str, tuple[StepLoss, ...]]
     overlaps: tuple[Overlap, ...]
 
@@ -77,7 +101,7 @@ def _scores_at(problem: Problem, curvature: Curvature, damping: Damping) -> Tens
 def climb_one(
     rungs: Mapping[str, Rung],
     problem: Problem,
-    grid: tuple[Damping, ...],
+    grid: tuple[Absolute, ...],
     protocol: Protocol,
     *,
     spectra: bool,
@@ -86,7 +110,7 @@ def climb_one(
     """Every rung at one model, with hybrids and with spectra and overlaps where asked."""
     sweep = _Sweeper(problem, grid, _surprising_labels(rungs.values(), problem), spectra)
     fitted: dict[str, Curvature] = {}
-    swept: dict[str, ModelRung] = {}
+    swept: dict[str, RungScores] = {}
     for name, rung in rungs.items():
         fitted[name] = fit(problem, rung)
         start = time.perf_counter()
@@ -108,7 +132,7 @@ class _Sweeper:
     def __init__(
         self,
         problem: Problem,
-        grid: tuple[Damping, ...],
+        grid: tuple[Absolute, ...],
         surprising: Mapping[str | None, float | None],
         spectra: bool,
     ) -> None:
@@ -118,37 +142,39 @@ class _Sweeper:
         self.count = len(problem.train)
         self.grid, self.surprising, self.spectra = grid, surprising, spectra
 
-    def __call__(self, curvature: Curvature, score_seconds: float | None) -> ModelRung:
+    def __call__(self, curvature: Curvature, score_seconds: float | None) -> RungScores:
         """`score_seconds` is None for a hybrid, which is never computed for its own sake."""
         fixed = curvature.fixed_damping
         dampings = self.grid if fixed is None else (fixed,)
         solutions = list(curvature.solve_many(self.queries_qp, dampings))
-        return ModelRung(
+        hybrid = score_seconds is None
+        return RungScores(
             full_name=curvature.name,
-            hybrid=score_seconds is None,
+            hybrid=hybrid,
             fisher=curvature.fisher,
-            surprising_labels=self.surprising.get(curvature.fisher),
-            coverage=curvature.coverage,
-            notes=curvature.notes,
             scores=torch.stack(
                 [self.gradients.inner(x_qp)[..., 0] / self.count for x_qp in solutions]
             ),
-            solutions=torch.stack(solutions),
-            fit_seconds=curvature.cost.fit_seconds,
-            score_seconds=0.0 if score_seconds is None else score_seconds,
+            dampings=tuple(at.value for at in self.grid) if fixed is None else (None,),
+            surprising_labels=self.surprising.get(curvature.fisher),
+            coverage=curvature.coverage,
+            notes=curvature.notes,
+            fit_seconds=None if hybrid else curvature.cost.fit_seconds,
+            score_seconds=score_seconds,
             spectrum=spectrum(curvature) if self.spectra else None,
+            solutions=torch.stack(solutions),
         )
 
 
 def _decompositions(
-    fitted: Mapping[str, Curvature], swept: Mapping[str, ModelRung], protocol: Protocol
+    fitted: Mapping[str, Curvature], swept: Mapping[str, RungScores], protocol: Protocol
 ) -> tuple[list[tuple[str, str]], dict[str, tuple[StepLoss, ...]]]:
     """The protocol's steps between matrices, and the decomposition of each chain.
 
     The protocol's own chain stands among all steps of its ladder; another one by itself.
     """
     matrices = {name for name in fitted if fitted[name].fixed_damping is None}
-    solutions = {name: row.solutions for name, row in swept.items()}
+    solutions = {n: row.solutions for n, row in swept.items() if row.solutions is not None}
     scores = {name: row.scores for name, row in swept.items()}
     own = [step for step in protocol.steps if set(step) <= matrices]
     found: dict[str, tuple[StepLoss, ...]] = {}

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from curvfluence.curvature.coverage import CoverageLine
-from curvfluence.curvature.damping import Absolute, Damping
-from curvfluence.fidelity import Spectrum, StepLoss, Sweep
+from curvfluence.curvature.damping import Absolute
+from curvfluence.fidelity import StepLoss
 from curvfluence.problem.problem import Problem
 from curvfluence.study.at_model import (
     OVERLAP_RANKS,
     ModelLadder,
-    ModelRung,
     Overlap,
+    RungScores,
     climb_one,
     measured_needs,
 )
@@ -29,39 +26,6 @@ from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import Trained
-
-
-@dataclass(frozen=True, eq=False)
-class RungScores:
-    """One rung on all J models. `scores` [J, D, Q, N] are influences at every one of `dampings`.
-
-    Seconds are medians over the models, each for one model and one damping. What the rung needs
-    and its spectrum are those of the first model; a hybrid has neither seconds nor needs, and a
-    study that measures no costs has no needs.
-    `surprising_labels` is the mean over the models of how many labels that a sampled Fisher draws
-    are expected to differ from the likeliest; None where none are drawn.
-    """
-
-    name: str
-    full_name: str
-    hybrid: bool
-    fisher: str | None
-    scores: Tensor
-    dampings: tuple[float | None, ...]
-    surprising_labels: float | None
-    coverage: tuple[CoverageLine, ...]
-    notes: tuple[str, ...]
-    fit_seconds: float | None
-    score_seconds: float | None
-    fit_needs: Needs | None
-    score_needs: Needs | None
-    spectrum: Spectrum
-
-    def sweep(self, left_out_mn: Tensor) -> Sweep:
-        """The predicted change of each query: the sum of influences of what a subset leaves out."""
-        predicted_jdqm = self.scores @ left_out_mn.to(self.scores).T
-        predicted_djmq = predicted_jdqm.double().permute(1, 0, 3, 2)
-        return Sweep(self.dampings, np.ascontiguousarray(predicted_djmq.numpy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +50,7 @@ def climb(
     # A draw of labels for each model: the spread over models is then that of sampling too.
     seeds = spec.seeds("Fisher", len(problems))
     ladders = [{name: protocol.rungs(seed)[name] for name in spec.ladder} for seed in seeds]
-    grid: tuple[Damping, ...] = tuple(map(Absolute, spec.dampings))
+    grid = tuple(map(Absolute, spec.dampings))
     with watch("climb the ladder", len(spec.ladder) * (1 + len(problems))) as done:
         wants: dict[str, tuple[Needs, Needs]] = {}
         for name, rung in ladders[0].items() if spec.costs else ():
@@ -101,7 +65,7 @@ def climb(
     return Ladder(
         rungs=tuple(
             # taken out as they are gathered: scores are not held twice
-            _gather(name, [m.rungs.pop(name) for m in models], wants.get(name), spec)
+            _gather(name, [m.rungs.pop(name) for m in models], wants.get(name))
             for name in list(models[0].rungs)
         ),
         decompositions={
@@ -134,28 +98,22 @@ def influence_problems(problem: StudyProblem, trained: Trained) -> list[Problem]
     ]
 
 
-def _gather(
-    name: str, parts: list[ModelRung], wants: tuple[Needs, Needs] | None, spec: StudySpec
-) -> RungScores:
-    scores = paged(torch.stack([part.scores for part in parts]))
-    swept = scores.shape[1] == len(spec.dampings)
+def _gather(name: str, parts: list[RungScores], wants: tuple[Needs, Needs] | None) -> RungScores:
+    """One rung on all models."""
     surprising = [part.surprising_labels for part in parts if part.surprising_labels is not None]
-    notes = [f"model {j}: {note}" for j, part in enumerate(parts) for note in part.notes]
-    first = parts[0]
-    assert first.spectrum is not None
-    return RungScores(
+    notes = (f"model {j}: {note}" for j, part in enumerate(parts) for note in part.notes)
+    return replace(
+        parts[0],
         name=name,
-        full_name=first.full_name,
-        hybrid=first.hybrid,
-        fisher=first.fisher,
-        scores=scores,
-        dampings=spec.dampings if swept else (None,),
+        scores=paged(torch.stack([part.scores for part in parts])),
         surprising_labels=fmean(surprising) if surprising else None,
-        coverage=first.coverage,
         notes=tuple(notes),
-        fit_seconds=None if first.hybrid else median(p.fit_seconds for p in parts),
-        score_seconds=None if first.hybrid else median(p.score_seconds for p in parts),
-        fit_needs=None if wants is None else wants[0],
-        score_needs=None if wants is None else wants[1],
-        spectrum=first.spectrum,
+        fit_seconds=_median([part.fit_seconds for part in parts]),
+        score_seconds=_median([part.score_seconds for part in parts]),
+        needs=wants,
     )
+
+
+def _median(seconds: list[float | None]) -> float | None:
+    known = [value for value in seconds if value is not None]
+    return median(known) if known else None

@@ -30,9 +30,10 @@ from curvfluence.fidelity import (
     reliability,
     resamples,
 )
-from curvfluence.study.climb import RungScores
+from curvfluence.study.at_model import RungScores
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
+from curvfluence.study.results import ByQuestion, RungDifference, Step
 from curvfluence.study.retrain import Truth
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import independent, independent_repeats, matched, matched_repeats
@@ -63,7 +64,8 @@ class RungFidelity:
 
 @dataclass(frozen=True)
 class LadderFidelity:
-    """Everything that is said of the rungs. A `None` ceiling is explained in `ceiling_notes`.
+    """Everything that is said of the rungs. A reliability of None is explained in
+    `ceiling_notes`.
 
     `lost` holds the LDS lost by each step of the ladder and its chains, `lds_shares` the share of a
     chain's step in what the chain loses from GGN to K-FAC. It has no interval where some
@@ -72,11 +74,12 @@ class LadderFidelity:
 
     halves: NDArray[np.bool_]
     rungs: tuple[RungFidelity, ...]
-    steps: tuple[tuple[str, str, Difference], ...]
+    steps: tuple[Step, ...]
     lost: dict[tuple[str, str], Difference]
     lds_shares: dict[tuple[str, str], tuple[float, Interval | None]]
-    differences: tuple[tuple[str, str, Difference], ...]
-    ceilings: dict[str, Ceiling | None]
+    differences: tuple[RungDifference, ...]
+    reliability: ByQuestion
+    best_lds: ByQuestion
     ceiling_notes: tuple[str, ...]
 
 
@@ -97,19 +100,23 @@ def compare(
             measured.append(judge(rung))
             done(len(measured))
     replicates = {rung.name: rung.replicates for rung in measured}
-    pairs = combinations(replicates, 2)
+    gaps = {
+        (a, b): paired_difference(replicates[a], replicates[b])
+        for a, b in combinations(replicates, 2)
+    }
     ladder, lost = _lost(spec, protocol, replicates)
     ceilings, notes = _ceilings(spec, truth)
     return LadderFidelity(
         halves=halves,
         rungs=tuple(measured),
-        steps=tuple((a, b, lost[a, b]) for a, b in ladder if (a, b) in lost),
+        steps=tuple(Step(*p, lost[p].value, lost[p].interval) for p in ladder if p in lost),
         lost=lost,
         lds_shares=_lds_shares(replicates, protocol),
         differences=tuple(
-            (a, b, paired_difference(replicates[a], replicates[b])) for a, b in pairs
+            RungDifference(*pair, gap.value, gap.interval) for pair, gap in gaps.items()
         ),
-        ceilings=ceilings,
+        reliability=ByQuestion(**{q: c and c.reliability for q, c in ceilings.items()}),
+        best_lds=ByQuestion(**{q: c and c.best_lds for q, c in ceilings.items()}),
         ceiling_notes=notes,
     )
 

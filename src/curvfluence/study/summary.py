@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from curvfluence.fidelity import Ceiling
 from curvfluence.store.folder import MadeBy
 from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity
@@ -13,13 +11,10 @@ from curvfluence.study.environment import environment
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.response import EPSILON, NoResponse, Response
 from curvfluence.study.results import (
-    ByQuestion,
     DisplaySummary,
     ResponseSummary,
     Results,
-    RungDifference,
     StageSeconds,
-    Step,
     StudySettings,
     TruthSummary,
 )
@@ -67,13 +62,11 @@ def summarise(
         truth=_truth(settings, problem, stages.truth, fidelity),
         rungs=rungs,
         hybrids=hybrids,
-        steps=tuple(Step(a, b, d.value, d.interval) for a, b, d in fidelity.steps),
+        steps=fidelity.steps,
         decomposition=chains[0],
         decompositions=chains,
         overlap=overlaps(ladder),
-        differences=tuple(
-            RungDifference(a, b, d.value, d.interval) for a, b, d in fidelity.differences
-        ),
+        differences=fidelity.differences,
         bregman=_response(settings, response) if isinstance(response, Response) else None,
         bregman_missing=response.reason if isinstance(response, NoResponse) else None,
         seconds=stages.seconds,
@@ -111,14 +104,10 @@ def _truth(
         influence_model_loss=tuple(truth.models.trained.final_loss.tolist()),
         retrained_loss=float(truth.final_loss.mean()),
         seconds=truth.seconds,
-        noise_ceiling=_by_question(fidelity, lambda c: c.reliability),
-        best_lds=_by_question(fidelity, lambda c: c.best_lds),
+        noise_ceiling=fidelity.reliability,
+        best_lds=fidelity.best_lds,
         notes=fidelity.ceiling_notes,
     )
-
-
-def _by_question(fidelity: LadderFidelity, pick: Callable[[Ceiling], float]) -> ByQuestion:
-    return ByQuestion(**{k: None if c is None else pick(c) for k, c in fidelity.ceilings.items()})
 
 
 def _response(settings: StudySettings, response: Response) -> ResponseSummary:

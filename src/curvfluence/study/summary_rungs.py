@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from curvfluence.fidelity import LDS, Spectrum, StepLoss, mean_steps
-from curvfluence.study.climb import Ladder, RungScores
+from curvfluence.study.at_model import RungScores
+from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity, RungFidelity
 from curvfluence.study.response import NoResponse, Response
 from curvfluence.study.results import (
@@ -50,7 +51,8 @@ def rung_results(
 def _rung(
     scores: RungScores, found: RungFidelity, response: Response | NoResponse, grid: Dampings
 ) -> RungResult:
-    independent, ensemble = found.independent, found.ensemble
+    independent, ensemble, needs = found.independent, found.ensemble, scores.needs or ()
+    assert scores.spectrum is not None
     row = RungResult(
         name=scores.name,
         full_name=scores.full_name,
@@ -70,8 +72,8 @@ def _rung(
         sweep=_sweep(found.matched, independent, ensemble),
         fit_seconds=scores.fit_seconds,
         score_seconds=scores.score_seconds,
-        peak_bytes=_peak(scores),
-        flops=_operations(scores),
+        peak_bytes=max((n.peak_bytes for n in needs if n.peak_bytes is not None), default=None),
+        flops=Operations(*(n.flops for n in needs)) if needs else None,
         calibration=found.calibration,
         spectrum=_spectrum(scores.spectrum, grid),
         coverage=tuple(CoveredBlock(**asdict(line)) for line in scores.coverage),
@@ -98,18 +100,6 @@ def _sweep(matched: LDS, independent: LDS | None, ensemble: LDS | None) -> tuple
         )
         for k, (damping, value) in enumerate(matched.sweep)
     )
-
-
-def _operations(scores: RungScores) -> Operations | None:
-    if scores.fit_needs is None or scores.score_needs is None:
-        return None
-    return Operations(scores.fit_needs.flops, scores.score_needs.flops)
-
-
-def _peak(scores: RungScores) -> int | None:
-    """The larger of the peaks of fit and scores."""
-    peaks = [n.peak_bytes for n in (scores.fit_needs, scores.score_needs) if n is not None]
-    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def _spectrum(found: Spectrum, grid: Dampings) -> SpectrumSummary:
