@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from curvfluence.report.axes import spread
+from curvfluence.report.explorer import explore
+from curvfluence.report.figures.cost import front
+from curvfluence.report.verdict import verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
 import curvfluence as cf
 from curvfluence.cli import main
 from curvfluence.report import compare_studies, read_study, write_comparison, write_report
-from curvfluence.report.axes import spread
-from curvfluence.report.explorer import explore
-from curvfluence.report.figures.cost import front
-from curvfluence.report.verdict import verdict
 from curvfluence.study.words import flops, number, seconds, short
 from tests.studies import HYBRIDS, LDS, MADE_BY, make_study, write
 

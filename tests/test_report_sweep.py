@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from curvfluence.report.sweep.measured import command, library_call
 from scipy import stats
 
 import curvfluence as cf
 from curvfluence.cli import main
 from curvfluence.report.sweep import is_sweep, read_sweep, write_sweep_report
 from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
-from curvfluence.report.sweep.measured import command, library_call
 from curvfluence.report.sweep.tables import BEST, heat, ordered
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.sweep import STUDY_AXES, Sweep, run_sweep, write_index

@@ -124,7 +124,7 @@ def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> Re
     }
     settings = {**msgspec.to_builtins(spec.settings), "problem": problem.name}
     key = hash_json({"spec": settings, "source": problem.source_hash, **hashes, "code": ""})
-    header = Header(key, settings, MadeBy(hashes["code"], torch.__version__))
+    header = Header(key, settings, MadeBy(hashes["code"], str(torch.__version__)))
     folder = Folder(Path("runs") / problem.name if out is None else out, header)
     folder.require_free()
     return Request(spec, problem, folder, hashes, time.perf_counter() - start)
