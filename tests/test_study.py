@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,9 +19,10 @@ from typer.testing import CliRunner
 import curvfluence as cf
 from curvfluence.cli import app, main
 from curvfluence.fidelity import SubsetTruth, Sweep, intervals, spearman
-from curvfluence.report.terminal import show
-from curvfluence.store import folder as store
-from curvfluence.study import GRID, LADDER, StudySpec, load, run_study
+from curvfluence.report import with_report
+from curvfluence.report.terminal import show_study
+from curvfluence.store import records
+from curvfluence.study import GRID, LADDER, Results, StudySpec, load, run_study
 from curvfluence.study.cells import batches
 from curvfluence.study.climb import climb, influence_problems
 from curvfluence.study.problems import require_disjoint
@@ -30,6 +32,7 @@ from curvfluence.study.run import prepared, run_together
 from curvfluence.study.sweep import cell_folder, run_sweep
 from curvfluence.study.variant import Variant
 from curvfluence.truth import BregmanResponse, Run, bregman_response, train_one
+from tests.results_file import written
 
 SMALL = {"subsets": 6, "models": 3, "replicates": 200, "dampings": GRID[::4]}
 
@@ -37,14 +40,12 @@ SMALL = {"subsets": 6, "models": 3, "replicates": 200, "dampings": GRID[::4]}
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("runs") / "small"
-    done = run_study(StudySpec("digits", **SMALL), out)
-    return done.results, out
+    return written(with_report(run_study(StudySpec("digits", **SMALL), out))), out
 
 
 class TestResults:
     def test_has_every_field_of_the_format(self, small: tuple[dict, Path]) -> None:
         results, out = small
-        assert json.loads((out / "results.json").read_text()) == results
         for key in ("problem", "protocol", "environment", "truth", "rungs", "steps"):
             assert key in results
         assert results["study_seconds"] > 0
@@ -108,9 +109,9 @@ class TestResults:
         self, small: tuple[dict, Path], tmp_path: Path
     ) -> None:
         results, out = small
-        again = run_study(StudySpec("digits", **SMALL), tmp_path / "again", report=False)
+        again = run_study(StudySpec("digits", **SMALL), tmp_path / "again")
         assert not again.reused
-        for mine, theirs in zip(again.results["rungs"], results["rungs"], strict=True):
+        for mine, theirs in zip(written(again)["rungs"], results["rungs"], strict=True):
             assert mine["lds"] == theirs["lds"]
             assert mine["interval"] == theirs["interval"]
         assert run_study(StudySpec("digits", **SMALL), out).reused
@@ -118,13 +119,13 @@ class TestResults:
 
     def test_another_seed_is_another_truth(self, small: tuple[dict, Path], tmp_path: Path) -> None:
         spec = StudySpec("digits", seed=1, rungs=("Identity",), **SMALL)
-        other = run_study(spec, tmp_path / "seed", report=False).results
+        other = written(run_study(spec, tmp_path / "seed"))
         assert other["rungs"][0]["lds"] != small[0]["rungs"][-1]["lds"]
 
     def test_one_model_and_one_order(self, tmp_path: Path) -> None:
         """No other initialisation, no repeat: named as missing, not made up."""
         spec = StudySpec("digits", subsets=5, models=1, orders=1, rungs=("KFAC",), replicates=200)
-        results = run_study(spec, tmp_path / "one", report=False).results
+        results = written(run_study(spec, tmp_path / "one"))
         assert results["rungs"][0]["lds_independent"] is None
         assert results["truth"]["noise_ceiling"] == {"matched": None, "independent": None}
         assert len(results["truth"]["notes"]) == 2
@@ -135,7 +136,7 @@ class TestPoliteness:
         rng, numpy_rng = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
         threads = torch.get_num_threads()
         spec = StudySpec("digits", subsets=4, models=2, rungs=("Identity",), replicates=200)
-        run_study(spec, tmp_path / "polite", threads=1, report=False)
+        run_study(spec, tmp_path / "polite", threads=1)
         assert torch.equal(rng, torch.get_rng_state())
         assert (numpy_rng == np.random.get_state()[1]).all()  # noqa: NPY002
         assert torch.get_num_threads() == threads
@@ -420,7 +421,7 @@ TINY = {"subsets": 6, "models": 2, "replicates": 200, "dampings": (1e-3, 1e-2, 1
 @pytest.fixture(scope="module")
 def wine(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("bregman") / "wine"
-    return run_study(StudySpec("wine", **TINY), out, report=False).results, out
+    return written(run_study(StudySpec("wine", **TINY), out)), out
 
 
 class TestBregman:
@@ -481,7 +482,7 @@ class TestBregman:
 
         monkeypatch.setattr("curvfluence.study.response.bregman_response", stop)
         spec = StudySpec("wine", rungs=("GGN", "KFAC"), **TINY)
-        results = run_study(spec, tmp_path / "x", report=False).results
+        results = written(run_study(spec, tmp_path / "x"))
         assert not results["bregman"]["converged"]
         assert (results["bregman"]["groups"], results["bregman"]["groups_dropped"]) == (5, 1)
         arrays = tmp_path / "x" / "arrays"
@@ -491,7 +492,7 @@ class TestBregman:
         found = cross_fitted(predicted, change, np.load(arrays / "query_halves.npy"))
         assert results["rungs"][1]["lds_bregman"] == pytest.approx(found, abs=1e-12)
         monkeypatch.setattr("curvfluence.study.response.GROUPS", 6)
-        results = run_study(spec, tmp_path / "y", report=False).results
+        results = written(run_study(spec, tmp_path / "y"))
         assert results["bregman"] is None
         assert "only 5 of 6 groups converged" in results["bregman_missing"]
 
@@ -505,11 +506,12 @@ class TestBregman:
     def test_the_reason_where_there_is_none(
         self, change: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        results = run_study(StudySpec("wine", **TINY, **change), tmp_path / "x").results
+        study = with_report(run_study(StudySpec("wine", **TINY, **change), tmp_path / "x"))
+        results = written(study)
         assert results["bregman"] is None
         assert said in results["bregman_missing"]
         assert all(rung["lds_bregman"] is None for rung in results["rungs"])
-        show(results, tmp_path / "x", Console(width=200))
+        show_study(study, Console(width=200))
         assert said in capsys.readouterr().out
         assert said in (tmp_path / "x" / "report.html").read_text()
 
@@ -518,7 +520,7 @@ class TestBregman:
     ) -> None:
         monkeypatch.setattr("curvfluence.study.response.WORK", 1.0)
         spec = StudySpec("wine", rungs=("GGN",), **TINY)
-        results = run_study(spec, tmp_path / "x", report=False).results
+        results = written(run_study(spec, tmp_path / "x"))
         assert (results["bregman"]["models"], results["truth"]["models"]) == (1, 2)
         first = np.load(wine[1] / "arrays" / "bregman.npy")[:1]
         assert np.array_equal(np.load(tmp_path / "x" / "arrays" / "bregman.npy"), first)
@@ -527,7 +529,7 @@ class TestBregman:
 def test_fewer_queries_and_no_costs(wine: tuple[dict, Path], tmp_path: Path) -> None:
     """The same truth of the first queries; what was not measured is null, seconds are there."""
     spec = StudySpec("wine", queries=10, costs=False, hybrids=False, **TINY)
-    results = run_study(spec, tmp_path / "x").results
+    results = written(run_study(spec, tmp_path / "x"))
     assert results["truth"]["queries"] == 10
     assert results["hybrids"] == []
     for name in ("truth", "base"):
@@ -546,7 +548,7 @@ class TestSurprisingLabels:
         spec = StudySpec("wine", fishers=("mc(3)",), **TINY)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cf.errors.CurvfluenceWarning)
-            results = run_study(spec, tmp_path / "x", report=False).results
+            results = written(run_study(spec, tmp_path / "x"))
         problem, model = load("wine"), load("wine").recipe.build(0)
         expected: list[float] = []
         for j in range(2):
@@ -605,7 +607,7 @@ class TestProtocols:
             warnings.simplefilter(
                 "ignore", cf.errors.CurvfluenceWarning
             )  # of few surprising labels
-            results = run_study(spec, tmp_path / "paper", report=False).results
+            results = written(run_study(spec, tmp_path / "paper"))
         rungs = {rung["name"]: rung for rung in results["rungs"]}
         assert list(rungs) == list(spec.plan.rungs(0))
         assert results["recipe"]["weight_decay"] == 0
@@ -625,7 +627,7 @@ class TestProtocols:
             "wine", subsets=4, models=2, replicates=200, dampings=(1e-2,), fishers=("mc1",)
         )
         with pytest.warns(cf.errors.CurvfluenceWarning):
-            results = run_study(spec, tmp_path / "fishers", report=False).results
+            results = written(run_study(spec, tmp_path / "fishers"))
         assert [part["fisher"] for part in results["decompositions"]] == ["type2", "mc1"]
         for part in results["decompositions"]:
             shares = [s["share"] for s in part["steps"] if s["share"] is not None]
@@ -676,20 +678,17 @@ class TestVariants:
             Variant(label_noise=0.1).apply(load("diabetes"))
 
 
-def timeless(results: dict) -> dict:
+def timeless(results: Results) -> object:
     """Results less what a clock or the system says."""
     measured = {"fit_seconds", "score_seconds", "peak_bytes", "pareto", "seconds"}
-    drop = measured | {"study_seconds", "report_seconds"}
+    drop = measured | {"study_seconds", "report_seconds", "threads"}
 
     def clean(value: object) -> object:
         if isinstance(value, dict):
             return {k: clean(v) for k, v in value.items() if k not in drop}
-        return [clean(v) for v in value] if isinstance(value, list) else value
+        return [clean(v) for v in value] if isinstance(value, list | tuple) else value
 
-    found = clean(results)
-    assert isinstance(found, dict)
-    found["environment"].pop("threads")
-    return found
+    return clean(msgspec.to_builtins(results))
 
 
 class TestSweep:
@@ -703,13 +702,10 @@ class TestSweep:
         assert {row["depth"] for row in table} == {1, 2}
         ladder = [row["rung"] for row in table if row["depth"] == 1 and row["kind"] == "rung"]
         assert ladder == list(base.plan.rungs(0))
-        for cell, results in found.cells:
-            own = run_study(
-                replace(base, variant=Variant(**cell)),
-                tmp_path / f"own{cell['depth']}",
-                report=False,
-            ).results
-            assert [r["lds"] for r in own["rungs"]] == [r["lds"] for r in results["rungs"]]
+        for swept in found.studies:
+            spec = replace(base, variant=Variant(**swept.cell))
+            own = run_study(spec, tmp_path / f"own{swept.cell['depth']}")
+            assert [r.lds for r in own.results.rungs] == [r.lds for r in swept.results.rungs]
         steps = pq.read_table(tmp_path / "steps.parquet").to_pylist()
         assert {row["fisher"] for row in steps} == {"type2", "empirical"}
 
@@ -727,9 +723,10 @@ class TestSweep:
         axes = {"alpha": [0.5, 0.7, 0.9]}
         found = run_sweep(self.BASE, axes, tmp_path / "sweep", jobs=1)
         assert climbs == [0.5]
-        for cell, results in found.cells:
-            own = run_study(replace(self.BASE, **cell), tmp_path / f"{cell}", report=False)
-            assert timeless(own.results) == timeless(results)
+        for swept in found.studies:
+            cell = swept.cell
+            own = run_study(replace(self.BASE, **cell), tmp_path / f"{cell}")
+            assert timeless(own.results) == timeless(swept.results)
             folder = cell_folder(tmp_path / "sweep", replace(self.BASE, **cell))
             for path in (own.path / "arrays").iterdir():
                 assert path.read_bytes() == (folder / "arrays" / path.name).read_bytes(), path.name
@@ -737,14 +734,14 @@ class TestSweep:
     def test_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
         """Cells that are there already are read back, in batches with others too."""
         axes = {"alpha": [0.5, 0.7]}
-        first = run_sweep(self.BASE, {"alpha": [0.7]}, tmp_path, jobs=1).cells[0][1]
+        first = run_sweep(self.BASE, {"alpha": [0.7]}, tmp_path, jobs=1).studies[0].results
         time_of = next(tmp_path.glob("cells/*/results.json")).stat().st_mtime_ns
         found = run_sweep(self.BASE, axes, tmp_path, jobs=2)
-        assert found.cells[1][1] == first
+        assert found.studies[1].results == first
         folder = cell_folder(tmp_path, replace(self.BASE, alpha=0.7))
         assert (folder / "results.json").stat().st_mtime_ns == time_of
         again = run_sweep(self.BASE, axes, tmp_path, jobs=2)
-        assert again.cells == found.cells
+        assert [one.results for one in again.studies] == [one.results for one in found.studies]
 
     def test_batches_leave_no_process_idle(self) -> None:
         alphas = [replace(self.BASE, alpha=alpha) for alpha in (0.5, 0.6, 0.7)]
@@ -775,7 +772,11 @@ class TestSweep:
         assert not (tmp_path / "sweep").exists()
 
 
+class Numbers(records.Record, frozen=True):
+    a: tuple[float | dict[str, float], ...]
+
+
 def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(cf.errors.NonFiniteError, match=r"x.json would hold a\[1\].b = nan"):
-        store.write_json(tmp_path / "x.json", {"a": [1.0, {"b": float("nan")}]})
+        records.write(tmp_path / "x.json", Numbers((1.0, {"b": float("nan")})))
     assert not list(tmp_path.iterdir())

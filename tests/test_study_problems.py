@@ -24,6 +24,7 @@ from curvfluence.study.problems import BUILT_IN, Display, load, standardise
 from curvfluence.study.problems.built_in import Data, assemble, recipe_of
 from curvfluence.study.problems.prepare import flip_labels, split
 from curvfluence.study.problems.template import TEMPLATE
+from tests.results_file import written
 
 # N, Q, inputs, P, classes (0: regression), what is shown of an example
 BUILT: dict[str, tuple[int, int, int, int, int, tuple[int, ...]]] = {
@@ -315,7 +316,7 @@ class TestOwnFile:
         spec = StudySpec(
             str(path), 4, models=2, rungs=("GGN", "Identity"), dampings=GRID[::6], replicates=200
         )
-        results = run_study(spec, tmp_path / "out", threads=1).results
+        results = written(run_study(spec, tmp_path / "out", threads=1))
         assert results["problem"] == "mine"
         assert [rung["name"] for rung in results["rungs"]] == ["GGN", "Identity"]
         for rung in results["rungs"]:
@@ -643,7 +644,7 @@ class TestInit:
         spec = StudySpec(
             str(TEMPLATE), 4, models=2, rungs=("EKFAC",), dampings=GRID[::6], replicates=200
         )
-        results = run_study(spec, tmp_path / "out").results
+        results = written(run_study(spec, tmp_path / "out"))
         assert results["rungs"][0]["lds"] > 0
 
 
@@ -676,7 +677,7 @@ class TestSequences:
         spec = StudySpec(
             str(path), 4, models=2, rungs=("EKFAC", "Identity"), dampings=GRID[::6], replicates=200
         )
-        return run_study(spec, folder / "out", threads=1).results
+        return written(run_study(spec, folder / "out", threads=1))
 
     def test_are_a_study(self, tmp_path: Path) -> None:
         results = self.study(tmp_path, SEQUENCES)
