@@ -12,21 +12,38 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curvfluence.report.axes import spread
-from curvfluence.report.explorer import explore
-from curvfluence.report.figures.cost import front
-from curvfluence.report.verdict import verdict
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import curvfluence as cf
 from curvfluence.cli import main
-from curvfluence.report import compare_studies, read_study, write_comparison, write_report
+from curvfluence.errors import NonFiniteError
+from curvfluence.fidelity import Interval
+from curvfluence.report import compare_studies, with_report, write_comparison, write_report
+from curvfluence.report.parts.cautions import cautions
+from curvfluence.report.parts.labels import spread
+from curvfluence.report.study.explorer import explore
+from curvfluence.report.study.figures.cost import front
+from curvfluence.report.study.figures.ladder import steps
+from curvfluence.report.study.verdict import chosen, verdict
+from curvfluence.store import records
+from curvfluence.store.folder import RESULTS
+from curvfluence.study.results import ClaimRow, Results
+from curvfluence.study.study import Study, read_study
 from curvfluence.study.words import flops, number, seconds, short
-from tests.studies import HYBRIDS, LDS, MADE_BY, make_study, write
+from tests.studies import (
+    HYBRIDS,
+    LDS,
+    MADE_BY,
+    make_results,
+    make_study,
+    with_rung,
+    write,
+)
 
 FIGURES = {
-    "ladder", "steps", "sweep", "shares", "errors", "bregman", "eigenvalues",
+    "ladder", "steps", "sweep", "shares", "errors", "hybrids", "bregman", "eigenvalues",
     "effective-dimension", "overlap", "pareto", "operations", "calibration", "calibration-curve",
 }  # fmt: skip
 ALWAYS = {"ladder", "steps", "sweep", "pareto"}
@@ -67,6 +84,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._cell:
             self.tables[self._figure][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return make_results()
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +142,8 @@ class TestPage:
     def test_numbers_come_from_the_results(self, tmp_path: Path) -> None:
         folder = tmp_path / "x"
         results = make_study(folder, full=False)
-        results["rungs"][1]["lds"] = 0.71828
-        results["rungs"][1]["interval"] = [0.70123, 0.73456]
-        write(folder, results)
-        text = write_report(folder).path.read_text()
+        write(folder, with_rung(results, "GGN", lds=0.71828, interval=Interval(0.70123, 0.73456)))
+        text = write_report(folder, figures=False).path.read_text()
         rows = {row[0]: row for row in Page(text).tables["figure-ladder"]}
         assert rows["GGN"][1:3] == ["0.718", "0.701 to 0.735"]
         assert "0.718 (95% interval 0.701 to 0.735)" in text
@@ -131,17 +151,24 @@ class TestPage:
             if name not in ("GGN", "Hessian"):
                 assert rows[name][1] == f"{lds:.3f}"
 
-    def test_what_was_not_computed_is_named(self, least: tuple[Path, str]) -> None:
+    def test_what_was_not_computed_is_named(
+        self, least: tuple[Path, str], full: tuple[Path, str]
+    ) -> None:
         text = least[1]
         assert {f"figure-{name}" for name in ALWAYS} == set(Page(text).tables)
+        absent = text[text.index("Not computed here: ") :]
+        absent = absent[: absent.index("</p>")]
         for said in (
-            "The decomposition was not computed",
-            "The proximal Bregman response was not computed",
-            "The spectra were not computed",
-            "Calibration was not computed",
-            "No claims were tested",
+            "the decomposition",
+            "the proximal Bregman response (the study left it out)",
+            "hybrids",
+            "spectra",
+            "calibration",
+            "operations and peak memory",
+            "claims of the paper",
         ):
-            assert said in text
+            assert said in absent
+        assert "Not computed here" not in full[1]
 
     def test_is_the_same_again(self, least: tuple[Path, str]) -> None:
         folder, text = least
@@ -152,15 +179,35 @@ class TestPage:
     def test_hostile_names_stay_text(self, tmp_path: Path) -> None:
         folder = tmp_path / "x"
         results = make_study(folder)
-        del results["decomposition"], results["overlap"], results["bregman"]
-        results["problem"] = "</script><script>alert(1)</script>"
-        results["display"]["classes"] = [f"</script><b>{k}" for k in range(10)]
-        results["truth"]["notes"] = ["<img src=http://example.org/x>"]
-        write(folder, results)
-        text = write_report(folder).path.read_text()
+        assert results.display is not None
+        hostile = "</script><script>alert(1)</script>"
+        results = replace(
+            results,
+            decomposition=None,
+            decompositions=(),
+            overlap=None,
+            bregman=None,
+            problem=hostile,
+            title=hostile,
+            description=hostile,
+            protocol=hostile,
+            bregman_missing=hostile,
+            recipe={hostile: {"kind": hostile}, "loss": hostile},
+            environment=replace(results.environment, command=hostile, system=hostile),
+            display=replace(results.display, classes=tuple(f"</script><b>{k}" for k in range(10))),
+            truth=replace(
+                results.truth,
+                notes=("<img src=http://example.org/x>",),
+                unit=hostile,
+                measurement=hostile,
+            ),
+        )
+        write(folder, with_rung(results, "GGN", full_name=hostile, notes=(hostile,)))
+        text = write_report(folder, figures=False).path.read_text()
         assert "<script>alert" not in text
         assert "</script><b>" not in text
         assert "<img" not in text
+        assert "alert(1)" in text
 
     def test_all_settings_and_the_command(self, full: tuple[Path, str]) -> None:
         text = full[1]
@@ -172,86 +219,147 @@ class TestPage:
     def test_a_ladder_of_one_rung(self, tmp_path: Path) -> None:
         folder = tmp_path / "x"
         results = make_study(folder, full=False)
-        results["rungs"] = [rung for rung in results["rungs"] if rung["name"] == "Identity"]
-        results["steps"], results["differences"] = [], []
-        write(folder, results)
-        text = write_report(folder).path.read_text()
-        assert "Identity was the only rung measured" in text
+        write(folder, only(results, "Identity"))
+        text = write_report(folder, figures=False).path.read_text()
+        assert "Identity was the only curvature measured" in text
         assert set(Page(text).tables) == {"figure-ladder"}
+
+    def test_the_seconds_of_the_page_are_kept_once(self, tmp_path: Path) -> None:
+        make_study(tmp_path / "x", full=False)
+        done = with_report(read_study(tmp_path / "x"))
+        assert done.results.report_seconds is not None
+        assert read_study(tmp_path / "x").results == done.results
+        assert with_report(done) is done
+        (tmp_path / "x" / "report.html").unlink()
+        assert with_report(done) is not done
+        assert (tmp_path / "x" / "report.html").is_file()
+
+
+def only(results: Results, name: str) -> Results:
+    """The results with one rung alone."""
+    rungs = tuple(rung for rung in results.rungs if rung.name == name)
+    return replace(results, rungs=rungs, hybrids=(), steps=(), differences=())
 
 
 def test_claims_across_variants_stand_below_those_of_the_problem(tmp_path: Path) -> None:
-    results = make_study(tmp_path / "x")
-    one = {"protocol": "clean", "measured": 0.1, "verdict": "holds", "detail": ""}
-    results["claims"] = [
-        {**one, "claim": "A > B", "interval": [0.05, 0.2], "scope": "base"},
-        {**one, "claim": "A > B, across width", "interval": [None, 0.2], "scope": "width"},
-        {**one, "claim": "C", "interval": None, "verdict": "not resolved", "scope": "base"},
-    ]
-    write(tmp_path / "x", results)
-    text = write_report(tmp_path / "x").path.read_text()
+    results = make_study(tmp_path / "x", full=False)
+    claims = (
+        ClaimRow("A > B", "clean", 0.1, (0.05, 0.2), "holds", ""),
+        ClaimRow("A > B, across width", "clean", 0.1, (None, 0.2), "holds", "", scope="width"),
+        ClaimRow("C", "clean", 0.1, None, "not resolved", ""),
+    )
+    write(tmp_path / "x", replace(results, claims=claims))
+    text = write_report(tmp_path / "x", figures=False).path.read_text()
     assert "(3 rows; holds: 2 and not resolved: 1)" in text
     assert "−∞ to +0.200" in text
     own, across = text.index("Claims and what was measured"), text.index("Across width, depth")
-    assert own < text.index("A &gt; B<", own) < across < text.index("A &gt; B, across width")
+    assert own < text.index("A &gt; B<", own) < across
+    below = text[across:]
+    assert below.index("A &gt; B<") < below.index(">width<")
 
 
 class TestVerdict:
-    def said(self, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Any:
-        results = make_study(tmp_path / "x")
-        change(results)
-        write(tmp_path / "x", results)
-        return verdict(read_study(tmp_path / "x"))
+    def said(self, results: Results) -> str:
+        return " ".join(text for _, text in verdict(results).findings)
 
-    def test_the_cheaper_of_two_that_tie(self, tmp_path: Path) -> None:
-        said = self.said(tmp_path, lambda results: None)
-        assert said.rung == "GGN"
-        assert said.headline.startswith(
-            "GGN is the rung to use here: its LDS is 0.64 of about 0.98"
+    def test_the_cheaper_of_two_that_tie(self, results: Results) -> None:
+        assert chosen(results).name == "GGN"
+        said = verdict(results)
+        assert said.headline == (
+            "Of 7 curvatures, GGN is the one to use here: its predictions follow real retraining "
+            "with a rank correlation of 0.64, where noise allows about 0.98."
         )
-        text = " ".join(said.sentences)
+        text = self.said(results)
         assert "66% of what the noise in the truth allows" in text
         assert "0.598, 68% of what is allowed there" in text
         assert "Hessian(abs), 2.3 times the time for −0.002 (−0.014 to +0.010)" in text
         assert "best cheaper rung is BlockGGN: 1.4 times faster, and 0.074 of LDS lost" in text
         assert "Hessian → GGN and EKFAC → KFAC are not resolved" in text
 
-    def test_a_resolved_gain_is_worth_its_time(self, tmp_path: Path) -> None:
-        def change(results: dict[str, Any]) -> None:
-            results["rungs"][0]["lds"] = 0.66
-            results["differences"][0].update(difference=0.017, interval=[0.005, 0.03])
+    def test_a_resolved_gain_is_worth_its_time(self, results: Results) -> None:
+        first = replace(results.differences[0], difference=0.017, interval=Interval(0.005, 0.03))
+        changed = replace(
+            with_rung(results, "Hessian", lds=0.66),
+            differences=(first, *results.differences[1:]),
+        )
+        assert chosen(changed).name == "Hessian"
 
-        assert self.said(tmp_path, change).rung == "Hessian"
-
-    def test_an_open_difference_that_is_large_is_no_tie(self, tmp_path: Path) -> None:
+    def test_an_open_difference_that_is_large_is_no_tie(self, results: Results) -> None:
         """A few subsets resolve nothing; that does not make the cheapest rung as good."""
+        wide = (replace(found, interval=Interval(-1.0, 1.0)) for found in results.differences)
+        changed = replace(results, differences=tuple(wide))
+        assert chosen(changed).name == "GGN"
+        assert "lost (−1.000 to 1.000, not resolved)" in self.said(changed)
 
-        def change(results: dict[str, Any]) -> None:
-            for found in results["differences"]:
-                found["interval"] = [-1.0, 1.0]
+    def test_a_rung_without_units_claims_no_size(self, results: Results) -> None:
+        assert "carry no units" in self.said(only(results, "Identity"))
 
-        said = self.said(tmp_path, change)
-        assert said.rung == "GGN"
-        assert "lost (−1.000 to 1.000, not resolved)" in " ".join(said.sentences)
-
-    def test_a_rung_without_units_claims_no_size(self, tmp_path: Path) -> None:
-        def change(results: dict[str, Any]) -> None:
-            results["rungs"] = [r for r in results["rungs"] if r["name"] == "Identity"]
-            results["steps"] = []
-
-        assert "carry no units" in " ".join(self.said(tmp_path, change).sentences)
-
-    def test_what_to_doubt(self, tmp_path: Path) -> None:
-        def change(results: dict[str, Any]) -> None:
-            results["truth"]["notes"] = ["no noise ceiling for the matched question: r = 1"]
-            results["rungs"][2]["undefined"] = 3
-            results["rungs"][4]["coverage"][0].update(fallback=True, rule="dense")
-            results["bregman"]["converged"] = False
-
-        doubts = " ".join(self.said(tmp_path, change).cautions)
-        for part in ("r = 1", "BlockGGN: 3 queries", "KFAC covers by a fallback: 0 (dense)",
-                     "edge of the grid for KFAC", "did not converge"):  # fmt: skip
+    def test_what_to_doubt(self, results: Results) -> None:
+        assert results.bregman is not None
+        kfac = results.rung("KFAC")
+        assert kfac is not None
+        covered = (replace(kfac.coverage[0], fallback=True, rule="dense"),)
+        changed = with_rung(results, "KFAC", coverage=covered)
+        changed = with_rung(changed, "BlockGGN", undefined=3)
+        changed = replace(
+            changed,
+            truth=replace(
+                changed.truth, notes=("no noise ceiling for the matched question: r = 1",)
+            ),
+            bregman=replace(results.bregman, converged=False, groups=26, groups_dropped=4),
+        )
+        doubts = " ".join(verdict(changed).cautions)
+        for part in ("r = 1", "3 for BlockGGN", "KFAC covers by a fallback: 0 (dense)",
+                     "edge of its grid for KFAC", "did not converge for 4 groups"):  # fmt: skip
             assert part in doubts
+
+    def test_pairs_of_model_and_query_are_not_called_queries(self, results: Results) -> None:
+        """More pairs may be undefined than there are queries."""
+        changed = with_rung(results, "GGN", undefined=31)
+        (doubt,) = (text for text in cautions([changed]) if "GGN" in text)
+        assert doubt.startswith("Of 40 pairs of model and query")
+        assert doubt.endswith("31 for GGN.")
+        assert "queries" not in doubt
+        (both,) = (text for text in cautions([changed, changed]) if "GGN" in text)
+        assert both.startswith("Of 80 pairs of model and query")
+        assert both.endswith("62 for GGN.")
+
+    @pytest.mark.parametrize(
+        ("ends", "resolved"),
+        [
+            ((0.001, 0.02), True),
+            ((-0.02, -0.001), True),
+            ((-0.01, 0.01), False),
+            ((0.0, 0.02), False),
+            ((-0.02, 0.0), False),
+        ],
+    )
+    def test_one_rule_says_what_is_resolved(
+        self, results: Results, ends: tuple[float, float], resolved: bool
+    ) -> None:
+        """An interval that holds 0, at an end too, is not resolved, wherever it is spoken of."""
+        found = Interval(*ends)
+        assert found.resolved is resolved
+        assert (-found).resolved is resolved
+        step = replace(results.steps[0], interval=found)
+        assert step.resolved is resolved
+        changed = replace(
+            results,
+            steps=(step, *results.steps[1:]),
+            differences=(
+                replace(results.differences[0], interval=found),
+                *results.differences[1:],
+            ),
+        )
+        drawn = steps(changed)
+        assert drawn is not None
+        assert ("Hessian → GGN" in drawn.reading) is not resolved
+        lost = next(
+            text for about, text in verdict(changed).findings if about == "Where it is lost"
+        )
+        assert ("Hessian → GGN and EKFAC → KFAC are not resolved" in lost) is not resolved
+        top = with_rung(changed, "Hessian", lds=0.644)
+        assert (chosen(top).name == "Hessian") is resolved
 
 
 class TestExplorer:
@@ -272,10 +380,9 @@ class TestExplorer:
 
     def test_help_turns_where_higher_is_better(self, tmp_path: Path) -> None:
         results = make_study(tmp_path / "x")
-        loss = explore(read_study(tmp_path / "x"), "GGN")
-        results["truth"]["lower_is_better"] = False
-        write(tmp_path / "x", results)
-        margin = explore(read_study(tmp_path / "x"), "GGN")
+        loss = explore(Study(tmp_path / "x", results), "GGN")
+        truth = replace(results.truth, lower_is_better=False)
+        margin = explore(Study(tmp_path / "x", replace(results, truth=truth)), "GGN")
         assert loss is not None
         assert margin is not None
         mine, theirs = (e.data["rungs"][1]["examples"][0] for e in (loss, margin))
@@ -327,21 +434,116 @@ def other_array(folder: Path) -> None:
     np.save(folder / "arrays" / "subsets.npy", np.ones((3, 3)))
 
 
-def other_version(folder: Path) -> None:
-    results = json.loads((folder / "results.json").read_text())
-    results["environment"]["curvfluence"] = "9.9"
-    write(folder, results)
+def changed_json(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """Damage results.json by hand, as no record would let itself be written."""
+
+    def damage(folder: Path) -> None:
+        found = json.loads((folder / RESULTS).read_text())
+        change(found)
+        (folder / RESULTS).write_text(json.dumps(found))
+
+    return damage
 
 
-def lose_section(folder: Path) -> None:
-    results = json.loads((folder / "results.json").read_text())
-    del results["steps"]
-    write(folder, results)
+def damaged_text(old: str, new: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        text = (folder / RESULTS).read_text()
+        assert old in text
+        (folder / RESULTS).write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+other_version = changed_json(lambda found: found["environment"].update(curvfluence="9.9"))
+lose_section = changed_json(lambda found: found.pop("steps"))
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"kind": nested(depth - 1)} if depth else {}
 
 
 def begin_again(folder: Path) -> None:
-    settings = {"key": "k", "spec": {}, "made_by": {**MADE_BY, "code": "f" * 16}}
+    settings = {"key": "k", "spec": {}, "made_by": {"code": "f" * 16, "torch": MADE_BY.torch}}
     (folder / "study.json").write_text(json.dumps(settings))
+
+
+# What may be wrong with results.json, and what is said of it.
+MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated": (break_json, "is not readable as JSON"),
+    "empty": (lambda folder: (folder / RESULTS).write_text(""), "is not readable as JSON"),
+    "no text": (lambda folder: (folder / RESULTS).write_bytes(b"\xff\xfe{"), "cannot be read"),
+    "a list": (lambda folder: (folder / RESULTS).write_text("[]"), "of an unknown version"),
+    "null": (lambda folder: (folder / RESULTS).write_text("null"), "of an unknown version"),
+    "a folder": (lambda folder: _as_folder(folder / RESULTS), "cannot be read"),
+    "a word for a number": (
+        changed_json(lambda found: found["rungs"][1].update(lds="high")),
+        'at rungs[1].lds: expected `float`, got `str`, seen "high"',
+    ),
+    "a list for an object": (
+        changed_json(lambda found: found.update(truth=[])),
+        "at truth: expected `object`, got `array`",
+    ),
+    "null for a number": (
+        changed_json(lambda found: found["truth"].update(models=None)),
+        "at truth.models: expected `int`, got `null`",
+    ),
+    "less than nothing": (
+        changed_json(lambda found: found["truth"].update(models=-1)),
+        "at truth.models: expected `int` >= 1, seen -1",
+    ),
+    "beyond what is counted": (
+        changed_json(lambda found: found["truth"].update(train=10**400)),
+        "at truth.train",
+    ),
+    "an interval of one end": (
+        changed_json(lambda found: found["rungs"][0].update(interval=[0.1])),
+        "at rungs[0].interval",
+    ),
+    "no rungs": (changed_json(lambda found: found.update(rungs=[])), "at rungs"),
+    "an unknown key": (
+        changed_json(lambda found: found["truth"].update(extra=1)),
+        "at truth: object contains unknown field `extra`",
+    ),
+    "a missing key": (lose_section, "object missing required field `steps`"),
+    "NaN": (
+        changed_json(lambda found: found["rungs"][0].update(lds=float("nan"))),
+        "rungs[0].lds = nan",
+    ),
+    "infinity": (
+        changed_json(lambda found: found["truth"].update(retrained_loss=float("inf"))),
+        "truth.retrained_loss = inf",
+    ),
+    "too large for a float": (
+        damaged_text('"study_seconds": 15.2', '"study_seconds": 1e999'),
+        "study_seconds = inf",
+    ),
+    "a key twice": (
+        damaged_text('"problem": "made-up"', '"problem": "other", "problem": "made-up"'),
+        "problem twice at its top",
+    ),
+    "deep": (
+        changed_json(lambda found: found.update(recipe=nested(60))),
+        "more than 24 levels",
+    ),
+    "deeper than a parser goes": (
+        lambda folder: (folder / RESULTS).write_text("[" * 200_000),
+        "is not readable as JSON",
+    ),
+    "another version": (other_version, f"made by curvfluence 9.9 and this is {cf.__version__}"),
+    "a rung twice": (
+        changed_json(lambda found: found["rungs"].append(found["rungs"][0])),
+        "the rung 'Hessian' stands 2 times",
+    ),
+    "a rung that names another file": (
+        changed_json(lambda found: found["rungs"][0].update(name="../../x")),
+        "no rung can be named '../../x'",
+    ),
+}
+
+
+def _as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 class TestRefusals:
@@ -355,7 +557,7 @@ class TestRefusals:
             (cut_array, "no readable array"),
             (other_array, r"subsets.npy has shape \(3, 3\)"),
             (other_version, f"made by curvfluence 9.9 and this is {cf.__version__}"),
-            (lose_section, "is not whole: it lacks steps"),
+            (lose_section, "missing required field `steps`"),
             (begin_again, "begun again and not finished"),
         ],
     )
@@ -374,16 +576,66 @@ class TestRefusals:
         with pytest.raises(cf.errors.InputError, match="is no folder"):
             write_report(tmp_path / "nothing")
 
+    @pytest.mark.parametrize("name", MALFORMED)
+    def test_malformed_results_are_one_clear_error(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        """As `curvfluence report` shows them: exit code 2, and no traceback."""
+        damage, said = MALFORMED[name]
+        folder = tmp_path / "x"
+        make_study(folder, full=False, train=8, queries=2)
+        damage(folder)
+        before = sorted(folder.rglob("*"))
+        code, out, err = run(["report", str(folder)], monkeypatch, capsys)
+        assert code == 2
+        assert out == ""
+        assert err.startswith(f"error: {folder / RESULTS}")
+        assert said in err
+        assert "Traceback" not in err
+        assert len(err.strip().splitlines()) == 1
+        assert len(err) < 600
+        assert sorted(folder.rglob("*")) == before
+
+
+class TestRecords:
+    @pytest.mark.parametrize("full", [True, False])
+    def test_read_back_equal(self, full: bool, tmp_path: Path) -> None:
+        results = make_results(full=full)
+        records.write(tmp_path / RESULTS, results)
+        found = records.read(tmp_path / RESULTS, Results)
+        assert found == results
+        text = (tmp_path / RESULTS).read_text()
+        assert found is not None
+        records.write(tmp_path / RESULTS, found)
+        assert (tmp_path / RESULTS).read_text() == text
+        assert [p.name for p in tmp_path.iterdir()] == [RESULTS]
+
+    def test_what_is_no_number_is_never_written(self, tmp_path: Path) -> None:
+        results = make_results(full=False)
+        records.write(tmp_path / RESULTS, results)
+        before = (tmp_path / RESULTS).read_text()
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(NonFiniteError, match=r"rungs\[1\]\.lds"):
+                records.write(tmp_path / RESULTS, with_rung(results, "GGN", lds=value))
+        assert (tmp_path / RESULTS).read_text() == before
+        assert [p.name for p in tmp_path.iterdir()] == [RESULTS]
+
+    def test_no_file_is_none(self, tmp_path: Path) -> None:
+        assert records.read(tmp_path / RESULTS, Results) is None
+
+    def test_records_do_not_change(self) -> None:
+        with pytest.raises(AttributeError):
+            make_results(full=False).problem = "other"  # type: ignore[misc]
+
 
 class TestCompare:
     @pytest.fixture
     def two(self, tmp_path: Path) -> list[Path]:
         make_study(tmp_path / "a", full=False)
         results = make_study(tmp_path / "b", full=False, seed=1)
-        results["rungs"] = results["rungs"][1:]
-        results["rungs"][0]["lds"] = 0.5
-        results["spec"]["alpha"] = 0.9
-        write(tmp_path / "b", results)
+        results = with_rung(results, "GGN", lds=0.5)
+        spec = replace(results.spec, alpha=0.9)
+        write(tmp_path / "b", replace(results, rungs=results.rungs[1:], spec=spec))
         return [tmp_path / "a", tmp_path / "b"]
 
     def test_side_by_side(self, two: list[Path]) -> None:
@@ -397,7 +649,7 @@ class TestCompare:
         assert settings == {"seed": ("0", "1"), "alpha": ("0.5", "0.9")}
 
     def test_page(self, two: list[Path], tmp_path: Path) -> None:
-        out = write_comparison(compare_studies(two), tmp_path / "pages" / "both.html")
+        out = write_comparison(compare_studies(two), tmp_path / "pages" / "both.html").path
         text = out.read_text()
         assert Page(text).tables["figure-compare"][2][0] == "GGN"
         assert all(a.startswith(("#", "data:")) for a in Page(text).addresses)
@@ -425,19 +677,19 @@ class TestCompare:
                 compare_studies(folders)
 
 
-class TestCommands:
-    def run(
-        self, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["curvfluence", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command line."""
+    monkeypatch.setattr("sys.argv", ["curvfluence", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, shown.err
 
+
+class TestCommands:
     def test_report(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         make_study(tmp_path / "x", full=False)
-        code, out, _ = self.run(["report", str(tmp_path / "x")], monkeypatch, capsys)
+        code, out, _ = run(["report", str(tmp_path / "x")], monkeypatch, capsys)
         assert code == 0
         assert f"{tmp_path}/x/report.html" in out
         assert (tmp_path / "x" / "figures" / "ladder.pdf").is_file()
@@ -447,7 +699,7 @@ class TestCommands:
             make_study(tmp_path / f"s{seed}", full=False, seed=seed)
         folders = [str(tmp_path / f"s{seed}") for seed in range(3)]
         page = tmp_path / "all.html"
-        code, out, _ = self.run(["compare", *folders, "--out", str(page)], monkeypatch, capsys)
+        code, out, _ = run(["compare", *folders, "--out", str(page)], monkeypatch, capsys)
         assert code == 0
         assert out.count("0.643 (0.613 to 0.668)") == 3
         assert page.is_file()
@@ -461,7 +713,7 @@ class TestCommands:
             (["compare", str(tmp_path / "x")], "two studies or more"),
             (["compare"], "Missing argument"),
         ):
-            code, out, err = self.run(arguments, monkeypatch, capsys)
+            code, out, err = run(arguments, monkeypatch, capsys)
             assert code == 2
             assert said in " ".join(err.replace("│", " ").split())
             assert out == ""
@@ -494,6 +746,7 @@ class TestWords:
             assert all(-1e-6 <= v <= 100 + 1e-6 for v in placed)
 
     def test_front(self) -> None:
-        rungs = [{"name": n, "lds": y, "x": x} for n, x, y in
-                 (("a", 3, 0.5), ("b", 1, 0.2), ("c", 2, 0.1), ("d", 9, 0.5))]  # fmt: skip
-        assert front(rungs, lambda rung: rung["x"]) == ["b", "a"]
+        rung = make_results(full=False).rungs[0]
+        priced = [(replace(rung, name=n, lds=y), x) for n, x, y in
+                  (("a", 3.0, 0.5), ("b", 1.0, 0.2), ("c", 2.0, 0.1), ("d", 9.0, 0.5))]  # fmt: skip
+        assert [found.name for found, _ in front(priced)] == ["b", "a"]
