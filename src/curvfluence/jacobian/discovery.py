@@ -45,7 +45,7 @@ def discover(problem: Problem) -> Layout:
     at = torch.linspace(0, len(problem.train) - 1, min(8, len(problem.train))).long().unique()
     if len(at) == 1:
         at = at.repeat(2)  # one alone does not show which axis holds examples
-    with generators.kept():
+    with generators.preserved():
         probe = Probe.of(problem, problem.train.inputs[at])
         require_deterministic(problem, probe, at)
     if probe.output.requires_grad:

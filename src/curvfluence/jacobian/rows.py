@@ -168,10 +168,10 @@ class Rows:
         dense = self.dense.to(dtype)
         return Rows(self.parameters, self.layers, terms, self.rest, dense, self.weights)
 
-    def slices(self, numbers: int) -> Iterator[Rows]:
-        """Successive examples, each part of about so many numbers."""
+    def slices(self, elements: int) -> Iterator[Rows]:
+        """Successive examples, each part of about so many elements."""
         held = self.nbytes // self.dense.element_size()
-        step = max(1, numbers * len(self) // max(1, held))
+        step = max(1, elements * len(self) // max(1, held))
         for start in range(0, len(self), step):
             yield self[start : start + step]
 

@@ -178,7 +178,7 @@ def _require_order(loader: DataLoader[Any], name: str) -> None:
 def _collect(loader: DataLoader[Any], name: str) -> Examples:
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    with generators.kept():  # DataLoader draws a seed from the global generator
+    with generators.preserved():  # DataLoader draws a seed from the global generator
         for batch in loader:
             if not (isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2):
                 raise InputError(

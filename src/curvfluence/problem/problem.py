@@ -158,7 +158,7 @@ class Problem:
     @cached_property
     def n_outputs(self) -> int:
         """K, or T K where outputs have positions: from a forward pass of one example."""
-        with torch.no_grad(), generators.kept():
+        with torch.no_grad(), generators.preserved():
             return self.forward(self.train.inputs[:1].clone()).shape[-1]
 
     def to(
@@ -338,7 +338,7 @@ def _output_shape(
 ) -> tuple[int, ...]:
     """The shape of what the model returns for one example, without the example's axis."""
     try:
-        with torch.no_grad(), generators.kept():
+        with torch.no_grad(), generators.preserved():
             output = call(model, slots(model), values, inputs)
     except CurvfluenceError:
         raise

@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def kept() -> Generator[None]:
+def preserved() -> Generator[None]:
     """Leave the generators as found: the CPU's, and those of CUDA devices where any is in use."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):

@@ -2,7 +2,7 @@
 
 from curvfluence.truth.bregman import BregmanResponse, bregman_response
 from curvfluence.truth.measure import measure
-from curvfluence.truth.paths import Choice, Path, choose_path
+from curvfluence.truth.paths import ChosenPath, Path, choose_path
 from curvfluence.truth.processes import Trajectory, train_one
 from curvfluence.truth.questions import (
     independent,
@@ -50,7 +50,7 @@ __all__ = [
     "Run",
     "grid",
     "Path",
-    "Choice",
+    "ChosenPath",
     "choose_path",
     "train",
     "train_one",

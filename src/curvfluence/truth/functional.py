@@ -47,7 +47,7 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     rows = min(len(inputs), 2)
     x, y = (torch.stack([t[:rows]] * 2) for t in (inputs, targets))
     try:
-        with generators.kept():
+        with generators.preserved():
             net.gradient_function()(x, y, next(iter(theta.values())).new_ones(2, rows))
     except InputError:
         raise

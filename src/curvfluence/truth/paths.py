@@ -31,14 +31,14 @@ class Path(str, Enum):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenPath:
     """A path and why it was taken."""
 
     path: Path
     reason: str
 
 
-def choose_path(recipe: Recipe, examples: Examples | None = None) -> Choice:
+def choose_path(recipe: Recipe, examples: Examples | None = None) -> ChosenPath:
     """The fastest path that can train the recipe's architecture.
 
     With `examples` the functional path is tried on two of them before it is chosen; without, the
@@ -48,21 +48,21 @@ def choose_path(recipe: Recipe, examples: Examples | None = None) -> Choice:
     model = recipe.build(0, dtype)
     if not recipe.optimizer.elementwise:
         kind = recipe.optimizer.kind.__name__
-        return Choice(Path.PROCESSES, f"{kind} is not known to step element by element")
+        return ChosenPath(Path.PROCESSES, f"{kind} is not known to step element by element")
     layers = layers_of(model)
     if not isinstance(layers, str):
-        return Choice(Path.STACKED, "a chain of Linear layers and elementwise activations")
+        return ChosenPath(Path.STACKED, "a chain of Linear layers and elementwise activations")
     if examples is None:
         against = obstacle(model)
     else:
         few = examples[:2]
         against = probe(model, recipe.loss, few.inputs.cpu(), few.targets.cpu())
     if against is not None:
-        return Choice(Path.PROCESSES, against)
-    return Choice(Path.FUNCTIONAL, layers)
+        return ChosenPath(Path.PROCESSES, against)
+    return ChosenPath(Path.FUNCTIONAL, layers)
 
 
-def require_path(path: Path, recipe: Recipe, examples: Examples) -> Choice:
+def require_path(path: Path, recipe: Recipe, examples: Examples) -> ChosenPath:
     """`path`, or `InputError` where the recipe's architecture does not allow it."""
     best = choose_path(recipe, examples)
     order = list(Path)
@@ -71,7 +71,7 @@ def require_path(path: Path, recipe: Recipe, examples: Examples) -> Choice:
             f"the {path.value} path cannot train this: {best.reason}. "
             f"Leave path out, or ask for {best.path.value}"
         )
-    return Choice(path, "asked for")
+    return ChosenPath(path, "asked for")
 
 
 def network_of(

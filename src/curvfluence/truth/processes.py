@@ -41,19 +41,19 @@ def train_one(
     return _train(recipe, examples, share(run, examples, subsets))
 
 
-def _train(recipe: Recipe, examples: Examples, own: Share) -> Trajectory:
+def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
     x, y = examples.inputs, examples.targets
-    model = recipe.build(own.run.init_seed, examples.dtype, x.device)
+    model = recipe.build(share.run.init_seed, examples.dtype, x.device)
     parameters = Parameters.of(model)
     decay = recipe.decay(parameters)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = recipe.optimizer.build(
         [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()]
     )
-    total = recipe.total_steps(len(own))
-    with generators.kept(), torch.enable_grad():
-        generators.seed(_noise_seed(own.run), x.device)
-        for step, (index, weight) in enumerate(batches(recipe, own)):
+    total = recipe.total_steps(len(share))
+    with generators.preserved(), torch.enable_grad():
+        generators.seed(_noise_seed(share.run), x.device)
+        for step, (index, weight) in enumerate(batches(recipe, share)):
             output = recipe.loss.rows(model(x[index]), len(index))
             value_b = recipe.loss.values(output, y[index])
             optimizer.zero_grad()
@@ -63,25 +63,25 @@ def _train(recipe: Recipe, examples: Examples, own: Share) -> Trajectory:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate(step, total)
             optimizer.step()
-    return _finish(recipe, examples, own, model, set(named))
+    return _finish(recipe, examples, share, model, set(named))
 
 
 def _finish(
-    recipe: Recipe, examples: Examples, own: Share, model: nn.Module, trained: set[str]
+    recipe: Recipe, examples: Examples, share: Share, model: nn.Module, trained: set[str]
 ) -> Trajectory:
     everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     final = {name: value.detach().clone() for name, value in everything.items()}
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for index, weight in zip(own.index.split(1024), own.weight.split(1024), strict=True):
+        for index, weight in zip(share.index.split(1024), share.weight.split(1024), strict=True):
             output = recipe.loss.rows(model(examples.inputs[index]), len(index))
             value_b = recipe.loss.values(output, examples.targets[index])
             total += float((value_b.double() * weight.to(value_b.device)).sum())
     return Trajectory(
         theta={n: v for n, v in final.items() if n in trained},
         state={n: v for n, v in final.items() if n not in trained},
-        final_loss=total / float(own.weight.sum()),
+        final_loss=total / float(share.weight.sum()),
     )
 
 
@@ -109,6 +109,6 @@ def _train_piece(recipe: Recipe, examples: Examples, piece: Sequence[Share]) -> 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [_train(recipe, examples, own) for own in piece]
+        return [_train(recipe, examples, share) for share in piece]
     finally:
         torch.set_num_threads(before)

@@ -186,7 +186,7 @@ class Recipe:
         return self.optimizer.lr * self.schedule.factor(step, total_steps)
 
     def _fresh(self, seed: int) -> nn.Module:
-        with generators.kept():
+        with generators.preserved():
             # Only the CPU generator: torch.manual_seed would also reset the accelerators'.
             torch.default_generator.manual_seed(seed)
             model = self.architecture()

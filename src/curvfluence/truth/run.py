@@ -57,16 +57,16 @@ class Share:
 
 def share(run: Run, examples: Examples, subsets: Subsets | None) -> Share:
     """The run's examples, each loss counted as often as the subset and its own weight say."""
-    own = _own(run, len(examples), subsets)
+    share = _share(run, len(examples), subsets)
     if examples.weights is None:
-        return own
-    weight = own.weight * examples.weights.cpu()[own.index]
+        return share
+    weight = share.weight * examples.weights.cpu()[share.index]
     if not bool(weight.any()):
         raise InputError(f"{run}: every example of its subset has weight 0")
-    return replace(own, weight=weight)
+    return replace(share, weight=weight)
 
 
-def _own(run: Run, n: int, subsets: Subsets | None) -> Share:
+def _share(run: Run, n: int, subsets: Subsets | None) -> Share:
     if run.subset is None:
         return Share(run, torch.arange(n), torch.ones(n, dtype=torch.float64))
     if subsets is None or not 0 <= run.subset < len(subsets):
@@ -74,7 +74,7 @@ def _own(run: Run, n: int, subsets: Subsets | None) -> Share:
         raise InputError(f"{run} asks for subset {run.subset}; {known}")
     if subsets.n != n:
         raise InputError(f"the subsets are of {subsets.n} examples, the training set has {n}")
-    return Share(run, *subsets.own(run.subset))
+    return Share(run, *subsets.share(run.subset))
 
 
 def epoch_order(order_seed: int, epoch: int, n: int) -> Tensor:
@@ -84,13 +84,13 @@ def epoch_order(order_seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def batches(recipe: Recipe, own: Share) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(recipe: Recipe, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
     """(index, weight) of each step of a run: the plain form, as the sequential trainer uses it."""
-    left = recipe.total_steps(len(own))
-    for epoch in range(ceil(left / recipe.steps_per_epoch(len(own)))):
-        order = epoch_order(own.run.order_seed, epoch, len(own))
+    left = recipe.total_steps(len(share))
+    for epoch in range(ceil(left / recipe.steps_per_epoch(len(share)))):
+        order = epoch_order(share.run.order_seed, epoch, len(share))
         for positions in order.split(recipe.batch_size)[:left]:
-            yield own.index[positions], own.weight[positions]
+            yield share.index[positions], share.weight[positions]
             left -= 1
 
 

@@ -16,7 +16,7 @@ aten: Any = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Affine:
+class LinearLayer:
     """z = h W + b, with W stored (in, out): the faster orientation of the stacked product."""
 
     weight: str
@@ -32,7 +32,7 @@ class Elementwise:
     backward: Callable[[Tensor, Tensor, Tensor], Any]
 
 
-Layer: TypeAlias = "Affine | Elementwise"
+Layer: TypeAlias = "LinearLayer | Elementwise"
 
 
 def layers_of(model: nn.Module) -> tuple[Layer, ...] | str:
@@ -51,16 +51,18 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...] | str:
                 return f"{label} is not a plain leading Flatten"
         elif type(module) is nn.Linear:
             bias = None if module.bias is None else f"{name}.bias"  # pyright: ignore[reportUnnecessaryComparison]
-            layers.append(Affine(f"{name}.weight", bias, module.out_features))
+            layers.append(LinearLayer(f"{name}.weight", bias, module.out_features))
         elif type(module) in _ELEMENTWISE:
             layers.append(_ELEMENTWISE[type(module)](module))
         else:
             return f"{label} is no Linear or known elementwise activation"
-    own = [n for layer in layers if isinstance(layer, Affine) for n in (layer.weight, layer.bias)]
+    own = [
+        n for layer in layers if isinstance(layer, LinearLayer) for n in (layer.weight, layer.bias)
+    ]
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    if {name for name in own if name is not None} != trainable:
+    if {name for name in stacked if name is not None} != trainable:
         return "some parameters are shared between layers, or frozen"
-    return tuple(layers) if own else "the model has no Linear layer"
+    return tuple(layers) if linear else "the model has no Linear layer"
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -87,7 +89,7 @@ class StackedChain:
     @staticmethod
     def arrange(layers: tuple[Layer, ...], theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights (out, in) <-> (in, out); its own inverse."""
-        turned = {layer.weight for layer in layers if isinstance(layer, Affine)}
+        turned = {layer.weight for layer in layers if isinstance(layer, LinearLayer)}
         return {
             name: value.transpose(1, 2).contiguous() if name in turned else value
             for name, value in theta.items()
@@ -97,7 +99,7 @@ class StackedChain:
         """The input and the output of each layer, [M, B, width]."""
         theta, values = self.stack.theta, [x_mbd]
         for layer, out in zip(self.layers, buffers, strict=True):
-            if isinstance(layer, Affine):
+            if isinstance(layer, LinearLayer):
                 # bmm and add_, not baddbmm: its broadcast bias costs an extra pass.
                 torch.bmm(values[-1], theta[layer.weight], out=out)
                 if layer.bias is not None:
@@ -113,7 +115,7 @@ class StackedChain:
         buffers: list[Tensor] = []
         width = inputs
         for layer in self.layers:
-            width = layer.width if isinstance(layer, Affine) else width
+            width = layer.width if isinstance(layer, LinearLayer) else width
             buffers.append(any_theta.new_empty(len(any_theta), rows, width))
         return buffers
 
@@ -141,10 +143,10 @@ class StackedChain:
 
     def _backward(self, g: Tensor, values: list[Tensor], buffers: list[Tensor]) -> None:
         theta, grad = self.stack.theta, self.stack.grad
-        first = next(i for i, layer in enumerate(self.layers) if isinstance(layer, Affine))
+        first = next(i for i, layer in enumerate(self.layers) if isinstance(layer, LinearLayer))
         for i in reversed(range(first, len(self.layers))):
             layer, before, after = self.layers[i], values[i], values[i + 1]
-            if isinstance(layer, Affine):
+            if isinstance(layer, LinearLayer):
                 torch.bmm(before.transpose(1, 2), g, out=grad[layer.weight])
                 if layer.bias is not None:
                     torch.sum(g, 1, out=grad[layer.bias])

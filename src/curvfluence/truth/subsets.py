@@ -20,7 +20,7 @@ class Kept:
     number kept and the minibatches differ from the full run's. Weights must be 0 or 1.
     """
 
-    def own(self, weights_n: Tensor) -> tuple[Tensor, Tensor]:
+    def share(self, weights_n: Tensor) -> tuple[Tensor, Tensor]:
         """(index, weight) of the examples that a run steps through, each [n]."""
         index = weights_n.nonzero().flatten()
         return index, torch.ones(len(index), dtype=torch.float64)
@@ -35,7 +35,7 @@ class Weighted:
     of weight 0 still pass through layers that normalise over the batch.
     """
 
-    def own(self, weights_n: Tensor) -> tuple[Tensor, Tensor]:
+    def share(self, weights_n: Tensor) -> tuple[Tensor, Tensor]:
         return torch.arange(len(weights_n)), weights_n.double()
 
 
@@ -83,9 +83,9 @@ class Subsets:
         """1 − weights, [m, N] float64: the coefficients of a group's prediction."""
         return 1.0 - self.weights.double()
 
-    def own(self, subset: int) -> tuple[Tensor, Tensor]:
+    def share(self, subset: int) -> tuple[Tensor, Tensor]:
         """(index, weight) of the examples that a run on this subset steps through."""
-        return self.way.own(self.weights[subset])
+        return self.way.share(self.weights[subset])
 
 
 def random_subsets(

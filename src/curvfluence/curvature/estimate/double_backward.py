@@ -55,7 +55,7 @@ def _calls(problem: Problem) -> dict[str, Arguments]:
     try:
         for name, module in problem.model.named_modules():
             handles.append(module.register_forward_pre_hook(keep(name), with_kwargs=True))
-        with torch.no_grad(), generators.kept():
+        with torch.no_grad(), generators.preserved():
             problem.forward(problem.train.inputs[:2].clone())
     except Exception:  # of naming the module; what it is called for is raised in any case
         pass
@@ -80,7 +80,7 @@ def _takes_two(module: nn.Module, given: Arguments) -> bool:
     args = tuple(leaf(value) for value in given[0])
     kwargs = {name: leaf(value) for name, value in given[1].items()}
     theta = {name: leaf(value) for name, value in module.named_parameters()}
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), generators.kept():
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), generators.preserved():
         try:
             output = torch.func.functional_call(module, theta, args, kwargs)
             outputs = output if isinstance(output, tuple | list) else (output,)

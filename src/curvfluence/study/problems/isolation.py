@@ -192,7 +192,7 @@ def _global_state() -> Generator[None]:
         np.random.get_state(),  # noqa: NPY002
         random.getstate(),
     )
-    with generators.kept():
+    with generators.preserved():
         try:
             yield
         finally:
