@@ -11,18 +11,35 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curvfluence.report.sweep.measured import command, library_call
+from msgspec.structs import replace
 from scipy import stats
 
 import curvfluence as cf
 from curvfluence.cli import main
-from curvfluence.report.sweep import is_sweep, read_sweep, write_sweep_report
+from curvfluence.fidelity import Interval
+from curvfluence.report import write_sweep_report
+from curvfluence.report.parts.repeat import sweep_call, sweep_command
+from curvfluence.report.parts.style import Look
 from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
-from curvfluence.report.sweep.tables import BEST, heat, ordered
-from curvfluence.study.spec import StudySpec
-from curvfluence.study.sweep import STUDY_AXES, Sweep, run_sweep, write_index
-from tests.studies import LDS, make_study, write
-from tests.test_report import Page
+from curvfluence.report.sweep.tables import BEST, TIED, heat, step_counts
+from curvfluence.report.sweep.verdict import verdict
+from curvfluence.store import records
+from curvfluence.study.results import Decomposition, DecompositionStep, Results, Step
+from curvfluence.study.spec import GRID, StudySpec
+from curvfluence.study.sweep import (
+    STUDY_AXES,
+    Cell,
+    Sweep,
+    SweptStudy,
+    is_sweep,
+    read_sweep,
+    run_sweep,
+)
+from curvfluence.study.sweep.index import INDEX, SweepIndex
+from curvfluence.study.sweep.run import index_of
+from curvfluence.study.variant import Variant
+from tests.studies import around, make_results, make_study, with_rung, write
+from tests.test_report import Page, run
 
 SEEDED = {"depth": [1, 2, 4], "epochs": [3, 30], "seed": [0, 1, 2]}
 OWN = {"depth": [1, 2], "width": [16, 32]}
@@ -34,52 +51,66 @@ KINDS = ("lds", "share", "norm-share", "eigenvalue-lost", "lost")
 def make_sweep(root: Path, axes: dict[str, list[Any]], *, split: bool = True) -> Sweep:
     """A finished sweep of made-up studies, each with numbers of its own."""
     rng = np.random.default_rng(0)
-    cells: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    studies: list[SweptStudy] = []
     names: list[str] = []
     for k, values in enumerate(product(*axes.values())):
-        cell = dict(zip(axes, values, strict=True))
+        cell: Cell = dict(zip(axes, values, strict=True))
         names.append(f"study{k}")
         folder = root / "cells" / names[-1]
         results = make_study(folder, full=False, train=20, queries=6)
-        _vary(results, cell, rng, split=split)
+        results = _varied(results, cell, rng, split=split)
         write(folder, results)
-        cells.append((cell, results))
-    sweep = Sweep(tuple(cells), root)
-    write_index(sweep, axes, names)
+        studies.append(SweptStudy(cell, results))
+    sweep = Sweep(tuple(studies), root)
+    records.write(root / INDEX, index_of(sweep, axes, names))
     return sweep
 
 
-def _vary(
-    results: dict[str, Any], cell: dict[str, Any], rng: np.random.Generator, *, split: bool
-) -> None:
-    own = {name: cell[name] for name in STUDY_AXES if name in cell}
-    variant = {name: value for name, value in cell.items() if name not in own}
-    results["spec"] |= {**own, "variant": variant, "fishers": ["mc(1)"], "protocol": "clean"}
-    results["spec"]["rungs"] = [*LDS, *(f"{n}[mc(1)]" for n in ("EKFAC(exact)", "EKFAC", "KFAC"))]
-    for rung in results["rungs"]:
-        rung["lds"] = float(rung["lds"] + rng.normal(0, 0.03))
-        rung["interval"] = [rung["lds"] - 0.05, rung["lds"] + 0.04]
-    lds = {rung["name"]: rung["lds"] for rung in results["rungs"]}
-    results["steps"] = [_step(a, b, lds[a] - lds[b]) for a, b in pairwise(lds)]
-    if split:
-        results["decompositions"] = [
-            {"fisher": fisher, "steps": [_shared(results["steps"][3], share + rng.normal(0, 0.02))]}
-            for fisher, share in (("type2", 0.2), ("mc(1)", 0.6))
-        ]
+def _varied(results: Results, cell: Cell, rng: np.random.Generator, *, split: bool) -> Results:
+    own: dict[str, Any] = {name: cell[name] for name in STUDY_AXES if name in cell}
+    changes: dict[str, Any] = {name: value for name, value in cell.items() if name not in own}
+    spec = StudySpec(
+        "made-up",
+        30,
+        models=2,
+        fishers=("mc(1)",),
+        bregman=False,
+        variant=Variant(**changes),
+        **own,
+    )
+    lds = {rung.name: float(rung.lds + rng.normal(0, 0.03)) for rung in results.rungs}
+    rungs = (
+        replace(rung, lds=lds[rung.name], interval=around(lds[rung.name], 0.05, 0.04))
+        for rung in results.rungs
+    )
+    steps = tuple(
+        Step(a, b, lds[a] - lds[b], around(lds[a] - lds[b], 0.02)) for a, b in pairwise(lds)
+    )
+    shares = (("type2", 0.2), ("mc(1)", 0.6)) if split else ()
+    return replace(
+        results,
+        spec=spec.settings,
+        rungs=tuple(rungs),
+        steps=steps,
+        decompositions=tuple(
+            Decomposition(fisher, GRID, (_shared(steps[3], float(share + rng.normal(0, 0.02))),))
+            for fisher, share in shares
+        ),
+    )
 
 
-def _step(a: str, b: str, lost: float) -> dict[str, Any]:
-    return {"from": a, "to": b, "lds_lost": lost, "interval": [lost - 0.02, lost + 0.02]}
-
-
-def _shared(step: dict[str, Any], share: float) -> dict[str, Any]:
-    return {
-        **step,
-        "share": float(share),
-        "share_models": [share - 0.05, share + 0.05],
-        "norm_share": float(share) + 0.1,
-        "norm_share_models": [share + 0.04, share + 0.16],
-    }
+def _shared(step: Step, share: float) -> DecompositionStep:
+    return DecompositionStep(
+        step.above,
+        step.below,
+        step.lds_lost,
+        step.interval,
+        distance_squared=1.0,
+        share=share,
+        share_models=(share - 0.05, share + 0.05),
+        norm_share=share + 0.1,
+        norm_share_models=(share + 0.04, share + 0.16),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +131,32 @@ def rows(text: str, figure: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(head, row, strict=True)) for row in body}
 
 
-def lds_of(results: dict[str, Any], name: str) -> float:
-    return next(rung["lds"] for rung in results["rungs"] if rung["name"] == name)
+def lds_of(results: Results, name: str) -> float:
+    rung = results.rung(name)
+    assert rung is not None
+    return rung.lds
+
+
+def share_of(results: Results, fisher: str) -> float:
+    step = results.eigenvalue_step(fisher)
+    assert step is not None
+    assert step.share is not None
+    return step.share
+
+
+def one_study(root: Path) -> tuple[Sweep, Results]:
+    """A sweep of one study, and its results."""
+    sweep = make_sweep(root, {"depth": [1]})
+    return sweep, sweep.studies[0].results
+
+
+def with_results(sweep: Sweep, results: Results) -> Sweep:
+    """The sweep of one study with other results."""
+    return Sweep((replace_results(sweep.studies[0], results),), sweep.path)
+
+
+def replace_results(study: SweptStudy, results: Results) -> SweptStudy:
+    return SweptStudy(study.cell, results)
 
 
 class TestIntervals:
@@ -111,18 +166,21 @@ class TestIntervals:
         assert t_interval(values) == pytest.approx((found.low, found.high))
 
     def test_over_seeds_alone_and_over_settings(self) -> None:
-        line = Line("x", None, lambda r: r["x"], lambda r: r["bar"])  # type: ignore[arg-type]
+        base = make_results(full=False, train=4, queries=2)
+        line = Line("x", Look("", "", ""), lambda r: r.study_seconds, lambda r: Interval(-1.0, 1.0))
 
-        def studied(x: float | None, **cell: Any) -> tuple[dict, dict]:
-            return cell, {"x": x, "bar": (-1.0, 1.0)}
+        def studied(x: float | None, **cell: int) -> SweptStudy:
+            return SweptStudy({**cell}, replace(base, study_seconds=x))
 
         alone = estimate([studied(0.5, seed=0)], line)
         assert alone is not None
         assert (alone.value, alone.bar) == (0.5, (-1.0, 1.0))
+        assert alone.open
         several = estimate([studied(0.5, depth=1), studied(0.7, depth=2)], line)
         assert several is not None
         assert several.value == pytest.approx(0.6)
         assert several.bar == (0.5, 0.7)
+        assert not several.open
         seeds = estimate(
             [studied(x, seed=s) for s, x in ((0, 0.1), (0, 0.3), (1, 0.4), (1, 0.8))], line
         )
@@ -153,9 +211,9 @@ class TestPage:
     def test_numbers_over_seeds(self, seeded: tuple[Sweep, str]) -> None:
         sweep, text = seeded
         values = [
-            lds_of(results, "GGN")
-            for cell, results in sweep.cells
-            if (cell["depth"], cell["epochs"]) == (2, 30)
+            lds_of(study.results, "GGN")
+            for study in sweep.studies
+            if (study.cell["depth"], study.cell["epochs"]) == (2, 30)
         ]
         assert len(values) == 3
         low, high = t_interval(values)
@@ -166,11 +224,12 @@ class TestPage:
 
     def test_numbers_of_one_study_with_its_own_bars(self, own: tuple[Sweep, str]) -> None:
         sweep, text = own
-        results = next(r for c, r in sweep.cells if c == {"depth": 2, "width": 16})
+        cell = {"depth": 2, "width": 16}
+        results = next(study.results for study in sweep.studies if study.cell == cell)
         lds = lds_of(results, "KFAC")
         found = rows(text, "lds-depth")["depth 2, width 16"]["KFAC"]
         assert found == f"{lds:.3f} ({lds - 0.05:.3f} to {lds + 0.04:.3f})"
-        share = results["decompositions"][1]["steps"][-1]["share"]
+        share = share_of(results, "mc(1)")
         found = rows(text, "share-depth")["depth 2, width 16"]["mc(1)"]
         assert found == f"{share:.0%} ({share - 0.05:.0%} to {share + 0.05:.0%})"
         assert "each study’s own 95% bootstrap interval" in text
@@ -180,27 +239,29 @@ class TestPage:
     def test_a_number_goes_from_results_json_to_the_page(self, tmp_path: Path) -> None:
         root = tmp_path / "sweep"
         sweep = make_sweep(root, OWN)
-        results = sweep.cells[1][1]
-        results["rungs"][1] |= {"lds": 0.71828, "interval": [0.70123, 0.73456]}
-        write(root / "cells" / "study1", results)
-        text = write_sweep_report(read_sweep(root)).path.read_text()
+        changed = with_rung(
+            sweep.studies[1].results, "GGN", lds=0.71828, interval=Interval(0.70123, 0.73456)
+        )
+        write(root / "cells" / "study1", changed)
+        text = write_sweep_report(read_sweep(root), figures=False).path.read_text()
         found = rows(text, "lds-width")["width 32, depth 1"]["GGN"]
         assert found == "0.718 (0.701 to 0.735)"
 
     def test_the_verdict_counts(self, own: tuple[Sweep, str]) -> None:
         sweep, text = own
-        shares = {
-            k: [r["decompositions"][k]["steps"][-1]["share"] for _, r in sweep.cells]
-            for k in (0, 1)
-        }
         title = re.search(r'<h1 id="verdict-title">(.*?)</h1>', text)
         assert title is not None
-        for values, fisher in ((shares[0], "type2"), (shares[1], "mc(1)")):
+        for fisher in ("type2", "mc(1)"):
+            values = [share_of(study.results, fisher) for study in sweep.studies]
             assert f"{min(values):.0%} to {max(values):.0%} under {fisher}" in title[1]
         assert "in 0 of 4 studies under type2" in text
         assert "in 4 of 4 studies under mc(1)" in text
-        order = {one.step: one for one in ordered(Grid(sweep))}
-        lost = [s["lds_lost"] for _, r in sweep.cells for s in r["steps"] if s["from"] == "GGN"]
+        order = {one.step.pair: one for one in step_counts(Grid(sweep))}
+        lost = [
+            step.lds_lost
+            for study in sweep.studies
+            if (step := study.results.step("GGN", "BlockGGN")) is not None
+        ]
         one = order["GGN", "BlockGGN"]
         assert one.ahead == sum(v > 0 for v in lost)
         assert one.resolved_ahead == sum(v > 0.02 for v in lost)
@@ -208,31 +269,36 @@ class TestPage:
 
     def test_steps_resolved_over_seeds(self, seeded: tuple[Sweep, str]) -> None:
         sweep = seeded[0]
-        one = {one.step: one for one in ordered(Grid(sweep))}["BlockGGN", "EKFAC"]
+        counts = {one.step.pair: one for one in step_counts(Grid(sweep))}
+        one = counts["BlockGGN", "EKFAC"]
         resolved = 0
         for depth, epochs in product(SEEDED["depth"], SEEDED["epochs"]):
             lost = [
-                r["steps"][2]["lds_lost"]
-                for c, r in sweep.cells
-                if (c["depth"], c["epochs"]) == (depth, epochs)
+                study.results.steps[2].lds_lost
+                for study in sweep.studies
+                if (study.cell["depth"], study.cell["epochs"]) == (depth, epochs)
             ]
-            resolved += t_interval(lost)[0] > 0
+            assert len(lost) == 3
+            resolved += t_interval(lost).low > 0
         assert one.settings == 6
         assert one.seeds_resolved_ahead == resolved
 
     def test_the_best_of_each_row_is_marked(self, own: tuple[Sweep, str]) -> None:
         sweep, text = own
         table = heat(Grid(sweep))
-        for (_, cells), (_, results) in zip(table.rows, sweep.cells, strict=True):
+        for (_, cells), study in zip(table.rows, sweep.studies, strict=True):
+            best = study.results.best
             marked = [n for n, c in zip(table.rungs, cells, strict=True) if c.mark == BEST]
-            best = max(results["rungs"], key=lambda rung: rung["lds"])
-            assert marked == [best["name"]]
-        assert text.count(f'aria-hidden="true">{BEST}</span>') == len(sweep.cells)
+            assert marked == [best.name]
+            tied = {n for n, c in zip(table.rungs, cells, strict=True) if c.mark == TIED}
+            gaps = {name: study.results.difference(best.name, name) for name in table.rungs}
+            assert tied == {n for n, g in gaps.items() if g is not None and not g.interval.resolved}
+        assert text.count(f'aria-hidden="true">{BEST}</span>') == len(sweep.studies)
 
     def test_many_settings_are_averaged_and_said_so(self, tmp_path: Path) -> None:
         sweep = make_sweep(tmp_path / "sweep", WIDE)
-        text = write_sweep_report(sweep).path.read_text()
-        values = [lds_of(r, "GGN") for c, r in sweep.cells if c["depth"] == 2]
+        text = write_sweep_report(sweep, figures=False).path.read_text()
+        values = [lds_of(s.results, "GGN") for s in sweep.studies if s.cell["depth"] == 2]
         assert len(values) == 9
         wanted = f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
         assert rows(text, "lds-depth")["depth 2"]["GGN"] == wanted
@@ -242,22 +308,41 @@ class TestPage:
 
     def test_seeds_alone(self, tmp_path: Path) -> None:
         sweep = make_sweep(tmp_path / "sweep", ONLY_SEEDS)
-        text = write_sweep_report(sweep).path.read_text()
+        text = write_sweep_report(sweep, figures=False).path.read_text()
         assert set(Page(text).tables) == {f"figure-{kind}" for kind in KINDS}
-        values = [lds_of(r, "EKFAC") for _, r in sweep.cells]
+        values = [lds_of(study.results, "EKFAC") for study in sweep.studies]
         low, high = t_interval(values)
         found = rows(text, "lds")["EKFAC"]["LDS (bar)"]
         assert found == f"{fmean(values):.3f} ({low:.3f} to {high:.3f})"
 
     def test_without_a_decomposition(self, tmp_path: Path) -> None:
-        text = write_sweep_report(make_sweep(tmp_path / "s", OWN, split=False)).path.read_text()
-        assert "The studies hold no decomposition." in text
+        sweep = make_sweep(tmp_path / "s", OWN, split=False)
+        text = write_sweep_report(sweep, figures=False).path.read_text()
+        assert "Not computed here: the decomposition." in text
         assert "has the highest mean LDS over the grid" in text
 
     def test_hostile_names_stay_text(self, tmp_path: Path) -> None:
-        sweep = make_sweep(tmp_path / "s", {"depth": [1]})
-        sweep.cells[0][1]["problem"] = "</title><script>alert(1)</script>"
-        assert "<script>alert" not in write_sweep_report(sweep).path.read_text()
+        hostile = "</title><script>alert(1)</script>"
+        sweep, results = one_study(tmp_path / "s")
+        changed = with_rung(results, "GGN", full_name=hostile, notes=(hostile,))
+        changed = replace(changed, problem=hostile, description=hostile, protocol=hostile)
+        report = write_sweep_report(with_results(sweep, changed), figures=False)
+        text = report.path.read_text()
+        assert "<script>alert" not in text
+        assert "alert(1)" in text
+
+    def test_pairs_of_model_and_query_are_counted_over_the_studies(
+        self, own: tuple[Sweep, str]
+    ) -> None:
+        changed = tuple(
+            replace_results(study, with_rung(study.results, "EKFAC", undefined=5))
+            for study in own[0].studies
+        )
+        grid = Grid(Sweep(changed, own[0].path))
+        (doubt,) = (text for text in verdict(grid, step_counts(grid)).cautions if "pairs" in text)
+        assert doubt.startswith("Of 48 pairs of model and query")
+        assert doubt.endswith("20 for EKFAC.")
+        assert "queries" not in doubt
 
 
 class TestRepeat:
@@ -267,16 +352,23 @@ class TestRepeat:
             "curvfluence sweep made-up --depth 1,2,4 --epochs 3,30 --seed 0,1,2 --subsets 30 "
             "--models 2 --protocol clean --fisher 'mc(1)'"
         )
-        assert command(Grid(sweep)) == wanted
+        grid = Grid(sweep)
+        assert sweep_command(grid.first.spec, grid.given) == wanted
         assert wanted.replace("'", "&#39;") in text
         assert "cd701d92feef0d51" in text
 
     def test_no_command_for_what_it_cannot_say(self, tmp_path: Path) -> None:
-        sweep = make_sweep(tmp_path / "s", {"depth": [1]})
-        sweep.cells[0][1]["spec"]["dampings"] = [0.1]
-        assert command(Grid(sweep)) == ""
-        assert "dampings=(0.1,)" in library_call(Grid(sweep))
-        assert "axes = {\n    'depth': [1],\n}" in library_call(Grid(sweep))
+        sweep, results = one_study(tmp_path / "s")
+        spec, axes = replace(results.spec, dampings=(0.1,)), Grid(sweep).given
+        assert sweep_command(spec, axes) == ""
+        assert "dampings=(0.1,)" in sweep_call(spec, axes)
+        assert "axes = {\n    'depth': [1],\n}" in sweep_call(spec, axes)
+
+
+def same(a: Sweep, b: Sweep) -> bool:
+    """Whether two sweeps have the same cells and results."""
+    pairs = zip(a.studies, b.studies, strict=True)
+    return all((x.cell, x.results) == (y.cell, y.results) for x, y in pairs)
 
 
 class TestFolder:
@@ -284,9 +376,9 @@ class TestFolder:
         base = StudySpec("wine", subsets=4, models=2, replicates=200, dampings=(1e-3, 1e-1))
         sweep = run_sweep(base, {"epochs": [2], "seed": [0, 1]}, tmp_path, jobs=1)
         found = read_sweep(tmp_path)
-        assert [list(cell) for cell in found.cells] == json.loads(json.dumps(sweep.cells))
-        text = write_sweep_report(found).path.read_text()
-        values = [lds_of(results, "GGN") for _, results in sweep.cells]
+        assert same(found, sweep)
+        text = write_sweep_report(found, figures=False).path.read_text()
+        values = [lds_of(study.results, "GGN") for study in sweep.studies]
         assert rows(text, "lds")["GGN"]["LDS (bar)"].startswith(f"{fmean(values):.3f} (")
 
     def test_is_read_back_whole(self, tmp_path: Path) -> None:
@@ -294,7 +386,10 @@ class TestFolder:
         assert is_sweep(sweep.path)
         found = read_sweep(sweep.path)
         assert found.path == sweep.path
-        assert [list(cell) for cell in found.cells] == json.loads(json.dumps(sweep.cells))
+        assert same(found, sweep)
+        index = records.read(sweep.path / INDEX, SweepIndex)
+        assert index is not None
+        assert index_of(found, index.axes, [f"study{k}" for k in range(4)]) == index
 
     def test_the_report_command_rebuilds_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -313,8 +408,11 @@ class TestFolder:
             (lambda root: (root / "cells/study2/results.json").unlink(), "unfinished study"),
             (lambda root: (root / "cells/study1/arrays/truth.npy").unlink(), "half written"),
             (lambda root: _edit(root, curvfluence="0.0.1"), "made by curvfluence 0.0.1"),
-            (lambda root: _edit(root, cells=[]), "lacks cells"),
-            (lambda root: _edit(root, cells=[{"settings": {}}]), "a cell lacks"),
+            (lambda root: _edit(root, cells=[]), "at cells: expected `array` of length >= 1"),
+            (
+                lambda root: _edit(root, cells=[{"settings": {}}]),
+                r"at cells\[0\]: .*missing required field `folder`",
+            ),
             (lambda root: _edit(root, axes={"depth": [1, 2, 3]}), "lists 4 studies.*make 3"),
             (lambda root: _swap(root), "is a study of width 32, where sweep.json speaks of 16"),
             (lambda root: _outside(root), "outside of the sweep"),
@@ -327,6 +425,45 @@ class TestFolder:
         with pytest.raises(cf.errors.InputError, match=said):
             read_sweep(root)
         assert not (root / "report.html").exists()
+
+    @pytest.mark.parametrize(
+        ("old", "new", "said"),
+        [
+            ("{", "", "is not readable as JSON"),
+            ('"depth": [', '"depth": "', "is not readable as JSON"),
+            ('"depth": 1', '"depth": NaN', "settings.depth = nan"),
+            ('"depth": 1', '"depth": "deep"', "at cells[0].settings"),
+            ('"depth": 1', '"depth": 1, "depth": 2', "depth twice at cells[0].settings"),
+            ('"axes"', '"extra": 1, "axes"', "unknown field `extra`"),
+            ('"axes"', f'"axes": {"[" * 40}{"]" * 40}, "other"', "more than 24 levels"),
+            (f'"{cf.__version__}"', '"9.9"', "made by curvfluence 9.9"),
+        ],
+    )
+    def test_a_malformed_index_is_one_clear_error(
+        self,
+        old: str,
+        new: str,
+        said: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: Any,
+    ) -> None:
+        root = make_sweep(tmp_path / "s", {"depth": [1]}).path
+        text = (root / INDEX).read_text()
+        assert old in text
+        (root / INDEX).write_text(text.replace(old, new, 1))
+        code, out, err = run(["report", str(root)], monkeypatch, capsys)
+        assert code == 2
+        assert out == ""
+        assert err.startswith(f"error: {root / INDEX}")
+        assert said in err
+        assert "Traceback" not in err
+        assert len(err.strip().splitlines()) == 1
+        assert not (root / "report.html").exists()
+
+    def test_no_studies(self, tmp_path: Path) -> None:
+        with pytest.raises(cf.errors.InputError, match="no studies has no report"):
+            write_sweep_report(Sweep((), tmp_path))
 
     def test_no_sweep(self, tmp_path: Path) -> None:
         with pytest.raises(cf.errors.InputError, match="holds no sweep"):
