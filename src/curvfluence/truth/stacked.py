@@ -56,9 +56,8 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...] | str:
             layers.append(_ELEMENTWISE[type(module)](module))
         else:
             return f"{label} is no Linear or known elementwise activation"
-    own = [
-        n for layer in layers if isinstance(layer, LinearLayer) for n in (layer.weight, layer.bias)
-    ]
+    linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
+    stacked = [name for layer in linear for name in (layer.weight, layer.bias)]
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     if {name for name in stacked if name is not None} != trainable:
         return "some parameters are shared between layers, or frozen"
