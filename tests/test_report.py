@@ -313,6 +313,24 @@ class TestVerdict:
                      "edge of its grid for KFAC", "did not converge for 4 groups"):  # fmt: skip
             assert part in doubts
 
+    def test_hybrids_are_doubted_as_rungs_are(self, results: Results) -> None:
+        mixed = results.hybrids[0]
+        covered = (replace(mixed.coverage[0], fallback=True),)
+        mixed = replace(
+            mixed, undefined=2, damping_on_edge=True, notes=("a note",), coverage=covered
+        )
+        doubts = cautions([replace(results, hybrids=(mixed, *results.hybrids[1:]))])
+        found = [doubt for doubt in doubts if mixed.full_name in doubt]
+        assert len(found) == 4
+        assert f"{mixed.full_name}: a note." in found
+
+    def test_a_response_that_did_not_converge_counts_no_groups_it_has_not_lost(
+        self, results: Results
+    ) -> None:
+        assert results.bregman is not None
+        changed = replace(results, bregman=replace(results.bregman, converged=False))
+        assert "The proximal Bregman response did not converge." in cautions([changed])
+
     def test_pairs_of_model_and_query_are_not_called_queries(self, results: Results) -> None:
         """More pairs may be undefined than there are queries."""
         changed = with_rung(results, "GGN", undefined=31)

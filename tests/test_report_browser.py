@@ -103,9 +103,24 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     make_study(root / "full")
     make_study(root / "rows", kind="features")
     make_study(root / "least", full=False)
-    found = {name: write_report(root / name).path for name in ("full", "rows", "least")}
+    names = ("full", "rows", "least")
+    found = {name: write_report(root / name, figures=False).path for name in names}
     both = compare_studies([root / "full", root / "least"])
-    return {**found, "compare": write_comparison(both, root / "compare.html")}
+    return {**found, "compare": write_comparison(both, root / "compare.html").path}
+
+
+def heading_levels(tab: Tab) -> list[int]:
+    """Of every heading in its order, such as [1, 2, 3, 3]."""
+    headings = tab.locator("h1, h2, h3, h4")
+    return headings.evaluate_all("all => all.map(one => Number(one.tagName[1]))")
+
+
+def require_outline(tab: Tab) -> None:
+    """One title, and no level of heading left out on the way down."""
+    levels = heading_levels(tab)
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels)), levels
 
 
 def show(browser: Browser, path: Path, width: int = 1400, scheme: Any = "light") -> Opened:
@@ -152,6 +167,7 @@ def test_opens_offline_and_is_legible(
     assert (sum(map(int, background[4:-1].split(","))) > 384) == (scheme == "light")
     for selector in ("h1", ".prose p", "figure .reading", "figure svg text", "caption"):
         assert tab.evaluate(CONTRAST, [selector, "body"]) >= 4.5, selector
+    require_outline(tab)
     for details in tab.locator("details").all():
         details.evaluate("d => d.open = true")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -249,9 +265,7 @@ def test_is_named_for_screen_readers(tab: Tab) -> None:
         assert tab.get_by_role(role, name=name, exact=True).count() == 1, name  # type: ignore[arg-type]
     assert tab.get_by_role("status").get_attribute("aria-live") == "polite"
     assert tab.locator("#answer-0 .tile").first.get_attribute("aria-label", timeout=100)
-    levels = [int(h.evaluate("h => h.tagName[1]")) for h in tab.locator("h1, h2, h3, h4").all()]
-    assert levels[0] == 1
-    assert all(b - a <= 1 for a, b in pairwise(levels))
+    require_outline(tab)
 
 
 def test_feature_rows(browser: Browser, pages: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from curvfluence.report.sweep import write_sweep_report
+from curvfluence.report import write_sweep_report
 from tests.test_report_browser import (
     CONTRAST,
     FAULTS,
@@ -15,6 +15,7 @@ from tests.test_report_browser import (
     WIDE,
     WIDTHS,
     browser,
+    require_outline,
     show,
 )
 from tests.test_report_sweep import KINDS, ONLY_SEEDS, OWN, SEEDED, make_sweep
@@ -30,7 +31,8 @@ AXES = {"seeded": 2, "own": 2, "averaged": 3, "seeds": 1}
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
-    return {n: write_sweep_report(make_sweep(root / n, axes)).path for n, axes in GRIDS.items()}
+    sweeps = {name: make_sweep(root / name, axes) for name, axes in GRIDS.items()}
+    return {n: write_sweep_report(sweep, figures=False).path for n, sweep in sweeps.items()}
 
 
 @pytest.mark.parametrize("name", list(GRIDS))
@@ -57,6 +59,7 @@ def test_opens_offline_and_is_legible(
     assert (sum(map(int, background[4:-1].split(","))) > 384) == (scheme == "light")
     for selector in ("h1", ".prose p", "figure .reading", "figure svg text", ".heat tbody th"):
         assert tab.evaluate(CONTRAST, [selector, "body"]) >= 4.5, selector
+    require_outline(tab)
     for details in tab.locator("details").all():
         details.evaluate("d => d.open = true")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -31,13 +31,20 @@ def cautions(studies: Sequence[Results]) -> tuple[str, ...]:
         )
     doubts += [*_edges(studies), *_undefined(studies), *_fallbacks(studies), *_response(studies)]
     if one:
-        notes = ((rung.full_name, rung.notes) for rung in studies[0].rungs)
+        notes = ((rung.full_name, rung.notes) for rung in _rungs(studies))
         doubts += [*truth.notes, *merged(notes)]
     return tuple(dict.fromkeys(doubts))
 
 
+def _rungs(studies: Sequence[Results]) -> list[RungResult]:
+    """Of one study with its hybrids, whose numbers its page shows; of several the ladders alone."""
+    if len(studies) == 1:
+        return list(studies[0].every_rung)
+    return [rung for study in studies for rung in study.rungs]
+
+
 def _edges(studies: Sequence[Results]) -> list[str]:
-    rungs = [rung for study in studies for rung in study.rungs if rung.damping_on_edge]
+    rungs = [rung for rung in _rungs(studies) if rung.damping_on_edge]
     if not rungs:
         return []
     if len(studies) == 1:
@@ -55,7 +62,7 @@ def _edges(studies: Sequence[Results]) -> list[str]:
 def _undefined(studies: Sequence[Results]) -> list[str]:
     """`undefined` counts pairs: a query that is constant for two models counts twice."""
     counts: Counter[str] = Counter()
-    for rung in (rung for study in studies for rung in study.rungs):
+    for rung in _rungs(studies):
         counts[rung.full_name] += rung.undefined
     named = [f"{count:,} for {name}" for name, count in counts.items() if count]
     pairs = sum(study.truth.models * study.truth.queries for study in studies)
@@ -71,8 +78,7 @@ def _fallbacks(studies: Sequence[Results]) -> list[str]:
     return list(
         dict.fromkeys(
             f"{rung.full_name} covers by a fallback: {blocks}."
-            for study in studies
-            for rung in study.rungs
+            for rung in _rungs(studies)
             if (blocks := _fallback_blocks(rung))
         )
     )
@@ -87,10 +93,8 @@ def _response(studies: Sequence[Results]) -> list[str]:
     if not dropped:
         return []
     groups = sum(response.groups_dropped for response in dropped)
-    return [
-        f"The proximal Bregman response did not converge for {counted(groups, 'group')}, left out "
-        "of the LDS against it."
-    ]
+    lost = f" for {counted(groups, 'group')}, left out of the LDS against it" if groups else ""
+    return [f"The proximal Bregman response did not converge{lost}."]
 
 
 def merged(notes: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
