@@ -38,6 +38,7 @@ def dense_hessian(problem: Problem) -> Tensor:
         return hessian(lambda theta: loss_at(problem, theta), flat(problem))
 
 
+@cache
 def jacobians(problem: Problem, inputs: Tensor) -> Tensor:
     """[N, K, P]."""
     return jacobian(lambda theta: outputs_at(problem, theta, inputs), flat(problem))
@@ -61,6 +62,7 @@ def dense_ggn(problem: Problem) -> Tensor:
     return torch.einsum("nkp,nkl,nlq->pq", j, output_hessians(problem), j) / len(problem.train)
 
 
+@cache
 def example_gradients(problem: Problem) -> Tensor:
     """∇ℓ_n by autograd, [N, P]."""
 
@@ -71,6 +73,7 @@ def example_gradients(problem: Problem) -> Tensor:
     return jacobian(values, flat(problem))
 
 
+@cache
 def query_gradients(problem: Problem) -> Tensor:
     """∇m_q by autograd, [Q, P]."""
 
