@@ -33,7 +33,8 @@ from curvfluence.fidelity import (
 from curvfluence.study.at_model import RungScores
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
-from curvfluence.study.results import ByQuestion, RungDifference, Step
+from curvfluence.study.results import RungDifference, Step
+from curvfluence.study.results.truth import ByQuestion
 from curvfluence.study.retrain import Truth
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import independent, independent_repeats, matched, matched_repeats

@@ -23,7 +23,8 @@ from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.protocols import Protocol
 from curvfluence.study.response import Response, respond
-from curvfluence.study.results import Results, StageSeconds
+from curvfluence.study.results import Results
+from curvfluence.study.results.truth import StageSeconds
 from curvfluence.study.retrain import Models, draw_subsets, make_truth, train_models
 from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.study import Study

@@ -14,19 +14,21 @@ from curvfluence.study.at_model import RungScores
 from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity, RungFidelity
 from curvfluence.study.response import NoResponse, Response
-from curvfluence.study.results import (
+from curvfluence.study.results.rung import (
     BlockSpectrum,
     CoveredBlock,
-    Decomposition,
-    DecompositionStep,
     EffectiveDimension,
     NegativePart,
     Operations,
-    OverlapPair,
-    OverlapSummary,
     RungResult,
     SpectrumSummary,
     SweepPoint,
+)
+from curvfluence.study.results.step import (
+    Decomposition,
+    DecompositionStep,
+    OverlapPair,
+    OverlapSummary,
 )
 
 Dampings = tuple[float, ...]
@@ -118,7 +120,7 @@ def _spectrum(found: Spectrum, grid: Dampings) -> SpectrumSummary:
             lowest=float(found.eigenvalues[-1]),
             share=found.negative_share,
         ),
-        blocks=tuple(BlockSpectrum(name, *_thinned(block)) for name, block in found.blocks),
+        blocks=tuple(BlockSpectrum(*_thinned(block), name) for name, block in found.blocks),
     )
 
 

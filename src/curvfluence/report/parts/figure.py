@@ -19,20 +19,22 @@ from curvfluence.report.parts.table import Table
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """One figure. `reading` is its message in a sentence, `shape` what is drawn for those who do
-    not see it; `data` are its numbers; `draw` fills an empty canvas of 3.5 inches by `height`."""
+    """One figure. `reading` is its message in a sentence, `data` are its numbers, `draw` fills an
+    empty canvas of 3.5 inches by `height`."""
 
     name: str
     title: str
     reading: str
-    shape: str
     data: Table
     draw: Callable[[Canvas], None]
     height: float = 2.6
 
     @property
     def description(self) -> str:
-        return f"{self.shape} {self.reading}"
+        """What is drawn, for those who do not see it."""
+        row, *values = self.data.columns
+        shown = ", ".join(value for value in values if value)
+        return f"{self.title}: {shown}, for each {row or 'row'}. {self.reading}"
 
 
 @dataclass(frozen=True, eq=False)

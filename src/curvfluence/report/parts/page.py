@@ -37,11 +37,13 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One part of a page below its verdict; one without figures and tables is not shown."""
+    """One part of a page below its verdict; one without figures and tables is not shown. `second`
+    is what stands before the third figure."""
 
     id: str
     title: str
     lead: str
+    second: str = ""
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
 

@@ -70,18 +70,20 @@ def _lost(study: Results) -> Section:
         "share; from the Hessian to the GGN stands apart. What a step costs in distance, it need "
         "not cost in accuracy."
     )
+    second = ""
     if study.hybrids:
-        lead += (
-            " K-FAC differs from the block GGN in its eigenvalues and in its eigenvectors: a "
+        second = (
+            "K-FAC differs from the block GGN in its eigenvalues and in its eigenvectors: a "
             "hybrid takes one from each and tells which of them costs."
         )
     if study.bregman is not None:
-        lead += f" {_response(study)}"
+        second += f" {_response(study)}"
     by = by_fisher(study)
     return Section(
         id="lost",
         title="Where accuracy is lost",
         lead=lead,
+        second=second.strip(),
         figures=_drawn(
             figures.shares(study),
             figures.errors(study),

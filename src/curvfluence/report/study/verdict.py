@@ -59,8 +59,8 @@ def _headline(study: Results, rung: RungResult) -> str:
         f"{number(rung.lds, 2)}{reach}."
     )
     if count == 1:
-        return f"{rung.full_name} was the only curvature measured: {agreed}"
-    return f"Of {count} curvatures, {rung.full_name} is the one to use here: {agreed}"
+        return f"{rung.full_name} was the only curvature approximation measured: {agreed}"
+    return f"Of {count} curvature approximations, {rung.full_name} is the one to use here: {agreed}"
 
 
 def _terms(study: Results) -> str:

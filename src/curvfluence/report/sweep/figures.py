@@ -9,8 +9,7 @@ from curvfluence.fidelity import Interval
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import looks, series
 from curvfluence.report.sweep.grid import Grid, Line
-from curvfluence.report.sweep.lines import over
-from curvfluence.report.sweep.measure import Measure
+from curvfluence.report.sweep.lines import Measure, over
 from curvfluence.study.results import DecompositionStep, Results, RungResult, Step
 
 T = TypeVar("T")

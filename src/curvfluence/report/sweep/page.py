@@ -38,7 +38,7 @@ def _page(grid: Grid) -> Page:
     return Page(
         template="sweep.html",
         title=f"{first.problem}: a sweep of {len(grid.studies)} studies",
-        verdict=verdict(grid, counts),
+        verdict=verdict(grid),
         picture=leading[0],
         kind="Sweep of studies",
         subject=first.heading,

@@ -2,54 +2,11 @@
 
 from curvfluence.study.results.claim import ClaimRow
 from curvfluence.study.results.results import Results
-from curvfluence.study.results.rung import (
-    BlockSpectrum,
-    CoveredBlock,
-    EffectiveDimension,
-    NegativePart,
-    Operations,
-    RungResult,
-    SpectrumSummary,
-    SweepPoint,
-)
-from curvfluence.study.results.settings import DisplaySummary, Environment, StudySettings
-from curvfluence.study.results.step import (
-    Decomposition,
-    DecompositionStep,
-    OverlapPair,
-    OverlapSummary,
-    RungDifference,
-    Step,
-)
-from curvfluence.study.results.truth import (
-    ByQuestion,
-    ResponseSummary,
-    StageSeconds,
-    TruthSummary,
-)
+from curvfluence.study.results.rung import RungResult
+from curvfluence.study.results.settings import Environment, StudySettings
+from curvfluence.study.results.step import DecompositionStep, RungDifference, Step
 
 __all__ = [
-    "BlockSpectrum",
-    "ByQuestion",
-    "ClaimRow",
-    "CoveredBlock",
-    "Decomposition",
-    "DecompositionStep",
-    "DisplaySummary",
-    "EffectiveDimension",
-    "Environment",
-    "NegativePart",
-    "Operations",
-    "OverlapPair",
-    "OverlapSummary",
-    "ResponseSummary",
-    "Results",
-    "RungDifference",
-    "RungResult",
-    "SpectrumSummary",
-    "StageSeconds",
-    "Step",
-    "StudySettings",
-    "SweepPoint",
-    "TruthSummary",
-]
+    "ClaimRow", "DecompositionStep", "Environment", "Results", "RungDifference", "RungResult",
+    "Step", "StudySettings",
+]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import Meta
+from msgspec import Meta, to_builtins
 
 from curvfluence.store.records import Record
 
@@ -60,17 +60,8 @@ class Environment(Record, frozen=True, rename={"scikit_learn": "scikit-learn"}):
     @property
     def versions(self) -> dict[str, Any]:
         """Software and machine by name."""
-        return {
-            "curvfluence": self.curvfluence,
-            "python": self.python,
-            "torch": self.torch,
-            "numpy": self.numpy,
-            "scipy": self.scipy,
-            "scikit-learn": self.scikit_learn,
-            "system": self.system,
-            "cpus": self.cpus,
-            "threads": self.threads,
-        }
+        every: dict[str, Any] = to_builtins(self)
+        return {k: v for k, v in every.items() if k not in ("hashes", "command")}
 
 
 class DisplaySummary(Record, frozen=True):

@@ -12,8 +12,9 @@ from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.labels import end_labels
 from curvfluence.report.parts.style import Look, looks
 from curvfluence.report.parts.table import Table
-from curvfluence.study.results import Results, RungResult, SpectrumSummary
-from curvfluence.study.words import counted, listed, number, percent, short
+from curvfluence.study.results import Results, RungResult
+from curvfluence.study.results.rung import SpectrumSummary
+from curvfluence.study.words import NONE, counted, listed, number, percent, short
 
 Spectra = list[tuple[RungResult, SpectrumSummary]]
 
@@ -47,24 +48,16 @@ def eigenvalues(study: Results) -> Figure | None:
         {k: _told(v, s, rounding) for k, v in zip(s.ranks, s.eigenvalues, strict=True)}
         for _, s in found
     ]
-    return Figure(
-        name="eigenvalues",
-        title="Eigenvalues side by side",
-        reading=(
-            f"The largest eigenvalue runs from {short(low[1].eigenvalues[0])} "
-            f"({low[0].full_name}) to {short(high[1].eigenvalues[0])} ({high[0].full_name})."
-        ),
-        shape=(
-            "One descending curve of eigenvalues for each rung, over the rank, both axes "
-            "logarithmic. Only eigenvalues above rounding show."
-        ),
-        data=Table(
-            "Eigenvalues side by side",
-            ("rank", *(rung.full_name for rung, _ in found)),
-            tuple((str(k), *(column.get(k, short(None)) for column in told)) for k in ranks),
-        ),
-        draw=_curves(study, curves, ("rank", "eigenvalue")),
+    reading = (
+        f"The largest eigenvalue runs from {short(low[1].eigenvalues[0])} ({low[0].full_name}) to "
+        f"{short(high[1].eigenvalues[0])} ({high[0].full_name}). What is within rounding of 0 does "
+        "not show."
     )
+    rows = ((str(k), *(column.get(k, NONE) for column in told)) for k in ranks)
+    columns = ("rank", *(rung.full_name for rung, _ in found))
+    data = Table("Eigenvalues side by side", columns, tuple(rows))
+    draw = _curves(study, curves, ("rank", "eigenvalue"))
+    return Figure("eigenvalues", data.caption, reading, data, draw)
 
 
 def _told(value: float, spectrum: SpectrumSummary, rounding: float) -> str:
@@ -81,24 +74,15 @@ def effective_dimension(study: Results) -> Figure | None:
     grid = sorted({point.damping for _, points in found for point in points})
     told = [{point.damping: short(point.value) for point in points} for _, points in found]
     curves = [(rung, [(p.damping, p.value) for p in ps if p.value > 0]) for rung, ps in found]
-    return Figure(
-        name="effective-dimension",
-        title="Effective dimension",
-        reading=(
-            f"At λ = {short(points[0].damping)}, {top.full_name} counts the most directions "
-            f"({short(points[0].value)})."
-        ),
-        shape=(
-            "One falling curve for each rung: the sum of μ/(μ + λ) over its eigenvalues μ, "
-            "over the damping λ, both axes logarithmic."
-        ),
-        data=Table(
-            "Effective dimension",
-            ("λ", *(rung.full_name for rung, _ in found)),
-            tuple((short(at), *(column.get(at, short(None)) for column in told)) for at in grid),
-        ),
-        draw=_curves(study, curves, ("damping λ", "effective dimension")),
+    reading = (
+        f"At λ = {short(points[0].damping)}, {top.full_name} counts the most directions "
+        f"({short(points[0].value)})."
     )
+    rows = ((short(at), *(column.get(at, NONE) for column in told)) for at in grid)
+    columns = ("λ", *(rung.full_name for rung, _ in found))
+    data = Table("Effective dimension", columns, tuple(rows))
+    draw = _curves(study, curves, ("damping λ", "effective dimension"))
+    return Figure("effective-dimension", data.caption, reading, data, draw)
 
 
 def _curves(
@@ -146,27 +130,17 @@ def overlaps(study: Results) -> Figure | None:
         axes.set_ylabel("share in common")
         end_labels(axes, [(p.overlap[-1], p.name, m) for p, m in zip(pairs, look, strict=True)])
 
-    return Figure(
-        name="overlap",
-        title="Overlap of leading eigenspaces",
-        reading=(
-            f"{least.name} differ most: of the leading {ranks[last]} directions they share "
-            f"{percent(least.overlap[last])}."
-        ),
-        shape=(
-            "One curve for each pair of rungs: the share of the leading eigenspace of one that "
-            "lies in that of the other, 1 where they are the same."
-        ),
-        data=Table(
-            "Overlap of leading eigenspaces",
-            ("directions", *(pair.name for pair in pairs)),
-            tuple(
-                (str(rank), *(number(dict(enumerate(p.overlap)).get(k)) for p in pairs))
-                for k, rank in enumerate(ranks)
-            ),
-        ),
-        draw=draw,
+    reading = (
+        f"{least.name} differ most: of the leading {ranks[last]} directions they share "
+        f"{percent(least.overlap[last])}."
     )
+    rows = (
+        (str(rank), *(number(dict(enumerate(pair.overlap)).get(k)) for pair in pairs))
+        for k, rank in enumerate(ranks)
+    )
+    columns = ("directions", *(pair.name for pair in pairs))
+    data = Table("Overlap of leading eigenspaces", columns, tuple(rows))
+    return Figure("overlap", data.caption, reading, data, draw)
 
 
 def negative_part(study: Results) -> str:
