@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isclose, log10
-from textwrap import fill, wrap
+from math import ceil, isclose, log10
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -14,9 +14,15 @@ from matplotlib.ticker import Formatter, LogLocator, NullLocator
 
 from curvfluence.fidelity import Interval
 from curvfluence.report.parts.style import INK, MUTED, Look
-from curvfluence.study.words import raised, short
+from curvfluence.study.words import clipped, raised, short
 
 ROW = 20  # characters of a row's name before it breaks
+_LONGEST = 44  # characters of a name in a legend
+
+
+def named(label: str) -> str:
+    """A row's name in at most three lines; the data of the figure has it whole."""
+    return fill(clipped(label, 2 * ROW + 6), ROW)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Rows:
     @property
     def height(self) -> float:
         """Inches that the rows need, with the axis and a legend below."""
-        lines = max(len(wrap(label, ROW)) for label in self.labels)
+        lines = max(named(label).count("\n") + 1 for label in self.labels)
         return 0.75 + len(self.labels) * max(0.26, 0.13 * lines + 0.04)
 
     def __call__(self, canvas: Canvas) -> None:
@@ -68,7 +74,7 @@ class Rows:
                 if point.interval is not None:
                     axes.plot(point.interval, [y, y], color=point.look.colour, lw=1.6, zorder=3)
                 mark(axes, point.value, y, point.look, hollow=point.hollow)
-        axes.set_yticks(range(len(self.labels)), [fill(label, ROW) for label in self.labels])
+        axes.set_yticks(range(len(self.labels)), [named(label) for label in self.labels])
         axes.set_ylim(len(self.labels) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
@@ -141,14 +147,14 @@ def legend(canvas: Canvas, entries: Sequence[tuple[str, Look]], title: str | Non
     handles = [
         Line2D(
             [], [], color=look.colour, marker=look.marker, ms=4.2, mec=INK, mew=0.45, lw=1.2,
-            label=fill(name, 44),
+            label=clipped(name, _LONGEST),
         )
         for name, look in entries
     ]  # fmt: skip
     canvas.legend(
         handles=handles,
         loc="outside lower left",
-        ncols=min(legend_columns([name for name, _ in entries]), len(handles)),
+        ncols=min(_legend_columns([name for name, _ in entries]), len(handles)),
         title=title,
         title_fontsize=6.5,
         alignment="left",
@@ -158,6 +164,12 @@ def legend(canvas: Canvas, entries: Sequence[tuple[str, Look]], title: str | Non
     )
 
 
-def legend_columns(labels: Sequence[str]) -> int:
+def _legend_columns(labels: Sequence[str]) -> int:
     """How many labels stand side by side below 3.5 inches."""
-    return max(1, min(4, 60 // (max(map(len, labels)) + 6)))
+    longest = max(len(clipped(label, _LONGEST)) for label in labels)
+    return max(1, min(4, 60 // (longest + 6)))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches that a legend of these names needs."""
+    return 0.15 * ceil(len(labels) / _legend_columns(labels)) + 0.1

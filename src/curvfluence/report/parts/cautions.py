@@ -22,7 +22,7 @@ def cautions(studies: Sequence[Results]) -> tuple[str, ...]:
     if truth.models < ENOUGH:
         doubts.append(
             f"{counted(truth.models, 'influence model')}{each}: an interval says little of how "
-            "other models would do. Take --models 8 or more for a claim."
+            "other models would do. Take 8 or more for a claim."
         )
     if truth.subsets < SUBSETS:
         doubts.append(

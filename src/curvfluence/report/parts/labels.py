@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from curvfluence.report.parts.style import Look
+from curvfluence.study.words import clipped
 
 _GAP = 8.2  # points from one name to the next
 
@@ -16,7 +17,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, Look]]) -> None:
     """Name each curve at the right edge, at the height of its end, moved apart where they meet."""
     texts = [
         axes.annotate(
-            label,
+            clipped(label, 24),
             (1, y),
             xycoords=("axes fraction", "data"),
             xytext=(13, 0),

@@ -54,8 +54,9 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """Everything that a template needs. `subject` names what the page is about, `picture` stands
-    beside the verdict, `missing` says what was not computed, `more` is the template's own."""
+    """Everything that a template needs. `subject` names what the page is about, `picture` and
+    `facts` stand beside the verdict, the tables `beside` below it; `missing` says what was not
+    computed, `more` is the template's own."""
 
     template: str
     title: str
@@ -65,6 +66,7 @@ class Page:
     subject: str = ""
     description: str = ""
     details: str = ""
+    beside: tuple[Table, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     sections: tuple[Section, ...] = ()
     missing: tuple[str, ...] = ()

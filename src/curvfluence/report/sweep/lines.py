@@ -10,7 +10,7 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from curvfluence.report.parts.axes import legend, legend_columns
+from curvfluence.report.parts.axes import legend, legend_height
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import INK, MUTED, slug
 from curvfluence.report.parts.table import Table
@@ -203,7 +203,6 @@ def _line(axes: Axes, line: Line, at: list[tuple[float, Estimate]], *, signed: b
 
 
 def _height(panels: Sequence[Panel], measure: Measure) -> float:
-    labels = [line.label for line in measure.lines]
-    below = 0.3 + 0.15 * ceil(len(labels) / legend_columns(labels)) + 0.12
+    below = 0.3 + legend_height([line.label for line in measure.lines])
     each = 2.0 if len(panels) < 3 else 1.35
     return 0.45 + below + each * ceil(len(panels) / min(2, len(panels)))

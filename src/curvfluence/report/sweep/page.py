@@ -44,6 +44,7 @@ def _page(grid: Grid) -> Page:
         subject=first.heading,
         description=first.description,
         details=f"protocol {first.protocol}",
+        beside=(step_count_table(counts, grid.seeds),) if counts else (),
         facts=_facts(grid),
         sections=_sections(grid, [f for f in of_eigenvalues + of_lds if f is not leading[0]]),
         measured=(
@@ -57,7 +58,6 @@ def _page(grid: Grid) -> Page:
         more={
             "heat": heat(grid),
             "notes": notes(grid),
-            "counts": step_count_table(counts, grid.seeds) if counts else None,
         },
     )
 
@@ -78,6 +78,8 @@ def _facts(grid: Grid) -> tuple[tuple[str, str], ...]:
 def _sections(grid: Grid, figures: Sequence[Figure]) -> tuple[Section, ...]:
     """`figures` are those of LDS and of the eigenvalue step that the verdict leaves."""
     spaced = " The values of an axis stand evenly spaced." if grid.axes else ""
+    of_lds = tuple(figure for figure in figures if _of_lds(figure))
+    two = len(of_lds) == 2  # a row for LDS, and one for what is lost
     return (
         Section(
             id="eigenvalues",
@@ -92,20 +94,18 @@ def _sections(grid: Grid, figures: Sequence[Figure]) -> tuple[Section, ...]:
         ),
         Section(
             id="rungs",
-            title="LDS by rung",
-            lead=_bars(grid) + spaced,
-            figures=tuple(f for f in figures if _of_lds(f)),
-        ),
-        Section(
-            id="lost",
-            title="What each step loses",
-            lead=(
-                "LDS of the upper rung less that of the lower, on the same truth: above 0 the "
-                "better curvature gives the better scores. A hollow point is one whose bar holds 0."
-            ),
-            figures=lost(grid),
+            title="LDS by rung, and what each step loses",
+            lead=_bars(grid) + spaced + ("" if two else f" {_LOST}"),
+            second=_LOST if two else "",
+            figures=(*of_lds, *lost(grid)),
         ),
     )
+
+
+_LOST = (
+    "What a step loses is the LDS of the upper rung less that of the lower, on the same truth: "
+    "above 0 the better curvature gives the better scores. A hollow point is one whose bar holds 0."
+)
 
 
 def _of_lds(figure: Figure) -> bool:

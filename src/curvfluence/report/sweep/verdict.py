@@ -159,7 +159,7 @@ def _cautions(grid: Grid) -> tuple[str, ...]:
     if grid.seeds < 2:
         doubts.append(
             "One seed: each interval is one study’s own and says nothing of other seeds, which "
-            "also draw other subsets. Give --seed several values."
+            "also draw other subsets. Take several."
         )
     elif grid.seeds < ENOUGH:
         doubts.append(

@@ -140,7 +140,9 @@
       bar.append(fill);
       const name = binary ? named(1) : values.length > 1 ? named(c) : "output";
       const text = kind === "probability" ? `${(100 * value).toFixed(1)}%` : shown(value);
-      item.append(make("span", "name", name), bar, make("span", "value", text));
+      const label = make("span", "name", name);
+      label.title = name;
+      item.append(label, bar, make("span", "value", text));
       list.append(item);
     });
     const title = kind === "probability" ? "Model’s probabilities" : "Model’s outputs";

@@ -16,7 +16,7 @@ from curvfluence.report.parts.style import INK, MUTED, looks
 from curvfluence.report.parts.table import Columns, tabulate
 from curvfluence.study.results import Results, RungResult
 from curvfluence.study.study import Study
-from curvfluence.study.words import number, percent, short
+from curvfluence.study.words import clipped, number, percent, short
 
 _BINS = 16
 
@@ -83,8 +83,8 @@ def calibration_curve(study: Study, name: str) -> Figure | None:
         axes.plot(x, y, marker, color=colour, ms=4, mec=INK, mew=0.5, ls="", label="mean")
         _both_symlog(axes, x)
         _slopes(axes, x, 1 / truth.alpha)
-        axes.set_xlabel(f"predicted change, {truth.unit}")
-        axes.set_ylabel(f"true change, {truth.unit}")
+        axes.set_xlabel(f"predicted change, {clipped(truth.unit, 36)}")
+        axes.set_ylabel(f"true change, {clipped(truth.unit, 24)}")
         canvas.legend(loc="outside lower center", ncols=4, handlelength=1.6, columnspacing=1)
 
     reading = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure as Canvas
 
-from curvfluence.report.parts.axes import legend, log, mark
+from curvfluence.report.parts.axes import legend, legend_height, log, mark
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import MUTED, looks
 from curvfluence.report.parts.table import Columns, tabulate
@@ -87,4 +87,5 @@ def _against(
         "front": lambda p: "yes" if p[0].name in on_front else "",
     }
     name, title = named
-    return Figure(name, title, reading, tabulate(title, columns, priced), draw, height=2.9)
+    height = 2.3 + legend_height([rung.full_name for rung, _ in priced])
+    return Figure(name, title, reading, tabulate(title, columns, priced), draw, height)
