@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem
 from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.store.hashes import hash_code, hash_json, hash_tensors
+from curvfluence.store.records import as_json
 from curvfluence.study.climb import Ladder, climb, influence_problems
 from curvfluence.study.compare import compare
 from curvfluence.study.problems import StudyProblem, load
@@ -123,7 +123,7 @@ def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> Re
         "code": hash_code(),
         "recipe": hash_json(problem.recipe.describe()),
     }
-    settings = {**msgspec.to_builtins(spec.settings), "problem": problem.name}
+    settings = {**as_json(spec.settings), "problem": problem.name}
     key = hash_json({"spec": settings, "source": problem.source_hash, **hashes, "code": ""})
     header = Header(key, settings, MadeBy(hashes["code"], str(torch.__version__)))
     folder = Folder(Path("runs") / problem.name if out is None else out, header)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from curvfluence.report.parts.table import Table
+from curvfluence.store.records import as_json
 from curvfluence.study.results import Results
 from curvfluence.study.words import plain
 
@@ -18,7 +17,7 @@ def settings(study: Results) -> dict[str, dict[str, Any]]:
     """Everything that went into a study, by caption and name."""
     truth = study.truth
     return {
-        "Settings": flat(msgspec.to_builtins(study.spec)),
+        "Settings": flat(as_json(study.spec)),
         "Training": flat(study.recipe),
         "Truth": {
             "training examples": truth.train,

@@ -111,7 +111,7 @@ def hybrids(study: Results) -> Figure | None:
     points = [[Point(rung.lds, rung.interval, look[rung.name])] for rung in found]
     plot = Rows([rung.full_name for rung in found], points, LDS, lds_limits(found))
     columns: Columns[RungResult] = {
-        "Hybrid": lambda r: r.full_name,
+        "Rung or hybrid": lambda r: r.full_name,
         "LDS": lambda r: number(r.lds),
         "95% interval": lambda r: interval(r.interval),
     }
