@@ -312,7 +312,7 @@ class TestPage:
         assert set(Page(text).tables) == {f"figure-{kind}" for kind in KINDS}
         values = [lds_of(study.results, "EKFAC") for study in sweep.studies]
         low, high = t_interval(values)
-        found = rows(text, "lds")["EKFAC"]["LDS (bar)"]
+        found = rows(text, "lds")["all studies"]["EKFAC"]
         assert found == f"{fmean(values):.3f} ({low:.3f} to {high:.3f})"
 
     def test_without_a_decomposition(self, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ class TestPage:
             for study in own[0].studies
         )
         grid = Grid(Sweep(changed, own[0].path))
-        (doubt,) = (text for text in verdict(grid, step_counts(grid)).cautions if "pairs" in text)
+        (doubt,) = (text for text in verdict(grid).cautions if "pairs" in text)
         assert doubt.startswith("Of 48 pairs of model and query")
         assert doubt.endswith("20 for EKFAC.")
         assert "queries" not in doubt
@@ -379,7 +379,7 @@ class TestFolder:
         assert same(found, sweep)
         text = write_sweep_report(found, figures=False).path.read_text()
         values = [lds_of(study.results, "GGN") for study in sweep.studies]
-        assert rows(text, "lds")["GGN"]["LDS (bar)"].startswith(f"{fmean(values):.3f} (")
+        assert rows(text, "lds")["all studies"]["GGN"].startswith(f"{fmean(values):.3f} (")
 
     def test_is_read_back_whole(self, tmp_path: Path) -> None:
         sweep = make_sweep(tmp_path / "s", OWN)
