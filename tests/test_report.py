@@ -267,8 +267,8 @@ class TestVerdict:
         assert chosen(results).name == "GGN"
         said = verdict(results)
         assert said.headline == (
-            "Of 7 curvature approximations, GGN is the one to use here: its predictions follow real "
-            "retraining with a rank correlation of 0.64, where noise allows about 0.98."
+            "Of 7 curvature approximations, GGN is the one to use here: its predictions follow "
+            "real retraining with a rank correlation of 0.64, where noise allows about 0.98."
         )
         text = self.said(results)
         assert "66% of what the noise in the truth allows" in text

@@ -69,13 +69,15 @@ def over(grid: Grid, axis: str | None, measure: Measure) -> Figure | None:
     title = measure.title if axis is None else f"{measure.title} by {worded(axis)}"
     labels = ["" if at is None else short(at) for at in values]
     drawing = Drawing(measure, panels, shown, frame, (axis or "", labels))
+    bars = grid.bars(axis, measure.own)
     return Figure(
         name=measure.name if axis is None else f"{measure.name}-{slug(axis)}",
         title=title,
         reading=f"{_ends(grid, axis, measure)}{_left_out(every, frame)}",
         data=Table(title, columns, tuple(rows)),
-        draw=lambda canvas: drawing(canvas, grid.bars(axis, measure.own)),
+        draw=lambda canvas: drawing(canvas, bars),
         height=_height(panels, measure),
+        marks=bars,
     )
 
 
@@ -185,14 +187,16 @@ def _line(axes: Axes, line: Line, at: list[tuple[float, Estimate]], *, signed: b
     """One curve: its bars, the values of single seeds as dots, its points."""
     colour = line.look.colour
     axes.plot([x for x, _ in at], [e.value for _, e in at], color=colour, lw=0.7, zorder=2)
-    for x, e in at:
-        if e.bar is not None:
-            axes.vlines(x, e.bar.low, e.bar.high, color=colour, lw=1.3, zorder=3)
-        axes.plot([x] * len(e.seeds), e.seeds, "o", color=colour, ms=1.5, zorder=3)
-        hollow = signed and e.open
+    bars = [(x, e.bar) for x, e in at if e.bar is not None]
+    lows, highs = [bar.low for _, bar in bars], [bar.high for _, bar in bars]
+    axes.vlines([x for x, _ in bars], lows, highs, color=colour, lw=1.3, zorder=3)
+    seeds = [(x, value) for x, e in at for value in e.seeds]
+    axes.plot([x for x, _ in seeds], [v for _, v in seeds], "o", color=colour, ms=1.5, zorder=3)
+    for hollow in (False, True):
+        these = [(x, e.value) for x, e in at if (signed and e.open) == hollow]
         axes.plot(
-            [x],
-            [e.value],
+            [x for x, _ in these],
+            [value for _, value in these],
             line.look.marker,
             color="none" if hollow else colour,
             markeredgecolor=colour if hollow else INK,

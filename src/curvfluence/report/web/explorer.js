@@ -111,7 +111,7 @@
     const left = make("div");
     const right = make("div");
     if (data.image) left.append(tile("query", k, `Image of query ${data.queries[k]}`));
-    if (target !== undefined && target !== null) right.append(make("h4", "", `Label: ${named(target)}`));
+    if (target !== undefined && target !== null) right.append(make("p", "label", `Label: ${named(target)}`));
     if (data.outputs) right.append(...bars(k));
     else right.append(make("p", "note", "The model’s output was not kept in this study."));
     if (data.features) {
