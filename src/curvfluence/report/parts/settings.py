@@ -74,11 +74,11 @@ def differing(studies: Sequence[Results], labels: Sequence[str]) -> Table:
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Nested settings on one level: optimizer lr, optimizer momentum."""
-    found: dict[str, Any] = {}
+    level: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             inner: Mapping[str, Any] = value
-            found.update(flat(inner, f"{before}{key} "))
+            level.update(flat(inner, f"{before}{key} "))
         else:
-            found[before if key == "kind" else before + key] = value
-    return {key.strip(): value for key, value in found.items()}
+            level[before if key == "kind" else before + key] = value
+    return {key.strip(): value for key, value in level.items()}

@@ -69,5 +69,5 @@ def tabulate(
     """A row for each item. A column that says nothing of any of them is left out."""
     lines = [tuple(cell(item) for cell in columns.values()) for item in items]
     table = Table(caption, tuple(columns), tuple(lines), open, words)
-    said = [k == 0 or any(row[k] not in ("", NONE) for row in lines) for k in range(len(columns))]
-    return table.only(name for name, kept in zip(columns, said, strict=True) if kept)
+    speaks = [k == 0 or any(row[k] not in ("", NONE) for row in lines) for k in range(len(columns))]
+    return table.only(name for name, kept in zip(columns, speaks, strict=True) if kept)

@@ -37,8 +37,8 @@ def lost(grid: Grid) -> tuple[Figure, ...]:
         Line(
             step.name,
             look[step.below],
-            _step(step.pair, lambda found: found.lds_lost),
-            _step(step.pair, lambda found: found.interval),
+            _step(step.pair, lambda taken: taken.lds_lost),
+            _step(step.pair, lambda taken: taken.interval),
         )
         for step in steps
     )

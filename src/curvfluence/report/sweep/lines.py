@@ -40,15 +40,15 @@ class Measure:
     def text(self, value: float) -> str:
         return percent(value) if self.percent else number(value, signed=self.signed)
 
-    def cell(self, found: Estimate | None) -> str:
+    def cell(self, estimate: Estimate | None) -> str:
         """A value with its bar, for a table."""
-        if found is None:
+        if estimate is None:
             return NONE
-        if found.bar is None:
-            return self.text(found.value)
-        ends = " to ".join(map(percent, found.bar))
-        bar = ends if self.percent else interval(found.bar, signed=self.signed)
-        return f"{self.text(found.value)} ({bar})"
+        if estimate.bar is None:
+            return self.text(estimate.value)
+        ends = " to ".join(map(percent, estimate.bar))
+        bar = ends if self.percent else interval(estimate.bar, signed=self.signed)
+        return f"{self.text(estimate.value)} ({bar})"
 
 
 def over(grid: Grid, axis: str | None, measure: Measure) -> Figure | None:

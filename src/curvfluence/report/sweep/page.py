@@ -55,10 +55,7 @@ def _page(grid: Grid) -> Page:
         command=sweep_command(first.spec, grid.given),
         call=sweep_call(first.spec, grid.given),
         chips=chips(first),
-        more={
-            "heat": heat(grid),
-            "notes": notes(grid),
-        },
+        more={"heat": heat(grid), "notes": notes(grid)},
     )
 
 

@@ -119,13 +119,13 @@ def _loses(grid: Grid) -> str:
     steps = _values(grid.studies, lambda step: step)
     parts: list[str] = []
     for fisher in grid.fishers:
-        found = steps(fisher)
-        lost = [step.lds_lost for step in found]
-        more = sum(step.interval.low > 0 for step in found)
-        less = sum(step.interval.high < 0 for step in found)
+        taken = steps(fisher)
+        lost = [step.lds_lost for step in taken]
+        more = sum(step.interval.low > 0 for step in taken)
+        less = sum(step.interval.high < 0 for step in taken)
         parts.append(
             f"{number(min(lost), signed=True)} to {number(max(lost), signed=True)} under {fisher} "
-            f"(a resolved loss in {more} of {len(found)} studies, a resolved gain in {less})"
+            f"(a resolved loss in {more} of {len(taken)} studies, a resolved gain in {less})"
         )
     return f"The LDS lost at that step is {listed(parts)}." if parts else ""
 

@@ -102,23 +102,23 @@ def errors(study: Results) -> Figure | None:
     if part is None or not kinds:
         return None
     grid, last = part.dampings, kinds[-1]
-    found = [step for step in part.steps if any(of(step) for _, of in kinds)]
-    worst = max(found, key=lambda step: (last[1](step) or (0.0,))[0])
+    steps = [step for step in part.steps if any(of(step) for _, of in kinds)]
+    worst = max(steps, key=lambda step: (last[1](step) or (0.0,))[0])
     reading = (
         f"At the smallest λ, the {last[0]} is largest at {worst.name} ({short(last[1](worst)[0])})"
     )
-    curves = [of(step) for step in found for _, of in kinds if of(step)]
+    curves = [of(step) for step in steps for _, of in kinds if of(step)]
     alike = all(curve[-1] < curve[0] / 10 for curve in curves)
     reading += "; at the largest, all rungs are alike." if alike else "."
 
     def draw(canvas: Canvas) -> None:
         panels = canvas.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, of) in zip(panels, kinds, strict=True):
-            _curves(axes, grid, [(step, of(step)) for step in found if of(step)])
+            _curves(axes, grid, [(step, of(step)) for step in steps if of(step)])
             axes.set_ylabel(title)
         panels[-1].set_xlabel("damping λ")
 
-    data = _error_table(part, [(s, t, of(s)) for t, of in kinds for s in found if of(s)])
+    data = _error_table(part, [(s, t, of(s)) for t, of in kinds for s in steps if of(s)])
     return Figure("errors", data.caption, reading, data, draw, height=1.0 + 1.2 * len(kinds))
 
 

@@ -61,28 +61,28 @@ def lds_limits(rungs: Sequence[RungResult]) -> tuple[float, float]:
 
 def steps(study: Results) -> Figure | None:
     """LDS lost between neighbours, with paired intervals."""
-    found = study.steps
-    if not found:
+    taken = study.steps
+    if not taken:
         return None
-    unresolved = [step.name for step in found if not step.resolved]
-    most = max(found, key=lambda step: step.lds_lost)
+    unresolved = [step.name for step in taken if not step.resolved]
+    most = max(taken, key=lambda step: step.lds_lost)
     reading = f"Most is lost at {most.name} ({number(most.lds_lost, signed=True)})."
     if unresolved:
         reading += f" Not resolved: {listed(unresolved)}."
-    look = looks([step.below for step in found])
+    look = looks([step.below for step in taken])
     plot = Rows(
-        [step.name for step in found],
-        [[Point(s.lds_lost, s.interval, look[s.below], not s.resolved)] for s in found],
+        [step.name for step in taken],
+        [[Point(s.lds_lost, s.interval, look[s.below], not s.resolved)] for s in taken],
         "LDS lost, with 95% interval (paired)",
         lines=[(0.0, "")],
         hollow=("resolved", NOT_RESOLVED) if unresolved else None,
     )
-    data = step_table("LDS lost at each step", found)
+    data = step_table("LDS lost at each step", taken)
     return Figure("steps", data.caption, reading, data, plot, plot.height)
 
 
 def step_table(
-    caption: str, found: Sequence[Step], shares: Mapping[tuple[str, str], str] = _NO_SHARES
+    caption: str, steps: Sequence[Step], shares: Mapping[tuple[str, str], str] = _NO_SHARES
 ) -> Table:
     """What each step loses, whether that is resolved, and its share of the distance if given."""
     return tabulate(
@@ -94,7 +94,7 @@ def step_table(
             "95% interval, paired": lambda s: interval(s.interval, signed=True),
             "": lambda s: "" if s.resolved else NOT_RESOLVED,
         },
-        found,
+        steps,
     )
 
 
@@ -103,19 +103,19 @@ def hybrids(study: Results) -> Figure | None:
     if not study.hybrids:
         return None
     ends = study.rung("BlockGGN"), study.rung("KFAC")
-    found = [rung for rung in (ends[0], *study.hybrids, ends[1]) if rung is not None]
+    rungs = [rung for rung in (ends[0], *study.hybrids, ends[1]) if rung is not None]
     low, high = (end(study.hybrids, key=lambda rung: rung.lds) for end in (min, max))
     reading = f"Highest: {high.full_name}, {number(high.lds)}"
     reading += f"; lowest: {low.full_name}, {number(low.lds)}." if low is not high else "."
     look = looks([rung.name for rung in study.every_rung])
-    points = [[Point(rung.lds, rung.interval, look[rung.name])] for rung in found]
-    plot = Rows([rung.full_name for rung in found], points, LDS, lds_limits(found))
+    points = [[Point(rung.lds, rung.interval, look[rung.name])] for rung in rungs]
+    plot = Rows([rung.full_name for rung in rungs], points, LDS, lds_limits(rungs))
     columns: Columns[RungResult] = {
         "Rung or hybrid": lambda r: r.full_name,
         "LDS": lambda r: number(r.lds),
         "95% interval": lambda r: interval(r.interval),
     }
-    data = tabulate("Eigenvalues or eigenvectors?", columns, found)
+    data = tabulate("Eigenvalues or eigenvectors?", columns, rungs)
     return Figure("hybrids", data.caption, reading, data, plot, plot.height)
 
 
