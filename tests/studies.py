@@ -306,7 +306,7 @@ def _spectrum(name: str, k: int) -> SpectrumSummary:
         condition=1e5 if k else None,
         condition_damping=0.01,
         negative=NegativePart(0, 0.0, 0.0) if k else NegativePart(210, -6e-4, 0.02),
-        blocks=tuple(BlockSpectrum(str(b), ranks, tuple(values)) for b in (0, 2, 4)),
+        blocks=tuple(BlockSpectrum(ranks, tuple(values), str(b)) for b in (0, 2, 4)),
     )
 
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from playwright.sync_api import Browser, Locator, sync_playwright
 from playwright.sync_api import Page as Tab
 
-from curvfluence.report import compare_studies, write_comparison, write_report
-from tests.studies import LDS, make_study
+from curvfluence.report import (
+    compare_studies,
+    write_comparison,
+    write_report,
+    write_sweep_report,
+)
+from curvfluence.study.results import RungResult
+from tests.studies import HYBRIDS, LDS, make_study, write
 from tests.test_report import FIGURES
+from tests.test_report_sweep import KINDS, ONLY_SEEDS, OWN, SEEDED, make_sweep
+from tests.test_report_sweep import WIDE as AVERAGED
 
 pytestmark = pytest.mark.browser
 
@@ -31,7 +41,15 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-WIDTHS, SCHEMES = (400, 1400), ("light", "dark")
+WIDTHS, SCHEMES = (390, 1400), ("light", "dark")
+STUDIES = ("full", "rows", "least", "long")
+GRIDS = {"seeded": SEEDED, "own": OWN, "averaged": AVERAGED, "seeds": ONLY_SEEDS}
+# How many figures each page has.
+DRAWINGS = {
+    "full": len(FIGURES), "rows": len(FIGURES), "least": 4, "long": len(FIGURES), "compare": 1,
+    "seeded": 2 * len(KINDS), "own": 2 * len(KINDS), "averaged": 3 * len(KINDS),
+    "seeds": len(KINDS),
+}  # fmt: skip
 
 # Texts of one drawing that lie on each other, leave the drawing, or are too small to read.
 FAULTS = """svg => {
@@ -62,6 +80,17 @@ WIDE = """() => [...document.querySelectorAll("body *")]
     if (getComputedStyle(p).overflowX === "auto" && p !== document.documentElement) return false;
     return true; })
   .map(e => `${e.tagName}.${e.className} ${e.textContent.slice(0, 40)}`)"""
+
+# Headings that nothing follows before the next one of their own level or above, or the end.
+ALONE = """() => {
+  const all = [...document.querySelectorAll("h1, h2, h3, h4")].filter(e => e.offsetParent);
+  const rest = [...document.querySelectorAll("main :is(p, li, table, svg, dl, pre)")];
+  const after = (a, b) => a.compareDocumentPosition(b) & Node.DOCUMENT_POSITION_FOLLOWING;
+  return all.filter((h, i) => {
+    const end = all.slice(i + 1).find(e => e.tagName[1] <= h.tagName[1]);
+    return !rest.some(e => after(h, e) && (!end || after(e, end)) && e.textContent.trim());
+  }).map(e => e.textContent);
+}"""
 
 CONTRAST = """([selector, back]) => {
   const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
@@ -96,17 +125,59 @@ def browser() -> Generator[Browser]:
         opened.close()
 
 
+def long_names(folder: Path) -> None:
+    """A study whose every name is as long as somebody may make it."""
+    results = make_study(folder)
+    assert results.display is not None
+
+    def named(rung: RungResult) -> RungResult:
+        return replace(
+            rung, full_name=f"{rung.name}, a rung whose name is of some length, {rung.name}"
+        )
+
+    truth = replace(
+        results.truth,
+        notes=("N" * 300,),
+        measurement="log-probability of the true class",
+        unit="units of the logarithm of a probability",
+    )
+    classes = tuple(f"class number {k} with a long name" for k in range(10))
+    changed = replace(
+        results,
+        problem="p" * 90,
+        title="T" * 120,
+        rungs=tuple(map(named, results.rungs)),
+        hybrids=tuple(map(named, results.hybrids)),
+        display=replace(results.display, classes=classes),
+        truth=truth,
+    )
+    write(folder, changed)
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A full study of images, one of feature rows, the least a study can hold, two compared."""
+    """A full study of images, one of feature rows, the least a study can hold, one of long names,
+    two compared, and sweeps of every kind; each page drawn once, without files for a paper."""
     root = tmp_path_factory.mktemp("runs")
     make_study(root / "full")
     make_study(root / "rows", kind="features")
     make_study(root / "least", full=False)
-    names = ("full", "rows", "least")
-    found = {name: write_report(root / name, figures=False).path for name in names}
+    long_names(root / "long")
     both = compare_studies([root / "full", root / "least"])
-    return {**found, "compare": write_comparison(both, root / "compare.html").path}
+    return {
+        **{name: write_report(root / name, figures=False).path for name in STUDIES},
+        "compare": write_comparison(both, root / "compare.html").path,
+        **{
+            name: write_sweep_report(make_sweep(root / name, axes), figures=False).path
+            for name, axes in GRIDS.items()
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def tabs(browser: Browser, pages: dict[str, Path]) -> Callable[[str], Opened]:
+    """Each page opened once; its window and its scheme are then changed."""
+    return cache(lambda name: show(browser, pages[name]))
 
 
 def heading_levels(tab: Tab) -> list[int]:
@@ -143,36 +214,60 @@ def tab(browser: Browser, pages: dict[str, Path]) -> Generator[Tab]:
     opened.tab.context.close()
 
 
-@pytest.mark.parametrize("name", ["full", "rows", "least", "compare"])
+@pytest.mark.parametrize("name", list(DRAWINGS))
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_opens_offline_and_is_legible(
-    browser: Browser, pages: dict[str, Path], name: str, scheme: str, width: int
+    tabs: Callable[[str], Opened], pages: dict[str, Path], name: str, scheme: Any, width: int
 ) -> None:
-    opened = show(browser, pages[name], width, scheme)
+    opened = tabs(name)
     tab = opened.tab
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.emulate_media(color_scheme=scheme)
     assert opened.said == []
     assert [url for url in opened.asked if not url.startswith("data:")] == [pages[name].as_uri()]
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate(WIDE) == []
     drawings = tab.locator("figure svg")
-    assert drawings.count() == {"compare": 1, "least": 4}.get(name, len(FIGURES))
-    for drawing in drawings.all():
-        box = drawing.bounding_box()
-        assert box is not None
-        assert box["width"] > 300
-        assert box["height"] > 150
-        assert drawing.evaluate(FAULTS) == []
+    assert drawings.count() == DRAWINGS[name]
+    boxes = drawings.evaluate_all("all => all.map(e => e.getBoundingClientRect().toJSON())")
+    assert min(box["width"] for box in boxes) > 300
+    assert min(box["height"] for box in boxes) > 150
+    assert drawings.evaluate_all(f"all => all.flatMap({FAULTS})") == []
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) > 384) == (scheme == "light")
-    for selector in ("h1", ".prose p", "figure .reading", "figure svg text", "caption"):
+    last = ".heat tbody th" if name in GRIDS else "caption"
+    for selector in ("h1", ".prose p", "figure .reading", "figure svg text", last):
         assert tab.evaluate(CONTRAST, [selector, "body"]) >= 4.5, selector
     require_outline(tab)
-    for details in tab.locator("details").all():
-        details.evaluate("d => d.open = true")
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate(WIDE) == []
-    tab.context.close()
+
+
+@pytest.mark.parametrize("name", list(DRAWINGS))
+def test_no_heading_stands_alone(tabs: Callable[[str], Opened], name: str) -> None:
+    """Every heading has something below it, of its own part of the page."""
+    tab = tabs(name).tab
+    assert tab.evaluate(ALONE) == []
+
+
+def test_the_page_leads_with_its_sentence_its_picture_and_the_explorer(
+    tabs: Callable[[str], Opened],
+) -> None:
+    tab = tabs("full").tab
+    for width in WIDTHS:
+        tab.set_viewport_size({"width": width, "height": 900})
+        tops = [
+            tab.locator(name).first.evaluate("e => e.getBoundingClientRect().top + scrollY")
+            for name in ("h1", "#figure-ladder", "#explorer", "#rungs")
+        ]
+        assert tops == sorted(tops) or (width > 1000 and sorted(tops)[2:] == tops[2:])
+        assert tops[1] < 900
+    ladder = tab.locator("#figure-ladder").inner_text()
+    assert not any(name in ladder for name in HYBRIDS)
+    assert all(name in tab.locator("#lost").inner_text() for name in HYBRIDS)
 
 
 def test_a_number_of_the_results_is_on_the_page(tab: Tab) -> None:
@@ -283,3 +378,21 @@ def test_without_images_or_outputs(browser: Browser, pages: dict[str, Path]) -> 
     assert len(examples(tab, 0)[0]) == 6
     assert "output was not kept" in tab.locator("#asked").inner_text()
     tab.context.close()
+
+
+def test_the_heat_table_is_reached_by_keyboard_and_marks_without_colour(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    opened = show(browser, pages["seeded"], 390)
+    table = opened.tab.locator(".heat")
+    assert table.get_attribute("tabindex") == "0"
+    assert table.get_attribute("aria-label")
+    table.focus()
+    before = table.evaluate("e => e.scrollLeft")
+    for _ in range(5):
+        opened.tab.keyboard.press("ArrowRight")
+    opened.tab.wait_for_timeout(500)
+    assert table.evaluate("e => e.scrollLeft") > before
+    assert table.locator("td.best").count() == 18
+    assert table.locator("td.best").first.inner_text().startswith("★")
+    opened.tab.context.close()

@@ -20,6 +20,7 @@ from curvfluence.fidelity import Interval
 from curvfluence.report import write_sweep_report
 from curvfluence.report.parts.repeat import sweep_call, sweep_command
 from curvfluence.report.parts.style import Look
+from curvfluence.report.sweep.figures import lds
 from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
 from curvfluence.report.sweep.tables import BEST, TIED, heat, step_counts
 from curvfluence.report.sweep.verdict import verdict
@@ -116,7 +117,7 @@ def _shared(step: Step, share: float) -> DecompositionStep:
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, str]:
     sweep = make_sweep(tmp_path_factory.mktemp("runs") / "seeded", SEEDED)
-    return sweep, write_sweep_report(sweep).path.read_text()
+    return sweep, write_sweep_report(sweep, figures=False).path.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +192,10 @@ class TestIntervals:
 
 
 class TestPage:
-    def test_every_figure_is_drawn_named_and_saved(self, seeded: tuple[Sweep, str]) -> None:
-        sweep, text = seeded
+    def test_every_figure_is_drawn_named_and_saved(self, own: tuple[Sweep, str]) -> None:
+        sweep, text = own
         page = Page(text)
-        names = {f"{kind}-{axis}" for kind in KINDS for axis in ("depth", "epochs")}
+        names = {f"{kind}-{axis}" for kind in KINDS for axis in ("depth", "width")}
         assert set(page.tables) == {f"figure-{name}" for name in names}
         assert len(page.ids) == len(set(page.ids))
         assert all(a.startswith(("#", "data:")) for a in page.addresses)
@@ -226,9 +227,9 @@ class TestPage:
         sweep, text = own
         cell = {"depth": 2, "width": 16}
         results = next(study.results for study in sweep.studies if study.cell == cell)
-        lds = lds_of(results, "KFAC")
+        kfac = lds_of(results, "KFAC")
         found = rows(text, "lds-depth")["depth 2, width 16"]["KFAC"]
-        assert found == f"{lds:.3f} ({lds - 0.05:.3f} to {lds + 0.04:.3f})"
+        assert found == f"{kfac:.3f} ({kfac - 0.05:.3f} to {kfac + 0.04:.3f})"
         share = share_of(results, "mc(1)")
         found = rows(text, "share-depth")["depth 2, width 16"]["mc(1)"]
         assert found == f"{share:.0%} ({share - 0.05:.0%} to {share + 0.05:.0%})"
@@ -238,13 +239,13 @@ class TestPage:
 
     def test_a_number_goes_from_results_json_to_the_page(self, tmp_path: Path) -> None:
         root = tmp_path / "sweep"
-        sweep = make_sweep(root, OWN)
+        sweep = make_sweep(root, {"width": [16, 32]})
         changed = with_rung(
             sweep.studies[1].results, "GGN", lds=0.71828, interval=Interval(0.70123, 0.73456)
         )
         write(root / "cells" / "study1", changed)
         text = write_sweep_report(read_sweep(root), figures=False).path.read_text()
-        found = rows(text, "lds-width")["width 32, depth 1"]["GGN"]
+        found = rows(text, "lds-width")["width 32"]["GGN"]
         assert found == "0.718 (0.701 to 0.735)"
 
     def test_the_verdict_counts(self, own: tuple[Sweep, str]) -> None:
@@ -297,14 +298,19 @@ class TestPage:
 
     def test_many_settings_are_averaged_and_said_so(self, tmp_path: Path) -> None:
         sweep = make_sweep(tmp_path / "sweep", WIDE)
-        text = write_sweep_report(sweep, figures=False).path.read_text()
+        over = {figure.name: figure for figure in lds(Grid(sweep))}
         values = [lds_of(s.results, "GGN") for s in sweep.studies if s.cell["depth"] == 2]
         assert len(values) == 9
         wanted = f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-        assert rows(text, "lds-depth")["depth 2"]["GGN"] == wanted
-        assert "mean over 9 settings of width and epochs; bars: their lowest to highest" in text
-        assert "average over 9 settings of width and epochs" in text
-        assert len(rows(text, "lds-width")) == 3 * 6
+        data = over["lds-depth"].data
+        row = next(row for row in data.rows if row[0] == "depth 2")
+        assert row[data.columns.index("GGN")] == wanted
+        marks = over["lds-depth"].marks
+        assert marks == "mean over 9 settings of width and epochs; bars: their lowest to highest"
+        assert marks in over["lds-depth"].description
+        doubts = " ".join(verdict(Grid(sweep)).cautions)
+        assert "average over 9 settings of width and epochs" in doubts
+        assert len(over["lds-width"].data.rows) == 3 * 6
 
     def test_seeds_alone(self, tmp_path: Path) -> None:
         sweep = make_sweep(tmp_path / "sweep", ONLY_SEEDS)
@@ -312,7 +318,7 @@ class TestPage:
         assert set(Page(text).tables) == {f"figure-{kind}" for kind in KINDS}
         values = [lds_of(study.results, "EKFAC") for study in sweep.studies]
         low, high = t_interval(values)
-        found = rows(text, "lds")["EKFAC"]["LDS (bar)"]
+        found = rows(text, "lds")["all studies"]["EKFAC"]
         assert found == f"{fmean(values):.3f} ({low:.3f} to {high:.3f})"
 
     def test_without_a_decomposition(self, tmp_path: Path) -> None:
@@ -339,7 +345,7 @@ class TestPage:
             for study in own[0].studies
         )
         grid = Grid(Sweep(changed, own[0].path))
-        (doubt,) = (text for text in verdict(grid, step_counts(grid)).cautions if "pairs" in text)
+        (doubt,) = (text for text in verdict(grid).cautions if "pairs" in text)
         assert doubt.startswith("Of 48 pairs of model and query")
         assert doubt.endswith("20 for EKFAC.")
         assert "queries" not in doubt
@@ -379,7 +385,7 @@ class TestFolder:
         assert same(found, sweep)
         text = write_sweep_report(found, figures=False).path.read_text()
         values = [lds_of(study.results, "GGN") for study in sweep.studies]
-        assert rows(text, "lds")["GGN"]["LDS (bar)"].startswith(f"{fmean(values):.3f} (")
+        assert rows(text, "lds")["all studies"]["GGN"].startswith(f"{fmean(values):.3f} (")
 
     def test_is_read_back_whole(self, tmp_path: Path) -> None:
         sweep = make_sweep(tmp_path / "s", OWN)
@@ -394,7 +400,7 @@ class TestFolder:
     def test_the_report_command_rebuilds_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        sweep = make_sweep(tmp_path / "s", OWN)
+        sweep = make_sweep(tmp_path / "s", ONLY_SEEDS)
         monkeypatch.setattr("sys.argv", ["curvfluence", "report", str(sweep.path)])
         with pytest.raises(SystemExit) as done:
             main()

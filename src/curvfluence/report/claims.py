@@ -92,8 +92,8 @@ def markdown(claims: Claims) -> str:
 
 def _made(claims: Claims) -> str:
     settings, made = claims.table.settings, claims.table.environment
-    kept = ("curvfluence", "python", "torch", "numpy", "scipy")
-    versions = ", ".join(f"{name} {made.versions[name]}" for name in kept)
+    shown = ("curvfluence", "python", "torch", "numpy", "scipy")
+    versions = ", ".join(f"{name} {made.versions[name]}" for name in shown)
     subsets = (
         "each problem's own number of subsets"
         if settings.subsets is None

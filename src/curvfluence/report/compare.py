@@ -11,13 +11,13 @@ from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
 from curvfluence.errors import InputError
-from curvfluence.report.parts.axes import Point, legend, rows
+from curvfluence.report.parts.axes import Point, Rows, legend, legend_height
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import Page, Report, Section, Verdict, write_page
 from curvfluence.report.parts.settings import differing
 from curvfluence.report.parts.style import series
 from curvfluence.report.parts.table import Table
-from curvfluence.report.study.figures.ladder import lds_axis
+from curvfluence.report.study.figures.ladder import LDS, lds_limits
 from curvfluence.study.results import RungResult
 from curvfluence.study.study import Study, read_study
 from curvfluence.study.words import NONE, dampings, interval, number
@@ -67,12 +67,13 @@ class Comparison:
         return differing([study.results for study in self.studies], self.labels)
 
     @property
-    def tables(self) -> tuple[Table, ...]:
-        return tuple(t for t in (self.lds, self.dampings, self.settings) if t.rows)
+    def rest(self) -> tuple[Table, ...]:
+        """The tables beside that of LDS."""
+        return tuple(table for table in (self.settings, self.dampings) if table.rows)
 
     def show(self, console: Console) -> None:
         """The tables on a terminal."""
-        for table in self.tables:
+        for table in (self.lds, *self.rest):
             table.show(console)
             console.print()
 
@@ -102,7 +103,8 @@ def write_comparison(comparison: Comparison, out: Path) -> Report:
         picture=_figure(comparison),
         kind="Studies compared",
         subject=", ".join(comparison.labels),
-        sections=(Section("studies", "Side by side", _LEAD, tables=comparison.tables),),
+        beside=(comparison.lds,),
+        sections=(Section("settings", "Settings", _LEAD, tables=comparison.rest),),
     )
     return write_page(page, out, start=start)
 
@@ -110,12 +112,12 @@ def write_comparison(comparison: Comparison, out: Path) -> Report:
 _TERMS = (
     "LDS is the rank correlation, over random subsets of the training data, of the change that "
     "influence predicts and the change after real retraining: 1 is perfect, 0 is chance. A rung is "
-    "one approximation of the curvature that influence needs."
+    "one approximation of the curvature that influence needs; λ, its damping, is a constant added "
+    "to it before it is inverted. Intervals belong to each study alone."
 )
 _LEAD = (
-    "Intervals belong to each study alone. Studies with different data, networks or subsets have "
-    "different truths: compare the order of the rungs, and each LDS with what noise allows there. "
-    "λ, the damping, is a constant added to the curvature before it is inverted."
+    "Studies with different data, networks or subsets have different truths: compare the order of "
+    "the rungs, and each LDS with what noise allows there."
 )
 
 
@@ -132,30 +134,24 @@ def _figure(comparison: Comparison) -> Figure:
     look, every = series(len(comparison.studies)), comparison.rungs
     count = len(look)
     gap = min(0.24, 0.7 / count)
+    points = [
+        [
+            Point(rung.lds, rung.interval, look[k], shift=(k - (count - 1) / 2) * gap)
+            for k, rung in enumerate(rungs)
+            if rung is not None
+        ]
+        for _, rungs in every
+    ]
+    shown = [rung for _, rungs in every for rung in rungs if rung is not None]
+    plot = Rows([name for name, _ in every], points, LDS, lds_limits(shown))
 
     def draw(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        points = [
-            [
-                Point(rung.lds, rung.interval, look[k], shift=(k - (count - 1) / 2) * gap)
-                for k, rung in enumerate(rungs)
-                if rung is not None
-            ]
-            for _, rungs in every
-        ]
-        rows(axes, [name for name, _ in every], points)
-        lds_axis(axes, [rung for _, rungs in every for rung in rungs if rung is not None])
+        plot(canvas)
         legend(canvas, list(zip(comparison.labels, look, strict=True)))
 
-    return Figure(
-        name="compare",
-        title="LDS by rung, side by side",
-        reading="One row for each rung, from the most exact curvature at the top down.",
-        shape="Points with 95% intervals for each rung, one for each study.",
-        data=comparison.lds,
-        draw=draw,
-        height=0.8 + (0.16 + 0.1 * count) * len(every) + 0.17 * count,
-    )
+    reading = "One row for each rung, from the most exact curvature at the top down."
+    height = 0.65 + (0.16 + 0.1 * count) * len(every) + legend_height(comparison.labels)
+    return Figure("compare", "LDS by rung, side by side", reading, comparison.lds, draw, height)
 
 
 def _labels(folders: Sequence[Path]) -> tuple[str, ...]:

@@ -13,8 +13,7 @@ from curvfluence.forecast import Plan
 from curvfluence.report.parts.cautions import cautions
 from curvfluence.report.parts.page import PAGE
 from curvfluence.report.parts.table import Table
-from curvfluence.report.study.figures import hybrids
-from curvfluence.report.study.figures.ladder import step_table
+from curvfluence.report.study.figures.ladder import hybrids, step_table
 from curvfluence.report.study.tables import rung_table
 from curvfluence.report.sweep.tables import overview
 from curvfluence.store.folder import ARRAYS, RESULTS
@@ -99,14 +98,15 @@ def _ceilings(study: Results) -> list[tuple[str, str]]:
 
 def _response(study: Results) -> tuple[str, str]:
     """How the proximal Bregman response was measured, or why it was not."""
-    found, truth = study.bregman, study.truth
-    if found is None:
+    response, truth = study.bregman, study.truth
+    if response is None:
         return "Bregman", f"not measured: {study.bregman_missing}"
-    dropped = found.groups_dropped
+    dropped = response.groups_dropped
     lost = f"; {dropped} did not converge and are left out" if dropped else ""
     return "Bregman", (
-        f"the proximal Bregman response at λ = {short(found.damping)}, ε = {found.epsilon:g}: "
-        f"{found.models} of {truth.models} models, {found.groups} of {truth.subsets} groups{lost}"
+        f"the proximal Bregman response at λ = {short(response.damping)}, ε = "
+        f"{response.epsilon:g}: {response.models} of {truth.models} models, {response.groups} of "
+        f"{truth.subsets} groups{lost}"
     )
 
 

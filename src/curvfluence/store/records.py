@@ -34,13 +34,18 @@ T = TypeVar("T", bound=Record)
 
 def write(path: Path, record: Record) -> None:
     """Replace `path` atomically. NaN is refused, by its name: a missing number is null."""
-    value = msgspec.to_builtins(record)
+    value = as_json(record)
     unfit = _fault(value)
     if unfit is not None:
         raise NonFiniteError(f"{path.name} would hold {unfit}, which is no number to keep")
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """The keys and values that JSON has of a record."""
+    return msgspec.to_builtins(record, enc_hook=_built_in)
 
 
 def read(path: Path, kind: type[T]) -> T | None:
@@ -68,6 +73,14 @@ def read(path: Path, kind: type[T]) -> T | None:
     except msgspec.ValidationError as error:
         said = _placed(str(error), value)
         raise InputError(f"{path} does not fit: {said}; {kind.remedy}") from None
+
+
+def _built_in(value: object) -> object:
+    """A number or text of a type of somebody's own, such as NumPy's floats, as Python's."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"{value!r} of {type(value).__name__} has no place in JSON")
 
 
 class _Repeated:

@@ -118,11 +118,11 @@ def climb_one(
         swept[name] = sweep(fitted[name], time.perf_counter() - start)
     for name, curvature in (hybrids(fitted) if with_hybrids else {}).items():
         swept[name] = sweep(curvature, None).put_away()
-    own, decompositions = _decompositions(fitted, swept, protocol)
+    steps, decompositions = _decompositions(fitted, swept, protocol)
     return ModelLadder(
         rungs={n: row if row.hybrid else row.put_away() for n, row in swept.items()},
         decompositions=decompositions,
-        overlaps=_overlaps(fitted, own) if spectra else (),
+        overlaps=_overlaps(fitted, steps) if spectra else (),
     )
 
 
@@ -176,13 +176,15 @@ def _decompositions(
     matrices = {name for name in fitted if fitted[name].fixed_damping is None}
     solutions = {n: row.solutions for n, row in swept.items() if row.solutions is not None}
     scores = {name: row.scores for name, row in swept.items()}
-    own = [step for step in protocol.steps if set(step) <= matrices]
-    found: dict[str, tuple[StepLoss, ...]] = {}
+    ladder = [step for step in protocol.steps if set(step) <= matrices]
+    by_fisher: dict[str, tuple[StepLoss, ...]] = {}
     for chain in protocol.chains:
         main = chain is protocol.chains[0]
-        steps = own if main else [step for step in chain.steps if set(step) <= matrices]
-        found[chain.fisher] = decompose(fitted, solutions, scores, steps=steps, chain=chain.rungs)
-    return own, found
+        steps = ladder if main else [step for step in chain.steps if set(step) <= matrices]
+        by_fisher[chain.fisher] = decompose(
+            fitted, solutions, scores, steps=steps, chain=chain.rungs
+        )
+    return ladder, by_fisher
 
 
 def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | None, float | None]:

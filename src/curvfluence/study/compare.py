@@ -33,7 +33,8 @@ from curvfluence.fidelity import (
 from curvfluence.study.at_model import RungScores
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
-from curvfluence.study.results import ByQuestion, RungDifference, Step
+from curvfluence.study.results import RungDifference, Step
+from curvfluence.study.results.truth import ByQuestion
 from curvfluence.study.retrain import Truth
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import independent, independent_repeats, matched, matched_repeats
@@ -84,11 +85,7 @@ class LadderFidelity:
 
 
 def compare(
-    spec: StudySpec,
-    truth: Truth,
-    rungs: tuple[RungScores, ...],
-    protocol: Protocol,
-    watch: Watcher,
+    spec: StudySpec, truth: Truth, rungs: tuple[RungScores, ...], protocol: Protocol, watch: Watcher
 ) -> LadderFidelity:
     """LDS with crossed intervals (damping selection repeated inside), paired between rungs."""
     (half_seed,) = spec.seeds("query halves", 1)
@@ -140,7 +137,7 @@ def _lds_shares(
     replicates: dict[str, Replicates], protocol: Protocol
 ) -> dict[tuple[str, str], tuple[float, Interval | None]]:
     """(LDS above − LDS below) / (LDS of GGN − LDS of K-FAC) for the steps of each whole chain."""
-    found: dict[tuple[str, str], tuple[float, Interval | None]] = {}
+    shares: dict[tuple[str, str], tuple[float, Interval | None]] = {}
     for chain in protocol.chains:
         if not set(chain.rungs) <= set(replicates):
             continue
@@ -152,8 +149,8 @@ def _lds_shares(
             total = top.draws - bottom.draws
             lost = replicates[a].draws - replicates[b].draws
             sure = bool((total > 0).all())
-            found.setdefault((a, b), (value, percentile(lost / total) if sure else None))
-    return found
+            shares.setdefault((a, b), (value, percentile(lost / total) if sure else None))
+    return shares
 
 
 class _Judge:
@@ -188,12 +185,7 @@ class _Judge:
 def _resamples(spec: StudySpec, halves: NDArray[np.bool_], axes: Axes) -> Resamples:
     (seed,) = spec.seeds("bootstrap", 1)
     return resamples(
-        spec.models,
-        spec.subsets,
-        halves=halves,
-        seed=seed,
-        replicates=spec.replicates,
-        axes=axes,
+        spec.models, spec.subsets, halves=halves, seed=seed, replicates=spec.replicates, axes=axes
     )
 
 

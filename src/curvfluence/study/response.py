@@ -104,11 +104,11 @@ def _responses(
     problems: list[Problem], left_out: Tensor, damping: float, watch: Watcher
 ) -> list[BregmanResponse]:
     """At each model."""
-    found: list[BregmanResponse] = []
+    responses: list[BregmanResponse] = []
     with watch("Bregman response", len(problems) * len(left_out)) as done:
         for at in problems:
-            before = len(found) * len(left_out)
-            found.append(
+            before = len(responses) * len(left_out)
+            responses.append(
                 bregman_response(
                     at,
                     left_out,
@@ -117,7 +117,7 @@ def _responses(
                     progress=lambda k, before=before: done(before + k),
                 )
             )
-    return found
+    return responses
 
 
 def _undefined(spec: StudySpec, problem: Problem, fidelity: LadderFidelity) -> str | None:

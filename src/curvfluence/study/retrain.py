@@ -74,8 +74,8 @@ def make_truth(spec: StudySpec, problem: StudyProblem, models: Models, watch: Wa
     orders = iter(spec.seeds("order", spec.models * spec.orders))
     runs = [
         run
-        for own in models.trained.runs
-        for run in grid([own.init_seed], [next(orders) for _ in range(spec.orders)], spec.subsets)
+        for model in models.trained.runs
+        for run in grid([model.init_seed], [next(orders) for _ in range(spec.orders)], spec.subsets)
     ]
     with watch("retrain on subsets", len(runs)) as done:
         retrained = train(problem.recipe, problem.train, runs, subsets, progress=done)

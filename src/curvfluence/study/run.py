@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -17,13 +16,15 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem
 from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.store.hashes import hash_code, hash_json, hash_tensors
+from curvfluence.store.records import as_json
 from curvfluence.study.climb import Ladder, climb, influence_problems
 from curvfluence.study.compare import compare
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.protocols import Protocol
 from curvfluence.study.response import Response, respond
-from curvfluence.study.results import Results, StageSeconds
+from curvfluence.study.results import Results
+from curvfluence.study.results.truth import StageSeconds
 from curvfluence.study.retrain import Models, draw_subsets, make_truth, train_models
 from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.study import Study
@@ -122,7 +123,7 @@ def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> Re
         "code": hash_code(),
         "recipe": hash_json(problem.recipe.describe()),
     }
-    settings = {**msgspec.to_builtins(spec.settings), "problem": problem.name}
+    settings = {**as_json(spec.settings), "problem": problem.name}
     key = hash_json({"spec": settings, "source": problem.source_hash, **hashes, "code": ""})
     header = Header(key, settings, MadeBy(hashes["code"], str(torch.__version__)))
     folder = Folder(Path("runs") / problem.name if out is None else out, header)

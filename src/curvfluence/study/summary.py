@@ -10,14 +10,9 @@ from curvfluence.study.compare import LadderFidelity
 from curvfluence.study.environment import environment
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.response import EPSILON, NoResponse, Response
-from curvfluence.study.results import (
-    DisplaySummary,
-    ResponseSummary,
-    Results,
-    StageSeconds,
-    StudySettings,
-    TruthSummary,
-)
+from curvfluence.study.results import Results, StudySettings
+from curvfluence.study.results.settings import DisplaySummary
+from curvfluence.study.results.truth import ResponseSummary, StageSeconds, TruthSummary
 from curvfluence.study.retrain import Truth
 from curvfluence.study.summary_rungs import decompositions, overlaps, rung_results
 

@@ -14,19 +14,21 @@ from curvfluence.study.at_model import RungScores
 from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity, RungFidelity
 from curvfluence.study.response import NoResponse, Response
-from curvfluence.study.results import (
+from curvfluence.study.results.rung import (
     BlockSpectrum,
     CoveredBlock,
-    Decomposition,
-    DecompositionStep,
     EffectiveDimension,
     NegativePart,
     Operations,
-    OverlapPair,
-    OverlapSummary,
     RungResult,
     SpectrumSummary,
     SweepPoint,
+)
+from curvfluence.study.results.step import (
+    Decomposition,
+    DecompositionStep,
+    OverlapPair,
+    OverlapSummary,
 )
 
 Dampings = tuple[float, ...]
@@ -37,7 +39,7 @@ def rung_results(
 ) -> tuple[tuple[RungResult, ...], tuple[RungResult, ...]]:
     """The rungs of the ladder, and the hybrids."""
     pairs = list(zip(ladder.rungs, fidelity.rungs, strict=True))
-    rows = [(scores.hybrid, _rung(scores, found, response, grid)) for scores, found in pairs]
+    rows = [(scores.hybrid, _rung(scores, judged, response, grid)) for scores, judged in pairs]
     rungs = [row for hybrid, row in rows if not hybrid]
     cost = [(rung.seconds or 0.0, rung.lds) for rung in rungs]
     marked = (
@@ -49,32 +51,32 @@ def rung_results(
 
 
 def _rung(
-    scores: RungScores, found: RungFidelity, response: Response | NoResponse, grid: Dampings
+    scores: RungScores, fidelity: RungFidelity, response: Response | NoResponse, grid: Dampings
 ) -> RungResult:
-    independent, ensemble, needs = found.independent, found.ensemble, scores.needs or ()
+    independent, ensemble, needs = fidelity.independent, fidelity.ensemble, scores.needs or ()
     assert scores.spectrum is not None
     row = RungResult(
         name=scores.name,
         full_name=scores.full_name,
         fisher=scores.fisher,
         surprising_labels=scores.surprising_labels,
-        lds=found.matched.value,
-        interval=found.intervals.crossed,
-        interval_subsets=found.intervals.subsets,
-        interval_queries=found.intervals.queries,
+        lds=fidelity.matched.value,
+        interval=fidelity.intervals.crossed,
+        interval_subsets=fidelity.intervals.subsets,
+        interval_queries=fidelity.intervals.queries,
         lds_independent=None if independent is None else independent.value,
         lds_ensemble=None if ensemble is None else ensemble.value,
-        dampings=found.matched.dampings,
+        dampings=fidelity.matched.dampings,
         dampings_independent=None if independent is None else independent.dampings,
         dampings_ensemble=None if ensemble is None else ensemble.dampings,
-        damping_on_edge=found.matched.on_edge,
-        undefined=found.matched.undefined,
-        sweep=_sweep(found.matched, independent, ensemble),
+        damping_on_edge=fidelity.matched.on_edge,
+        undefined=fidelity.matched.undefined,
+        sweep=_sweep(fidelity.matched, independent, ensemble),
         fit_seconds=scores.fit_seconds,
         score_seconds=scores.score_seconds,
         peak_bytes=max((n.peak_bytes for n in needs if n.peak_bytes is not None), default=None),
         flops=Operations(*(n.flops for n in needs)) if needs else None,
-        calibration=found.calibration,
+        calibration=fidelity.calibration,
         spectrum=_spectrum(scores.spectrum, grid),
         coverage=tuple(CoveredBlock(**asdict(line)) for line in scores.coverage),
         notes=scores.notes,
@@ -102,23 +104,23 @@ def _sweep(matched: LDS, independent: LDS | None, ensemble: LDS | None) -> tuple
     )
 
 
-def _spectrum(found: Spectrum, grid: Dampings) -> SpectrumSummary:
-    ranks, values = _thinned(found.eigenvalues)
+def _spectrum(spectrum: Spectrum, grid: Dampings) -> SpectrumSummary:
+    ranks, values = _thinned(spectrum.eigenvalues)
     middle = grid[len(grid) // 2]
     return SpectrumSummary(
         ranks=ranks,
         eigenvalues=values,
         effective_dimension=tuple(
-            EffectiveDimension(damping, found.effective_dimension(damping)) for damping in grid
+            EffectiveDimension(damping, spectrum.effective_dimension(damping)) for damping in grid
         ),
-        condition=found.condition(middle),
+        condition=spectrum.condition(middle),
         condition_damping=middle,
         negative=NegativePart(
-            count=len(found.negative),
-            lowest=float(found.eigenvalues[-1]),
-            share=found.negative_share,
+            count=len(spectrum.negative),
+            lowest=float(spectrum.eigenvalues[-1]),
+            share=spectrum.negative_share,
         ),
-        blocks=tuple(BlockSpectrum(name, *_thinned(block)) for name, block in found.blocks),
+        blocks=tuple(BlockSpectrum(*_thinned(block), name) for name, block in spectrum.blocks),
     )
 
 

@@ -107,6 +107,14 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
+def clipped(text: str, length: int) -> str:
+    """The start and the end of a long text, which is where names differ."""
+    if len(text) <= length:
+        return text
+    end = length // 3
+    return f"{text[: length - end - 1].rstrip()}…{text[-end:].lstrip()}"
+
+
 def plain(value: object) -> str:
     """A setting as text: lists by comma, missing values as none."""
     if value is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isclose, log10
-from textwrap import fill, wrap
+from math import ceil, isclose, log10
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -14,15 +14,15 @@ from matplotlib.ticker import Formatter, LogLocator, NullLocator
 
 from curvfluence.fidelity import Interval
 from curvfluence.report.parts.style import INK, MUTED, Look
-from curvfluence.study.words import raised, short
+from curvfluence.study.words import clipped, raised, short
 
 ROW = 20  # characters of a row's name before it breaks
+_LONGEST = 44  # characters of a name in a legend
 
 
-def rows_height(labels: Sequence[str]) -> float:
-    """Inches that `rows` need, with the axis and a legend below."""
-    lines = max(len(wrap(label, ROW)) for label in labels)
-    return 0.75 + len(labels) * max(0.26, 0.13 * lines + 0.04)
+def named(label: str) -> str:
+    """A row's name in at most three lines; the data of the figure has it whole."""
+    return fill(clipped(label, 2 * ROW + 6), ROW)
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,54 @@ class Point:
     shift: float = 0.0
 
 
-def rows(axes: Axes, labels: Sequence[str], points: Sequence[Sequence[Point]]) -> None:
-    """Rows from the top down, each with its points and their 95% intervals."""
-    for row, these in enumerate(points):
-        for point in these:
-            y = row + point.shift
-            if point.interval is not None:
-                axes.plot(point.interval, [y, y], color=point.look.colour, lw=1.6, zorder=3)
-            mark(axes, point.value, y, point.look, hollow=point.hollow)
-    axes.set_yticks(range(len(labels)), [fill(label, ROW) for label in labels])
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
+@dataclass(frozen=True)
+class Rows:
+    """Rows from the top down, each with its points and their 95% intervals.
+
+    `limits` are those of the scale, `lines` dashed vertical lines with what they are; `hollow` says
+    what a filled and what a hollow point is.
+    """
+
+    labels: Sequence[str]
+    points: Sequence[Sequence[Point]]
+    scale: str
+    limits: tuple[float, float] | None = None
+    lines: Sequence[tuple[float, str]] = ()
+    hollow: tuple[str, str] | None = None
+
+    @property
+    def height(self) -> float:
+        """Inches that the rows need, with the axis and a legend below."""
+        lines = max(named(label).count("\n") + 1 for label in self.labels)
+        return 0.75 + len(self.labels) * max(0.26, 0.13 * lines + 0.04)
+
+    def __call__(self, canvas: Canvas) -> None:
+        self.fill(canvas.subplots())
+        if self.hollow is not None:
+            handles = [
+                Line2D([], [], ls="", marker="o", ms=4.6, mfc=face, mec=INK, label=name)
+                for face, name in zip((INK, "none"), self.hollow, strict=True)
+            ]
+            canvas.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+
+    def fill(self, axes: Axes) -> None:
+        """Draw into given axes, without a legend."""
+        for row, these in enumerate(self.points):
+            for point in these:
+                y = row + point.shift
+                if point.interval is not None:
+                    axes.plot(point.interval, [y, y], color=point.look.colour, lw=1.6, zorder=3)
+                mark(axes, point.value, y, point.look, hollow=point.hollow)
+        axes.set_yticks(range(len(self.labels)), [named(label) for label in self.labels])
+        axes.set_ylim(len(self.labels) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(self.scale)
+        if self.limits is not None:
+            axes.set_xlim(*self.limits)
+        for x, text in self.lines:
+            _reference(axes, x, text)
 
 
 def mark(axes: Axes, x: float, y: float, look: Look, *, hollow: bool = False) -> None:
@@ -65,20 +100,14 @@ def mark(axes: Axes, x: float, y: float, look: Look, *, hollow: bool = False) ->
     )
 
 
-def reference(axes: Axes, x: float, text: str) -> None:
-    """A dashed vertical line, named above the axes."""
-    axes.axvline(x, color=MUTED, lw=0.9, ls=(0, (4, 2)), zorder=1)
+def _reference(axes: Axes, x: float, text: str) -> None:
+    """A dashed vertical line named above the axes; one without a name is solid."""
+    style = (0, (4, 2)) if text else "-"
+    axes.axvline(x, color=MUTED if text else INK, lw=0.9, ls=style, zorder=1)
     axes.annotate(
-        text,
-        (x, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 2),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        fontsize=6.5,
-        color=MUTED,
-    )
+        text, (x, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+        textcoords="offset points", ha="center", va="bottom", fontsize=6.5, color=MUTED,
+    )  # fmt: skip
 
 
 def log(axes: Axes, *which: str) -> None:
@@ -101,13 +130,10 @@ class Ticks(Formatter):
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         sizes = [abs(v) for v in values if v]
-        if all(0.00099 < size < 99_999 for size in sizes) or not all(map(_is_power, sizes)):
+        powers = all(isclose(log10(v), round(log10(v)), abs_tol=1e-9) for v in sizes)
+        if not powers or all(0.00099 < size < 99_999 for size in sizes):
             return [short(value) for value in values]
         return [_power(value) for value in values]
-
-
-def _is_power(size: float) -> bool:
-    return isclose(log10(size), round(log10(size)), abs_tol=1e-9)
 
 
 def _power(value: float) -> str:
@@ -116,35 +142,34 @@ def _power(value: float) -> str:
     return f"{'−' if value < 0 else ''}10{raised(round(log10(abs(value))))}"
 
 
-def legend(canvas: Canvas, entries: Sequence[tuple[str, Look]]) -> None:
+def legend(canvas: Canvas, entries: Sequence[tuple[str, Look]], title: str | None = None) -> None:
     """Markers in their colours, named below the axes in as many columns as the names leave."""
     handles = [
         Line2D(
-            [], [], color=look.colour, marker=look.marker, ms=4.6, mec=INK, mew=0.5, lw=1.4,
-            label=fill(name, 44),
+            [], [], color=look.colour, marker=look.marker, ms=4.2, mec=INK, mew=0.45, lw=1.2,
+            label=clipped(name, _LONGEST),
         )
         for name, look in entries
     ]  # fmt: skip
-    columns = legend_columns([name for name, _ in entries])
     canvas.legend(
         handles=handles,
         loc="outside lower left",
-        ncols=min(columns, len(handles)),
+        ncols=min(_legend_columns([name for name, _ in entries]), len(handles)),
+        title=title,
+        title_fontsize=6.5,
+        alignment="left",
         handlelength=1.5,
         columnspacing=1.1,
         handletextpad=0.5,
     )
 
 
-def legend_columns(labels: Sequence[str]) -> int:
+def _legend_columns(labels: Sequence[str]) -> int:
     """How many labels stand side by side below 3.5 inches."""
-    return max(1, min(4, 60 // (max(map(len, labels)) + 6)))
+    longest = max(len(clipped(label, _LONGEST)) for label in labels)
+    return max(1, min(4, 60 // (longest + 6)))
 
 
-def filled_and_hollow(canvas: Canvas, filled: str, hollow: str) -> None:
-    """What a filled and what a hollow marker is, below the axes."""
-    handles = [
-        Line2D([], [], ls="", marker="o", ms=4.6, mfc=fill_, mec=INK, label=name)
-        for fill_, name in ((INK, filled), ("none", hollow))
-    ]
-    canvas.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.2)
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches that a legend of these names needs."""
+    return 0.15 * ceil(len(labels) / _legend_columns(labels)) + 0.1

@@ -22,7 +22,7 @@ def cautions(studies: Sequence[Results]) -> tuple[str, ...]:
     if truth.models < ENOUGH:
         doubts.append(
             f"{counted(truth.models, 'influence model')}{each}: an interval says little of how "
-            "other models would do. Take --models 8 or more for a claim."
+            "other models would do. Take 8 or more for a claim."
         )
     if truth.subsets < SUBSETS:
         doubts.append(
@@ -49,14 +49,14 @@ def _edges(studies: Sequence[Results]) -> list[str]:
         return []
     if len(studies) == 1:
         named = [f"{r.full_name} ({number(r.beyond_edge, 4, signed=True)})" for r in rungs]
-        said = (
+        where = (
             f"{listed(named)}, in brackets the change of LDS to the next λ: near 0 it is flat there"
         )
     else:
         counts = Counter(rung.name for rung in rungs)
         named = [f"{name} in {count}" for name, count in counts.items()]
-        said = f"{listed(named)} of {len(studies)} studies"
-    return [f"The best damping λ lies on the edge of its grid for {said}."]
+        where = f"{listed(named)} of {len(studies)} studies"
+    return [f"The best damping λ lies on the edge of its grid for {where}."]
 
 
 def _undefined(studies: Sequence[Results]) -> list[str]:
@@ -122,8 +122,8 @@ def _over_models(notes: Sequence[str]) -> list[str]:
 
 
 def _ranged(texts: Sequence[str]) -> str:
-    found = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
-    spans = iter([(min(these, key=float), max(these, key=float)) for these in found])
+    numbers_of = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
+    spans = iter([(min(these, key=float), max(these, key=float)) for these in numbers_of])
 
     def span(_: re.Match[str]) -> str:
         low, high = (end.replace("-", "−", 1) for end in next(spans))

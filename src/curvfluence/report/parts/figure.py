@@ -11,28 +11,35 @@ from pathlib import Path
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
+from curvfluence.report.parts.labels import lay_out
 from curvfluence.report.parts.style import SETTINGS, WIDTH, variable
 from curvfluence.report.parts.table import Table
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """One figure. `reading` is its message in a sentence, `shape` what is drawn for those who do
-    not see it; `data` are its numbers; `draw` fills an empty canvas of 3.5 inches by `height`."""
+    """One figure. `reading` is its message in a sentence, `data` are its numbers, `draw` fills an
+    empty canvas of 3.5 inches by `height`, `marks` says what points and bars are."""
 
     name: str
     title: str
     reading: str
-    shape: str
     data: Table
     draw: Callable[[Canvas], None]
     height: float = 2.6
+    marks: str = ""
 
     @property
     def description(self) -> str:
-        return f"{self.shape} {self.reading}"
+        """What is drawn, for those who do not see it."""
+        row, *values = self.data.columns
+        shown = ", ".join(value for value in values if value)
+        marks = f" {self.marks}." if self.marks else ""
+        return f"{self.title}: {shown}, for each {row or 'row'}.{marks} {self.reading}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +57,9 @@ class Drawn:
     def save(self, folder: Path) -> None:
         """`<name>.svg` and `<name>.pdf` in `folder`."""
         (folder / f"{self.figure.name}.svg").write_bytes(self.svg)
-        pdf = _saved(self.canvas, "pdf", {"CreationDate": None, "Title": self.figure.title})
-        (folder / f"{self.figure.name}.pdf").write_bytes(pdf)
+        with mpl.rc_context(dict(SETTINGS)), (folder / f"{self.figure.name}.pdf").open("wb") as out:
+            metadata = {"CreationDate": None, "Title": self.figure.title}
+            FigureCanvasPdf(self.canvas).print_pdf(out, metadata=metadata)
 
 
 def level(figures: Sequence[Figure]) -> tuple[Figure, ...]:
@@ -66,16 +74,13 @@ def render(figure: Figure) -> Drawn:
         canvas = Canvas(figsize=(WIDTH, figure.height), layout="constrained")
         FigureCanvasAgg(canvas)
         figure.draw(canvas)
-        canvas.draw_without_rendering()
+        lay_out(canvas)
         canvas.set_layout_engine("none")
-    return Drawn(figure, canvas, _saved(canvas, "svg", {"Date": None, "Title": figure.title}))
-
-
-def _saved(canvas: Canvas, form: str, metadata: dict[str, str | None]) -> bytes:
-    out = BytesIO()
-    with mpl.rc_context(dict(SETTINGS)):
-        canvas.savefig(out, format=form, metadata=metadata)
-    return out.getvalue()
+        out = BytesIO()
+        # `savefig` would draw twice, the first time for nothing.
+        metadata = {"Date": None, "Title": figure.title}
+        FigureCanvasSVG(canvas).print_svg(out, metadata=metadata)
+    return Drawn(figure, canvas, out.getvalue())
 
 
 def _inline(figure: Figure, svg: str) -> Markup:

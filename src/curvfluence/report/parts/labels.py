@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from curvfluence.report.parts.style import Look
+from curvfluence.study.words import clipped
 
 _GAP = 8.2  # points from one name to the next
 
@@ -16,7 +18,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, Look]]) -> None:
     """Name each curve at the right edge, at the height of its end, moved apart where they meet."""
     texts = [
         axes.annotate(
-            label,
+            clipped(label, 24),
             (1, y),
             xycoords=("axes fraction", "data"),
             xytext=(13, 0),
@@ -28,7 +30,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, Look]]) -> None:
     ]
     canvas = axes.get_figure(root=True)
     assert canvas is not None
-    canvas.draw_without_rendering()
+    lay_out(canvas)
     scale = canvas.dpi / 72
     natural = [float(axes.transData.transform((1, max(y, 1e-300)))[1]) for y, _, _ in ends]
     placed = spread(natural, _GAP * scale, float(axes.bbox.y0), float(axes.bbox.y1))
@@ -44,6 +46,13 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, Look]]) -> None:
             textcoords="offset points",
             arrowprops=line,
         )
+
+
+def lay_out(canvas: Canvas) -> None:
+    """Give everything its place. Cheaper than to draw without rendering, to the same end."""
+    engine = canvas.get_layout_engine()
+    if engine is not None:
+        engine.execute(canvas)
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -37,11 +37,13 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One part of a page below its verdict; one without figures and tables is not shown."""
+    """One part of a page below its verdict; one without figures and tables is not shown. `second`
+    is what stands before the third figure."""
 
     id: str
     title: str
     lead: str
+    second: str = ""
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
 
@@ -52,8 +54,9 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """Everything that a template needs. `subject` names what the page is about, `picture` stands
-    beside the verdict, `missing` says what was not computed, `more` is the template's own."""
+    """Everything that a template needs. `subject` names what the page is about, `picture` and
+    `facts` stand beside the verdict, the tables `beside` below it; `missing` says what was not
+    computed, `more` is the template's own."""
 
     template: str
     title: str
@@ -63,6 +66,7 @@ class Page:
     subject: str = ""
     description: str = ""
     details: str = ""
+    beside: tuple[Table, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     sections: tuple[Section, ...] = ()
     missing: tuple[str, ...] = ()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from curvfluence.report.parts.table import Table
+from curvfluence.store.records import as_json
 from curvfluence.study.results import Results
 from curvfluence.study.words import plain
 
@@ -18,7 +17,7 @@ def settings(study: Results) -> dict[str, dict[str, Any]]:
     """Everything that went into a study, by caption and name."""
     truth = study.truth
     return {
-        "Settings": flat(msgspec.to_builtins(study.spec)),
+        "Settings": flat(as_json(study.spec)),
         "Training": flat(study.recipe),
         "Truth": {
             "training examples": truth.train,
@@ -75,11 +74,11 @@ def differing(studies: Sequence[Results], labels: Sequence[str]) -> Table:
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Nested settings on one level: optimizer lr, optimizer momentum."""
-    found: dict[str, Any] = {}
+    level: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             inner: Mapping[str, Any] = value
-            found.update(flat(inner, f"{before}{key} "))
+            level.update(flat(inner, f"{before}{key} "))
         else:
-            found[before if key == "kind" else before + key] = value
-    return {key.strip(): value for key, value in found.items()}
+            level[before if key == "kind" else before + key] = value
+    return {key.strip(): value for key, value in level.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -14,6 +14,7 @@ from curvfluence.study.words import NONE
 
 Row = tuple[str, ...]
 T = TypeVar("T")
+Columns: TypeAlias = Mapping[str, Callable[[T], str]]  # what each column says of an item
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Table:
 
 def tabulate(
     caption: str,
-    columns: Mapping[str, Callable[[T], str]],
+    columns: Columns[T],
     items: Iterable[T],
     *,
     open: bool = False,
@@ -68,5 +69,5 @@ def tabulate(
     """A row for each item. A column that says nothing of any of them is left out."""
     lines = [tuple(cell(item) for cell in columns.values()) for item in items]
     table = Table(caption, tuple(columns), tuple(lines), open, words)
-    said = [k == 0 or any(row[k] not in ("", NONE) for row in lines) for k in range(len(columns))]
-    return table.only(name for name, kept in zip(columns, said, strict=True) if kept)
+    speaks = [k == 0 or any(row[k] not in ("", NONE) for row in lines) for k in range(len(columns))]
+    return table.only(name for name, kept in zip(columns, speaks, strict=True) if kept)

@@ -34,12 +34,12 @@ class Explorer:
 def explore(study: Study, first: str) -> Explorer | None:
     """Scores of the first influence model, for as many queries as the page has room for.
 
-    `first` is the rung that is shown first. None where no rung kept its scores.
+    `first` is the rung that is shown first. None where no rung scores_jqn its scores.
     """
     scores = {
-        rung.name: kept[0].astype(float)
+        rung.name: scores_jqn[0].astype(float)
         for rung in study.results.every_rung
-        if (kept := study.scores(rung.name)) is not None
+        if (scores_jqn := study.scores(rung.name)) is not None
     }
     if not scores:
         return None

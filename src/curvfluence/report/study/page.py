@@ -11,7 +11,7 @@ from curvfluence.report.parts.page import PAGE, Page, Report, chips, source, wri
 from curvfluence.report.parts.repeat import study_call
 from curvfluence.report.parts.settings import settings_tables
 from curvfluence.report.study.explorer import explore
-from curvfluence.report.study.figures import ladder
+from curvfluence.report.study.figures.ladder import ladder
 from curvfluence.report.study.sections import missing, sections
 from curvfluence.report.study.tables import coverage_table, losses_table, seconds_table
 from curvfluence.report.study.verdict import chosen, verdict

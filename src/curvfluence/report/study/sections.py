@@ -7,9 +7,7 @@ from collections import Counter
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import Section
 from curvfluence.report.parts.table import Table
-from curvfluence.report.study import figures
-from curvfluence.report.study.figures.decomposition import by_fisher
-from curvfluence.report.study.figures.spectra import negative_part, spectrum_tables
+from curvfluence.report.study.figures import calibration, cost, decomposition, ladder, spectra
 from curvfluence.report.study.tables import claim_table, rung_table
 from curvfluence.study.results import Results
 from curvfluence.study.results.claim import BASE
@@ -45,8 +43,8 @@ def missing(study: Results) -> tuple[str, ...]:
     return tuple(name for name, gone in absent.items() if gone)
 
 
-def _drawn(*found: Figure | None) -> tuple[Figure, ...]:
-    return tuple(figure for figure in found if figure is not None)
+def _drawn(*figures: Figure | None) -> tuple[Figure, ...]:
+    return tuple(figure for figure in figures if figure is not None)
 
 
 def _ladder(study: Results) -> Section:
@@ -59,7 +57,7 @@ def _ladder(study: Results) -> Section:
             "resolved where its 95% interval holds 0. Each rung stands at its own best damping λ, "
             "chosen on one half of the queries and reported on the other."
         ),
-        figures=_drawn(figures.steps(study), figures.sweep(study)),
+        figures=_drawn(ladder.steps(study), ladder.sweep(study)),
         tables=(rung_table(study),),
     )
 
@@ -70,23 +68,25 @@ def _lost(study: Results) -> Section:
         "share; from the Hessian to the GGN stands apart. What a step costs in distance, it need "
         "not cost in accuracy."
     )
+    second = ""
     if study.hybrids:
-        lead += (
-            " K-FAC differs from the block GGN in its eigenvalues and in its eigenvectors: a "
+        second = (
+            "K-FAC differs from the block GGN in its eigenvalues and in its eigenvectors: a "
             "hybrid takes one from each and tells which of them costs."
         )
     if study.bregman is not None:
-        lead += f" {_response(study)}"
-    by = by_fisher(study)
+        second += f" {_response(study)}"
+    by = decomposition.by_fisher(study)
     return Section(
         id="lost",
         title="Where accuracy is lost",
         lead=lead,
+        second=second.strip(),
         figures=_drawn(
-            figures.shares(study),
-            figures.errors(study),
-            figures.hybrids(study),
-            figures.bregman(study),
+            decomposition.shares(study),
+            decomposition.errors(study),
+            ladder.hybrids(study),
+            ladder.bregman(study),
         ),
         tables=() if by is None else (by,),
     )
@@ -108,7 +108,7 @@ def _response(study: Results) -> str:
 
 
 def _spectra(study: Results) -> Section:
-    negative = negative_part(study)
+    negative = spectra.negative_part(study)
     return Section(
         id="spectra",
         title="Spectra",
@@ -119,9 +119,9 @@ def _spectra(study: Results) -> Section:
             f"steepest of the next. {negative}"
         ).strip(),
         figures=_drawn(
-            figures.eigenvalues(study), figures.effective_dimension(study), figures.overlaps(study)
+            spectra.eigenvalues(study), spectra.effective_dimension(study), spectra.overlaps(study)
         ),
-        tables=spectrum_tables(study),
+        tables=spectra.spectrum_tables(study),
     )
 
 
@@ -134,14 +134,14 @@ def _cost(study: Results) -> Section:
             "are medians over the models, on this machine; training is not counted, since every "
             "rung needs it."
         ),
-        figures=_drawn(figures.pareto(study), figures.operations(study)),
+        figures=_drawn(cost.pareto(study), cost.operations(study)),
     )
 
 
 def _calibration(study: Study, rung: str) -> Section:
     results, alpha = study.results, study.results.truth.alpha
-    curve = figures.calibration_curve(study, rung)
-    slopes = figures.calibration(results)
+    curve = calibration.calibration_curve(study, rung)
+    slopes = calibration.calibration(results)
     return Section(
         id="calibration",
         title="Size of the predictions",

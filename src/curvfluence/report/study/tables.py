@@ -6,15 +6,7 @@ from collections.abc import Callable, Sequence
 
 from curvfluence.report.parts.table import Table, tabulate
 from curvfluence.study.results import ClaimRow, Results, RungResult
-from curvfluence.study.words import (
-    dampings,
-    flops,
-    interval,
-    number,
-    seconds,
-    short,
-    size,
-)
+from curvfluence.study.words import dampings, flops, interval, number, seconds, short, size
 
 _RUNG: dict[str, Callable[[RungResult], str]] = {
     "Rung": lambda r: r.full_name,

@@ -59,8 +59,8 @@ def _headline(study: Results, rung: RungResult) -> str:
         f"{number(rung.lds, 2)}{reach}."
     )
     if count == 1:
-        return f"{rung.full_name} was the only curvature measured: {agreed}"
-    return f"Of {count} curvatures, {rung.full_name} is the one to use here: {agreed}"
+        return f"{rung.full_name} was the only curvature approximation measured: {agreed}"
+    return f"Of {count} curvature approximations, {rung.full_name} is the one to use here: {agreed}"
 
 
 def _terms(study: Results) -> str:
@@ -121,12 +121,12 @@ def _dearer(study: Results, rung: RungResult) -> str:
     if len(study.rungs) == 1:
         return ""
     dearer = (other for other in study.rungs if _seconds(other) > _seconds(rung))
-    found = [gain for other in dearer if (gain := _gain(study, other, rung)) is not None]
-    gains = [gain.text for gain in found if gain.resolved]
+    offers = [gain for other in dearer if (gain := _gain(study, other, rung)) is not None]
+    gains = [gain.text for gain in offers if gain.resolved]
     if gains:
         return f"More can be had: {'; '.join(gains)}."
     text = "More time buys no accuracy that this study could resolve"
-    return f"{text}: {'; '.join(gain.text for gain in found)}." if found else f"{text}."
+    return f"{text}: {'; '.join(gain.text for gain in offers)}." if offers else f"{text}."
 
 
 def _gain(study: Results, other: RungResult, rung: RungResult) -> _Gain | None:

@@ -9,8 +9,7 @@ from curvfluence.fidelity import Interval
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import looks, series
 from curvfluence.report.sweep.grid import Grid, Line
-from curvfluence.report.sweep.lines import over
-from curvfluence.report.sweep.measure import Measure
+from curvfluence.report.sweep.lines import Measure, over
 from curvfluence.study.results import DecompositionStep, Results, RungResult, Step
 
 T = TypeVar("T")
@@ -38,8 +37,8 @@ def lost(grid: Grid) -> tuple[Figure, ...]:
         Line(
             step.name,
             look[step.below],
-            _step(step.pair, lambda found: found.lds_lost),
-            _step(step.pair, lambda found: found.interval),
+            _step(step.pair, lambda taken: taken.lds_lost),
+            _step(step.pair, lambda taken: taken.interval),
         )
         for step in steps
     )

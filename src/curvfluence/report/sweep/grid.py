@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import prod, sqrt
-from statistics import fmean, stdev
-
-from scipy import stats
+from math import prod
+from statistics import fmean
 
 from curvfluence.fidelity import Interval
 from curvfluence.report.parts.style import Look
+from curvfluence.study.claims.estimate import TAIL, OverModels
 from curvfluence.study.results import Results
 from curvfluence.study.sweep import Cell, Sweep, SweptStudy
 from curvfluence.study.words import listed, short
@@ -124,8 +123,14 @@ class Grid:
         apart in frames of their own."""
         return self.combinations(axis) > FACETS
 
-    def panels(self, axis: str) -> tuple[Panel, ...]:
+    def values(self, axis: str | None) -> list[Value | None]:
+        """The values of an axis; of none, one that stands for all studies."""
+        return [None] if axis is None else list(self.axes[axis])
+
+    def panels(self, axis: str | None) -> tuple[Panel, ...]:
         """A frame for each combination of the other axes, or one over all of them."""
+        if axis is None:
+            return (Panel("", (self.studies,)),)
         others = {} if self.averaged(axis) else self.others(axis)
         cells = (dict(zip(others, values, strict=True)) for values in product(*others.values()))
         return tuple(
@@ -177,15 +182,10 @@ def estimate(studies: Sequence[SweptStudy], line: Line) -> Estimate | None:
     return Estimate(seeds[0], Interval(min(every), max(every)))
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """mean ± t · s / √n, with n − 1 degrees of freedom. Takes two values or more."""
-    half = t_factor(len(values), level) * stdev(values) / sqrt(len(values))
-    return Interval(fmean(values) - half, fmean(values) + half)
-
-
-def t_factor(count: int, level: float = 0.95) -> float:
-    """How many standard errors a t-interval over `count` values reaches to each side."""
-    return float(stats.t.ppf((1 + level) / 2, count - 1))
+def t_interval(values: Sequence[float]) -> Interval:
+    """The 95% interval of the mean, mean ± t · s / √n with n − 1 degrees of freedom."""
+    mean = OverModels(values)
+    return Interval(mean.low(TAIL), mean.high(TAIL))
 
 
 def worded(axis: str) -> str:

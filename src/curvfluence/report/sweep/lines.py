@@ -3,69 +3,133 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from textwrap import fill
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from curvfluence.report.parts.axes import Point, rows, rows_height
+from curvfluence.report.parts.axes import legend, legend_height
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import INK, MUTED, slug
 from curvfluence.report.parts.table import Table
-from curvfluence.report.sweep.draw import Points, drawing, height, note
 from curvfluence.report.sweep.grid import Estimate, Grid, Line, Panel, estimate, worded
-from curvfluence.report.sweep.measure import Measure
-from curvfluence.study.words import percent, short
+from curvfluence.study.words import NONE, interval, number, percent, short
+
+Estimates = Sequence[Sequence[Estimate | None]]  # by line, then by value of the axis
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What a figure draws. `label` names the number, `own` the bar of a study on its own, `told`
+    the lines that its sentence speaks of, `bounds` the ends of the scale where they are fixed,
+    `mark` a value to draw a reference at."""
+
+    name: str
+    title: str
+    label: str
+    own: str
+    lines: tuple[Line, ...]
+    told: tuple[str, ...]
+    percent: bool = False
+    signed: bool = False
+    bounds: tuple[float | None, float | None] = (None, None)
+    mark: float | None = None
+
+    def text(self, value: float) -> str:
+        return percent(value) if self.percent else number(value, signed=self.signed)
+
+    def cell(self, estimate: Estimate | None) -> str:
+        """A value with its bar, for a table."""
+        if estimate is None:
+            return NONE
+        if estimate.bar is None:
+            return self.text(estimate.value)
+        ends = " to ".join(map(percent, estimate.bar))
+        bar = ends if self.percent else interval(estimate.bar, signed=self.signed)
+        return f"{self.text(estimate.value)} ({bar})"
 
 
 def over(grid: Grid, axis: str | None, measure: Measure) -> Figure | None:
-    """The figure of a measure over an axis; over rows where the grid has no axis but the seed.
-    None where no study has the number."""
-    if axis is None:
-        return _in_rows(grid, measure)
-    panels = grid.panels(axis)
-    points = [_points(panel, measure.lines) for panel in panels]
-    every = [e for panel in points for line in panel for e in line if e is not None]
+    """The figure of a measure over an axis, or over none where the seeds alone differ. None where
+    no study has the number."""
+    panels, values = grid.panels(axis), grid.values(axis)
+    shown = [[[estimate(g, line) for g in p.groups] for line in measure.lines] for p in panels]
+    every = [e for panel in shown for line in panel for e in line if e is not None]
     if not every:
         return None
     frame = _frame(every, measure)
-    title = f"{measure.title} by {worded(axis)}"
+    columns = ("Setting", *(line.label for line in measure.lines))
+    rows = (
+        (_setting(axis, at, panel), *(measure.cell(line[k]) for line in lines))
+        for panel, lines in zip(panels, shown, strict=True)
+        for k, at in enumerate(values)
+    )
+    title = measure.title if axis is None else f"{measure.title} by {worded(axis)}"
+    labels = ["" if at is None else short(at) for at in values]
+    drawing = Drawing(measure, panels, shown, frame, (axis or "", labels))
+    bars = grid.bars(axis, measure.own)
     return Figure(
-        name=f"{measure.name}-{slug(axis)}",
+        name=measure.name if axis is None else f"{measure.name}-{slug(axis)}",
         title=title,
         reading=f"{_ends(grid, axis, measure)}{_left_out(every, frame)}",
-        shape=(
-            f"One curve for each of {len(measure.lines)} lines over {worded(axis)}, in "
-            f"{len(panels)} frames; {grid.bars(axis, measure.own)}."
-        ),
-        data=Table(
-            title,
-            ("Setting", *(line.label for line in measure.lines)),
-            tuple(
-                (_setting(axis, at, panel), *(measure.cell(line[k]) for line in lines))
-                for panel, lines in zip(panels, points, strict=True)
-                for k, at in enumerate(grid.axes[axis])
-            ),
-        ),
-        draw=drawing(grid, axis, measure, panels, points, frame),
-        height=height(panels, measure),
+        data=Table(title, columns, tuple(rows)),
+        draw=lambda canvas: drawing(canvas, bars),
+        height=_height(panels, measure),
+        marks=bars,
     )
 
 
-def _points(panel: Panel, lines: Sequence[Line]) -> Points:
-    return [[estimate(group, line) for group in panel.groups] for line in lines]
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Draws the frames of a measure: `estimates` of each panel, the scale, and the name of the axis
+    with the labels of its values."""
+
+    measure: Measure
+    panels: Sequence[Panel]
+    estimates: Sequence[Estimates]
+    frame: tuple[float, float]
+    axis: tuple[str, Sequence[str]]
+
+    def __call__(self, canvas: Canvas, bars: str) -> None:
+        count = len(self.panels)
+        columns = min(2, count)
+        shape = (ceil(count / columns), columns)
+        frames = canvas.subplots(*shape, sharex=True, sharey=True, squeeze=False).flat
+        for k, axes in enumerate(frames):
+            if k >= count:
+                axes.set_axis_off()
+                continue
+            _panel(axes, self.measure, self.panels[k], self.estimates[k], self.frame)
+            axes.set_xticks(range(len(self.axis[1])), self.axis[1])
+            if k + columns >= count:
+                axes.set_xlabel(worded(self.axis[0]))
+                axes.tick_params(labelbottom=True)
+            if k % columns == 0:
+                axes.set_ylabel(self.measure.label)
+        hollow = "; hollow: the bar holds 0" if self.measure.signed else ""
+        entries = [(line.label, line.look) for line in self.measure.lines]
+        legend(canvas, entries, title=fill(f"{bars}{hollow}", 62))
 
 
-def _setting(axis: str, value: float, panel: Panel) -> str:
-    at = f"{worded(axis)} {short(value)}"
+def _setting(axis: str | None, value: float | None, panel: Panel) -> str:
+    at = "all studies" if axis is None else f"{worded(axis)} {short(value)}"
     return f"{at}, {panel.title}" if panel.title else at
 
 
-def _ends(grid: Grid, axis: str, measure: Measure) -> str:
+def _ends(grid: Grid, axis: str | None, measure: Measure) -> str:
     """How the told lines go from the first value of the axis to the last."""
-    first, last = grid.axes[axis][0], grid.axes[axis][-1]
+    lines = [line for line in measure.lines if line.label in measure.told]
     told: list[str] = []
-    for line in measure.lines:
+    if axis is None:
+        means = ((line, estimate(grid.studies, line)) for line in lines)
+        told = [f"{line.label} {measure.text(e.value)}" for line, e in means if e is not None]
+        return f"{'; '.join(told)}."
+    first, last = grid.axes[axis][0], grid.axes[axis][-1]
+    for line in lines:
         a, b = (estimate(grid.at(axis, at), line) for at in (first, last))
-        if line.label in measure.told and a is not None and b is not None:
+        if a is not None and b is not None:
             told.append(f"{line.label} from {measure.text(a.value)} to {measure.text(b.value)}")
     rest = ", mean over the rest" if grid.others(axis) else ""
     return f"From {worded(axis)} {short(first)} to {short(last)}{rest}: {'; '.join(told)}."
@@ -82,11 +146,10 @@ def _frame(every: Sequence[Estimate], measure: Measure) -> tuple[float, float]:
     margin = 0.04 * (high - low)
     fixed_low, fixed_high = measure.bounds
     if fixed_low is not None:
-        low, margin_low = min(fixed_low, *values), 0.0
-    else:
-        margin_low = margin if low < 0 else 0.0
-    high = max(fixed_high, *values) if fixed_high is not None else high + margin
-    return low - margin_low, high
+        low = min(fixed_low, *values)
+    elif low < 0:
+        low -= margin
+    return low, max(fixed_high, *values) if fixed_high is not None else high + margin
 
 
 def _left_out(every: Sequence[Estimate], frame: tuple[float, float]) -> str:
@@ -98,44 +161,52 @@ def _left_out(every: Sequence[Estimate], frame: tuple[float, float]) -> str:
     return f" {text} on beyond the frame; the data below has them whole."
 
 
-def _in_rows(grid: Grid, measure: Measure) -> Figure | None:
-    """A row for each line, over all seeds."""
-    estimates = ((line, estimate(grid.studies, line)) for line in measure.lines)
-    shown = [(line, e) for line, e in estimates if e is not None]
-    if not shown:
-        return None
-    frame = _frame([e for _, e in shown], measure)
-    labels = [line.label for line, _ in shown]
-    bars = grid.bars(None, measure.own)
-    told = [f"{n.label} {measure.text(e.value)}" for n, e in shown if n.label in measure.told]
+def _panel(
+    axes: Axes, measure: Measure, panel: Panel, lines: Estimates, frame: tuple[float, float]
+) -> None:
+    count = len(panel.groups)
+    gap = min(0.13, 0.72 / len(lines))
+    axes.grid(visible=False, axis="x")
+    if measure.mark is not None:
+        axes.axhline(measure.mark, color=INK if not measure.mark else MUTED, lw=0.8, zorder=1)
+    for between in range(1, count):
+        axes.axvline(between - 0.5, color=MUTED, lw=0.4, ls=(0, (1, 3)), zorder=0)
+    for k, (line, points) in enumerate(zip(measure.lines, lines, strict=True)):
+        shift = (k - (len(lines) - 1) / 2) * gap
+        at = [(x + shift, e) for x, e in enumerate(points) if e is not None]
+        _line(axes, line, at, signed=measure.signed)
+    if panel.title:
+        axes.set_title(fill(panel.title, 30), fontsize=7, loc="left", pad=3)
+    axes.set_xlim(-0.5, count - 0.5)
+    axes.set_ylim(*frame)
+    if measure.percent:
+        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
 
-    def draw(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        points = [
-            [Point(e.value, e.bar, line.look, hollow=measure.signed and e.open)]
-            for line, e in shown
-        ]
-        rows(axes, labels, points)
-        for row, (line, e) in enumerate(shown):
-            for value in e.seeds:
-                axes.plot([value], [row + 0.2], "o", color=line.look.colour, ms=1.8)
-        if measure.mark is not None:
-            axes.axvline(measure.mark, color=INK if not measure.mark else MUTED, lw=0.8, zorder=1)
-        if measure.percent:
-            axes.xaxis.set_major_formatter(lambda value, _: percent(value))
-        axes.set_xlim(*frame)
-        axes.set_xlabel(f"{measure.label}\n{note(measure, bars, 42)}")
 
-    return Figure(
-        name=measure.name,
-        title=measure.title,
-        reading="; ".join(told) + "." + _left_out([e for _, e in shown], frame),
-        shape=f"A row for each line; {bars}.",
-        data=Table(
-            measure.title,
-            ("", f"{measure.label} (bar)"),
-            tuple((line.label, measure.cell(e)) for line, e in shown),
-        ),
-        draw=draw,
-        height=rows_height(labels) + 0.2,
-    )
+def _line(axes: Axes, line: Line, at: list[tuple[float, Estimate]], *, signed: bool) -> None:
+    """One curve: its bars, the values of single seeds as dots, its points."""
+    colour = line.look.colour
+    axes.plot([x for x, _ in at], [e.value for _, e in at], color=colour, lw=0.7, zorder=2)
+    bars = [(x, e.bar) for x, e in at if e.bar is not None]
+    lows, highs = [bar.low for _, bar in bars], [bar.high for _, bar in bars]
+    axes.vlines([x for x, _ in bars], lows, highs, color=colour, lw=1.3, zorder=3)
+    seeds = [(x, value) for x, e in at for value in e.seeds]
+    axes.plot([x for x, _ in seeds], [v for _, v in seeds], "o", color=colour, ms=1.5, zorder=3)
+    for hollow in (False, True):
+        these = [(x, e.value) for x, e in at if (signed and e.open) == hollow]
+        axes.plot(
+            [x for x, _ in these],
+            [value for _, value in these],
+            line.look.marker,
+            color="none" if hollow else colour,
+            markeredgecolor=colour if hollow else INK,
+            markeredgewidth=0.9 if hollow else 0.4,
+            ms=3.6,
+            zorder=4,
+        )
+
+
+def _height(panels: Sequence[Panel], measure: Measure) -> float:
+    below = 0.3 + legend_height([line.label for line in measure.lines])
+    each = 2.0 if len(panels) < 3 else 1.35
+    return 0.45 + below + each * ceil(len(panels) / min(2, len(panels)))

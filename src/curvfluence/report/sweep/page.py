@@ -38,12 +38,13 @@ def _page(grid: Grid) -> Page:
     return Page(
         template="sweep.html",
         title=f"{first.problem}: a sweep of {len(grid.studies)} studies",
-        verdict=verdict(grid, counts),
+        verdict=verdict(grid),
         picture=leading[0],
         kind="Sweep of studies",
         subject=first.heading,
         description=first.description,
         details=f"protocol {first.protocol}",
+        beside=(step_count_table(counts, grid.seeds),) if counts else (),
         facts=_facts(grid),
         sections=_sections(grid, [f for f in of_eigenvalues + of_lds if f is not leading[0]]),
         measured=(
@@ -54,11 +55,7 @@ def _page(grid: Grid) -> Page:
         command=sweep_command(first.spec, grid.given),
         call=sweep_call(first.spec, grid.given),
         chips=chips(first),
-        more={
-            "heat": heat(grid),
-            "notes": notes(grid),
-            "counts": step_count_table(counts, grid.seeds) if counts else None,
-        },
+        more={"heat": heat(grid), "notes": notes(grid)},
     )
 
 
@@ -78,6 +75,8 @@ def _facts(grid: Grid) -> tuple[tuple[str, str], ...]:
 def _sections(grid: Grid, figures: Sequence[Figure]) -> tuple[Section, ...]:
     """`figures` are those of LDS and of the eigenvalue step that the verdict leaves."""
     spaced = " The values of an axis stand evenly spaced." if grid.axes else ""
+    of_lds = tuple(figure for figure in figures if _of_lds(figure))
+    two = len(of_lds) == 2  # a row for LDS, and one for what is lost
     return (
         Section(
             id="eigenvalues",
@@ -92,20 +91,18 @@ def _sections(grid: Grid, figures: Sequence[Figure]) -> tuple[Section, ...]:
         ),
         Section(
             id="rungs",
-            title="LDS by rung",
-            lead=_bars(grid) + spaced,
-            figures=tuple(f for f in figures if _of_lds(f)),
-        ),
-        Section(
-            id="lost",
-            title="What each step loses",
-            lead=(
-                "LDS of the upper rung less that of the lower, on the same truth: above 0 the "
-                "better curvature gives the better scores. A hollow point is one whose bar holds 0."
-            ),
-            figures=lost(grid),
+            title="LDS by rung, and what each step loses",
+            lead=_bars(grid) + spaced + ("" if two else f" {_LOST}"),
+            second=_LOST if two else "",
+            figures=(*of_lds, *lost(grid)),
         ),
     )
+
+
+_LOST = (
+    "What a step loses is the LDS of the upper rung less that of the lower, on the same truth: "
+    "above 0 the better curvature gives the better scores. A hollow point is one whose bar holds 0."
+)
 
 
 def _of_lds(figure: Figure) -> bool:

@@ -106,14 +106,14 @@ def step_counts(grid: Grid) -> tuple[StepCount, ...]:
 
 
 def _count(grid: Grid, step: Step) -> StepCount:
-    every = (results.step(*step.pair) for results in grid.results)
-    found = [one for one in every if one is not None]
+    maybe = (results.step(*step.pair) for results in grid.results)
+    steps = [one for one in maybe if one is not None]
     count = StepCount(
         step=step,
-        studies=len(found),
-        ahead=sum(one.lds_lost > 0 for one in found),
-        resolved_ahead=sum(one.interval.low > 0 for one in found),
-        resolved_behind=sum(one.interval.high < 0 for one in found),
+        studies=len(steps),
+        ahead=sum(one.lds_lost > 0 for one in steps),
+        resolved_ahead=sum(one.interval.low > 0 for one in steps),
+        resolved_behind=sum(one.interval.high < 0 for one in steps),
     )
     if grid.seeds < 2:
         return count

@@ -9,8 +9,7 @@ from typing import TypeVar
 
 from curvfluence.report.parts.cautions import ENOUGH, cautions
 from curvfluence.report.parts.page import Verdict
-from curvfluence.report.sweep.grid import Grid, t_factor, worded
-from curvfluence.report.sweep.tables import StepCount
+from curvfluence.report.sweep.grid import Grid, worded
 from curvfluence.study.results import DecompositionStep
 from curvfluence.study.sweep import SweptStudy
 from curvfluence.study.words import listed, number, percent, short
@@ -28,13 +27,12 @@ _TERMS = (
 )
 
 
-def verdict(grid: Grid, counts: tuple[StepCount, ...]) -> Verdict:
+def verdict(grid: Grid) -> Verdict:
     """Everything counted from the studies of the grid."""
     findings = (
         ("Majority", _majority(grid)),
         ("By axis", _shares(grid)),
         ("Cost of the step", _loses(grid)),
-        ("Order", _order(grid, counts)),
         ("Highest", _top(grid)),
         ("What moves LDS", _moves(grid)),
     )
@@ -121,37 +119,15 @@ def _loses(grid: Grid) -> str:
     steps = _values(grid.studies, lambda step: step)
     parts: list[str] = []
     for fisher in grid.fishers:
-        found = steps(fisher)
-        lost = [step.lds_lost for step in found]
-        more = sum(step.interval.low > 0 for step in found)
-        less = sum(step.interval.high < 0 for step in found)
+        taken = steps(fisher)
+        lost = [step.lds_lost for step in taken]
+        more = sum(step.interval.low > 0 for step in taken)
+        less = sum(step.interval.high < 0 for step in taken)
         parts.append(
             f"{number(min(lost), signed=True)} to {number(max(lost), signed=True)} under {fisher} "
-            f"(a resolved loss in {more} of {len(found)} studies, a resolved gain in {less})"
+            f"(a resolved loss in {more} of {len(taken)} studies, a resolved gain in {less})"
         )
     return f"The LDS lost at that step is {listed(parts)}." if parts else ""
-
-
-def _order(grid: Grid, counts: tuple[StepCount, ...]) -> str:
-    if not counts:
-        return ""
-    up = sum(count.resolved_ahead for count in counts)
-    down = sum(count.resolved_behind for count in counts)
-    text = (
-        f"Down the ladder the upper rung has the higher LDS in {sum(c.ahead for c in counts)} of "
-        f"{sum(c.studies for c in counts)} cases ({len(counts)} steps in each study); by the "
-        f"paired interval of each study {up} are resolved in its favour, {down} against it, and "
-        f"{sum(c.unresolved for c in counts)} not resolved"
-    )
-    if grid.seeds < 2:
-        return text + "."
-    cases = sum(count.settings for count in counts)
-    up = sum(count.seeds_resolved_ahead for count in counts)
-    down = sum(count.seeds_resolved_behind for count in counts)
-    return (
-        f"{text}. Over {grid.seeds} seeds, of {cases} cases {up} are resolved in its favour, "
-        f"{down} against it, {cases - up - down} not resolved."
-    )
 
 
 def _top(grid: Grid) -> str:
@@ -183,12 +159,11 @@ def _cautions(grid: Grid) -> tuple[str, ...]:
     if grid.seeds < 2:
         doubts.append(
             "One seed: each interval is one study’s own and says nothing of other seeds, which "
-            "also draw other subsets. Give --seed several values."
+            "also draw other subsets. Take several."
         )
     elif grid.seeds < ENOUGH:
         doubts.append(
-            f"{grid.seeds} seeds: a t-interval over them reaches {t_factor(grid.seeds):.1f} "
-            f"standard errors to each side. Read it as rough; take {ENOUGH} seeds or more."
+            f"{grid.seeds} seeds: a t-interval over so few is rough. Take {ENOUGH} or more."
         )
     doubts += [
         f"The figures over {worded(axis)} average over {grid.combinations(axis)} settings of "

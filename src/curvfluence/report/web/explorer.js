@@ -111,7 +111,7 @@
     const left = make("div");
     const right = make("div");
     if (data.image) left.append(tile("query", k, `Image of query ${data.queries[k]}`));
-    if (target !== undefined && target !== null) right.append(make("h4", "", `Label: ${named(target)}`));
+    if (target !== undefined && target !== null) right.append(make("p", "label", `Label: ${named(target)}`));
     if (data.outputs) right.append(...bars(k));
     else right.append(make("p", "note", "The model’s output was not kept in this study."));
     if (data.features) {
@@ -140,7 +140,9 @@
       bar.append(fill);
       const name = binary ? named(1) : values.length > 1 ? named(c) : "output";
       const text = kind === "probability" ? `${(100 * value).toFixed(1)}%` : shown(value);
-      item.append(make("span", "name", name), bar, make("span", "value", text));
+      const label = make("span", "name", name);
+      label.title = name;
+      item.append(label, bar, make("span", "value", text));
       list.append(item);
     });
     const title = kind === "probability" ? "Model’s probabilities" : "Model’s outputs";

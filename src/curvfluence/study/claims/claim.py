@@ -120,9 +120,7 @@ def _loss_share(step: tuple[str, str], whole: tuple[str, str]) -> Callable[[Stud
 
 
 def _error_share(
-    above: str,
-    below: str,
-    by_model: Callable[[DecompositionStep], tuple[float | None, ...] | None],
+    above: str, below: str, by_model: Callable[[DecompositionStep], tuple[float | None, ...] | None]
 ) -> Callable[[Study], OverModels]:
     """The step's share of ‖GGN − KFAC‖² (or of the sum of norms), a number for each model."""
 

@@ -85,12 +85,7 @@ def plan(name: str, protocol_name: str, settings: Settings) -> Plan:
     )
     rungs = tuple(rung for rung in base.ladder if rung not in ASIDE)
     variant = replace(
-        base,
-        subsets=settings.variant_subsets,
-        orders=1,
-        rungs=rungs,
-        bregman=False,
-        costs=False,
+        base, subsets=settings.variant_subsets, orders=1, rungs=rungs, bregman=False, costs=False
     )
     problem = prepared(loaded, base.plan, DTYPES[base.dtype])
     axes: dict[str, tuple[Setting, ...]] = {}

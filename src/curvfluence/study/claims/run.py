@@ -14,13 +14,7 @@ from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
 from curvfluence.study.claims.plan import PROTOCOL_NAMES, Plan, Settings, plan
 from curvfluence.study.claims.rows import rows
-from curvfluence.study.claims.table import (
-    TABLE,
-    ClaimedStudy,
-    Claims,
-    ClaimsTable,
-    ProblemClaims,
-)
+from curvfluence.study.claims.table import TABLE, ClaimedStudy, Claims, ClaimsTable, ProblemClaims
 from curvfluence.study.environment import environment
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import ClaimRow
@@ -63,24 +57,18 @@ def run_claims(
         tables.setdefault(one.problem, []).extend(rows(one, study, settings.axes))
     for one in plans:
         _insert(study(one.base), tuple(tables[one.problem]))
-    table = ClaimsTable(
-        environment({}),
-        settings,
-        {
-            name: ProblemClaims(
-                tuple(table),
-                tuple(
-                    _claimed(out, one, spec)
-                    for one in plans
-                    if one.problem == name
-                    for spec in one.work
-                ),
-            )
-            for name, table in tables.items()
-        },
-    )
+    judged = {name: _problem(out, name, plans, rows_of) for name, rows_of in tables.items()}
+    table = ClaimsTable(environment({}), settings, judged)
     write(out / TABLE, table)
     return Claims(table, out)
+
+
+def _problem(
+    out: Path, name: str, plans: Sequence[Plan], table: Sequence[ClaimRow]
+) -> ProblemClaims:
+    """The rows of a problem, and the studies that they rest on."""
+    pairs = ((one, spec) for one in plans if one.problem == name for spec in one.work)
+    return ProblemClaims(tuple(table), tuple(_claimed(out, one, spec) for one, spec in pairs))
 
 
 def _claimed(out: Path, one: Plan, spec: StudySpec) -> ClaimedStudy:

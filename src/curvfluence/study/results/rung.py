@@ -46,10 +46,9 @@ class NegativePart(Record, frozen=True):
     share: float
 
 
-class BlockSpectrum(Record, frozen=True):
-    """Eigenvalues of one block at some of their ranks, descending."""
+class Eigenvalues(Record, frozen=True):
+    """Eigenvalues at some of their ranks, descending."""
 
-    name: str
     ranks: tuple[AtLeastOne, ...]
     eigenvalues: tuple[float, ...]
 
@@ -58,21 +57,21 @@ class BlockSpectrum(Record, frozen=True):
             raise ValueError(f"{len(self.ranks)} ranks for {len(self.eigenvalues)} eigenvalues")
 
 
-class SpectrumSummary(Record, frozen=True):
-    """Eigenvalues of the first model's curvature at some of their ranks, descending; `condition` is
-    that of the curvature damped by `condition_damping`."""
+class BlockSpectrum(Eigenvalues, frozen=True):
+    """Of one block."""
 
-    ranks: tuple[AtLeastOne, ...]
-    eigenvalues: tuple[float, ...]
+    name: str
+
+
+class SpectrumSummary(Eigenvalues, frozen=True):
+    """Of the first model's curvature; `condition` is that of the curvature damped by
+    `condition_damping`."""
+
     effective_dimension: tuple[EffectiveDimension, ...]
     condition: float | None
     condition_damping: float
     negative: NegativePart
     blocks: tuple[BlockSpectrum, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.ranks) != len(self.eigenvalues):
-            raise ValueError(f"{len(self.ranks)} ranks for {len(self.eigenvalues)} eigenvalues")
 
     @property
     def largest(self) -> float:

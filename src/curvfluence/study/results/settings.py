@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
-from curvfluence.store.records import Record
+from curvfluence.store.records import Record, as_json
 
 # How many there are of something; JSON knows no integer beyond 2⁵³ that every reader keeps.
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
@@ -60,17 +60,7 @@ class Environment(Record, frozen=True, rename={"scikit_learn": "scikit-learn"}):
     @property
     def versions(self) -> dict[str, Any]:
         """Software and machine by name."""
-        return {
-            "curvfluence": self.curvfluence,
-            "python": self.python,
-            "torch": self.torch,
-            "numpy": self.numpy,
-            "scipy": self.scipy,
-            "scikit-learn": self.scikit_learn,
-            "system": self.system,
-            "cpus": self.cpus,
-            "threads": self.threads,
-        }
+        return {k: v for k, v in as_json(self).items() if k not in ("hashes", "command")}
 
 
 class DisplaySummary(Record, frozen=True):

@@ -8,10 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import TypeAlias
 
-import msgspec
-
 from curvfluence.errors import InputError
 from curvfluence.store.hashes import hash_json
+from curvfluence.store.records import as_json
 from curvfluence.study.problems import load
 from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, StudySpec
@@ -59,4 +58,4 @@ def at_cell(base: StudySpec, cell: Mapping[str, int | float]) -> StudySpec:
 
 def cell_folder(out: Path, spec: StudySpec) -> Path:
     """Where the study of a cell is kept: named by its settings."""
-    return out / CELLS / hash_json(msgspec.to_builtins(spec.settings))
+    return out / CELLS / hash_json(as_json(spec.settings))

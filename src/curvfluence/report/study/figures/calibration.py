@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from curvfluence.report.parts.axes import Point, Ticks, reference, rows, rows_height
+from curvfluence.fidelity import Calibration
+from curvfluence.report.parts.axes import Point, Rows, Ticks
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import INK, MUTED, looks
-from curvfluence.report.parts.table import tabulate
-from curvfluence.study.results import Results
+from curvfluence.report.parts.table import Columns, tabulate
+from curvfluence.study.results import Results, RungResult
 from curvfluence.study.study import Study
-from curvfluence.study.words import number, percent, short
+from curvfluence.study.words import clipped, number, percent, short
 
 _BINS = 16
 
@@ -28,51 +29,37 @@ def calibration(study: Results) -> Figure | None:
         return None
     look, alpha = looks([rung.name for rung in study.rungs]), study.truth.alpha
     low, high = (end(shown, key=lambda pair: pair[1].slope) for end in (min, max))
-    names = [rung.full_name for rung, _ in shown]
+    top, bottom = max(0.0, 1 / alpha, high[1].slope), min(0.0, low[1].slope)
+    reach = top - bottom
+    plot = Rows(
+        [rung.full_name for rung, _ in shown],
+        [[Point(line.slope, None, look[rung.name])] for rung, line in shown],
+        "slope of true on predicted change",
+        (bottom - 0.03 * reach, top + 0.08 * reach),
+        lines=[(1.0, "1"), (1 / alpha, "1/α")],
+    )
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        rows(axes, names, [[Point(line.slope, None, look[rung.name])] for rung, line in shown])
+        plot.fill(axes)
         for row, (_, line) in enumerate(shown):
-            axes.annotate(
-                f"r {number(line.r, 2)}",
-                (1.02, row),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=6.5,
-            )
-        top, bottom = max(0.0, 1 / alpha, high[1].slope), min(0.0, low[1].slope)
-        axes.set_xlim(bottom - 0.03 * (top - bottom), top + 0.08 * (top - bottom))
-        reference(axes, 1.0, "1")
-        reference(axes, 1 / alpha, "1/α")
-        axes.set_xlabel("slope of true on predicted change")
+            text, at = f"r {number(line.r, 2)}", ("axes fraction", "data")
+            axes.annotate(text, (1.02, row), xycoords=at, va="center", fontsize=6.5)
 
-    return Figure(
-        name="calibration",
-        title="Slope of true on predicted change",
-        reading=(
-            f"True changes are {short(low[1].slope)} ({low[0].full_name}) to "
-            f"{short(high[1].slope)} ({high[0].full_name}) times the predicted ones; with subsets "
-            f"that keep {percent(alpha)}, expect about {short(1 / alpha)} or more."
-        ),
-        shape=(
-            "The slope of the true on the predicted change for each rung, with dashed lines at 1 "
-            "and at 1/α, and the correlation r beside it."
-        ),
-        data=tabulate(
-            "Slope of true on predicted change",
-            {
-                "Rung": lambda p: p[0].full_name + ("" if p[0].has_units else " (no units)"),
-                "slope": lambda p: short(p[1].slope),
-                "intercept": lambda p: short(p[1].intercept),
-                "r": lambda p: number(p[1].r),
-                "pairs": lambda p: f"{p[1].n:,}",
-            },
-            every,
-        ),
-        draw=draw,
-        height=rows_height(names),
+    reading = (
+        f"True changes are {short(low[1].slope)} ({low[0].full_name}) to {short(high[1].slope)} "
+        f"({high[0].full_name}) times the predicted ones; with subsets that keep {percent(alpha)}, "
+        f"expect about {short(1 / alpha)} or more."
     )
+    columns: Columns[tuple[RungResult, Calibration]] = {
+        "Rung": lambda p: p[0].full_name + ("" if p[0].has_units else " (no units)"),
+        "slope": lambda p: short(p[1].slope),
+        "intercept": lambda p: short(p[1].intercept),
+        "r": lambda p: number(p[1].r),
+        "pairs": lambda p: f"{p[1].n:,}",
+    }
+    data = tabulate("Slope of true on predicted change", columns, every)
+    return Figure("calibration", data.caption, reading, data, draw, plot.height)
 
 
 def calibration_curve(study: Study, name: str) -> Figure | None:
@@ -92,37 +79,27 @@ def calibration_curve(study: Study, name: str) -> Figure | None:
         # Each point is the mean of a bin, and the first and last bins are long tails: no line
         # joins what lies between them.
         axes.vlines(x, low, high, color=look.colour, lw=1.6, label="middle half")
-        axes.plot(x, y, look.marker, color=look.colour, ms=4, mec=INK, mew=0.5, ls="", label="mean")
+        colour, marker = look.colour, look.marker
+        axes.plot(x, y, marker, color=colour, ms=4, mec=INK, mew=0.5, ls="", label="mean")
         _both_symlog(axes, x)
         _slopes(axes, x, 1 / truth.alpha)
-        axes.set_xlabel(f"predicted change, {truth.unit}")
-        axes.set_ylabel(f"true change, {truth.unit}")
+        axes.set_xlabel(f"predicted change, {clipped(truth.unit, 36)}")
+        axes.set_ylabel(f"true change, {clipped(truth.unit, 24)}")
         canvas.legend(loc="outside lower center", ncols=4, handlelength=1.6, columnspacing=1)
 
-    return Figure(
-        name="calibration-curve",
-        title=f"True on predicted change, {rung.full_name}",
-        reading=(
-            f"Where {rung.full_name} predicts most ({short(x[-1])} {truth.unit}), the truth is "
-            f"{short(y[-1])} on average, and {short(low[-1])} to {short(high[-1])} for the middle "
-            "half."
-        ),
-        shape=(
-            "The mean true change, with the middle half of the true changes as a bar, over the "
-            "mean predicted change in bins of equal count; lines at slopes 1 and 1/α."
-        ),
-        data=tabulate(
-            "True on predicted change",
-            {
-                "predicted": lambda k: short(x[k]),
-                "true, mean": lambda k: short(y[k]),
-                "lower quartile": lambda k: short(low[k]),
-                "upper quartile": lambda k: short(high[k]),
-            },
-            range(len(x)),
-        ),
-        draw=draw,
+    reading = (
+        f"Where {rung.full_name} predicts most ({short(x[-1])} {truth.unit}), the truth is "
+        f"{short(y[-1])} on average, and {short(low[-1])} to {short(high[-1])} for the middle half."
     )
+    columns: Columns[int] = {
+        "predicted": lambda k: short(x[k]),
+        "true, mean": lambda k: short(y[k]),
+        "lower quartile": lambda k: short(low[k]),
+        "upper quartile": lambda k: short(high[k]),
+    }
+    title = f"True on predicted change, {rung.full_name}"
+    data = tabulate(title, columns, range(len(x)))
+    return Figure("calibration-curve", title, reading, data, draw)
 
 
 def _bins(study: Study, name: str) -> tuple[list[float], ...] | None:
@@ -134,13 +111,11 @@ def _bins(study: Study, name: str) -> tuple[list[float], ...] | None:
     predicted = np.einsum("jqn,mn->jmq", scores.astype(float), 1.0 - subsets).ravel()
     changed = (truth.mean(1) - base[:, None, :]).ravel()
     bins = np.array_split(np.argsort(predicted, kind="stable"), min(_BINS, len(predicted)))
-    quartiles = [np.quantile(changed[i], (0.25, 0.75)) for i in bins]
-    return (
-        [float(predicted[i].mean()) for i in bins],
-        [float(changed[i].mean()) for i in bins],
-        [float(low) for low, _ in quartiles],
-        [float(high) for _, high in quartiles],
-    )
+    columns = [
+        (predicted[i].mean(), changed[i].mean(), *np.quantile(changed[i], (0.25, 0.75)))
+        for i in bins
+    ]
+    return tuple([float(value) for value in column] for column in zip(*columns, strict=True))
 
 
 def _both_symlog(axes: Axes, x: Sequence[float]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure as Canvas
 
-from curvfluence.report.parts.axes import legend, log, mark
+from curvfluence.report.parts.axes import legend, legend_height, log, mark
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import MUTED, looks
-from curvfluence.report.parts.table import tabulate
+from curvfluence.report.parts.table import Columns, tabulate
 from curvfluence.study.results import Results, RungResult
 from curvfluence.study.words import flops, interval, listed, number, prefix, seconds
 
@@ -39,7 +39,7 @@ def pareto(study: Results) -> Figure | None:
 def operations(study: Results) -> Figure | None:
     """LDS against floating-point operations, which do not depend on the machine."""
     priced = [(rung, rung.operations) for rung in study.rungs if rung.operations]
-    power, name = prefix(min((cost for _, cost in priced), default=1.0))
+    power, name = prefix(max((cost for _, cost in priced), default=1.0))
     return _against(
         study,
         [(rung, cost / power) for rung, cost in priced],
@@ -79,26 +79,13 @@ def _against(
         axes.set_ylabel("LDS, with 95% interval")
         legend(canvas, [(rung.full_name, look[rung.name]) for rung, _ in priced])
 
+    columns: Columns[Priced] = {
+        "Rung": lambda p: p[0].full_name,
+        "cost": lambda p: shown(p[1]),
+        "LDS": lambda p: number(p[0].lds),
+        "95% interval": lambda p: interval(p[0].interval),
+        "front": lambda p: "yes" if p[0].name in on_front else "",
+    }
     name, title = named
-    return Figure(
-        name=name,
-        title=title,
-        reading=reading,
-        shape=(
-            "A scatter of LDS over cost on a logarithmic axis, one point with an interval for "
-            "each rung; a dashed staircase joins those that no other rung beats."
-        ),
-        data=tabulate(
-            title,
-            {
-                "Rung": lambda p: p[0].full_name,
-                "cost": lambda p: shown(p[1]),
-                "LDS": lambda p: number(p[0].lds),
-                "95% interval": lambda p: interval(p[0].interval),
-                "front": lambda p: "yes" if p[0].name in on_front else "",
-            },
-            priced,
-        ),
-        draw=draw,
-        height=2.9,
-    )
+    height = 2.3 + legend_height([rung.full_name for rung, _ in priced])
+    return Figure(name, title, reading, tabulate(title, columns, priced), draw, height)

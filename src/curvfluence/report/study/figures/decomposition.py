@@ -8,13 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
-from curvfluence.report.parts.axes import log, rows
+from curvfluence.report.parts.axes import Rows, log
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.labels import end_labels
-from curvfluence.report.parts.style import INK, MUTED, PALE, RULE, looks, series
+from curvfluence.report.parts.style import MUTED, PALE, RULE, looks, series
 from curvfluence.report.parts.table import Table, tabulate
 from curvfluence.report.study.figures.ladder import NOT_RESOLVED
-from curvfluence.study.results import Decomposition, DecompositionStep, Results
+from curvfluence.study.results import DecompositionStep, Results
+from curvfluence.study.results.step import Decomposition
 from curvfluence.study.words import NONE, interval, number, percent, short
 
 _SHARES: tuple[tuple[str, Callable[[DecompositionStep], float | None], str], ...] = (
@@ -38,35 +39,25 @@ def shares(study: Results) -> Figure | None:
     reading += f", and {percent(most.lds_share)} of the LDS lost." if most.lds_share else "."
     kinds = [kind for kind in _SHARES if any(kind[1](step) is not None for step in chain)]
 
+    plot = Rows([step.name for step in chain], [[] for _ in chain], "share", lines=[(0.0, "")])
+
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        rows(axes, [step.name for step in chain], [[] for _ in chain])
+        plot.fill(axes)
         height = 0.8 / len(kinds)
         for k, (_, share, colour) in enumerate(kinds):
             for row, step in enumerate(chain):
                 y = row + (k - (len(kinds) - 1) / 2) * height
                 axes.barh(y, share(step) or 0.0, height * 0.82, color=colour)
-        axes.axvline(0, color=INK, lw=0.8)
         axes.xaxis.set_major_formatter(lambda value, _: percent(value))
-        axes.set_xlabel("share")
         handles = [Patch(facecolor=colour, label=name) for name, _, colour in kinds]
         canvas.legend(
             handles=handles, loc="outside lower center", ncols=3, handlelength=0.9,
             columnspacing=1, handletextpad=0.4,
         )  # fmt: skip
 
-    return Figure(
-        name="shares",
-        title="Shares of the steps",
-        reading=reading,
-        shape=(
-            "Bars for each step between neighbours: its share of the squared Frobenius distance, "
-            "of plain norms, and of the LDS lost."
-        ),
-        data=_share_table("Shares of the steps", [(step, step.name) for step in part.steps]),
-        draw=draw,
-        height=0.8 + 0.52 * len(chain),
-    )
+    data = _share_table("Shares of the steps", [(step, step.name) for step in part.steps])
+    return Figure("shares", data.caption, reading, data, draw, height=0.8 + 0.52 * len(chain))
 
 
 def by_fisher(study: Results) -> Table | None:
@@ -111,34 +102,24 @@ def errors(study: Results) -> Figure | None:
     if part is None or not kinds:
         return None
     grid, last = part.dampings, kinds[-1]
-    found = [step for step in part.steps if any(of(step) for _, of in kinds)]
-    worst = max(found, key=lambda step: (last[1](step) or (0.0,))[0])
+    steps = [step for step in part.steps if any(of(step) for _, of in kinds)]
+    worst = max(steps, key=lambda step: (last[1](step) or (0.0,))[0])
     reading = (
         f"At the smallest λ, the {last[0]} is largest at {worst.name} ({short(last[1](worst)[0])})"
     )
-    curves = [of(step) for step in found for _, of in kinds if of(step)]
+    curves = [of(step) for step in steps for _, of in kinds if of(step)]
     alike = all(curve[-1] < curve[0] / 10 for curve in curves)
     reading += "; at the largest, all rungs are alike." if alike else "."
 
     def draw(canvas: Canvas) -> None:
         panels = canvas.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, of) in zip(panels, kinds, strict=True):
-            _curves(axes, grid, [(step, of(step)) for step in found if of(step)])
+            _curves(axes, grid, [(step, of(step)) for step in steps if of(step)])
             axes.set_ylabel(title)
         panels[-1].set_xlabel("damping λ")
 
-    return Figure(
-        name="errors",
-        title="Error of each step over the damping",
-        reading=reading,
-        shape=(
-            "Curves of the relative error that each step makes, over the damping, both axes "
-            "logarithmic: of the damped inverse on query gradients, and of scores."
-        ),
-        data=_error_table(part, [(s, t, of(s)) for t, of in kinds for s in found if of(s)]),
-        draw=draw,
-        height=1.0 + 1.2 * len(kinds),
-    )
+    data = _error_table(part, [(s, t, of(s)) for t, of in kinds for s in steps if of(s)])
+    return Figure("errors", data.caption, reading, data, draw, height=1.0 + 1.2 * len(kinds))
 
 
 def _curves(

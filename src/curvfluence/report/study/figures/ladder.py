@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from curvfluence.report.parts.axes import (
-    Point,
-    filled_and_hollow,
-    log,
-    mark,
-    reference,
-    rows,
-    rows_height,
-)
+from curvfluence.report.parts.axes import Point, Rows, log, mark
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.labels import end_labels
-from curvfluence.report.parts.style import INK, looks
-from curvfluence.report.parts.table import Table, tabulate
+from curvfluence.report.parts.style import looks
+from curvfluence.report.parts.table import Columns, Table, tabulate
 from curvfluence.study.results import Results, RungResult, Step
 from curvfluence.study.words import interval, listed, number, short
 
+LDS = "LDS, with 95% interval"
 NOT_RESOLVED = "not resolved"
 _NO_SHARES: Mapping[tuple[str, str], str] = MappingProxyType({})
 
@@ -37,89 +29,60 @@ def ladder(study: Results) -> Figure:
         f"{top.full_name} stands highest at {number(top.lds)}"
     )
     reading += f", of about {number(best, 2)} that noise allows." if best is not None else "."
-    others = any(rung.lds_independent is not None for rung in rungs)
-
-    def draw(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        points = [[Point(r.lds, r.interval, look[r.name])] for r in rungs]
-        for row, rung in zip(points, rungs, strict=True):
-            if rung.lds_independent is not None:
-                row.append(Point(rung.lds_independent, None, look[rung.name], True, 0.24))
-        rows(axes, [rung.full_name for rung in rungs], points)
-        if best is not None:
-            reference(axes, best, "noise ceiling")
-        lds_axis(axes, rungs)
-        if others:
-            filled_and_hollow(canvas, "same initial weights", "other initial weights")
-
-    return Figure(
-        name="ladder",
-        title="LDS by rung",
-        reading=reading,
-        shape=(
-            "Points with 95% intervals, one row for each curvature from the top of the ladder "
-            "down. Hollow points: models from other initial weights."
-        ),
-        data=tabulate(
-            "LDS by rung",
-            {
-                "Rung": lambda r: r.full_name,
-                "LDS": lambda r: number(r.lds),
-                "95% interval": lambda r: interval(r.interval),
-                "over subsets": lambda r: interval(r.interval_subsets),
-                "over queries": lambda r: interval(r.interval_queries),
-                "independent": lambda r: number(r.lds_independent),
-            },
-            rungs,
-        ),
-        draw=draw,
-        height=rows_height([rung.full_name for rung in rungs]),
+    points = [[Point(r.lds, r.interval, look[r.name])] for r in rungs]
+    for row, rung in zip(points, rungs, strict=True):
+        if rung.lds_independent is not None:
+            row.append(Point(rung.lds_independent, None, look[rung.name], True, 0.24))
+    others = any(len(row) > 1 for row in points)
+    plot = Rows(
+        [rung.full_name for rung in rungs],
+        points,
+        LDS,
+        lds_limits(rungs),
+        lines=() if best is None else [(best, "noise ceiling")],
+        hollow=("same initial weights", "other initial weights") if others else None,
     )
+    columns: Columns[RungResult] = {
+        "Rung": lambda r: r.full_name,
+        "LDS": lambda r: number(r.lds),
+        "95% interval": lambda r: interval(r.interval),
+        "over subsets": lambda r: interval(r.interval_subsets),
+        "over queries": lambda r: interval(r.interval_queries),
+        "independent": lambda r: number(r.lds_independent),
+    }
+    data = tabulate("LDS by rung", columns, rungs)
+    return Figure("ladder", data.caption, reading, data, plot, plot.height)
 
 
-def lds_axis(axes: Axes, rungs: Sequence[RungResult]) -> None:
+def lds_limits(rungs: Sequence[RungResult]) -> tuple[float, float]:
     """From 0, or the lowest end of an interval, to 1."""
-    axes.set_xlim(min(0.0, *(rung.interval.low for rung in rungs)), 1.02)
-    axes.set_xlabel("LDS, with 95% interval")
+    return min(0.0, *(rung.interval.low for rung in rungs)), 1.02
 
 
 def steps(study: Results) -> Figure | None:
     """LDS lost between neighbours, with paired intervals."""
-    found = study.steps
-    if not found:
+    taken = study.steps
+    if not taken:
         return None
-    unresolved = [step.name for step in found if not step.resolved]
-    most = max(found, key=lambda step: step.lds_lost)
+    unresolved = [step.name for step in taken if not step.resolved]
+    most = max(taken, key=lambda step: step.lds_lost)
     reading = f"Most is lost at {most.name} ({number(most.lds_lost, signed=True)})."
     if unresolved:
         reading += f" Not resolved: {listed(unresolved)}."
-    look = looks([step.below for step in found])
-
-    def draw(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        points = [[Point(s.lds_lost, s.interval, look[s.below], not s.resolved)] for s in found]
-        rows(axes, [step.name for step in found], points)
-        axes.axvline(0, color=INK, lw=0.8, zorder=1)
-        axes.set_xlabel("LDS lost, with 95% interval (paired)")
-        if unresolved:
-            filled_and_hollow(canvas, "resolved", NOT_RESOLVED)
-
-    return Figure(
-        name="steps",
-        title="LDS lost at each step",
-        reading=reading,
-        shape=(
-            "Points with paired 95% intervals, one row for each step down the ladder; hollow "
-            "where the interval holds 0."
-        ),
-        data=step_table("LDS lost at each step", found),
-        draw=draw,
-        height=rows_height([step.name for step in found]),
+    look = looks([step.below for step in taken])
+    plot = Rows(
+        [step.name for step in taken],
+        [[Point(s.lds_lost, s.interval, look[s.below], not s.resolved)] for s in taken],
+        "LDS lost, with 95% interval (paired)",
+        lines=[(0.0, "")],
+        hollow=("resolved", NOT_RESOLVED) if unresolved else None,
     )
+    data = step_table("LDS lost at each step", taken)
+    return Figure("steps", data.caption, reading, data, plot, plot.height)
 
 
 def step_table(
-    caption: str, found: Sequence[Step], shares: Mapping[tuple[str, str], str] = _NO_SHARES
+    caption: str, steps: Sequence[Step], shares: Mapping[tuple[str, str], str] = _NO_SHARES
 ) -> Table:
     """What each step loses, whether that is resolved, and its share of the distance if given."""
     return tabulate(
@@ -131,45 +94,29 @@ def step_table(
             "95% interval, paired": lambda s: interval(s.interval, signed=True),
             "": lambda s: "" if s.resolved else NOT_RESOLVED,
         },
-        found,
+        steps,
     )
 
 
 def hybrids(study: Results) -> Figure | None:
     """Hybrids between the block GGN and K-FAC: which of K-FAC's two mismatches costs."""
-    ends = [study.rung("BlockGGN"), study.rung("KFAC")]
-    found = [rung for rung in (ends[0], *study.hybrids, ends[1]) if rung is not None]
     if not study.hybrids:
         return None
-    high = max(study.hybrids, key=lambda rung: rung.lds)
-    low = min(study.hybrids, key=lambda rung: rung.lds)
+    ends = study.rung("BlockGGN"), study.rung("KFAC")
+    rungs = [rung for rung in (ends[0], *study.hybrids, ends[1]) if rung is not None]
+    low, high = (end(study.hybrids, key=lambda rung: rung.lds) for end in (min, max))
     reading = f"Highest: {high.full_name}, {number(high.lds)}"
     reading += f"; lowest: {low.full_name}, {number(low.lds)}." if low is not high else "."
     look = looks([rung.name for rung in study.every_rung])
-
-    def draw(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        points = [[Point(rung.lds, rung.interval, look[rung.name])] for rung in found]
-        rows(axes, [rung.full_name for rung in found], points)
-        lds_axis(axes, found)
-
-    return Figure(
-        name="hybrids",
-        title="Eigenvalues or eigenvectors?",
-        reading=reading,
-        shape="Points with 95% intervals: hybrids between the block GGN and K-FAC, and both.",
-        data=tabulate(
-            "LDS of hybrids",
-            {
-                "Hybrid": lambda r: r.full_name,
-                "LDS": lambda r: number(r.lds),
-                "95% interval": lambda r: interval(r.interval),
-            },
-            found,
-        ),
-        draw=draw,
-        height=rows_height([rung.full_name for rung in found]),
-    )
+    points = [[Point(rung.lds, rung.interval, look[rung.name])] for rung in rungs]
+    plot = Rows([rung.full_name for rung in rungs], points, LDS, lds_limits(rungs))
+    columns: Columns[RungResult] = {
+        "Rung or hybrid": lambda r: r.full_name,
+        "LDS": lambda r: number(r.lds),
+        "95% interval": lambda r: interval(r.interval),
+    }
+    data = tabulate("Eigenvalues or eigenvectors?", columns, rungs)
+    return Figure("hybrids", data.caption, reading, data, plot, plot.height)
 
 
 def bregman(study: Results) -> Figure | None:
@@ -179,43 +126,32 @@ def bregman(study: Results) -> Figure | None:
         return None
     look = looks([rung.name for rung in study.rungs])
     gap, against = max(rungs, key=lambda pair: pair[1] - pair[0].lds)
-    labels = [rung.full_name for rung, _ in rungs]
-
-    def draw(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        points = [
+    plot = Rows(
+        [rung.full_name for rung, _ in rungs],
+        [
             [
                 Point(value, r.interval_bregman, look[r.name], shift=-0.14),
                 Point(r.lds, r.interval, look[r.name], hollow=True, shift=0.18),
             ]
             for r, value in rungs
-        ]
-        rows(axes, labels, points)
-        lds_axis(axes, [rung for rung, _ in rungs])
-        filled_and_hollow(canvas, "proximal Bregman response", "retraining")
-
-    return Figure(
-        name="bregman",
-        title="Against the proximal Bregman response",
-        reading=(
-            f"{gap.full_name}: {number(against)} against the proximal Bregman response, "
-            f"{number(gap.lds)} against retraining."
-        ),
-        shape="Two points for each rung: LDS against each of the two truths.",
-        data=tabulate(
-            "LDS against two truths",
-            {
-                "Rung": lambda p: p[0].full_name,
-                "Bregman": lambda p: number(p[1]),
-                "its 95% interval": lambda p: interval(p[0].interval_bregman),
-                "retraining": lambda p: number(p[0].lds),
-                "95% interval": lambda p: interval(p[0].interval),
-            },
-            rungs,
-        ),
-        draw=draw,
-        height=rows_height(labels),
+        ],
+        LDS,
+        lds_limits([rung for rung, _ in rungs]),
+        hollow=("proximal Bregman response", "retraining"),
     )
+    reading = (
+        f"{gap.full_name}: {number(against)} against the proximal Bregman response, "
+        f"{number(gap.lds)} against retraining."
+    )
+    columns: Columns[tuple[RungResult, float]] = {
+        "Rung": lambda p: p[0].full_name,
+        "Bregman": lambda p: number(p[1]),
+        "its 95% interval": lambda p: interval(p[0].interval_bregman),
+        "retraining": lambda p: number(p[0].lds),
+        "95% interval": lambda p: interval(p[0].interval),
+    }
+    data = tabulate("Against the proximal Bregman response", columns, rungs)
+    return Figure("bregman", data.caption, reading, data, plot, plot.height)
 
 
 def sweep(study: Results) -> Figure | None:
@@ -244,18 +180,7 @@ def sweep(study: Results) -> Figure | None:
 
     grid = sorted({point.damping or 0.0 for rung in rungs for point in rung.sweep})
     values = {rung.name: {p.damping: p.lds for p in rung.sweep} for rung in rungs}
-    return Figure(
-        name="sweep",
-        title="LDS over the damping",
-        reading=reading,
-        shape=(
-            "One curve for each rung over the damping, which runs on a logarithmic axis; a marker "
-            "stands at each rung's best."
-        ),
-        data=Table(
-            "LDS over the damping",
-            ("λ", *(rung.full_name for rung in rungs)),
-            tuple((short(at), *(number(values[r.name].get(at)) for r in rungs)) for at in grid),
-        ),
-        draw=draw,
-    )
+    rows = ((short(at), *(number(values[r.name].get(at)) for r in rungs)) for at in grid)
+    columns = ("λ", *(rung.full_name for rung in rungs))
+    data = Table("LDS over the damping", columns, tuple(rows))
+    return Figure("sweep", data.caption, reading, data, draw)

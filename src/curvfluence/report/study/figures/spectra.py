@@ -12,24 +12,25 @@ from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.labels import end_labels
 from curvfluence.report.parts.style import Look, looks
 from curvfluence.report.parts.table import Table
-from curvfluence.study.results import Results, RungResult, SpectrumSummary
-from curvfluence.study.words import counted, listed, number, percent, short
+from curvfluence.study.results import Results, RungResult
+from curvfluence.study.results.rung import SpectrumSummary
+from curvfluence.study.words import NONE, counted, listed, number, percent, short
 
 Spectra = list[tuple[RungResult, SpectrumSummary]]
 
 
 def spectra(study: Results) -> Spectra:
     """The rungs that kept their eigenvalues, without those that have none but 0."""
-    found = ((rung, rung.spectrum) for rung in study.rungs)
-    return [(rung, spectrum) for rung, spectrum in found if spectrum and any(spectrum.eigenvalues)]
+    every = ((rung, rung.spectrum) for rung in study.rungs)
+    return [(rung, spectrum) for rung, spectrum in every if spectrum and any(spectrum.eigenvalues)]
 
 
 def eigenvalues(study: Results) -> Figure | None:
     """Eigenvalues by rank, both axes logarithmic; what is within rounding of 0 does not show."""
-    found, rounding = spectra(study), study.spec.rounding
-    if not found:
+    rungs, rounding = spectra(study), study.spec.rounding
+    if not rungs:
         return None
-    low, high = (end(found, key=lambda pair: pair[1].eigenvalues[0]) for end in (min, max))
+    low, high = (end(rungs, key=lambda pair: pair[1].eigenvalues[0]) for end in (min, max))
     curves = [
         (
             rung,
@@ -39,32 +40,24 @@ def eigenvalues(study: Results) -> Figure | None:
                 if value > s.floor(rounding)
             ],
         )
-        for rung, s in found
+        for rung, s in rungs
     ]
-    ranks = sorted({rank for _, s in found for rank in s.ranks})
+    ranks = sorted({rank for _, s in rungs for rank in s.ranks})
     ranks = [ranks[i] for i in np.unique(np.linspace(0, len(ranks) - 1, 24).round().astype(int))]
     told = [
         {k: _told(v, s, rounding) for k, v in zip(s.ranks, s.eigenvalues, strict=True)}
-        for _, s in found
+        for _, s in rungs
     ]
-    return Figure(
-        name="eigenvalues",
-        title="Eigenvalues side by side",
-        reading=(
-            f"The largest eigenvalue runs from {short(low[1].eigenvalues[0])} "
-            f"({low[0].full_name}) to {short(high[1].eigenvalues[0])} ({high[0].full_name})."
-        ),
-        shape=(
-            "One descending curve of eigenvalues for each rung, over the rank, both axes "
-            "logarithmic. Only eigenvalues above rounding show."
-        ),
-        data=Table(
-            "Eigenvalues side by side",
-            ("rank", *(rung.full_name for rung, _ in found)),
-            tuple((str(k), *(column.get(k, short(None)) for column in told)) for k in ranks),
-        ),
-        draw=_curves(study, curves, ("rank", "eigenvalue")),
+    reading = (
+        f"The largest eigenvalue runs from {short(low[1].eigenvalues[0])} ({low[0].full_name}) to "
+        f"{short(high[1].eigenvalues[0])} ({high[0].full_name}). What is within rounding of 0 does "
+        "not show."
     )
+    rows = ((str(k), *(column.get(k, NONE) for column in told)) for k in ranks)
+    columns = ("rank", *(rung.full_name for rung, _ in rungs))
+    data = Table("Eigenvalues side by side", columns, tuple(rows))
+    draw = _curves(study, curves, ("rank", "eigenvalue"))
+    return Figure("eigenvalues", data.caption, reading, data, draw)
 
 
 def _told(value: float, spectrum: SpectrumSummary, rounding: float) -> str:
@@ -74,31 +67,22 @@ def _told(value: float, spectrum: SpectrumSummary, rounding: float) -> str:
 
 def effective_dimension(study: Results) -> Figure | None:
     """Σ μ/(μ + λ) over the damping: how many directions the data still decides."""
-    found = [(rung, s.effective_dimension) for rung, s in spectra(study) if s.effective_dimension]
-    if not found:
+    rungs = [(rung, s.effective_dimension) for rung, s in spectra(study) if s.effective_dimension]
+    if not rungs:
         return None
-    top, points = max(found, key=lambda pair: pair[1][0].value)
-    grid = sorted({point.damping for _, points in found for point in points})
-    told = [{point.damping: short(point.value) for point in points} for _, points in found]
-    curves = [(rung, [(p.damping, p.value) for p in ps if p.value > 0]) for rung, ps in found]
-    return Figure(
-        name="effective-dimension",
-        title="Effective dimension",
-        reading=(
-            f"At λ = {short(points[0].damping)}, {top.full_name} counts the most directions "
-            f"({short(points[0].value)})."
-        ),
-        shape=(
-            "One falling curve for each rung: the sum of μ/(μ + λ) over its eigenvalues μ, "
-            "over the damping λ, both axes logarithmic."
-        ),
-        data=Table(
-            "Effective dimension",
-            ("λ", *(rung.full_name for rung, _ in found)),
-            tuple((short(at), *(column.get(at, short(None)) for column in told)) for at in grid),
-        ),
-        draw=_curves(study, curves, ("damping λ", "effective dimension")),
+    top, points = max(rungs, key=lambda pair: pair[1][0].value)
+    grid = sorted({point.damping for _, points in rungs for point in points})
+    told = [{point.damping: short(point.value) for point in points} for _, points in rungs]
+    curves = [(rung, [(p.damping, p.value) for p in ps if p.value > 0]) for rung, ps in rungs]
+    reading = (
+        f"At λ = {short(points[0].damping)}, {top.full_name} counts the most directions "
+        f"({short(points[0].value)})."
     )
+    rows = ((short(at), *(column.get(at, NONE) for column in told)) for at in grid)
+    columns = ("λ", *(rung.full_name for rung, _ in rungs))
+    data = Table("Effective dimension", columns, tuple(rows))
+    draw = _curves(study, curves, ("damping λ", "effective dimension"))
+    return Figure("effective-dimension", data.caption, reading, data, draw)
 
 
 def _curves(
@@ -126,10 +110,10 @@ def _curves(
 
 def overlaps(study: Results) -> Figure | None:
     """How much of one rung's leading eigenspace lies in another's, by its size."""
-    found = study.overlap
-    if found is None or not found.pairs:
+    measured = study.overlap
+    if measured is None or not measured.pairs:
         return None
-    ranks, pairs = found.ranks, found.pairs
+    ranks, pairs = measured.ranks, measured.pairs
     at = int(np.argmin([abs(np.log(rank / 10)) for rank in ranks]))
     least = min(pairs, key=lambda pair: pair.overlap[min(at, len(pair.overlap) - 1)])
     last = min(at, len(least.overlap) - 1)
@@ -146,27 +130,17 @@ def overlaps(study: Results) -> Figure | None:
         axes.set_ylabel("share in common")
         end_labels(axes, [(p.overlap[-1], p.name, m) for p, m in zip(pairs, look, strict=True)])
 
-    return Figure(
-        name="overlap",
-        title="Overlap of leading eigenspaces",
-        reading=(
-            f"{least.name} differ most: of the leading {ranks[last]} directions they share "
-            f"{percent(least.overlap[last])}."
-        ),
-        shape=(
-            "One curve for each pair of rungs: the share of the leading eigenspace of one that "
-            "lies in that of the other, 1 where they are the same."
-        ),
-        data=Table(
-            "Overlap of leading eigenspaces",
-            ("directions", *(pair.name for pair in pairs)),
-            tuple(
-                (str(rank), *(number(dict(enumerate(p.overlap)).get(k)) for p in pairs))
-                for k, rank in enumerate(ranks)
-            ),
-        ),
-        draw=draw,
+    reading = (
+        f"{least.name} differ most: of the leading {ranks[last]} directions they share "
+        f"{percent(least.overlap[last])}."
     )
+    rows = (
+        (str(rank), *(number(dict(enumerate(pair.overlap)).get(k)) for pair in pairs))
+        for k, rank in enumerate(ranks)
+    )
+    columns = ("directions", *(pair.name for pair in pairs))
+    data = Table("Overlap of leading eigenspaces", columns, tuple(rows))
+    return Figure("overlap", data.caption, reading, data, draw)
 
 
 def negative_part(study: Results) -> str:
@@ -183,10 +157,10 @@ def negative_part(study: Results) -> str:
 
 def spectrum_tables(study: Results) -> tuple[Table, ...]:
     """Condition numbers, and eigenvalues by block."""
-    found, rounding = spectra(study), study.spec.rounding
+    rungs, rounding = spectra(study), study.spec.rounding
     conditions = tuple(
         (rung.full_name, short(s.condition), short(s.condition_damping))
-        for rung, s in found
+        for rung, s in rungs
         if s.condition is not None
     )
     blocks = tuple(
@@ -195,7 +169,7 @@ def spectrum_tables(study: Results) -> tuple[Table, ...]:
             block.name,
             *(_told(block.eigenvalues[k], s, rounding) for k in (0, len(block.ranks) // 2, -1)),
         )
-        for rung, s in found
+        for rung, s in rungs
         for block in s.blocks
         if block.eigenvalues
     )

@@ -1,0 +1,129 @@
+"""Seeds, protocols and variants of a study."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import curvfluence as cf
+from curvfluence.study import StudySpec, load, run_study
+from curvfluence.study.climb import influence_problems
+from curvfluence.study.progress import silent
+from curvfluence.study.retrain import influence_runs, train_models
+from curvfluence.study.run import prepared
+from curvfluence.study.variant import Variant
+from tests.results_file import written
+
+
+class TestSeeds:
+    PURPOSES = (
+        "initialisation", "order", "order of the influence models", "subsets", "query halves",
+        "bootstrap", "splits", "Fisher",
+    )  # fmt: skip
+
+    def test_purposes_and_studies_share_no_stream(self) -> None:
+        drawn = [
+            seed
+            for study in (0, 1)
+            for purpose in self.PURPOSES
+            for seed in StudySpec("digits", 60, seed=study).seeds(purpose, 16)
+        ]
+        assert len(set(drawn)) == len(drawn)
+
+    def test_every_model_has_orders_of_its_own(self) -> None:
+        spec = StudySpec("digits", subsets=4, models=3)
+        runs = influence_runs(spec, load("digits"))
+        assert len({run.order_seed for run in runs}) == 3
+        assert not {run.order_seed for run in runs} & set(spec.seeds("order", 6))
+
+
+class TestProtocols:
+    def test_paper(self, tmp_path: Path) -> None:
+        """One-sample factors, bias apart, factored damping, no decay; EK-FAC's eigenvalues both
+        sampled and exact, and the expected number of surprising labels stated."""
+        spec = StudySpec(
+            "wine",
+            subsets=4,
+            models=2,
+            replicates=200,
+            dampings=(1e-3, 1e-1),
+            protocol="paper",
+            variant=Variant(epochs=5),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", cf.errors.CurvfluenceWarning
+            )  # of few surprising labels
+            results = written(run_study(spec, tmp_path / "paper"))
+        rungs = {rung["name"]: rung for rung in results["rungs"]}
+        assert list(rungs) == list(spec.plan.rungs(0))
+        assert results["recipe"]["weight_decay"] == 0
+        assert "Cosine" in str(results["recipe"]["schedule"])
+        assert rungs["KFAC"]["fisher"] == rungs["EKFAC"]["fisher"] == "mc(1)"
+        assert "factored" in rungs["KFAC"]["coverage"][0]["rule"]
+        assert rungs["KFAC"]["coverage"][1]["parameters"] == ["0.bias"]
+        assert rungs["Hessian"]["full_name"] == "Hessian(truncate(1e-06))"
+        assert any("surprising labels expected" in note for note in rungs["KFAC"]["notes"])
+        steps = {(s["from"], s["to"]): s["share"] for s in results["decomposition"]["steps"]}
+        chain = spec.plan.chains[0].steps
+        assert sum(steps[step] for step in chain) == pytest.approx(1.0)
+        assert steps["EKFAC", "KFAC"] is None
+
+    def test_further_fisher_types_stand_beside(self, tmp_path: Path) -> None:
+        spec = StudySpec(
+            "wine", subsets=4, models=2, replicates=200, dampings=(1e-2,), fishers=("mc1",)
+        )
+        with pytest.warns(cf.errors.CurvfluenceWarning):
+            results = written(run_study(spec, tmp_path / "fishers"))
+        assert [part["fisher"] for part in results["decompositions"]] == ["type2", "mc1"]
+        for part in results["decompositions"]:
+            shares = [s["share"] for s in part["steps"] if s["share"] is not None]
+            assert sum(shares) == pytest.approx(1.0)
+
+    def test_unknown(self) -> None:
+        with pytest.raises(cf.errors.InputError, match="no protocol"):
+            StudySpec("digits", 4, protocol="dirty")
+        with pytest.raises(cf.errors.InputError, match="no Fisher type"):
+            StudySpec("digits", 4, fishers=("mc(x)",)).plan.rungs(0)
+
+    def test_decoupled_decay_reaches_the_problems(self) -> None:
+        spec = StudySpec("wine", subsets=4, models=1)
+        problem = prepared(load("wine"), spec.plan, torch.float32)
+        recipe = replace(problem.recipe, optimizer=cf.truth.adamw(0.01), epochs=1)
+        problem = replace(problem, recipe=recipe)
+        trained = train_models(spec, problem, silent).trained
+        assert all(at.decoupled_decay for at in influence_problems(problem, trained))
+
+
+class TestVariants:
+    def test_apply(self) -> None:
+        problem = load("digits")
+        changed = Variant(depth=3, width=8, epochs=2, weight_decay=0.1, label_noise=0.2)
+        found = changed.apply(problem)
+        sizes = [m.weight.shape for m in found.recipe.build(0) if hasattr(m, "weight")]
+        assert sizes == [(8, 64), (8, 8), (8, 8), (10, 8)]
+        assert (found.recipe.epochs, found.recipe.weight_decay) == (2, 0.1)
+        differ = (found.train.targets != problem.train.targets).nonzero().flatten()
+        assert torch.equal(differ, found.flipped)
+        assert len(differ) == round(0.2 * 1617)
+
+    @pytest.mark.parametrize(
+        ("variant", "said"),
+        [
+            ({"depth": 0}, "depth must be at least 1"),
+            ({"width": 500}, "parameters"),
+            ({"label_noise": 1.0}, "label_noise"),
+            ({"weight_decay": -1.0}, "weight_decay"),
+        ],
+    )
+    def test_impossible(self, variant: dict, said: str) -> None:
+        with pytest.raises(cf.errors.InputError, match=said):
+            Variant(**variant).apply(load("digits"))
+
+    def test_regression_has_no_labels_to_flip(self) -> None:
+        with pytest.raises(cf.errors.InputError, match="regression"):
+            Variant(label_noise=0.1).apply(load("diabetes"))
