@@ -21,9 +21,9 @@ PYTEST ?=
 study: .venv/run
 	$(BIN)/curvfluence study digits
 
-# A test runs on one thread: as many processes as cores, a file in one of them.
+# A test runs on one thread: as many processes as cores; tests that share fixtures in one of them.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST)
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow $(PYTEST)

@@ -24,7 +24,10 @@ from curvfluence.study.claims.estimate import TAIL, Drawn, OverModels, Share, Sm
 from curvfluence.study.claims.plan import plan
 from curvfluence.study.problems import BUILT_IN, StudyProblem, load, mlp
 
-pytestmark = pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning"),
+    pytest.mark.xdist_group("claims"),
+]
 
 
 def normal(mean: float, scale: float = 0.1, seed: int = 0, size: int = 4000) -> Drawn:

@@ -20,6 +20,8 @@ from curvfluence.problem.losses import Loss
 from tests.digits import digits, fit_net
 from tests.problems import mlp
 
+pytestmark = pytest.mark.xdist_group("parity")  # its fixtures are made once
+
 PAIRS = {
     "KFAC": (cf.KFAC(), KFACLinearOperator),
     "EKFAC": (cf.EKFAC(), EKFACLinearOperator),

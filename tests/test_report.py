@@ -42,6 +42,8 @@ from tests.studies import (
     write,
 )
 
+pytestmark = pytest.mark.xdist_group("report")  # its fixtures are made once
+
 FIGURES = {
     "ladder", "steps", "sweep", "shares", "errors", "hybrids", "bregman", "eigenvalues",
     "effective-dimension", "overlap", "pareto", "operations", "calibration", "calibration-curve",

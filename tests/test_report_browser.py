@@ -29,7 +29,7 @@ from tests.test_report import FIGURES
 from tests.test_report_sweep import KINDS, ONLY_SEEDS, OWN, SEEDED, make_sweep
 from tests.test_report_sweep import WIDE as AVERAGED
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("report_browser")]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (

@@ -42,6 +42,8 @@ from curvfluence.study.variant import Variant
 from tests.studies import around, make_results, make_study, with_rung, write
 from tests.test_report import Page, run
 
+pytestmark = pytest.mark.xdist_group("report_sweep")  # its fixtures are made once
+
 SEEDED = {"depth": [1, 2, 4], "epochs": [3, 30], "seed": [0, 1, 2]}
 OWN = {"depth": [1, 2], "width": [16, 32]}
 WIDE = {"depth": [1, 2], "width": [16, 32, 64], "epochs": [3, 30, 300]}

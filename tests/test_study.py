@@ -24,6 +24,8 @@ from curvfluence.study.run import prepared
 from curvfluence.truth import Run, train, train_one
 from tests.results_file import cross_fitted, spearman_rows, written
 
+pytestmark = pytest.mark.xdist_group("study")  # its fixtures are made once
+
 SMALL = {"subsets": 6, "models": 3, "replicates": 200, "dampings": GRID[::4]}
 
 

@@ -19,6 +19,8 @@ from curvfluence.study import StudySpec, load, run_study
 from curvfluence.truth import BregmanResponse, bregman_response
 from tests.results_file import cross_fitted, written
 
+pytestmark = pytest.mark.xdist_group("study_bregman")  # its fixtures are made once
+
 TINY = {"subsets": 6, "models": 2, "replicates": 200, "dampings": (1e-3, 1e-2, 1e-1)}
 
 
