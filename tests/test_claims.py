@@ -174,7 +174,7 @@ def claimed(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BUILT_IN, "tiny", tiny)
         made = run_claims(["tiny"], out, SMALL, jobs=1)
-        write_claims(made)
+        write_claims(made, figures=False)
         yield made
 
 

@@ -32,7 +32,7 @@ SMALL = {"subsets": 6, "models": 3, "replicates": 200, "dampings": GRID[::4]}
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("runs") / "small"
-    return written(with_report(run_study(StudySpec("wine", **SMALL), out))), out
+    return written(with_report(run_study(StudySpec("wine", **SMALL), out), figures=False)), out
 
 
 class TestResults:

@@ -21,8 +21,9 @@ PAGE = "claims.md"
 SIGNS = {HOLDS: "✓", FAILS: "✗", OPEN: "?"}
 
 
-def write_claims(claims: Claims, *, watch: Watcher = silent) -> Path:
-    """Write `claims.md`, and the page of every base study that has none of these results."""
+def write_claims(claims: Claims, *, figures: bool = True, watch: Watcher = silent) -> Path:
+    """Write `claims.md`, and the page of every base study that has none of these results; with
+    `figures`, each page's figures as files too."""
     folders = [
         claims.path / f"{name}-{protocol}"
         for name in claims.table.problems
@@ -30,7 +31,7 @@ def write_claims(claims: Claims, *, watch: Watcher = silent) -> Path:
     ]
     with watch("write the reports", len(folders)) as done:
         for k, folder in enumerate(folders):
-            with_report(read_study(folder))
+            with_report(read_study(folder), figures=figures)
             done(k + 1)
     page = claims.path / PAGE
     page.write_text(markdown(claims), encoding="utf-8")

@@ -37,12 +37,14 @@ def write_report(folder: Path, *, figures: bool = True) -> Report:
     return write_page(_page(study), folder / PAGE, start=start, figures=figures)
 
 
-def with_report(study: Study) -> Study:
+def with_report(study: Study, *, figures: bool = True) -> Study:
     """The study with its page, written where these results have none yet; its results then tell the
-    seconds that it took."""
+    seconds that it took. `figures` as in `write_report`."""
     if study.results.report_seconds is not None and (study.path / PAGE).is_file():
         return study
-    results = replace(study.results, report_seconds=write_report(study.path).seconds)
+    results = replace(
+        study.results, report_seconds=write_report(study.path, figures=figures).seconds
+    )
     write(study.path / RESULTS, results)
     return Study(study.path, results, study.reused)
 
