@@ -17,7 +17,8 @@ from curvfluence.jacobian.operations import Lookup, MatrixOperation
 from curvfluence.jacobian.probe import Probe, require_deterministic, require_plain_mode
 from curvfluence.jacobian.terms import bias_alone
 from curvfluence.jacobian.tracing import Piece, Use
-from curvfluence.problem.problem import Problem, require_per_example
+from curvfluence.problem.checks import require_per_example
+from curvfluence.problem.problem import Problem
 from curvfluence.runtime import generators, precision
 
 PLAIN = (bool, int, float, str, type(None))  # settings of a module that are compared

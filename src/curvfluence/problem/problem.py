@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.errors import InputError
+from curvfluence.problem.checks import (
+    measurement_of,
+    output_shape,
+    remembered,
+    require_autocast,
+    require_kinds,
+    require_per_example,
+    unweighted,
+    weighted,
+)
 from curvfluence.problem.data import Examples, Source, require_finite
+from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.losses import Loss, ScaledLoss
-from curvfluence.problem.measurement import LossMeasurement, Measurement
+from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.parameters import Parameters, call, slots
-from curvfluence.runtime import device as machine
+from curvfluence.problem.snapshot import snapshot
 from curvfluence.runtime import generators
 
 
@@ -86,8 +96,8 @@ class Problem:
         autocast: torch.dtype | None = None,
         remember: int | None = None,
     ) -> None:
-        _require_kinds(loss, measurement)
-        _require_autocast(autocast)
+        require_kinds(loss, measurement)
+        require_autocast(autocast)
         if isinstance(weights, Tensor):
             raise InputError(
                 "weights is a checkpoint, a mapping like model.state_dict(); weights of training "
@@ -95,22 +105,22 @@ class Problem:
             )
         require_per_example(model)
         parameters = Parameters.of(model)
-        theta, state = _snapshot(model, parameters, weights)
+        theta, state = snapshot(model, parameters, weights)
         first = next(iter(theta.values()))
         place = (first.device, first.dtype)
         if autocast is not None and first.dtype != torch.float32:
             raise InputError(f"autocast is of a float32 model; its parameters are {first.dtype}")
         examples = Examples.of(train, "train").to(*place)
         if sample_weight is not None:
-            examples = _weighted(examples, sample_weight).to(*place)
-        shape = _output_shape(model, {**state, **theta}, examples.inputs[:1].clone())
+            examples = weighted(examples, sample_weight).to(*place)
+        shape = output_shape(model, {**state, **theta}, examples.inputs[:1].clone())
         loss = loss.bound(shape, examples.targets, examples.weights)
         values = {
             "model": model,
             "loss": loss,
             "train": examples,
-            "queries": _unweighted(Examples.of(queries, "queries")).to(*place),
-            "measurement": _measurement(measurement, loss),
+            "queries": unweighted(Examples.of(queries, "queries")).to(*place),
+            "measurement": measurement_of(measurement, loss),
             "parameters": parameters,
             "theta": theta,
             "state": state,
@@ -118,7 +128,7 @@ class Problem:
             "decoupled_decay": decoupled_decay,
             "unmodelled": (unmodelled,) if isinstance(unmodelled, str) else tuple(unmodelled),
             "autocast": autocast,
-            "remember": _room(remember, first.device),
+            "remember": remembered(remember, first.device),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -209,10 +219,7 @@ class Problem:
             train = (self.train.inputs, self.train.targets, self.train.weights)
             tensors = (*self.theta.values(), *self.state.values(), self.decay, *train)
             held = (state[0], self.loss, self.autocast, *tensors)
-            digest = hashlib.sha256()
-            for value in held:
-                _digest(value, digest.update)
-            known[state] = digest.hexdigest()[:16]
+            known[state] = fingerprint(*held)
         return known[state]
 
     @cached_property
@@ -277,154 +284,3 @@ class Problem:
             rows = torch.cat([self.forward(part.inputs) for _, part in examples.chunks(chunk)])
         require_finite(rows, f"model output for the {what}")
         return rows
-
-
-def _digest(value: object, update: Callable[[bytes], None]) -> None:
-    """All of a value: tensors by content, shape and dtype, dataclasses by their fields."""
-    if isinstance(value, Tensor):
-        update(f"{tuple(value.shape)}{value.dtype}".encode())
-        update(value.detach().cpu().contiguous().numpy().tobytes())
-    elif is_dataclass(value):
-        update(type(value).__qualname__.encode())
-        for each in fields(value):
-            update(each.name.encode())
-            _digest(getattr(value, each.name), update)
-    else:
-        update(repr(value).encode())
-
-
-def _room(remember: int | None, device: torch.device) -> int:
-    if remember is None:
-        return machine.memory(device) // 16
-    if isinstance(remember, bool) or not isinstance(remember, int) or remember < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"remember is a number of bytes, 0 for none; seen {remember!r}")
-    return remember
-
-
-def _require_autocast(dtype: torch.dtype | None) -> None:
-    if dtype not in (None, torch.bfloat16):
-        raise InputError(
-            f"autocast must be torch.bfloat16 or None; seen {dtype}. (float16 gradients underflow "
-            "without a scale)"
-        )
-
-
-def _weighted(train: Examples, weights: Tensor) -> Examples:
-    if train.weights is not None:
-        raise InputError("train has weights of its own: give them there or as sample_weight")
-    try:
-        return train.weighted(weights)
-    except InputError as error:
-        raise type(error)(f"sample_weight: {error}") from None
-
-
-def _unweighted(queries: Examples) -> Examples:
-    if queries.weights is not None:
-        raise InputError("queries: they have weights, and a measurement has none: leave them out")
-    return queries
-
-
-def _measurement(given: Measurement | None, loss: Loss) -> Measurement:
-    """The loss by default; a loss over positions that was given unbound takes this problem's."""
-    if given is None:
-        return LossMeasurement(loss)
-    if isinstance(given, LossMeasurement) and not given.loss.is_bound:
-        return LossMeasurement(given.loss.bound_as(loss))
-    return given
-
-
-def _output_shape(
-    model: nn.Module, values: Mapping[str, Tensor], inputs: Tensor
-) -> tuple[int, ...]:
-    """The shape of what the model returns for one example, without the example's axis."""
-    try:
-        with torch.no_grad(), generators.preserved():
-            output = call(model, slots(model), values, inputs)
-    except CurvfluenceError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be run on one example of shape {tuple(inputs.shape[1:])} and dtype "
-            f"{inputs.dtype}: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"the model must return a tensor of outputs; it returned {type(output)}")
-    return tuple(output.shape[1:])
-
-
-def _require_kinds(loss: object, measurement: object) -> None:
-    if not isinstance(loss, Loss):
-        raise InputError(
-            f"loss must be a curvfluence loss, such as CrossEntropy(), MSE() or CustomLoss(f); "
-            f"seen {loss!r}"
-        )
-    if measurement is not None and not isinstance(measurement, Measurement):
-        raise InputError(
-            "measurement must say which way is better: wrap a function in "
-            f"CustomMeasurement(f, lower_is_better=...); seen {measurement!r}"
-        )
-
-
-def require_per_example(model: nn.Module) -> None:
-    """Refuse modules that mix examples or draw at random in their present mode."""
-    for name, module in model.named_modules():
-        label = f"{name or 'the model'} ({type(module).__name__})"
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
-            module.training or module.running_mean is None
-        ):
-            raise InputError(
-                f"{label} normalises over the batch, so an example has no loss of its own: call "
-                "model.eval() first (or keep running statistics)"
-            )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:  # pyright: ignore[reportPrivateUsage]
-            raise InputError(f"{label} is random in training mode: call model.eval() first")
-
-
-def _snapshot(
-    model: nn.Module, parameters: Parameters, weights: Mapping[str, Tensor] | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    if weights is not None:
-        kept = set(model.state_dict(keep_vars=True))
-        missing = [name for name in own if name not in weights and name in kept]
-        unknown = sorted(set(weights) - set(own) - kept)
-        if missing or unknown:
-            raise InputError(
-                f"weights must hold what the model's state_dict does: missing {missing}, unknown "
-                f"{unknown}"
-            )
-        for name in own:
-            if name in weights and weights[name].shape != own[name].shape:
-                raise InputError(
-                    f"weights[{name!r}] has shape {tuple(weights[name].shape)}, the model's has "
-                    f"{tuple(own[name].shape)}"
-                )
-    source = own if weights is None else {**own, **{n: w for n, w in weights.items() if n in own}}
-    copied = {name: source[name].detach().clone() for name in own}
-    theta = {name: copied.pop(name) for name in parameters.names}
-    for name, value in theta.items():
-        if value.is_meta:
-            raise InputError(
-                f"parameter {name} is on the meta device and has no values: load the model's "
-                "weights first"
-            )
-        if not value.numel():
-            raise InputError(
-                f"parameter {name} has shape {tuple(value.shape)}, no entries: take its module "
-                "out, or freeze it with requires_grad_(False)"
-            )
-        if not bool(value.isfinite().all()):
-            raise InputError(f"parameter {name} holds a NaN or infinity")
-    dtype = next(iter(theta.values())).dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(
-            f"the parameters must be float32 or float64; seen {dtype}. For a bfloat16 model: "
-            "model.float(), with autocast=torch.bfloat16"
-        )
-    copied = {n: v.to(dtype) if v.is_floating_point() else v for n, v in copied.items()}
-    kinds = {(value.device, value.dtype) for value in theta.values()}
-    if len(kinds) > 1:
-        raise InputError(
-            f"the parameters must share one device and dtype; seen {sorted(map(str, kinds))}"
-        )
-    return theta, copied

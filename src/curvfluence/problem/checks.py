@@ -1,0 +1,102 @@
+"""What a problem is given: each part checked before any work, and refused with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import Loss
+from curvfluence.problem.measurement import LossMeasurement, Measurement
+from curvfluence.problem.parameters import call, slots
+from curvfluence.runtime import budget, generators
+from curvfluence.runtime import device as machine
+
+
+def require_kinds(loss: object, measurement: object) -> None:
+    if not isinstance(loss, Loss):
+        raise InputError(
+            f"loss must be a curvfluence loss, such as CrossEntropy(), MSE() or CustomLoss(f); "
+            f"seen {loss!r}"
+        )
+    if measurement is not None and not isinstance(measurement, Measurement):
+        raise InputError(
+            "measurement must say which way is better: wrap a function in "
+            f"CustomMeasurement(f, lower_is_better=...); seen {measurement!r}"
+        )
+
+
+def require_autocast(dtype: torch.dtype | None) -> None:
+    if dtype not in (None, torch.bfloat16):
+        raise InputError(
+            f"autocast must be torch.bfloat16 or None; seen {dtype}. (float16 gradients underflow "
+            "without a scale)"
+        )
+
+
+def require_per_example(model: nn.Module) -> None:
+    """Refuse modules that mix examples or draw at random in their present mode."""
+    for name, module in model.named_modules():
+        label = f"{name or 'the model'} ({type(module).__name__})"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (  # pyright: ignore[reportPrivateUsage]
+            module.training or module.running_mean is None
+        ):
+            raise InputError(
+                f"{label} normalises over the batch, so an example has no loss of its own: call "
+                "model.eval() first (or keep running statistics)"
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:  # pyright: ignore[reportPrivateUsage]
+            raise InputError(f"{label} is random in training mode: call model.eval() first")
+
+
+def remembered(remember: int | None, device: torch.device) -> int:
+    """Bytes that rows are remembered in: one in 16 of the device's memory by default."""
+    if remember is None:
+        return machine.memory(device) // budget.REMEMBERED
+    if isinstance(remember, bool) or not isinstance(remember, int) or remember < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"remember is a number of bytes, 0 for none; seen {remember!r}")
+    return remember
+
+
+def weighted(train: Examples, weights: Tensor) -> Examples:
+    if train.weights is not None:
+        raise InputError("train has weights of its own: give them there or as sample_weight")
+    try:
+        return train.weighted(weights)
+    except InputError as error:
+        raise type(error)(f"sample_weight: {error}") from None
+
+
+def unweighted(queries: Examples) -> Examples:
+    if queries.weights is not None:
+        raise InputError("queries: they have weights, and a measurement has none: leave them out")
+    return queries
+
+
+def measurement_of(given: Measurement | None, loss: Loss) -> Measurement:
+    """The loss by default; a loss over positions that was given unbound takes this problem's."""
+    if given is None:
+        return LossMeasurement(loss)
+    if isinstance(given, LossMeasurement) and not given.loss.is_bound:
+        return LossMeasurement(given.loss.bound_as(loss))
+    return given
+
+
+def output_shape(model: nn.Module, values: Mapping[str, Tensor], inputs: Tensor) -> tuple[int, ...]:
+    """The shape of what the model returns for one example, without the example's axis."""
+    try:
+        with torch.no_grad(), generators.preserved():
+            output = call(model, slots(model), values, inputs)
+    except CurvfluenceError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the model cannot be run on one example of shape {tuple(inputs.shape[1:])} and dtype "
+            f"{inputs.dtype}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"the model must return a tensor of outputs; it returned {type(output)}")
+    return tuple(output.shape[1:])
