@@ -52,7 +52,7 @@ class Rates:
         product = timed(a.device, lambda: a @ a) / (2 * 512**3)
         symmetric = a + a.T
         eigen = timed(a.device, partial(torch.linalg.eigh, symmetric.double()), 2) / 512**3
-        own = timed(a.device, partial(torch.linalg.eigh, symmetric), 2) / 512**3
+        exact = timed(a.device, partial(torch.linalg.eigh, symmetric), 2) / 512**3
         positive = a @ a.T + 512 * torch.eye(512).to(a)
         cholesky = timed(a.device, partial(torch.linalg.cholesky, positive))
         fresh = timed(a.device, lambda: a.new_zeros(2**24)) / 2**24
@@ -74,7 +74,7 @@ class Rates:
             max(0.0, lines[1].start - backward.start),
             max(0.1 * lines[1].each, lines[1].each - backward.each),
         )
-        return Rates(product, eigen, own, 3 * cholesky / 512**3, fresh, forward, backward)
+        return Rates(product, eigen, exact, 3 * cholesky / 512**3, fresh, forward, backward)
 
 
 def _repeated(width: int) -> Columns:

@@ -221,8 +221,8 @@ class _Sorting:
         base = path if local == "weight" else name
         starts = sorted({r.piece.offset for r in roles})
         for start in starts:
-            own = [r for r in roles if r.piece.offset == start]
-            op = self._op(own[0])
+            here = [r for r in roles if r.piece.offset == start]
+            op = self._op(here[0])
             for group in range(op.groups):
                 several = len(starts) * op.groups > 1
                 part = f"[{starts.index(start) * op.groups + group}]" if several else ""
@@ -236,8 +236,8 @@ class _Sorting:
                     offset=start + group * op.rows * op.columns,
                     bias_offset=0,
                     transposed=op.transposed,
-                    kind=self._use(own[0]).kind,
-                    uses=tuple(r.call for r in own),
+                    kind=self._use(here[0]).kind,
+                    uses=tuple(r.call for r in here),
                     group=group,
                     axis=axis,
                     positions=0,
@@ -259,7 +259,7 @@ class _Sorting:
     def _own(self, name: str) -> Tensor:
         """Each probed example's gradient by autograd, [B, size]."""
         like = self.problem.theta[name]
-        found = [own[name] for own in self.probe.gradients]
+        found = [gradients[name] for gradients in self.probe.gradients]
         rows = [torch.zeros_like(like) if g is None else g for g in found]
         return torch.stack([row.flatten() for row in rows])
 

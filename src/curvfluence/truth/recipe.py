@@ -210,10 +210,10 @@ class Recipe:
         """What a run with this `init_seed` starts from: trainable parameters, and the rest."""
         model = self._fresh(seed)
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         copies = {
             name: value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
-            for name, value in own.items()
+            for name, value in tensors.items()
         }
         rest = frozen | {name for name, _ in model.named_buffers()}
         return (
@@ -261,7 +261,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        return {"kind": type(value).__qualname__, **own}
+        values = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"kind": type(value).__qualname__, **values}
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"{getattr(value, '__module__', '')}.{name}"

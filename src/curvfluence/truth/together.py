@@ -71,7 +71,7 @@ def final_losses(
     value_mn = evaluate(network, recipe.loss.values, examples).double()
     return torch.stack(
         [
-            (row[own.index] * own.weight.to(row.device)).sum() / own.weight.sum()
-            for row, own in zip(value_mn, shares, strict=True)
+            (row[share.index] * share.weight.to(row.device)).sum() / share.weight.sum()
+            for row, share in zip(value_mn, shares, strict=True)
         ]
     )

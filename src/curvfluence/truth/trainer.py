@@ -154,18 +154,18 @@ def _side_by_side(
     dtype, device = examples.dtype, examples.inputs.device
     model = recipe.build(shares[0].run.init_seed, dtype, device)
     # Building draws on the global generator, so it stays in this thread.
-    fresh = {seed: recipe.start(seed, dtype) for seed in {own.run.init_seed for own in shares}}
+    fresh = {seed: recipe.start(seed, dtype) for seed in {one.run.init_seed for one in shares}}
 
     def work(positions: list[int]) -> _Piece:
-        own = [shares[i] for i in even(positions)]
-        starts = [fresh[s.run.init_seed] for s in own]
+        batch = [shares[i] for i in even(positions)]
+        starts = [fresh[s.run.init_seed] for s in batch]
         theta, state = (
             {name: torch.stack([s[k][name] for s in starts]).to(device) for name in starts[0][k]}
             for k in (0, 1)
         )
         network = network_of(path, recipe, model, theta, state)
-        train_together(network, recipe, examples, own)
-        loss_m = final_losses(network, recipe, examples, own)
+        train_together(network, recipe, examples, batch)
+        loss_m = final_losses(network, recipe, examples, batch)
         theta = theta_of(network)
         m = len(positions)
         return _Piece(
@@ -188,8 +188,8 @@ def even(positions: Sequence[int]) -> list[int]:
 def _pieces(shares: Sequence[Share], chunk: int, threads: int) -> list[list[int]]:
     """Positions of runs that train side by side: equally many examples, so equally many steps."""
     groups: dict[int, list[int]] = {}
-    for i, own in enumerate(shares):
-        groups.setdefault(len(own), []).append(i)
+    for i, one in enumerate(shares):
+        groups.setdefault(len(one), []).append(i)
     pieces: list[list[int]] = []
     for group in groups.values():
         # A multiple of the threads, so that all finish together.

@@ -72,10 +72,10 @@ def _takes_two(module: nn.Module, given: Arguments) -> bool:
     def leaf(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        own = value.detach().clone()
-        if own.is_floating_point():
-            leaves.append(own.requires_grad_(True))
-        return own
+        copy = value.detach().clone()
+        if copy.is_floating_point():
+            leaves.append(copy.requires_grad_(True))
+        return copy
 
     args = tuple(leaf(value) for value in given[0])
     kwargs = {name: leaf(value) for name, value in given[1].items()}

@@ -30,14 +30,14 @@ class Cholesky:
         n = len(matrix)
         for start in range(0, n, block):
             end = min(start + block, n)
-            own = matrix[start:end, start:end]
-            corner, code = torch.linalg.cholesky_ex(own)
+            corner_block = matrix[start:end, start:end]
+            corner, code = torch.linalg.cholesky_ex(corner_block)
             if int(code):
                 raise SingularError(
                     f"{what} is not positive definite: its leading minor of order "
                     f"{start + int(code)} of {n} is not. Use a larger damping"
                 )
-            own.copy_(corner)
+            corner_block.copy_(corner)
             below = matrix[end:, start:end]
             if not len(below):
                 continue
@@ -57,11 +57,11 @@ class Cholesky:
             return torch.linalg.solve_triangular(by, rest, upper=upper, left=False)
 
         for start in starts:  # y Lᵀ = b
-            own = slice(start, start + block)
-            rest = x[:, own] - x[:, :start] @ lower[own, :start].mT
-            x[:, own] = divide(lower[own, own].mT, rest, upper=True)
+            panel = slice(start, start + block)
+            rest = x[:, panel] - x[:, :start] @ lower[panel, :start].mT
+            x[:, panel] = divide(lower[panel, panel].mT, rest, upper=True)
         for start in reversed(starts):  # x L = y
-            own = slice(start, start + block)
-            rest = x[:, own] - x[:, start + block :] @ lower[start + block :, own]
-            x[:, own] = divide(lower[own, own], rest, upper=False)
+            panel = slice(start, start + block)
+            rest = x[:, panel] - x[:, start + block :] @ lower[start + block :, panel]
+            x[:, panel] = divide(lower[panel, panel], rest, upper=False)
         return x

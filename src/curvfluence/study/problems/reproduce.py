@@ -27,11 +27,11 @@ def require_same_setting(problem: Problem, recipe: Recipe) -> None:
     target, trained = problem.train.targets, recipe.loss.bound_as(problem.loss)
     trained.check(problem.n_outputs, target)
     output = problem.outputs(problem.train, "training set")
-    own, theirs = problem.loss.values(output, target), trained.values(output, target)
-    if not torch.allclose(own, theirs, rtol=1e-4, atol=1e-6):
+    ours, theirs = problem.loss.values(output, target), trained.values(output, target)
+    if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
         raise InputError(
             f"their losses differ: {problem.loss} and {recipe.loss} give "
-            f"{float(own.mean()):.6g} and {float(theirs.mean()):.6g} on the training set at the "
+            f"{float(ours.mean()):.6g} and {float(theirs.mean()):.6g} on the training set at the "
             "given weights; pass recipe.loss to cf.Problem"
         )
     decay = recipe.decay(problem.parameters)
@@ -52,9 +52,9 @@ def require_same_setting(problem: Problem, recipe: Recipe) -> None:
 def _require_parameters(problem: Problem, recipe: Recipe) -> None:
     built, rest = recipe.start(0, problem.dtype)
     kinds = (("parameter", built, problem.theta), ("buffer", rest, problem.state))
-    for kind, theirs, own in kinds:
-        for name in [*own, *(name for name in theirs if name not in own)]:
-            seen = tuple(own[name].shape) if name in own else None
+    for kind, theirs, ours in kinds:
+        for name in [*ours, *(name for name in theirs if name not in ours)]:
+            seen = tuple(ours[name].shape) if name in ours else None
             found = tuple(theirs[name].shape) if name in theirs else None
             if seen != found:
                 raise InputError(
