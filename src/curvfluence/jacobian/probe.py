@@ -37,11 +37,11 @@ class Probe:
         for b in range(len(inputs)):
             theta = {n: v.detach().requires_grad_(True) for n, v in problem.theta.items()}
             with torch.enable_grad():
-                output = problem.forward(inputs[b : b + 1], theta)
-            alone.append(output.detach())
+                single = problem.forward(inputs[b : b + 1], theta)
+            alone.append(single.detach())
             grads: tuple[Tensor | None, ...] = (None,) * len(theta)
-            if output.requires_grad:
-                grads = pulled_back(output, list(theta.values()), weights[b : b + 1])
+            if single.requires_grad:
+                grads = pulled_back(single, list(theta.values()), weights[b : b + 1])
             gradients.append(dict(zip(theta, grads, strict=True)))
         return Probe(
             inputs, leaves, tuple(tracer.uses), output, weights, tuple(alone), tuple(gradients)
