@@ -32,4 +32,5 @@ class Shampoo(KroneckerRung):
         return Grams()
 
     def spectrum(self, out_values: Tensor, in_values: Tensor) -> Tensor:
+        """√(λ_L λ_R); what rounding left below 0 of a sum of squares has the root of 0."""
         return torch.outer(out_values.clamp_min(0).sqrt(), in_values.clamp_min(0).sqrt())
