@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from playwright.sync_api import Browser, Locator, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from curvfluence.report import (
@@ -276,12 +276,10 @@ def test_a_number_of_the_results_is_on_the_page(tab: Tab) -> None:
     assert row.locator("td").first.inner_text() == f"{LDS['BlockGGN']:.3f}"
 
 
-def examples(tab: Tab, column: int) -> list[list[str]]:
-    lists: list[Locator] = tab.locator(f"#answer-{column} ol").all()
-    return [
-        [item.get_attribute("data-example") or "" for item in one.locator("li").all()]
-        for one in lists
-    ]
+def examples(tab: Tab, column: int, item: str = "li") -> list[list[str]]:
+    """The examples named by the items of each list of a column."""
+    named = f"list => [...list.querySelectorAll('{item}')].map(e => e.dataset.example)"
+    return tab.locator(f"#answer-{column} ol").evaluate_all(f"all => all.map({named})")
 
 
 def test_explorer_shows_the_ends_of_the_scores(tab: Tab, pages: dict[str, Path]) -> None:
@@ -321,10 +319,8 @@ def test_explorer_marks_where_the_rungs_agree(tab: Tab) -> None:
         (a, b) = (examples(tab, k) for k in (0, 1))
         common = [sorted(set(x) & set(y)) for x, y in zip(a, b, strict=True)]
         for column in (0, 1):
-            for end in (0, 1):
-                one = tab.locator(f"#answer-{column} ol").nth(end)
-                marked = one.locator("li.shared").all()
-                assert sorted(m.get_attribute("data-example") or "" for m in marked) == common[end]
+            marked = examples(tab, column, "li.shared")
+            assert [sorted(end) for end in marked] == common
         said = tab.locator("#status").inner_text()
         assert f"share {len(common[0])} of the 6 most helpful and {len(common[1])} of" in said
 
