@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.kronecker import KroneckerEigen
 from curvfluence.curvature.rung import Rung
+from curvfluence.runtime import budget
 from tests import oracles
 from tests.problems import all_problems, chain_problem, make, mixed_problem, mlp, seeded
 
@@ -572,3 +575,79 @@ class TestPoliteness:
             cf.influence(problem, cf.EKFAC())
         assert not any(m._forward_hooks for m in problem.model.modules())
         assert all(p.grad is None for p in problem.model.parameters())
+
+
+class TestValues:
+    """Eigenvalues that are estimated under a Fisher type of their own."""
+
+    @pytest.mark.parametrize("rung", [cf.EKFAC, cf.EShampoo])
+    def test_results_name_both(self, rung: type[cf.EKFAC] | type[cf.EShampoo]) -> None:
+        problem = chain_problem()
+        with pytest.warns(cf.errors.CurvfluenceWarning, match="nearly zero"):
+            sampled = cf.fit(problem, rung(cf.Type2(), values=cf.MonteCarlo(1)))
+        assert sampled.fisher == "type2, values mc(1)"
+        assert any("surprising labels" in note for note in sampled.notes)
+        assert cf.fit(problem, rung(cf.Type2(), values=cf.Type2())).fisher == "type2"
+        empirical = cf.fit(problem, rung(cf.Type2(), values=cf.Empirical()))
+        assert empirical.fisher == "type2, values empirical"
+
+    @pytest.mark.parametrize("rung", [cf.EKFAC, cf.EShampoo])
+    def test_a_name_is_no_fisher(self, rung: type[cf.EKFAC] | type[cf.EShampoo]) -> None:
+        with pytest.raises(cf.errors.InputError, match=r"values must be Type2"):
+            rung(values="type2")  # pyright: ignore[reportArgumentType]
+
+
+class TestValue:
+    """A curvature is a value: what is read from it is the reader's own."""
+
+    @pytest.mark.parametrize("rung", [cf.GGN(), cf.Hessian(), cf.BlockGGN(), cf.Diagonal()])
+    def test_the_dense_matrix_is_a_copy(self, rung: cf.Rung) -> None:
+        problem = chain_problem()
+        curvature = cf.fit(problem, rung)
+        before = cf.influence(problem, curvature).values
+        curvature.to_dense().fill_(7.0)
+        curvature.eigenvalues().fill_(7.0)
+        assert torch.equal(cf.influence(problem, curvature).values, before)
+
+
+def test_layers_on_one_input_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their A is one tensor: a sum that grew in its memory would grow once for each of them."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.head = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.q(x)) * self.k(x))
+
+    seeded()
+    problem = make(Two(), cf.CrossEntropy(), n=40)
+    rungs = (cf.KFAC(), cf.EKFAC(), cf.Shampoo(), cf.BlockGGN(), cf.GGN())
+    wanted = [cf.fit(problem, rung).to_dense() for rung in rungs]
+    monkeypatch.setattr(budget, "EXAMPLES", 7)
+    for rung, dense in zip(rungs, wanted, strict=True):
+        found = cf.fit(problem.at(problem.theta | problem.state), rung).to_dense()
+        torch.testing.assert_close(found, dense, rtol=1e-10, atol=1e-15)
+
+
+class TestHybridsRoom:
+    def test_what_its_parts_need_is_asked_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        problem = chain_problem()
+        hybrid = cf.hybrids.Project(cf.GGN(), cf.KFAC())
+        parts = (cf.GGN(), cf.KFAC())
+        assert hybrid.elements(problem) == sum(rung.elements(problem) for rung in parts) > 0
+        monkeypatch.setattr("curvfluence.runtime.device.memory", lambda _: 64)
+        with pytest.raises(cf.errors.InputError, match="GiB for its matrices"):
+            cf.fit(problem, hybrid)
+
+    def test_a_class_is_no_rung(self) -> None:
+        with pytest.raises(cf.errors.InputError, match="matrix must be a rung"):
+            cf.hybrids.Project(cf.GGN, cf.KFAC)  # pyright: ignore[reportArgumentType]
+
+
+def test_settings_are_equal_where_they_say_the_same() -> None:
+    for rung in (cf.KFAC(), cf.EKFAC(), cf.Shampoo(), cf.TKFAC(), cf.EShampoo()):
+        assert pickle.loads(pickle.dumps(rung)) == rung
+    assert cf.KFAC(sharing=cf.Expand()) == cf.KFAC()
+    assert cf.KFAC(sharing=cf.Reduce()) != cf.KFAC()

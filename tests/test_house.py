@@ -31,14 +31,44 @@ def modules() -> dict[str, Path]:
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
     """The modules that one names, wherever in it."""
+    own = ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+    return named(path.read_text(), own, known)
+
+
+def named(text: str, own: str, known: dict[str, Path]) -> set[str]:
+    """The known modules that a module called `own` imports: by name, by dots, or as text."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("curvfluence"):
-            assert node.module is not None
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name in known}
+        elif isinstance(node, ast.ImportFrom):
+            base = [node.module] if node.module else []
+            whole = ".".join([*own.split(".")[: -node.level], *base] if node.level else base)
             for name in node.names:
-                inner = f"{node.module}.{name.name}"
-                found.add(inner if inner in known else node.module)
+                inner = f"{whole}.{name.name}"
+                found |= {inner if inner in known else whole} & set(known)
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            found |= {str(text) for text in texts} & set(known)
     return found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import curvfluence.report.parts.style",
+        "import curvfluence.report.parts.style as style",
+        "from curvfluence.report.parts import style",
+        "from curvfluence.report.parts.style import PALETTE",
+        "from ..report.parts import style",
+        "from ..report.parts.style import PALETTE",
+        "import_module('curvfluence.report.parts.style')",
+        "__import__('curvfluence.report.parts.style')",
+    ],
+)
+def test_every_way_to_import_is_seen(line: str) -> None:
+    seen = named(line, "curvfluence.curvature.kfac", KNOWN)
+    assert seen == {"curvfluence.report.parts.style"}
 
 
 KNOWN = modules()

@@ -7,6 +7,8 @@ import torch
 
 import curvfluence as cf
 from curvfluence.forecast.rates import Rates
+from curvfluence.jacobian.discovery import discover
+from curvfluence.runtime.stage import Stage
 from tests.problems import make, mlp, seeded
 from tests.zoo import CASES, zoo_problem
 
@@ -156,3 +158,37 @@ class TestCommand:
             forecasts("wine", ("KFRA",), queries=None, dtype="float32")
         with pytest.raises(cf.errors.InputError, match="queries"):
             forecasts("wine", None, queries=0, dtype="float32")
+
+
+def fitted_stages(rung: cf.Rung, problem: cf.Problem) -> dict[str, Stage]:
+    return {stage.name: stage for stage in cf.plan(problem, rung).stages}
+
+
+@pytest.mark.parametrize("rung", [cf.KFAC(), cf.EKFAC(), cf.Shampoo(), cf.EShampoo()])
+def test_factors_are_held_at_once(rung: cf.Rung) -> None:
+    """o² + i² a layer and o i for Λ, of 8 bytes each."""
+    stages = fitted_stages(rung, zoo_problem("mlp", n=40))
+    sizes = [(p.out_features, p.in_features + 1) for p in discover(zoo_problem("mlp")).layers]
+    assert stages["factors"].bytes >= 8 * sum(o * o + i * i + o * i for o, i in sizes)
+
+
+@pytest.mark.parametrize("rung", [cf.EKFAC(), cf.EShampoo()])
+def test_a_second_pass_is_in_the_forecast(rung: cf.Rung) -> None:
+    """Where no row is remembered the corrected eigenvalues take a pass of their own."""
+    made = zoo_problem("mlp", n=40)
+    none = cf.Problem(made.model, made.loss, made.train, made.queries, remember=0)
+    assert "second pass over the data" in fitted_stages(rung, none)
+    apart = type(rung)(cf.MonteCarlo(1), values=cf.Type2())
+    assert "second pass over the data" in fitted_stages(apart, made)
+    assert "second pass over the data" not in fitted_stages(cf.KFAC(), none)
+
+
+def test_gram_matrices_over_positions_are_counted() -> None:
+    """Shampoo forms a row of each column where positions are shared: o i (o + i) operations of its
+    two Gram matrices, halved by symmetry, and the row itself."""
+    problem = zoo_problem("linear over positions", n=40)
+    stage, count = fitted_stages(cf.Shampoo(cf.Empirical()), problem)["factors"], 0.0
+    for part in cf.Shampoo(cf.Empirical()).parts(problem):
+        o, i = part.shape
+        count += o * i * (o + i)
+    assert 40 * count / 2 <= stage.operations <= 40 * 12 * count

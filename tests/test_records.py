@@ -30,6 +30,7 @@ from curvfluence.study.spec import LADDER, StudySpec
 from curvfluence.study.study import read_study
 from curvfluence.study.sweep.index import IndexedCell, SweepIndex
 from curvfluence.study.variant import Variant
+from curvfluence.study.words import short
 from tests.studies import CLAIMS, ENVIRONMENT, make_results, make_study
 
 Place = tuple[str | int, ...]
@@ -317,8 +318,28 @@ class TestWholeStudies:
         kept = json.loads(json.dumps(as_json(index())))
         kept["cells"][1]["folder"] = folder
         (tmp_path / "sweep.json").write_text(json.dumps(kept))
-        with pytest.raises(InputError, match="a study outside of the sweep"):
+        with pytest.raises(InputError, match="a folder outside of its own"):
             read(tmp_path / "sweep.json", SweepIndex)
+
+    @pytest.mark.parametrize("place", ["problem", "folder"])
+    @pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a\0b", "n" * 400, ""])
+    def test_claims_name_no_study_outside(self, name: str, place: str, tmp_path: Path) -> None:
+        kept = json.loads(json.dumps(as_json(table())))
+        if place == "problem":
+            kept["problems"][name] = kept["problems"].pop("digits")
+        else:
+            kept["problems"]["digits"]["studies"][0]["folder"] = name
+        (tmp_path / TABLE).write_text(json.dumps(kept))
+        with pytest.raises(InputError, match="it names a folder"):
+            read_claims(tmp_path)
+
+    def test_claims_of_no_damping(self, tmp_path: Path) -> None:
+        write(tmp_path / TABLE, table())
+        kept = json.loads((tmp_path / TABLE).read_text())
+        kept["settings"]["dampings"] = []
+        (tmp_path / TABLE).write_text(json.dumps(kept))
+        with pytest.raises(InputError, match="no dampings"):
+            read_claims(tmp_path)
 
     def test_another_version_is_named_before_anything_else(self, tmp_path: Path) -> None:
         other = replace(table(), environment=replace(ENVIRONMENT, curvfluence="9.9"))
@@ -346,3 +367,53 @@ def test_a_hash_is_of_the_numbers_with_their_shapes() -> None:
     assert hash_tensors(a, b) == hash_tensors(a.clone(), b)
     others = (a.reshape(2, 3), a.double(), a + 1)
     assert len({hash_tensors(a, b), hash_tensors(b, a), *(hash_tensors(x, b) for x in others)}) == 5
+
+
+def broken(path: Path, how: str) -> None:
+    """Make an array file into something else."""
+    array = np.load(path)
+    if how == "an archive":
+        with path.open("wb") as file:
+            np.savez(file, a=array)
+    elif how == "a huge header":
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f8", "fortran_order": False, "shape": (10**7, 10**6)}
+            )
+    elif how == "shorter":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif how == "NaN":
+        np.save(path, np.full_like(array, np.nan, dtype=float))
+    elif how == "another shape":
+        np.save(path, array[..., :-1])
+    else:
+        np.save(path, array.astype({"strings": str, "dates": "M8[s]", "complex": complex}[how]))
+
+
+class TestHostileArrays:
+    """Arrays are read by what the file really is: numbers, as many as it says, none missing."""
+
+    @pytest.mark.parametrize("name", ["truth", "subsets", "scores.EKFAC", "base", "display.train"])
+    @pytest.mark.parametrize(
+        "how",
+        ["an archive", "a huge header", "shorter", "NaN", "strings", "dates", "complex",
+         "another shape"],
+    )  # fmt: skip
+    def test_one_error(self, name: str, how: str, tmp_path: Path) -> None:
+        make_study(tmp_path / "x", train=20, queries=6)
+        path = tmp_path / "x" / "arrays" / f"{name}.npy"
+        if how == "another shape" and name == "display.train":
+            np.save(path, np.load(path)[:-1])
+        else:
+            broken(path, how)
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            read_study(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(5e-324, "4.94·10⁻³²⁴"), (1.7e308, "1.7·10³⁰⁸"), (-2e-5, "−2·10⁻⁵"), (1e-5, "10⁻⁵"),
+     (0.00316, "0.00316"), (12345.0, "12345"), (9.9999e-6, "10⁻⁵")],
+)  # fmt: skip
+def test_short_numbers(value: float, said: str) -> None:
+    assert short(value) == said

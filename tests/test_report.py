@@ -29,7 +29,7 @@ from curvfluence.report.study.figures.ladder import steps
 from curvfluence.report.study.verdict import chosen, verdict
 from curvfluence.store import records
 from curvfluence.store.folder import RESULTS
-from curvfluence.study.results import ClaimRow, Results
+from curvfluence.study.results import ClaimRow, NegativePart, Results, SweepPoint
 from curvfluence.study.study import Study, read_study
 from curvfluence.study.words import flops, number, seconds, short
 from tests.studies import (
@@ -771,3 +771,44 @@ class TestWords:
         priced = [(replace(rung, name=n, lds=y), x) for n, x, y in
                   (("a", 3.0, 0.5), ("b", 1.0, 0.2), ("c", 2.0, 0.1), ("d", 9.0, 0.5))]  # fmt: skip
         assert [found.name for found, _ in front(priced)] == ["b", "a"]
+
+
+class TestNumbers:
+    """What results say of themselves, against made-up numbers."""
+
+    def test_negative_eigenvalues_within_rounding_are_no_finding(self) -> None:
+        spectrum = make_results().rungs[0].spectrum
+        assert spectrum is not None
+        eps = 1e-7
+        largest = spectrum.largest
+
+        def indefinite(lowest: float, share: float) -> bool:
+            part = NegativePart(count=3, lowest=lowest * largest, share=share)
+            return replace(spectrum, negative=part).indefinite(eps)
+
+        assert indefinite(-1e-3, 1e-2)
+        assert not indefinite(-5 * eps, 1e-2)  # each within rounding of 0
+        assert not indefinite(-1e-3, 5 * eps)  # together nothing beside the rest
+        assert not indefinite(-5 * eps, 5 * eps)
+
+    def test_the_change_beyond_either_end_of_the_grid(self) -> None:
+        sweep = tuple(
+            SweepPoint(damping=at, lds=lds)
+            for at, lds in zip((1.0, 2.0, 3.0), (0.5, 0.4, 0.1), strict=True)
+        )
+        rung = make_results().rungs[0]
+        low = replace(rung, sweep=sweep, dampings=(1.0, 1.0))
+        high = replace(rung, sweep=sweep, dampings=(3.0, 3.0))
+        assert low.beyond_edge == pytest.approx(0.4 - 0.5)
+        assert high.beyond_edge == pytest.approx(0.4 - 0.1)
+
+    def test_a_difference_is_had_in_either_order(self) -> None:
+        results = make_results()
+        pair = results.differences[0]
+        one, other = results.difference(pair.a, pair.b), results.difference(pair.b, pair.a)
+        assert one is not None
+        assert other is not None
+        assert one == pair
+        assert (other.a, other.b, other.difference) == (pair.b, pair.a, -pair.difference)
+        low, high = pair.interval
+        assert other.interval == (-high, -low)

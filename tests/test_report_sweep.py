@@ -423,7 +423,7 @@ class TestFolder:
             ),
             (lambda root: _edit(root, axes={"depth": [1, 2, 3]}), "lists 4 studies.*make 3"),
             (lambda root: _swap(root), "is a study of width 32, where sweep.json speaks of 16"),
-            (lambda root: _outside(root), "outside of the sweep"),
+            (lambda root: _outside(root), "outside of its own"),
             (lambda root: _other_code(root), "2 versions of the code"),
         ],
     )

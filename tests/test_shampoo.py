@@ -163,3 +163,22 @@ def test_sampled_factors(rung: type) -> None:
     exact = cf.fit(problem, rung()).to_dense()
     sampled = cf.fit(problem, rung(cf.MonteCarlo(2000, seed=1))).to_dense()
     assert 0 < float((sampled - exact).norm()) <= 0.1 * float(exact.norm())
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-12, 1.0, 1e12, 1e20])
+@pytest.mark.parametrize("rung", [cf.Shampoo(), cf.TKFAC(), cf.EShampoo(), cf.KFAC()])
+def test_the_scale_of_a_loss_in_float32(rung: cf.Rung, scale: float) -> None:
+    """The product of two traces is beyond float32 long before either is."""
+    seeded()
+    x, y = torch.randn(30, 5), torch.randint(3, (30,))
+    net = mlp(5, 4, 3).float()
+
+    def problem(dtype: torch.dtype) -> cf.Problem:
+        loss = cf.CustomLoss(
+            lambda f, t: scale * torch.nn.functional.cross_entropy(f, t, reduction="none")
+        )
+        return cf.Problem(net, loss, (x, y), (x[:3], y[:3])).to(dtype)
+
+    found = cf.fit(problem(torch.float32), rung).eigenvalues().sum()
+    wanted = cf.fit(problem(torch.float64), rung).eigenvalues().sum()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-4)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+
 __all__ = [
     "CoverageError",
     "CurvfluenceError",
@@ -13,7 +16,13 @@ __all__ = [
 
 
 class CurvfluenceError(ValueError):
-    """A request that cannot be carried out as made; the command line exits with code 2."""
+    """A request that cannot be carried out as made; the command line exits with code 2.
+
+    `example` is the number of the example that it is about, where it is about one, and `text` the
+    message with {n} in that number's place."""
+
+    example: int | None = None
+    text: str = ""
 
 
 class InputError(CurvfluenceError):
@@ -30,6 +39,34 @@ class SingularError(CurvfluenceError):
 
 class CoverageError(CurvfluenceError):
     """A rung that is asked to be strict has no rule for some parameter."""
+
+
+def about(example: int, kind: type[CurvfluenceError], text: str) -> CurvfluenceError:
+    """An error about one example of a batch; `{n}` in the text stands for its number."""
+    error = kind(text.replace("{n}", str(example)))
+    error.example, error.text = example, text
+    return error
+
+
+@contextmanager
+def numbered(number: Callable[[int], int]) -> Generator[None]:
+    """Within it an error about example n of a batch is raised as one about example `number(n)`."""
+    try:
+        yield
+    except CurvfluenceError as error:
+        if error.example is None:
+            raise
+        raise about(number(error.example), type(error), error.text) from error.__cause__
+
+
+def require_flag(value: object, what: str) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{what} must be True or False; seen {value!r}")
+
+
+def counted_from(start: int) -> AbstractContextManager[None]:
+    """`numbered`, for a batch that begins at example `start`."""
+    return numbered(lambda n: start + n)
 
 
 class CurvfluenceWarning(UserWarning):

@@ -47,7 +47,7 @@ class BlockGGN(FisherRung):
                 return f"block {part.name} of {part.size:,} parameters is more than {DENSE_LIMIT:,}"
         return None
 
-    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+    def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
         parts, fallback = self.parts(rows.problem), self.fallback(rows.problem)
         for part in parts:
             require_dense(self.name, part.size, f"block {part.name}")

@@ -193,10 +193,10 @@ class Curvature:
             raise SingularError(f"{self.rung}, block {block.name}: {error}") from None
 
     def to_dense(self) -> Tensor:
-        """C, [P, P]."""
+        """C, [P, P], in memory of its own."""
         first = self.blocks[0]
         if isinstance(first.places, Whole):
-            return first.operator.to_dense()  # one block in order: no copy through P² indices
+            return first.operator.to_dense().clone()  # no copy through P² indices
         dense = self.decay.new_zeros(self.parameters.count, self.parameters.count)
         for block in self.blocks:
             index = block.index

@@ -28,7 +28,7 @@ class Diagonal(FisherRung):
     def rule(self, part: LayerPart) -> str:
         return "diagonal"
 
-    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+    def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
         parts, fallback = self.parts(rows.problem), self.fallback(rows.problem)
         sums = accumulate(rows, each_part(parts, _add_squares, fallback))
         n = len(rows.problem.train)

@@ -15,7 +15,7 @@ from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.places import LayerPart, layer_parts
 from curvfluence.curvature.rung import LeftBehind, Rung
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, require_flag
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import TYPE2_LIMIT, Fisher, default_fisher
 from curvfluence.jacobian.fisher_pass import FisherPass
@@ -38,33 +38,40 @@ class FisherRung(Rung):
     passes: ClassVar[int] = 1  # how often the rows are read
 
     def __post_init__(self) -> None:
-        if self.fisher is not None and not isinstance(self.fisher, Fisher):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(
-                f"fisher must be Type2(), MonteCarlo(k) or Empirical(); seen {self.fisher!r}"
-            )
+        require_fisher(self.fisher, "fisher")
+        require_flag(self.joint_bias, "joint_bias")
 
     @abstractmethod
     def rule(self, part: LayerPart) -> str:
         """What coverage says of a layer's block."""
 
     @abstractmethod
-    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
-        """The rung's blocks from the rows of the training set under a Fisher type."""
+    def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
+        """The rung's blocks from the rows of the training set under a Fisher type, and from those
+        that eigenvalues are corrected with, where they are."""
 
     def fisher_of(self, problem: Problem) -> Fisher:
         return default_fisher(problem) if self.fisher is None else self.fisher
 
-    def build(self, problem: Problem) -> Curvature:
+    def fishers(self, problem: Problem) -> tuple[Fisher, Fisher]:
+        """The Fisher type of the rows, and that of the eigenvalues: the same object where they are
+        not estimated apart."""
         fisher = self.fisher_of(problem)
+        return fisher, fisher
+
+    def build(self, problem: Problem) -> Curvature:
+        fisher, of_values = self.fishers(problem)
         rows = FisherPass(problem, fisher, again=self.passes > 1)
-        blocks = self.build_blocks(rows)
+        values = rows if of_values is fisher else FisherPass(problem, of_values)
+        blocks = self.build_blocks(rows, values)
+        notes = dict.fromkeys((*rows.notes(), *values.notes()))
         return Curvature(
             rung=self.name,
             parameters=problem.parameters,
             blocks=blocks,
             decay=problem.decay,
-            fisher=fisher.name,
-            notes=(*rows.notes(), *self._of_default(problem, fisher)),
+            fisher=self.fisher_name(problem),
+            notes=(*notes, *self._of_default(problem, fisher)),
         )
 
     def _of_default(self, problem: Problem, fisher: Fisher) -> tuple[str, ...]:
@@ -95,6 +102,11 @@ class FisherRung(Rung):
 
     def left_behind(self, problem: Problem) -> LeftBehind:
         return LeftBehind(self.fisher_of(problem))
+
+
+def require_fisher(fisher: object, what: str) -> None:
+    if fisher is not None and not isinstance(fisher, Fisher):
+        raise InputError(f"{what} must be Type2(), MonteCarlo(k) or Empirical(); seen {fisher!r}")
 
 
 def each_part(

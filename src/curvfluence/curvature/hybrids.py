@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -40,6 +40,19 @@ class Hybrid(Rung):
     @abstractmethod
     def combine(self, matrix: Curvature, other: Curvature) -> Curvature:
         """The hybrid of two fitted curvatures."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            rung = getattr(self, each.name)
+            if not isinstance(rung, Rung):
+                raise InputError(f"{each.name} must be a rung, such as KFAC(); seen {rung!r}")
+
+    def elements(self, problem: Problem) -> float:
+        """Of both."""
+        return self.matrix.elements(problem) + self.other.elements(problem)
+
+    def refusal(self, problem: Problem) -> str | None:
+        return self.matrix.refusal(problem) or self.other.refusal(problem)
 
     def build(self, problem: Problem) -> Curvature:
         matrix, other = self.matrix.build(problem), self.other.build(problem)

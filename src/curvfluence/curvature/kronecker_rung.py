@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.factors import Factors
-from curvfluence.curvature.fisher_rung import AddPart, FisherRung, each_part
+from curvfluence.curvature.fisher_rung import AddPart, FisherRung, each_part, require_fisher
 from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.kronecker import (
     InputBases,
@@ -59,7 +59,7 @@ class KroneckerRung(FisherRung):
         sharing = self.factors.rule(part)
         return f"{self.kind}, {sharing}" if sharing else self.kind
 
-    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+    def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
         """Factors, their eigenvectors, and the operator that these make."""
         parts, fallback = self.parts(rows.problem), self.fallback(rows.problem)
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
@@ -120,7 +120,15 @@ class CorrectedRung(KroneckerRung):
 
     passes: ClassVar[int] = 2
 
-    def build_blocks(self, rows: FisherPass) -> tuple[Block, ...]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fisher(self.values, "values")
+
+    def fishers(self, problem: Problem) -> tuple[Fisher, Fisher]:
+        fisher = self.fisher_of(problem)
+        return fisher, fisher if self.values is None else self.values
+
+    def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
         problem = rows.problem
         parts, fallback = self.parts(problem), self.fallback(problem)
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
@@ -129,21 +137,17 @@ class CorrectedRung(KroneckerRung):
             a_ii, b_oo = self.factors.of(part, sums, problem)
             out_bases[part.name], in_bases[part.name] = _vectors(b_oo), inputs.of(a_ii)[1]
         bases: dict[str, Basis] = {k: (u, in_bases[k]) for k, u in out_bases.items()}
-        of_values = rows if self.values is None else FisherPass(problem, self.values)
-        chunks = of_values.within({p.position: bases[p.name] for p in parts if p.whole})
+        chunks = values.within({p.position: bases[p.name] for p in parts if p.whole})
         squares = accumulate(chunks, each_part(parts, add_squares(bases)))
         made: list[Block] = []
         for part in parts:
-            values, k = squares.pop(part.name) / len(problem.train), part.name
-            made.append(self.block(part, KroneckerEigen(out_bases[k], in_bases[k], values)))
+            best, k = squares.pop(part.name) / len(problem.train), part.name
+            made.append(self.block(part, KroneckerEigen(out_bases[k], in_bases[k], best)))
         return (*made, *fallback.blocks(sums))
-
-    def _fisher_of_values(self, problem: Problem) -> Fisher:
-        return self.fisher_of(problem) if self.values is None else self.values
 
     def stages(self, work: Workload) -> list[Stage]:
         problem, parts = work.problem, self.parts(work.problem)
-        fisher, values = self.fisher_of(problem), self._fisher_of_values(problem)
+        fisher, values = self.fishers(problem)
         stages, missing = super().stages(work), work.missing(fisher)
         again = "second pass over the data"
         if self.values is not None:
@@ -175,7 +179,7 @@ class CorrectedRung(KroneckerRung):
             for part in self.parts(problem)
             if part.whole and part.shared and is_compact(*part.shape, part.layer.positions)
         )
-        return LeftBehind(self._fisher_of_values(problem), frozenset(formed))
+        return LeftBehind(self.fishers(problem)[1], frozenset(formed))
 
 
 def add_squares(bases: dict[str, Basis]) -> AddPart:

@@ -43,9 +43,13 @@ class Rung(ABC):
     def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
         """What would cover which parameter, known before any work."""
 
-    def fisher_of(self, problem: Problem) -> Fisher | None:
-        """The Fisher type that it is estimated under; None where there is no choice."""
-        return None
+    def fishers(self, problem: Problem) -> tuple[Fisher, ...]:
+        """The Fisher types that it is estimated under; empty where there is no choice."""
+        return ()
+
+    def fisher_name(self, problem: Problem) -> str | None:
+        """As results call it: "mc(1)", or "type2, values mc(1)"."""
+        return ", values ".join(dict.fromkeys(each.name for each in self.fishers(problem))) or None
 
     def rank(self, problem: Problem) -> int | None:
         """A bound on the rank of C (of each block), known before any work; None without one."""
@@ -117,6 +121,9 @@ def _require_rules(problem: Problem, rung: Rung) -> None:
 
 
 def _require_room(problem: Problem, rung: Rung) -> None:
+    reason = rung.refusal(problem)
+    if reason is not None:
+        raise InputError(reason)
     needed, room = rung.elements(problem) * problem.dtype.itemsize, machine.memory(problem.device)
     where = "this machine" if problem.device.type == "cpu" else str(problem.device)
     if needed > room:

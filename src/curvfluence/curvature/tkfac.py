@@ -31,4 +31,5 @@ class TKFAC(KroneckerRung):
 
     def spectrum(self, out_values: Tensor, in_values: Tensor) -> Tensor:
         trace = out_values.sum()
-        return torch.outer(out_values, in_values) / torch.where(trace > 0, trace, 1.0)
+        # Divided first: the product of two traces is beyond float32 where either is small or large.
+        return torch.outer(out_values / torch.where(trace > 0, trace, 1.0), in_values)

@@ -22,7 +22,7 @@ from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import precision
 
-# From the top down: what to try where a rung does not fit.
+# From the top down: what to name where a rung does not fit; the first that does and takes less.
 LADDER: tuple[Rung, ...] = (Hessian(), GGN(), BlockGGN(), EKFAC(), KFAC(), Diagonal(), Identity())
 
 
@@ -42,14 +42,15 @@ def plan(problem: Problem, rung: Rung, *, queries: int | None = None) -> Plan:
     first = _plan(sizes, rung)
     if first.fits:
         return first
-    lower = (_plan(sizes, below) for below in LADDER[_place(rung) + 1 :])
-    return replace(first, cheaper=next((found.rung for found in lower if found.fits), None))
+    lower = (_plan(sizes, below) for below in _below(rung))
+    fitting = (each.rung for each in lower if each.fits and each.bytes < first.bytes)
+    return replace(first, cheaper=next(fitting, None))
 
 
-def _place(rung: Rung) -> int:
-    """Where in the ladder a rung of the same name stands; at its top where none does."""
-    names = [type(each).__name__ for each in LADDER]
-    return names.index(type(rung).__name__) if type(rung).__name__ in names else 0
+def _below(rung: Rung) -> tuple[Rung, ...]:
+    """The ladder below a rung of it; all of the ladder for any other."""
+    kinds = [type(each) for each in LADDER]
+    return LADDER[kinds.index(type(rung)) + 1 :] if type(rung) in kinds else LADDER
 
 
 def _plan(sizes: Sizes, rung: Rung) -> Plan:

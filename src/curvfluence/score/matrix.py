@@ -44,8 +44,12 @@ class ScoreMatrix:
         if path is None:
             return ScoreMatrix(torch.full((q, n), torch.nan, dtype=dtype))
         kind = torch.empty(0, dtype=dtype).numpy().dtype
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        mapped = np.lib.format.open_memmap(_unfinished(path), mode="w+", dtype=kind, shape=(q, n))
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            part = _unfinished(path)
+            mapped = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=(q, n))
+        except OSError as error:
+            raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
         return ScoreMatrix(torch.from_numpy(mapped), mapped=mapped, path=Path(path))
 
     def put(self, row: int, column: int, part_qn: Tensor) -> None:
@@ -65,8 +69,11 @@ class ScoreMatrix:
 
 
 def require_new(path: Path | None) -> None:
-    if path is not None and Path(path).exists():
-        raise InputError(f"{path} exists: name a new file")
+    if path is None:
+        return
+    for taken in (Path(path), _unfinished(path)):
+        if taken.exists():
+            raise InputError(f"{taken} exists: name a new file")
 
 
 def _fill(whole_qn: Tensor, row: int, column: int, part_qn: Tensor) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar, cast
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from curvfluence._version import __version__
 from curvfluence.errors import InputError, NonFiniteError
 
+LONGEST = 200  # letters of a folder's name
 DEEPEST = 24  # levels of nesting; a record has 7, and a recipe describes itself in a few more
 
 
@@ -30,6 +31,15 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 T = TypeVar("T", bound=Record)
+
+
+def require_inside(folder: str) -> None:
+    """Refuse a path that leads out of the folder whose file names it, or that can be none."""
+    inside = PurePosixPath(folder)
+    if not folder or inside.is_absolute() or ".." in inside.parts or "\0" in folder:
+        raise ValueError(f"it names a folder outside of its own, {_short(repr(folder))}")
+    if max(map(len, inside.parts), default=0) > LONGEST:
+        raise ValueError(f"it names a folder of more than {LONGEST} letters, {_short(folder)}")
 
 
 def write(path: Path, record: Record) -> None:

@@ -189,9 +189,12 @@ def _decompositions(
 
 def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | None, float | None]:
     """By the name of each Fisher type: one of the ladder's, or of a hybrid of its rungs."""
-    drawn = (rung.fisher_of(problem) for rung in rungs)
-    by_name = {fisher.name: fisher for fisher in drawn if fisher is not None}
-    return {name: fisher.surprising_labels(problem) for name, fisher in by_name.items()}
+    found: dict[str | None, float | None] = {}
+    for rung in rungs:
+        counts = [fisher.surprising_labels(problem) for fisher in rung.fishers(problem)]
+        known = [count for count in counts if count is not None]
+        found[rung.fisher_name(problem)] = min(known, default=None)
+    return found
 
 
 def _overlaps(fitted: Mapping[str, Curvature], steps: list[tuple[str, str]]) -> tuple[Overlap, ...]:

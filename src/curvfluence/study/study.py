@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from curvfluence.errors import InputError
+from curvfluence.store.arrays import read_array
 from curvfluence.store.folder import ARRAYS, RESULTS, SPEC, Header
 from curvfluence.store.records import read
 from curvfluence.study.results import Results
+
+WITH_GAPS = ("bregman", "draws.", "predicted.")  # arrays in which NaN stands for no number
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +27,11 @@ class Study:
     reused: bool = True
 
     def array(self, name: str) -> NDArray[Any] | None:
-        """`arrays/<name>.npy`, or None where the study kept no such array."""
-        file = self.path / ARRAYS / f"{name}.npy"
-        try:
-            return np.load(file, allow_pickle=False) if file.is_file() else None
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(
-                f"{file} is no readable array ({error}): run the study again with --rerun"
-            ) from None
+        """`arrays/<name>.npy`, or None where the study kept no such array.
+
+        Errors: `InputError` for a file that holds anything but numbers of its stated size, or a
+        NaN or infinity where results have none."""
+        return read_array(self.path / ARRAYS / f"{name}.npy", finite=not name.startswith(WITH_GAPS))
 
     def scores(self, name: str) -> NDArray[Any] | None:
         """[J, Q, N] of a rung, at the dampings that its LDS is reported for."""
@@ -66,7 +65,8 @@ def read_study(folder: Path) -> Study:
 
 
 def _require_arrays(study: Study) -> None:
-    """The arrays that every finished study keeps, with the sizes that its results state."""
+    """The arrays that every finished study keeps, with the sizes that its results state, and the
+    first axes of those that it may keep."""
     truth = study.results.truth
     wanted: dict[str, tuple[int, ...]] = {
         "truth": (truth.models, truth.orders, truth.subsets, truth.queries),
@@ -76,9 +76,27 @@ def _require_arrays(study: Study) -> None:
         wanted[f"scores.{rung.name}"] = (truth.models, truth.queries, truth.train)
     for name, shape in wanted.items():
         array = study.array(name)
-        if array is None or array.shape != shape:
-            seen = "is missing" if array is None else f"has shape {array.shape}"
-            raise InputError(
-                f"{study.path / ARRAYS / name}.npy {seen}, where the results speak of {shape}: "
-                "the folder is half written; run the study again with --rerun"
-            )
+        _require_shape(study, name, None if array is None else array.shape, shape)
+    leading: dict[str, tuple[int, ...]] = {
+        "base": (truth.models, truth.queries),
+        "outputs": (truth.models, truth.queries),
+        "display.train": (truth.train,),
+        "display.queries": (truth.queries,),
+        "targets.train": (truth.train,),
+        "targets.queries": (truth.queries,),
+    }
+    for name, shape in leading.items():
+        array = study.array(name)
+        if array is not None:
+            _require_shape(study, name, array.shape[: len(shape)], shape)
+
+
+def _require_shape(
+    study: Study, name: str, seen: tuple[int, ...] | None, shape: tuple[int, ...]
+) -> None:
+    if seen != shape:
+        said = "is missing" if seen is None else f"has shape {seen}"
+        raise InputError(
+            f"{study.path / ARRAYS / name}.npy {said}, where the results speak of {shape}: the "
+            "folder is half written; run the study again with --rerun"
+        )

@@ -37,8 +37,9 @@ def short(value: float | None) -> str:
         text = f"{value:.{max(0, 2 - exponent)}f}"
         text = text.rstrip("0").rstrip(".") if "." in text else text
         return text.replace("-", "−")
-    mantissa = f"{value / 10.0**exponent:.2f}".rstrip("0").rstrip(".").replace("-", "−")
-    power = f"10{raised(exponent)}"
+    digits, _, power_of = f"{value:.2e}".partition("e")  # 10.0**exponent may be 0
+    mantissa = digits.rstrip("0").rstrip(".").replace("-", "−")
+    power = f"10{raised(int(power_of))}"
     return power if mantissa == "1" else f"{mantissa}·{power}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor, float64, tensor
 
@@ -73,6 +74,7 @@ class Sharing(Factors):
         return part.layer.positions * (inputs + columns * gram_operations(o))
 
 
+@dataclass(frozen=True)
 class Expand(Sharing):
     """Each position is a datum of its own: A = (1/N) Σ_n Σ_t a aᵀ, B = (1/(N T)) Σ_n Σ_t s sᵀ with
     T the mean count of positions. For T = 1 plain K-FAC."""
@@ -80,10 +82,8 @@ class Expand(Sharing):
     def merged(self, term: Factored) -> Factored:
         return term
 
-    def __repr__(self) -> str:
-        return "Expand()"
 
-
+@dataclass(frozen=True)
 class Reduce(Sharing):
     """Positions are merged first: ā is their mean, s their sum; A = (1/N) Σ_n ā āᵀ,
     B = (1/N) Σ_n (Σ_t s)(Σ_t s)ᵀ. A lookup stays with `Expand`, whose A is diagonal."""
@@ -94,10 +94,8 @@ class Reduce(Sharing):
     def rule(self, part: LayerPart) -> str:
         return "expand, as for every lookup" if part.layer.lookup else super().rule(part)
 
-    def __repr__(self) -> str:
-        return "Reduce()"
 
-
+@dataclass(frozen=True)
 class Grams(Factors):
     """R = (1/N) Σ_n Σ_c Gᵀ G (of the inputs) and L = (1/N) Σ_n Σ_c G Gᵀ, with G the o × i matrix
     of a row, summed over shared positions: what the optimiser Shampoo accumulates. The R of a

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curvfluence.errors import InputError
-from curvfluence.store.records import Record, read
+from curvfluence.store.records import Record, read, require_inside
 from curvfluence.study.claims.plan import Settings
 from curvfluence.study.results import ClaimRow, Environment
 
@@ -39,6 +39,16 @@ class ClaimsTable(Record, frozen=True):
     environment: Environment
     settings: Settings
     problems: dict[str, ProblemClaims]
+
+    def __post_init__(self) -> None:
+        for name, problem in self.problems.items():
+            require_inside(name)
+            if "/" in name:
+                raise ValueError(f"it names a problem {name!r}")
+            for study in problem.studies:
+                require_inside(study.folder)
+        if not self.settings.dampings:
+            raise ValueError("its settings have no dampings")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,12 @@ class Source:
         return f"{self.path}, line {line} ({shown})"
 
     def line_of(self, error: BaseException) -> int | None:
-        """The last line of this file that ran before the error, or that cannot be parsed."""
+        """The last line of this file that ran before the error, or before what it is due to, or
+        that cannot be parsed."""
+        if error.__cause__ is not None:
+            due = self.line_of(error.__cause__)
+            if due is not None:
+                return due
         own = str(self.path.resolve())
         if isinstance(error, SyntaxError) and error.filename == own:
             return error.lineno

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
 from curvfluence.errors import InputError
 from curvfluence.store.folder import SPEC
-from curvfluence.store.records import Record, read
+from curvfluence.store.records import Record, read, require_inside
 from curvfluence.study.results import Results
 from curvfluence.study.study import read_study
 from curvfluence.study.sweep.grid import CELLS, Cell
@@ -49,9 +49,7 @@ class SweepIndex(Record, frozen=True):
         for cell in self.cells:
             if set(cell.settings) != set(self.axes):
                 raise ValueError(f"a cell has settings {list(cell.settings)}, not the axes'")
-            inside = PurePosixPath(cell.folder)
-            if inside.is_absolute() or ".." in inside.parts or "\0" in cell.folder:
-                raise ValueError(f"it names a study outside of the sweep, {cell.folder!r}")
+            require_inside(cell.folder)
 
 
 @dataclass(frozen=True, eq=False)
