@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -176,8 +177,10 @@ class TestHiddenUses:
 class TestChanges:
     """What is kept and what was fitted belong to the model and data that they were made with."""
 
-    @pytest.mark.parametrize("change", ["module", "setting", "hook", "data"])
-    def test_kept_gradients_are_made_anew(self, change: str) -> None:
+    @pytest.mark.parametrize("change", ["module", "setting", "hook", "forward", "mode", "data"])
+    def test_a_problem_is_of_the_model_as_it_was_and_of_the_data_as_they_are(
+        self, change: str
+    ) -> None:
         torch.manual_seed(0)
         x, y = torch.randn(N, 4).double(), torch.randint(3, (N,))
         q, yq = torch.randn(Q, 4).double(), torch.randint(3, (Q,))
@@ -201,9 +204,17 @@ class TestChanges:
         elif change == "hook":
             hook.remove()
             net[1].register_forward_hook(lambda m, i, o: o * 2.0)
+        elif change == "forward":
+            net[1].forward = torch.relu
+        elif change == "mode":
+            net[1] = nn.Dropout()
+            net.train()
         else:
             x.mul_(3)
         after = cf.influence(given, cf.KFAC()).values
+        if change != "data":
+            assert torch.equal(before, after)
+            return
         fresh = cf.influence(cf.Problem(net, cf.CrossEntropy(), (x, y), (q, yq)), cf.KFAC()).values
         torch.testing.assert_close(after, fresh)
         assert not torch.allclose(before, after)
@@ -275,6 +286,70 @@ class TestChanges:
         assert failed == []
         assert all(isinstance(p, nn.Parameter) for p in given.model.parameters())
         assert len(list(given.model.parameters())) == 6
+
+
+class TestFingerprint:
+    """A fitted curvature is taken by a problem that agrees in all that it rests on, and by no
+    other."""
+
+    OTHERS: ClassVar[dict[str, dict[str, Any]]] = {
+        "decay": {"weight_decay": 0.02},
+        "decay of one": {"weight_decay": {"a.weight": 0.01}},
+        "decoupled": {"decoupled_decay": True},
+        "example weights": {"sample_weight": torch.arange(1.0, N + 1)},
+        "loss": {"loss": cf.CrossEntropy(label_smoothing=0.1)},
+        "class weights": {"loss": cf.CrossEntropy(weight=torch.tensor([1.0, 2.0, 1.0]).double())},
+        "weights": {"shift": 1e-3},
+        "inputs": {"inputs": 1e-3},
+        "a label": {"label": True},
+    }
+
+    @staticmethod
+    def made(
+        loss: cf.Loss | None = None,
+        shift: float = 0.0,
+        inputs: float = 0.0,
+        label: bool = False,
+        **options: Any,
+    ) -> cf.Problem:
+        torch.manual_seed(0)
+        net = Net(plain).double()
+        with torch.no_grad():
+            net.a.weight += shift
+        x, y = torch.randn(N, 5).double() + inputs, torch.randint(3, (N,))
+        if label:
+            y[7] = (y[7] + 1) % 3
+        given = {"weight_decay": 0.01, **options}
+        return cf.Problem(net, loss or cf.CrossEntropy(), (x, y), (x[:3], y[:3]), **given)
+
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_another_is_refused(self, name: str) -> None:
+        fitted = cf.fit(self.made(), cf.KFAC())
+        cf.influence(self.made(), fitted)
+        with pytest.raises(cf.errors.InputError, match="fitted at other"):
+            cf.influence(self.made(**self.OTHERS[name]), fitted)
+
+    @pytest.mark.parametrize("how", ["data", "numpy"])
+    def test_data_written_behind_torchs_back(self, how: str) -> None:
+        """Through `.data` or a NumPy view no version is counted: the values are asked."""
+        given = self.made(remember=2**20)
+        fitted = cf.fit(given, cf.EKFAC(cf.Empirical()))
+        for _ in range(2):
+            before = cf.influence(given, fitted).values
+        held = given.train.inputs
+        if how == "data":
+            held.data[3] *= 3
+        else:
+            held.numpy()[3] *= 3
+        with pytest.raises(cf.errors.InputError, match="fitted at other"):
+            cf.influence(given, fitted)
+        after = cf.influence(given, cf.EKFAC(cf.Empirical())).values
+        none = self.made(remember=0)
+        none.train.inputs[3] *= 3
+        none.queries.inputs[:3] = given.queries.inputs
+        wanted = cf.influence(none, cf.EKFAC(cf.Empirical())).values
+        torch.testing.assert_close(after, wanted)
+        assert not torch.allclose(before, after)
 
 
 class TestFiles:

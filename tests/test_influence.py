@@ -225,8 +225,8 @@ class TestMeasurement:
     def test_a_measurement_that_reduces_is_refused(self) -> None:
         mean = cf.CustomMeasurement(lambda f, _: f.mean(), lower_is_better=True)
         seeded()
-        with pytest.raises(cf.errors.InputError, match="one value a query"):
-            cf.influence(make(mlp(5, 4, 3), cf.CrossEntropy(), measurement=mean), cf.GGN())
+        with pytest.raises(cf.errors.InputError, match="one value an example"):
+            make(mlp(5, 4, 3), cf.CrossEntropy(), measurement=mean)
 
 
 class TestScores:

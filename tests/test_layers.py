@@ -208,9 +208,11 @@ class TestRefused:
     def test_a_module_set_to_training_later(self) -> None:
         net = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)).eval()
         problem = make(net, cf.CrossEntropy())
+        wanted = cf.influence(problem, cf.EKFAC()).values
         net.train()
+        assert torch.equal(cf.influence(problem, cf.EKFAC()).values, wanted)
         with pytest.raises(cf.errors.InputError, match="random"):
-            cf.influence(problem, cf.EKFAC())
+            make(net, cf.CrossEntropy())
 
     def test_inference_mode_and_autocast(self) -> None:
         problem = make(mlp(5, 4, 3), cf.CrossEntropy())

@@ -172,7 +172,7 @@ class TestCustom:
 
     def test_a_loss_that_reduces_is_refused(self) -> None:
         with pytest.raises(cf.errors.InputError, match="one value an example"):
-            cf.CustomLoss(lambda f, y: (f - y).mean()).check(2, torch.zeros(3, 2))
+            cf.CustomLoss(lambda f, y: (f - y).mean()).values(torch.ones(3, 2), torch.zeros(3, 2))
 
     def test_a_piecewise_linear_loss_has_no_curvature(self) -> None:
         loss = cf.CustomLoss(lambda f, y: (f - y).abs().sum(-1))

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import io
+import pickle
+import random
+import weakref
+from collections.abc import Callable, Iterator
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import curvfluence as cf
 from tests.problems import chain_problem, make, mlp, seeded
@@ -27,6 +43,63 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         return X[index], Y[index]
 
 
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(zip(X, Y, strict=True))
+
+
+class Noisy(Pairs):
+    """Pairs with a random transform of the inputs or of the labels."""
+
+    def __init__(self, draw: Callable[[], float], labels: bool = False) -> None:
+        self.draw, self.labels = draw, labels
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(index)
+        return (x, torch.tensor(int(1e6 * self.draw()))) if self.labels else (x + self.draw(), y)
+
+
+class NoisyStream(Stream):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x + torch.randn(()), y) for x, y in super().__iter__())
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "torch": lambda: float(torch.rand(())),
+    "numpy": lambda: float(np.random.rand()),  # noqa: NPY002 - what transforms use
+    "python": random.random,
+}
+
+
+class TestReadTwice:
+    """Scores of a source that is random would be of one draw of it."""
+
+    @pytest.mark.parametrize("labels", [False, True])
+    @pytest.mark.parametrize("draw", DRAWS)
+    def test_a_random_transform_is_refused(self, draw: str, labels: bool) -> None:
+        noisy = Noisy(DRAWS[draw], labels)
+        for source in (noisy, DataLoader(noisy, batch_size=4), DataLoader(noisy, batch_size=None)):
+            with pytest.raises(cf.errors.InputError, match=r"train: the .* is another when it is"):
+                problem(source)
+
+    @pytest.mark.parametrize("size", [4, None])
+    def test_a_random_stream_is_refused(self, size: int | None) -> None:
+        with pytest.raises(cf.errors.InputError, match="queries: the input of item 0 is another"):
+            problem((X, Y), DataLoader(NoisyStream(), batch_size=size))
+
+    @pytest.mark.parametrize("what", ["inputs", "targets"])
+    def test_batches_of_several_lengths(self, what: str) -> None:
+        def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            x, y = (torch.stack(part) for part in zip(*items, strict=True))
+            long = len(items) + int(items[0][1])
+            if what == "inputs":
+                return x.repeat(1, long), y
+            return x, y[:, None].repeat(1, long)
+
+        with pytest.raises(cf.errors.InputError, match=f"{what} must have one shape"):
+            problem(DataLoader(Pairs(), batch_size=4, collate_fn=collate))
+
+
 class TestSources:
     @pytest.mark.parametrize(
         "source",
@@ -37,9 +110,23 @@ class TestSources:
             Pairs(),
             DataLoader(Pairs(), batch_size=3),
             DataLoader(Pairs(), batch_size=None),
+            DataLoader(Pairs(), batch_sampler=BatchSampler(SequentialSampler(X), 4, False)),
+            DataLoader(Stream(), batch_size=4),
+            DataLoader(Stream(), batch_size=None),
             cf.Examples(X, Y),
         ],
-        ids=["tensors", "list", "TensorDataset", "Dataset", "DataLoader", "unbatched", "Examples"],
+        ids=[
+            "tensors",
+            "list",
+            "TensorDataset",
+            "Dataset",
+            "DataLoader",
+            "unbatched",
+            "batch sampler",
+            "stream",
+            "unbatched stream",
+            "Examples",
+        ],
     )
     def test_all_give_the_same_rows_in_order(self, source: object) -> None:
         rng = torch.get_rng_state()
@@ -237,3 +324,159 @@ def test_what_training_had_beside_the_objective_is_named() -> None:
     assert any("dropout in training (1 (p = 0.3))" in note for note in notes)
     plain = cf.Problem(mlp(5, 4, 3).float(), cf.CrossEntropy(), (x, y), (x, y))
     assert not any("not modelled" in note for note in cf.influence(plain, cf.EKFAC()).notes)
+
+
+def shared(make_weight: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Two layers whose weights are two parameters, the second in the memory of the first."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    net[2].weight.data = make_weight(net[0].weight.data)  # pyright: ignore
+    return net
+
+
+class TestMemory:
+    """Parameters that are two objects in one memory would be moved, and counted, twice."""
+
+    @pytest.mark.parametrize(
+        "make_weight",
+        [lambda w: w, lambda w: w.T, lambda w: w.as_strided((4, 4), (3, 1), 1)],
+        ids=["all", "transposed", "part"],
+    )
+    def test_shared_memory_is_refused(self, make_weight: Callable[[Tensor], Tensor]) -> None:
+        net = shared(make_weight)
+        with pytest.raises(cf.errors.InputError, match=r"0\.weight and 2\.weight lie in the same"):
+            cf.Problem(net, cf.CrossEntropy(), (X[:, :4], Y), (X[:2, :4], Y[:2]))
+
+    def test_tied_parameters_are_one(self) -> None:
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        net[2].weight = net[0].weight
+        tied = cf.Problem(net, cf.CrossEntropy(), (X[:, :4], Y), (X[:2, :4], Y[:2]))
+        assert tied.parameters.count == 16 + 4 + 4
+
+    def test_neighbours_in_one_buffer_are_apart(self) -> None:
+        net, held = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(4, 8)
+        net[0].weight.data, net[2].weight.data = held[:, :4], held[:, 4:]  # pyright: ignore
+        cf.Problem(net, cf.CrossEntropy(), (X[:, :4], Y), (X[:2, :4], Y[:2]))
+
+
+class Dropping(nn.Module):
+    """Dropout by hand, of a rate that no module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(x, 0.5, self.training))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(5, 1, dropout=0.2, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None].repeat(1, 3, 1)
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(5, 4, layers, dropout=0.3, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cells(x[:, None].repeat(1, 3, 1))[0][:, -1])
+
+
+class TestTrainingMode:
+    """What training had that the model as given has not is asked of the model itself."""
+
+    @staticmethod
+    def notes(net: nn.Module) -> list[str]:
+        given = cf.Problem(net.eval(), cf.CrossEntropy(), (X, Y), (X[:2], Y[:2]))
+        return [note for note in given.notes if "not modelled" in note]
+
+    @pytest.mark.parametrize(
+        ("make_net", "said"),
+        [
+            (Dropping, "two passes in training mode differ"),
+            (Attending, "attention (p = 0.2)"),
+            (lambda: Recurrent(2), "cells (p = 0.3)"),
+        ],
+    )
+    def test_dropout_wherever_it_is_held(
+        self, make_net: Callable[[], nn.Module], said: str
+    ) -> None:
+        (note,) = self.notes(make_net())
+        assert "dropout in training" in note
+        assert said in note
+
+    @pytest.mark.filterwarnings("ignore:dropout option adds dropout")
+    def test_a_rate_that_drops_nothing_is_not_named(self) -> None:
+        unused = nn.Sequential(nn.Linear(5, 3))
+        unused.add_module("spare", nn.Identity())
+        unused.spare.dropout = 0.5
+        assert self.notes(unused) == []
+        assert self.notes(Recurrent(1)) == []
+
+    def test_batch_statistics(self) -> None:
+        net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        (note,) = self.notes(net)
+        assert "batch statistics" in note
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class TestLifetime:
+    def test_a_problem_ends_with_its_last_name(self) -> None:
+        """It is in no circle, so that memory does not wait for the collector."""
+        gc.disable()
+        try:
+            for rung in (cf.EKFAC(cf.Empirical()), cf.GGN(), cf.Hessian()):
+                given = chain_problem()
+                scores = cf.influence(given, rung)
+                cf.plan(given, rung)
+                seen = weakref.ref(given)
+                del given, scores
+                assert seen() is None
+        finally:
+            gc.enable()
+
+    @pytest.mark.parametrize("rung", [cf.EKFAC(), cf.GGN()])
+    def test_scores_are_saved_alone(self, rung: cf.Rung) -> None:
+        """Of a model that no pickle takes, in not much more than the numbers' own size."""
+        net = mlp(5, 4, 3)
+        net.unpicklable = lambda: None
+        net.large = torch.zeros(10**6)
+        given = cf.Problem(net, cf.CrossEntropy(), (X, Y), (X[:2], Y[:2]))
+        scores = cf.influence(given, rung)
+        held = io.BytesIO()
+        torch.save(scores, held)
+        assert held.tell() < 20_000
+        held.seek(0)
+        for again in (torch.load(held, weights_only=False), pickle.loads(pickle.dumps(scores))):
+            assert torch.equal(again.values, scores.values)
+            assert str(again) == str(scores)
+            with pytest.raises(cf.errors.InputError, match="were read back"):
+                again.certificate()
+        assert scores.certificate().worst >= 0
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_wrong_double_backward_is_refused_wherever_it_is_taken() -> None:
+    seeded()
+    first = torch.nn.utils.weight_norm(nn.Linear(5, 4))  # torch's has a wrong one
+    net, x = nn.Sequential(first, nn.Tanh(), nn.Linear(4, 3)).double(), X.double()
+    given = cf.Problem(net, cf.CrossEntropy(), (x, Y), (x[:2], Y[:2]))
+    iterated = cf.Hessian(cf.hessian.Plain(), form=cf.inversion.ConjugateGradients())
+    calls: list[Callable[[], object]] = [
+        lambda: cf.influence(given, cf.Hessian()),
+        lambda: cf.influence(given, iterated, damping=cf.Absolute(1.0)),
+        lambda: cf.influence(given, cf.GGN()).certificate("Hessian"),
+    ]
+    for call in calls:
+        with pytest.raises(cf.errors.InputError, match="not symmetric"):
+            call()
+    cf.influence(given, cf.GGN())

@@ -231,7 +231,7 @@ def test_measure_is_the_models_own_forward(build: type[nn.Module]) -> None:
 
 def test_measure_names_run_and_query_of_a_nan() -> None:
     trained = train(RECIPE, examples(), grid([0, 1], [0]))
-    broken = CustomMeasurement(lambda f, y: torch.where(y == y[2], f[:, 0] / 0, 1.0), True)
+    broken = CustomMeasurement(lambda f, y: torch.where(y == 1, f[:, 0] / 0, 1.0), True)
     with pytest.raises(NonFiniteError, match=r"query \d+ is .* under run 0 \(Run"):
         measure(RECIPE, trained, examples(), broken)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from threading import Lock
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
+from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem
 
 
@@ -25,51 +27,66 @@ class Sized(Protocol):
 R = TypeVar("R", bound=Sized)
 
 
+class Chunk(NamedTuple, Generic[R]):
+    rows: R
+    versions: tuple[int, ...]  # of the memory of the rows
+    checksum: int  # of the examples
+
+
 @dataclass(eq=False)
 class CachedRows(Generic[R]):
-    """The rows of the first `count` examples, in the chunks in which they were made, at most
-    `room` bytes of them."""
+    """The rows of the first `count` of the examples, in the chunks in which they were made, at
+    most `room` bytes of them."""
 
     room: int
-    chunks: list[tuple[R, tuple[int, ...]]] = field(default_factory=list[tuple[R, tuple[int, ...]]])
+    examples: Examples | None = None  # what the rows are of
+    chunks: list[Chunk[R]] = field(default_factory=list["Chunk[R]"])
     count: int = 0
     asked: bool = False  # whether a pass has been made before, so that another is likely
+    _filling: Lock = field(default_factory=Lock)
 
     def offer(self, start: int, rows: R) -> bool:
         """Keep the rows of the examples from `start` on, if they are the next ones and fit."""
-        if start != self.count or rows.held > self.room:
-            self.room = self.room if start < self.count else 0  # what follows would leave a gap
-            return False
-        self.chunks.append((rows, rows.versions))
-        self.count += len(rows)
-        self.room -= rows.held
-        return True
+        with self._filling:  # two threads make the same rows
+            if start != self.count or rows.held > self.room:
+                self.room = self.room if start < self.count else 0  # what follows would leave a gap
+                return False
+            self.chunks.append(self._chunk(start, rows))
+            self.count += len(rows)
+            self.room -= rows.held
+            return True
 
     def holds(self, rows: R) -> bool:
         """Whether it is these rows that are cached."""
-        return any(cached is rows for cached, _ in self.chunks)
+        return any(chunk.rows is rows for chunk in self.chunks)
 
     def replace(self, old: R, new: R) -> None:
         """Hold the same rows in another form, if they are cached and there is room."""
-        for k, (rows, _) in enumerate(self.chunks):
-            if rows is old and new.held - old.held <= self.room:
+        for k, chunk in enumerate(self.chunks):
+            if chunk.rows is old and new.held - old.held <= self.room:
                 self.room -= new.held - old.held
-                self.chunks[k] = new, new.versions
+                self.chunks[k] = Chunk(new, new.versions, chunk.checksum)
 
     def clear(self, room: int) -> None:
         self.chunks, self.count, self.room = [], 0, room
 
     def __iter__(self) -> Iterator[tuple[int, R]]:
         """(number of the first example, rows) of each chunk that is cached now, up to the first of
-        which the memory was written to since, by the model or by whoever holds the examples."""
+        which the memory was written to since, by the model or by whoever holds the examples (also
+        through `.data` or a NumPy view, which torch does not count)."""
         start, chunks = 0, self.chunks
         for k in range(len(chunks)):  # no second list: what is replaced meanwhile is freed
-            rows, versions = chunks[k]
-            if rows.versions != versions:
+            chunk = chunks[k]
+            if chunk != self._chunk(start, chunk.rows):
                 self.clear(0)
                 return
-            yield start, rows
-            start += len(rows)
+            yield start, chunk.rows
+            start += len(chunk.rows)
+
+    def _chunk(self, start: int, rows: R) -> Chunk[R]:
+        """Rows with what their memory and their examples' memory hold now."""
+        of = None if self.examples is None else self.examples[start : start + len(rows)]
+        return Chunk(rows, rows.versions, 0 if of is None else of.checksum)
 
 
 class Kind:
@@ -89,13 +106,14 @@ class RowCache:
 
     layout: Layout
     room: int
+    examples: Examples
     _kinds: WeakKeyDictionary[Kind, CachedRows[Rows]] = field(
         default_factory=WeakKeyDictionary[Kind, CachedRows[Rows]], init=False
     )
 
     def of(self, kind: Kind) -> CachedRows[Rows]:
         if kind not in self._kinds:
-            self._kinds[kind] = CachedRows(self.room)
+            self._kinds[kind] = CachedRows(self.room, self.examples)
         return self._kinds[kind]
 
 
@@ -106,5 +124,5 @@ def row_cache(problem: Problem, layout: Layout) -> RowCache:
     """The cache of a problem, empty where it was filled under another layout."""
     known = _CACHES.get(problem)
     if known is None or known.layout is not layout:
-        known = _CACHES[problem] = RowCache(layout, problem.remember)
+        known = _CACHES[problem] = RowCache(layout, problem.remember, problem.train)
     return known

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 
 from curvfluence.jacobian.capture import Capture, label, role
+from curvfluence.jacobian.differences import require_derivative
 from curvfluence.jacobian.graph import unaccounted
 from curvfluence.jacobian.layers import Layer, Layout, Small
 from curvfluence.jacobian.operations import Lookup, MatrixOperation
+from curvfluence.jacobian.own_functions import require_own_loss, require_own_measurement
 from curvfluence.jacobian.probe import Probe, require_deterministic, require_plain_mode
 from curvfluence.jacobian.terms import bias_alone
 from curvfluence.jacobian.tracing import Piece, Use
-from curvfluence.problem.checks import require_per_example
+from curvfluence.problem.losses import Loss
+from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.structure import Structure
 from curvfluence.runtime import generators, precision
 
-PLAIN = (bool, int, float, str, type(None))  # settings of a module that are compared
+_ASKED: WeakKeyDictionary[Structure, list[tuple[Loss, Measurement]]] = WeakKeyDictionary()
 _FOUND: WeakKeyDictionary[Problem, tuple[object, Layout]] = WeakKeyDictionary()
 
 
@@ -33,13 +37,12 @@ def discover(problem: Problem) -> Layout:
     hook that changes an output, a batch that is reordered), so up to eight examples, spread over
     the training set, are run together and one at a time. Outputs must agree, or the model mixes
     examples or is random and is refused. A weight has a rule where the gradient that its calls
-    give equals autograd's for each example. The answer is remembered until the model's modules,
-    their modes, hooks and plain settings, or the examples in memory, are changed.
+    give equals autograd's for each example. The answer is remembered until the examples in memory
+    are changed.
     """
     problem = problem.exact
     require_plain_mode()
-    require_per_example(problem.model)
-    state = _state(problem)
+    state = problem.train.versions, problem.queries.versions
     known = _FOUND.get(problem)
     if known is not None and known[0] == state:
         return known[1]
@@ -49,26 +52,30 @@ def discover(problem: Problem) -> Layout:
     with generators.preserved():
         probe = Probe.of(problem, problem.train.inputs[at])
         require_deterministic(problem, probe, at)
-    if probe.output.requires_grad:
-        found = _Sorting(problem, probe).sorted()
-    else:
-        found = Layout((), dict.fromkeys(problem.parameters.names, "the output ignores it"))
+        if probe.output.requires_grad:
+            found = _Sorting(problem, probe).sorted()
+        else:
+            found = Layout((), dict.fromkeys(problem.parameters.names, "the output ignores it"))
+        # Last, since a model may write over what its last call was given.
+        _require_own(problem, probe, at)
     _FOUND[problem] = (state, found)
     return found
 
 
-def _state(problem: Problem) -> object:
-    """What a rule depends on beside the weights, which a problem has copied."""
-    modules = tuple(
-        (
-            id(module),
-            tuple(module._forward_hooks),  # pyright: ignore[reportPrivateUsage]
-            tuple(module._forward_pre_hooks),  # pyright: ignore[reportPrivateUsage]
-            tuple((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN)),
-        )
-        for module in problem.model.modules()
-    )
-    return modules, problem.train.versions, problem.queries.versions
+def _require_own(problem: Problem, probe: Probe, at: Tensor) -> None:
+    """The user's loss and measurement are of single examples, and the model's derivative is that of
+    its values; asked once of a model, whichever its weights."""
+    asked = _ASKED.setdefault(problem.structure, [])
+    given = problem.loss, problem.measurement
+    if any(each[0] is given[0] and each[1] is given[1] for each in asked):
+        return
+    require_derivative(problem, probe)
+    require_own_loss(problem.loss, probe.output, problem.train.targets[at])
+    few = problem.queries[: len(at)]
+    with torch.no_grad():
+        output = problem.forward(few.inputs.clone())
+    require_own_measurement(problem.measurement, output, few.targets)
+    asked.append(given)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class _Sorting:
     def _label(self, name: str) -> str:
         """The module that holds a parameter, as a reason names it."""
         path = name.rpartition(".")[0]
-        kind = type(self.problem.model.get_submodule(path)).__name__
+        kind = type(self.problem.structure.modules.get_submodule(path)).__name__
         return f"{path} ({kind})" if path else kind
 
     def _weight(self, name: str) -> None:

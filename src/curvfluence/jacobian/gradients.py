@@ -27,7 +27,7 @@ def gradient_rows(
     a third of a pass, which one that stays alone does not pay.
     """
     cached = cached_gradients(problem, layout)
-    if factored and not all(rows.factored for rows, _ in cached.chunks):
+    if factored and not all(chunk.rows.factored for chunk in cached.chunks):
         cached.clear(problem.remember)
     keeping, cached.asked = again or cached.asked, True
     first = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from curvfluence.errors import counted_from
 from curvfluence.jacobian.agreement import Sketch, drawn, require_alike, require_sum
 from curvfluence.jacobian.capture import capture
 from curvfluence.jacobian.columns import Columns
@@ -102,7 +103,8 @@ def _made(problem: Problem, layout: Layout, part: Examples, columns: Columns, st
     seen = capture(problem, layout, x, y)
     output = seen.output.detach()
     require_finite(output, f"model output for {what}", start)
-    columns_bkc = columns.make(problem.loss_of(part), output, y)
+    with counted_from(start):
+        columns_bkc = columns.make(problem.loss_of(part), output, y)
     require_finite(columns_bkc, f"output gradient of {what}", start)
     terms, small, total = seen.pullback(
         columns_bkc, summed=not layout.proved and problem.exact is problem

@@ -11,9 +11,10 @@ from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.measurement import LossMeasurement, Measurement
-from curvfluence.problem.parameters import call, slots
+from curvfluence.problem.structure import Structure, inside, tensors
 from curvfluence.runtime import budget, generators
 from curvfluence.runtime import device as machine
+from curvfluence.runtime.calls import Watch
 
 
 def require_kinds(loss: object, measurement: object) -> None:
@@ -85,11 +86,14 @@ def measurement_of(given: Measurement | None, loss: Loss) -> Measurement:
     return given
 
 
-def output_shape(model: nn.Module, values: Mapping[str, Tensor], inputs: Tensor) -> tuple[int, ...]:
+def output_shape(
+    structure: Structure, values: Mapping[str, Tensor], inputs: Tensor, model: nn.Module
+) -> tuple[int, ...]:
     """The shape of what the model returns for one example, without the example's axis."""
+    watch = Watch(tensors(inside(model)))
     try:
-        with torch.no_grad(), generators.preserved():
-            output = call(model, slots(model), values, inputs)
+        with torch.no_grad(), generators.preserved(), watch:
+            output = structure(values, inputs)
     except CurvfluenceError:
         raise
     except Exception as error:
@@ -97,6 +101,12 @@ def output_shape(model: nn.Module, values: Mapping[str, Tensor], inputs: Tensor)
             f"the model cannot be run on one example of shape {tuple(inputs.shape[1:])} and dtype "
             f"{inputs.dtype}: {type(error).__name__}: {error}"
         ) from error
+    if watch.seen:
+        raise InputError(
+            f"a copy of the model still uses the model's own {watch.seen[0]}: a forward or a hook "
+            "was replaced by a function that holds the modules. Make it a method, or have it take "
+            "the module as an argument"
+        )
     if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"the model must return a tensor of outputs; it returned {type(output)}")
     return tuple(output.shape[1:])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+)
 
-from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.errors import InputError, NonFiniteError, about
 from curvfluence.runtime import generators
+from curvfluence.runtime.checksum import checksum
 
 Source: TypeAlias = "Examples | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
 
@@ -77,6 +84,11 @@ class Examples:
             targets.to(dtype) if targets.is_floating_point() else targets.long(),
             None if self.weights is None else self.weights.to(device),
         )
+
+    @property
+    def checksum(self) -> int:
+        """Of all that is held now; costs about as much as reading it."""
+        return checksum(self.inputs, self.targets, self.weights)
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -155,13 +167,22 @@ def require_finite(rows: Tensor, what: str, start: int = 0) -> None:
     if bool(finite.all()):
         return
     bad = (~finite.reshape(len(rows), -1).all(-1)).nonzero().flatten()
-    raise NonFiniteError(
-        f"{what} of example {start + int(bad[0])} is NaN or infinite "
-        f"({len(bad)} such examples): remove or repair them"
+    raise about(
+        start + int(bad[0]),
+        NonFiniteError,
+        f"{what} of example {{n}} is NaN or infinite ({len(bad)} such examples): remove or repair "
+        "them",
     )
 
 
 def _require_order(loader: DataLoader[Any], name: str) -> None:
+    if isinstance(loader.dataset, IterableDataset):
+        if loader.num_workers > 1:
+            raise InputError(
+                f"{loader.num_workers} workers read the stream at once, so its order is theirs: "
+                "build the DataLoader with num_workers=0"
+            )
+        return
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if type(sampler) is not SequentialSampler or (
         loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
@@ -171,7 +192,7 @@ def _require_order(loader: DataLoader[Any], name: str) -> None:
             f"the DataLoader draws its examples by {type(by).__name__}: scores would not line "
             "up with indices. Build it with shuffle=False, or pass the dataset itself"
         )
-    if loader.drop_last:
+    if loader.drop_last or getattr(loader.batch_sampler, "drop_last", False):
         raise InputError("the DataLoader has drop_last=True: the last examples would get no score")
 
 
@@ -187,8 +208,56 @@ def _collect(loader: DataLoader[Any], name: str) -> Examples:
             x, y = cast("tuple[Any, Any]", batch)
             inputs.append(torch.as_tensor(x))
             targets.append(torch.as_tensor(y))
-    if not inputs:
-        raise InputError("no examples: the set is empty")
-    if loader.batch_size is None:
-        return Examples(torch.stack(inputs), torch.stack(targets))
-    return Examples(torch.cat(inputs), torch.cat(targets))
+        if not inputs:
+            raise InputError("no examples: the set is empty")
+        examples = _joined(inputs, targets, single=loader.batch_sampler is None)
+        for i, again in _read_again(loader, len(examples)):
+            _require_same(i, examples, again)
+    return examples
+
+
+def _joined(inputs: list[Tensor], targets: list[Tensor], *, single: bool) -> Examples:
+    """One set of batches, or of single items."""
+    join = torch.stack if single else torch.cat
+    shapes = {tuple(x.shape if single else x.shape[1:]) for x in inputs}
+    if len(shapes) > 1:
+        raise InputError(
+            f"inputs must have one shape; seen {sorted(shapes)}. Pad sequences to one length, with "
+            "Positions(loss) and its ignore_index in the targets"
+        )
+    shapes = {tuple(y.shape if single else y.shape[1:]) for y in targets}
+    if len(shapes) > 1:
+        raise InputError(
+            f"targets must have one shape; seen {sorted(shapes)}. Pad them to one length, with "
+            "Positions(loss) and its ignore_index"
+        )
+    return Examples(join(inputs), join(targets))
+
+
+def _read_again(loader: DataLoader[Any], n: int) -> Iterator[tuple[int, Sequence[Any]]]:
+    """(number, (input, target)) of a few items, read from the source once more."""
+    dataset, collate = cast("Any", loader.dataset), cast("Any", loader.collate_fn)
+    if isinstance(dataset, IterableDataset):
+        batch: Any = next(iter(loader))
+        yield from (
+            [(0, batch)] if loader.batch_sampler is None else enumerate(zip(*batch, strict=True))
+        )
+        return
+    for i in sorted({0, n // 3, n // 2, n - 1}):
+        if loader.batch_sampler is None:
+            yield i, collate(dataset[i])
+        else:
+            x, y = collate([dataset[i]])
+            yield i, (x[0], y[0])
+
+
+def _require_same(i: int, examples: Examples, again: Sequence[Any]) -> None:
+    held = {"input": examples.inputs[i], "target": examples.targets[i]}
+    for (what, row), found in zip(held.items(), again, strict=True):
+        if not torch.equal(torch.as_tensor(found), row):
+            raise InputError(
+                f"the {what} of item {i} is another when it is read again (a random transform, "
+                "say), so scores would be of one draw of the data and differ from call to call. "
+                "Give the data without what is random, and name it: "
+                "Problem(..., unmodelled='random crops')"
+            )

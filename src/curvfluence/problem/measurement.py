@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.problem.losses import Loss, residual
+from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
 
 
 def _require_labels(name: str, n_outputs: int, target: Tensor | None) -> None:
@@ -41,15 +42,9 @@ class Measurement(ABC):
         """∂m/∂f per query, [Q, K]; by autograd unless a closed form is better."""
         with torch.enable_grad():
             f = output.detach().requires_grad_(True)
-            values = self.values(f, target)
-            if values.shape != (len(output),):
-                raise InputError(
-                    f"measurement {self.name!r} must return one value a query; for {len(output)} "
-                    f"queries it returned shape {tuple(values.shape)}"
-                )
-            if not values.requires_grad:
-                raise InputError(f"measurement {self.name!r} does not depend on the output")
-            return torch.autograd.grad(values.sum(), f)[0]
+            name = f"measurement {self.name!r}"
+            values = require_one_each(self.values(f, target), f, name)
+            return torch.autograd.grad(require_differentiable(values, name).sum(), f)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,4 +118,7 @@ class CustomMeasurement(Measurement):
     unit: str = "units of the measurement"
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.function(output, target)
+        name = f"measurement {self.name!r}"
+        with own_code(name):
+            values: object = self.function(output, target)
+        return require_one_each(values, output, name)

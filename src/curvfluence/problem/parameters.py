@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,40 +9,8 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 
 from curvfluence.errors import InputError
-
-_CALLING = threading.RLock()
-
-
-def slots(model: nn.Module) -> dict[str, str]:
-    """Every place that holds a parameter or buffer, and the name its tensor has in θ.
-
-    One place for a module that is used twice, two for a tensor that two modules share.
-    """
-    named = [*model.named_parameters(), *model.named_buffers()]
-    first = {id(tensor): name for name, tensor in named}
-    return {
-        f"{prefix}.{local}" if prefix else local: first[id(tensor)]
-        for prefix, module in model.named_modules()
-        for own in (module.named_parameters, module.named_buffers)
-        for local, tensor in own(recurse=False, remove_duplicate=False)
-    }
-
-
-def call(
-    model: nn.Module, names: Mapping[str, str], values: Mapping[str, Tensor], inputs: Tensor
-) -> Tensor:
-    """The model's output with `values` (by name in θ) at its `slots`.
-
-    The tying is done here and `tie_weights` is off: told of both names of a module that is used
-    twice, `functional_call` would leave its own tensors behind in it (seen in torch 2.13). One
-    call at a time: two threads would leave each other's tensors in the model.
-    """
-    placed = {slot: values[name] for slot, name in names.items()}
-    with _CALLING:
-        return functional_call(model, placed, (inputs,), tie_weights=False)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import torch
@@ -24,8 +24,10 @@ from curvfluence.problem.data import Examples, Source, require_finite
 from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.measurement import Measurement
-from curvfluence.problem.parameters import Parameters, call, slots
+from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.snapshot import snapshot
+from curvfluence.problem.structure import Structure, inside, tensors
+from curvfluence.problem.training_mode import said_of_training
 from curvfluence.runtime import generators
 
 
@@ -41,8 +43,9 @@ class Problem:
     2 is one that is there twice. The same as `Examples(inputs, targets, weights=v)`.
 
     `weights` names the checkpoint: a mapping like `model.state_dict()`, by default the model's
-    values as they are now. They are copied; the model is only ever called through
-    `torch.func.functional_call`, so its parameters, `.grad`, mode and hooks stay as they are.
+    values as they are now. They are copied, and so are the model's modules (`Structure`): the
+    problem speaks of the model as it is now, and the model itself is never called or changed, so
+    other threads may train it meanwhile.
 
     `unmodelled` names what training had beside this objective (augmentation, say); results repeat
     it, and name dropout where the model has some, because J is taken without.
@@ -66,7 +69,8 @@ class Problem:
     with the index of the example.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
+    structure: Structure = field(repr=False)  # its modules as they were: what is called
     loss: Loss
     train: Examples
     queries: Examples
@@ -104,8 +108,9 @@ class Problem:
                 "examples are sample_weight"
             )
         require_per_example(model)
-        parameters = Parameters.of(model)
-        theta, state = snapshot(model, parameters, weights)
+        structure = Structure(model)
+        parameters = Parameters.of(structure.modules)
+        theta, state = snapshot(structure, parameters, tensors(inside(model)), weights)
         first = next(iter(theta.values()))
         place = (first.device, first.dtype)
         if autocast is not None and first.dtype != torch.float32:
@@ -113,10 +118,11 @@ class Problem:
         examples = Examples.of(train, "train").to(*place)
         if sample_weight is not None:
             examples = weighted(examples, sample_weight).to(*place)
-        shape = output_shape(model, {**state, **theta}, examples.inputs[:1].clone())
+        shape = output_shape(structure, {**state, **theta}, examples.inputs[:1].clone(), model)
         loss = loss.bound(shape, examples.targets, examples.weights)
         values = {
             "model": model,
+            "structure": structure,
             "loss": loss,
             "train": examples,
             "queries": unweighted(Examples.of(queries, "queries")).to(*place),
@@ -132,22 +138,21 @@ class Problem:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        for name, examples in (("train", self.train), ("queries", self.queries)):
-            try:
-                loss.check(self.n_outputs, examples.targets)
-                if examples is self.queries:
-                    self.measurement.check(self.n_outputs, examples.targets)
-            except InputError as error:
-                raise type(error)(f"{name}: {error}") from None
+        with torch.no_grad(), generators.preserved():
+            output = self.forward(self.train.inputs[:1].clone())
+            for name, examples in (("train", self.train), ("queries", self.queries)):
+                try:
+                    loss.check(output.shape[-1], examples.targets)
+                    loss.values(output, examples.targets[:1])
+                    if examples is self.queries:
+                        self.measurement.check(output.shape[-1], examples.targets)
+                        self.measurement.values(output, examples.targets[:1])
+                except InputError as error:
+                    raise type(error)(f"{name}: {error}") from error.__cause__
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What training had that J lacks, as a result names it."""
-        dropped = [
-            f"{name or 'the model'} (p = {module.p:g})"
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0  # pyright: ignore[reportPrivateUsage]
-        ]
         found = [f"not modelled: {text}" for text in self.unmodelled]
         v_n = self.train.weights
         if v_n is not None:
@@ -158,12 +163,12 @@ class Problem:
         if self.autocast is not None:
             low = str(self.autocast).removeprefix("torch.")
             found.append(f"the model ran in {low} (autocast), sums and solves in float32")
-        if dropped:
-            found.append(
-                f"not modelled: dropout in training ({', '.join(dropped)}); the objective here is "
-                "that of the model in evaluation mode"
-            )
-        return tuple(found)
+        return (*found, *self._training)
+
+    @cached_property
+    def _training(self) -> tuple[str, ...]:
+        values = {**self.state, **self.theta}
+        return said_of_training(self.structure, values, self.train.inputs)
 
     @cached_property
     def n_outputs(self) -> int:
@@ -187,45 +192,48 @@ class Problem:
         autocast = self.autocast if dtype is None else None
         dtype = self.dtype if dtype is None else dtype
         place = self.device if device is None else torch.device(device)
-        return Problem(
-            self.model,
-            self.loss,
-            self.train.to(place, dtype),
-            self.queries.to(place, dtype),
-            measurement=self.measurement,
-            weight_decay=self.weight_decay,
-            decoupled_decay=self.decoupled_decay,
-            unmodelled=self.unmodelled,
-            autocast=autocast,
-            remember=self.remember,
-            weights={
-                name: value.to(place, dtype if value.is_floating_point() else value.dtype)
-                for name, value in {**self.theta, **self.state}.items()
-            },
-        )
+        moved = {
+            name: value.to(place, dtype if value.is_floating_point() else value.dtype)
+            for name, value in {**self.theta, **self.state}.items()
+        }
+        theta, state = snapshot(self.structure, self.parameters, moved, None)
+        train, queries = self.train.to(place, dtype), self.queries.to(place, dtype)
+        return self._with(theta=theta, state=state, train=train, queries=queries, autocast=autocast)
 
-    @cached_property
+    def at(self, weights: Mapping[str, Tensor]) -> Problem:
+        """The same problem at another checkpoint of the same model."""
+        held = {**self.theta, **self.state}
+        theta, state = snapshot(self.structure, self.parameters, held, weights)
+        return self._with(theta=theta, state=state)
+
+    def _with(self, **changes: object) -> Problem:
+        """The same problem with some fields changed; what follows from them is found anew."""
+        other = object.__new__(Problem)
+        for each in fields(self):
+            object.__setattr__(other, each.name, changes.get(each.name, getattr(self, each.name)))
+        return other
+
+    @property
     def exact(self) -> Problem:
         """The problem without autocast: itself where it has none."""
-        return self if self.autocast is None else self.to(self.dtype)
+        return self if self.autocast is None else self._exact
+
+    @cached_property
+    def _exact(self) -> Problem:
+        return self.to(self.dtype)
 
     @property
     def fingerprint(self) -> str:
         """Of what a curvature depends on: the model's modules, weights, decay, loss, training set
         and autocast."""
         known: dict[object, str] = self.__dict__.setdefault("_fingerprints", {})
-        state = repr(self.model), self.train.versions
+        state = repr(self.structure.modules), self.train.checksum
         if state not in known:
             train = (self.train.inputs, self.train.targets, self.train.weights)
             tensors = (*self.theta.values(), *self.state.values(), self.decay, *train)
             held = (state[0], self.loss, self.autocast, *tensors)
             known[state] = fingerprint(*held)
         return known[state]
-
-    @cached_property
-    def slots(self) -> dict[str, str]:
-        """Where the model holds each tensor of `theta` and `state`."""
-        return slots(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -244,22 +252,6 @@ class Problem:
         }
         return self.parameters.flatten(rows)
 
-    def at(self, weights: Mapping[str, Tensor]) -> Problem:
-        """The same problem at another checkpoint of the same model."""
-        return Problem(
-            self.model,
-            self.loss,
-            self.train,
-            self.queries,
-            measurement=self.measurement,
-            weight_decay=self.weight_decay,
-            decoupled_decay=self.decoupled_decay,
-            weights=weights,
-            unmodelled=self.unmodelled,
-            autocast=self.autocast,
-            remember=self.remember,
-        )
-
     def loss_of(self, part: Examples) -> Loss:
         """v_n ℓ_n of these examples: the loss as it is where they have no weights."""
         return ScaledLoss.of(self.loss, part.weights)
@@ -272,10 +264,10 @@ class Problem:
     def run(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """What the model returns with `values` in place of its tensors."""
         if self.autocast is None:
-            return call(self.model, self.slots, values, inputs)
+            return self.structure(values, inputs)
         # Without a cache: its casts of weights would outlive a pass that changes them.
         with torch.autocast(inputs.device.type, dtype=self.autocast, cache_enabled=False):
-            output = call(self.model, self.slots, values, inputs)
+            output = self.structure(values, inputs)
         return output.to(self.dtype)
 
     def outputs(self, examples: Examples, what: str, chunk: int = 4096) -> Tensor:

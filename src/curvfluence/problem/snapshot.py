@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.structure import COMPILED, Structure
 
 
 def snapshot(
-    model: nn.Module, parameters: Parameters, weights: Mapping[str, Tensor] | None
+    structure: Structure,
+    parameters: Parameters,
+    held: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(θ by name, every other parameter and buffer by name), of the model or of a checkpoint."""
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    """(θ by name, every other parameter and buffer by name): a checkpoint's, else those `held`."""
+    named = structure.tensors
     if weights is not None:
-        kept = set(model.state_dict(keep_vars=True))
+        weights = {name.replace(COMPILED, ""): value for name, value in weights.items()}
+        kept = set(structure.modules.state_dict(keep_vars=True))
         missing = [name for name in named if name not in weights and name in kept]
         unknown = sorted(set(weights) - set(named) - kept)
         if missing or unknown:
@@ -31,8 +36,8 @@ def snapshot(
                     f"weights[{name!r}] has shape {tuple(weights[name].shape)}, the model's has "
                     f"{tuple(named[name].shape)}"
                 )
-    given = {} if weights is None else {n: w for n, w in weights.items() if n in named}
-    source = {**named, **given}
+    _require_apart(parameters, held)
+    source = {**held, **({} if weights is None else weights)}
     copied = {name: source[name].detach().clone() for name in named}
     theta = {name: copied.pop(name) for name in parameters.names}
     for name, value in theta.items():
@@ -61,3 +66,43 @@ def snapshot(
             f"the parameters must share one device and dtype; seen {sorted(map(str, kinds))}"
         )
     return theta, copied
+
+
+def _require_apart(parameters: Parameters, held: Mapping[str, Tensor]) -> None:
+    """No parameter lies in the memory of another tensor of the model: it would count twice."""
+    known: list[tuple[int, str]] = []  # (end, name) of those that begin before
+    for start, end, name in sorted(_spans(held)):
+        known = [(stop, other) for stop, other in known if stop > start]
+        for _, other in known:
+            trained = name in parameters.names or other in parameters.names
+            if trained and _overlap(held[other], held[name]):
+                raise InputError(
+                    f"{other} and {name} lie in the same memory but are two tensors: training "
+                    "would move it twice, and influence count it twice. Make them one, as in "
+                    "model.b.weight = model.a.weight, or give one of them memory of its own"
+                )
+        known.append((end, name))
+
+
+def _spans(held: Mapping[str, Tensor]) -> Iterator[tuple[int, int, str]]:
+    """(first byte, behind the last, name) of every tensor that has memory."""
+    for name, x in held.items():
+        if x.layout == torch.strided and not x.is_meta and x.numel():
+            last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+            yield x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size(), name
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors whose spans meet have an element in common."""
+    if (a.is_contiguous() and b.is_contiguous()) or a.dtype != b.dtype:
+        return a.device == b.device
+    first = min(a.data_ptr(), b.data_ptr())
+    return a.device == b.device and bool(torch.isin(_places(a, first), _places(b, first)).any())
+
+
+def _places(x: Tensor, first: int) -> Tensor:
+    """Where each element lies, in elements from byte `first` on."""
+    places = torch.tensor((x.data_ptr() - first) // x.element_size())
+    for n, step in zip(x.shape, x.stride(), strict=True):
+        places = places[..., None] + step * torch.arange(n)
+    return places.flatten()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping
-from curvfluence.errors import SingularError
+from curvfluence.errors import SingularError, counted_from
 from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.fisher import Type2
 from curvfluence.jacobian.layers import Layout
@@ -31,7 +31,7 @@ def newton_scores(
     parts: list[Tensor] = []
     for start, rows in rows_in_chunks(problem, layout, problem.train, columns, chunk=chunk):
         part = problem.train[slice(start, start + len(rows))]
-        with torch.no_grad():
+        with torch.no_grad(), counted_from(start):
             loss = problem.loss_of(part)
             t_bc = loss.coordinates(problem.forward(part.inputs), part.targets)
         require_finite(t_bc, "leverage coordinates of training set", start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,11 @@ class Scores:
         if self.certifier is None:
             raise InputError("these scores were read back: the problem that made them is gone")
         return self.certifier(against, dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `certifier`, which holds the problem and the curvature: what is saved is of the
+        scores' own size, and read back it makes no certificate."""
+        return {**vars(self), "certifier": None}
 
     @property
     def help(self) -> Tensor:

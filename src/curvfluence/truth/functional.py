@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from curvfluence.errors import InputError
 from curvfluence.problem.losses import Loss
-from curvfluence.problem.parameters import call, slots
+from curvfluence.problem.structure import Structure
 from curvfluence.runtime import generators
+from curvfluence.runtime.calls import OneCode
 from curvfluence.truth.stack import Stack
 
 
@@ -57,7 +57,7 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     changed = [n for n, b in state.items() if not torch.equal(b, before[n])]
     if changed:
         return f"training changes the buffers {changed}"
-    with torch.no_grad():
+    with torch.no_grad(), OneCode():
         together, alone = model(inputs[:rows])[:1], model(inputs[:1])
     if not torch.allclose(together, alone, rtol=1e-3, atol=1e-5):
         # Unused rows of a partial minibatch would then count.
@@ -69,8 +69,7 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
 class FunctionalNet:
     """M models by `functional_call` under vmap; `state` is their frozen parameters and buffers.
 
-    The same interface as `StackedChain`. `model` is swapped into during a call, so it must not be
-    shared between threads.
+    The same interface as `StackedChain`.
     """
 
     model: nn.Module
@@ -79,27 +78,33 @@ class FunctionalNet:
     state: Mapping[str, Tensor]
 
     @cached_property
-    def _evaluated(self) -> nn.Module:
-        return deepcopy(self.model).eval()
+    def _training(self) -> Structure:
+        return Structure(self.model)
+
+    @cached_property
+    def _evaluated(self) -> Structure:
+        evaluated = Structure(self.model)
+        evaluated.modules.eval()
+        return evaluated
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs [M, B, K] of shared inputs [B, ...], in evaluation mode."""
-        names = slots(self._evaluated)
+        model = self._evaluated
 
         def forward(everything: dict[str, Tensor]) -> Tensor:
-            return self.loss.rows(call(self._evaluated, names, everything, x), len(x))
+            return self.loss.rows(model(everything, x), len(x))
 
         everything = {**self.state, **self.stack.theta}
         return torch.func.vmap(forward, randomness="error")(everything)
 
     def gradient_function(self) -> Callable[[Tensor, Tensor, Tensor], None]:
         """`gradient(x [M, B, ...], target [M, B, ...], scale [M, B])`, into `stack.grad`."""
-        names = slots(self.model)
+        model = self._training
 
         def objective(
             theta: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor, s: Tensor
         ) -> Tensor:
-            output = call(self.model, names, {**state, **theta}, x)
+            output = model({**state, **theta}, x)
             return (self.loss.values(self.loss.rows(output, len(x)), y) * s).sum()
 
         stacked = torch.func.vmap(torch.func.grad(objective), randomness="error")

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import NonFiniteError
+from curvfluence.jacobian.own_functions import ROWS, require_own_measurement
 from curvfluence.problem.data import Examples
 from curvfluence.problem.measurement import Measurement
 from curvfluence.runtime import precision
+from curvfluence.runtime.calls import OneCode
 from curvfluence.truth.paths import Path, network_of
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.threads import spread
@@ -45,6 +47,12 @@ def measure(
     def values(output: Tensor, target: Tensor) -> Tensor:
         return measurement.values(output.double(), target)
 
+    few = queries[:ROWS]
+    model.load_state_dict(trained.weights(0), strict=False)
+    with torch.no_grad(), OneCode():
+        output = recipe.loss.rows(model.eval()(few.inputs), len(few))
+    require_own_measurement(measurement, output.double(), few.targets)
+
     def side_by_side(positions: Sequence[int]) -> Tensor:
         index = torch.tensor(even(positions))
         theta = {name: value[index] for name, value in trained.theta.items()}
@@ -57,13 +65,14 @@ def measure(
         rows: list[Tensor] = []
         for position in positions:
             model.load_state_dict(trained.weights(position), strict=False)
-            output = torch.cat(
-                [
-                    recipe.loss.rows(model(part.inputs), len(part))
-                    for _, part in queries.chunks(1024)
-                ]
-            )
-            rows.append(values(output, queries.targets))
+            with torch.no_grad(), OneCode():
+                output = torch.cat(
+                    [
+                        recipe.loss.rows(model(part.inputs), len(part))
+                        for _, part in queries.chunks(1024)
+                    ]
+                )
+                rows.append(values(output, queries.targets))
         return torch.stack(rows)
 
     alone = trained.path is Path.PROCESSES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -89,8 +88,7 @@ def network_of(
             raise InputError(f"the stacked path cannot train this: {layers}")
         arranged = StackedChain.arrange(layers, theta)
         return StackedChain(layers, Stack.of(arranged, decay), recipe.loss)
-    # functional_call swaps tensors into the module: each network, and so each thread, has its own.
-    return FunctionalNet(deepcopy(model), recipe.loss, Stack.of(theta, decay), state)
+    return FunctionalNet(model, recipe.loss, Stack.of(theta, decay), state)
 
 
 def theta_of(network: Network) -> dict[str, Tensor]:

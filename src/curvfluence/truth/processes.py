@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from curvfluence.problem.data import Examples
 from curvfluence.problem.parameters import Parameters
 from curvfluence.runtime import generators
+from curvfluence.runtime.calls import OneCode
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.run import Run, Share, batches, share
 from curvfluence.truth.subsets import Subsets
@@ -51,7 +52,7 @@ def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
         [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()]
     )
     total = recipe.total_steps(len(share))
-    with generators.preserved(), torch.enable_grad():
+    with generators.preserved(), torch.enable_grad(), OneCode():
         generators.seed(_noise_seed(share.run), x.device)
         for step, (index, weight) in enumerate(batches(recipe, share)):
             output = recipe.loss.rows(model(x[index]), len(index))
@@ -73,7 +74,7 @@ def _finish(
     final = {name: value.detach().clone() for name, value in everything.items()}
     model.eval()
     total = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), OneCode():
         for index, weight in zip(share.index.split(1024), share.weight.split(1024), strict=True):
             output = recipe.loss.rows(model(examples.inputs[index]), len(index))
             value_b = recipe.loss.values(output, examples.targets[index])

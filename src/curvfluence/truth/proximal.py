@@ -127,7 +127,7 @@ class Proximal:
 
 def _stackable(problem: Problem) -> bool:
     """Whether torch.func can evaluate several models at once; two are tried on one example."""
-    if obstacle(problem.model) is not None:
+    if obstacle(problem.structure.modules) is not None:
         return False
     theta, x = problem.parameters.flatten(problem.theta), problem.train.inputs[:1]
 

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.jacobian.own_functions import ROWS, require_own_loss
 from curvfluence.problem.data import Examples
+from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
+from curvfluence.runtime.calls import OneCode
 from curvfluence.truth.paths import Path, choose_path, network_of, require_path, theta_of
 from curvfluence.truth.processes import train_each
 from curvfluence.truth.recipe import Recipe
@@ -116,14 +119,16 @@ def _chunk(path: Path, parameters: int) -> int:
 
 def _fitting(recipe: Recipe, model: nn.Module, examples: Examples) -> Recipe:
     """The recipe with its loss bound to the examples, once both are known to fit."""
-    mode = model.training
-    with torch.no_grad():
-        output = model.eval()(examples.inputs[:1])
+    mode, few = model.training, examples[:ROWS]
+    with torch.no_grad(), OneCode(), own_code("the recipe's model"):
+        output = model.eval()(few.inputs)
     model.train(mode)
     loss = recipe.loss
     if not loss.is_bound:
         loss = loss.bound(tuple(output.shape[1:]), examples.targets, examples.weights)
-    loss.check(loss.rows(output, 1).shape[-1], examples.targets)
+    rows = loss.rows(output, len(few))
+    loss.check(rows.shape[-1], examples.targets)
+    require_own_loss(loss, rows, few.targets)
     return replace(recipe, loss=loss)
 
 

@@ -22,6 +22,7 @@ from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.ggn import assemble, by_pairs
 from curvfluence.curvature.estimate.khatri_rao import PairSum, pair_sums
 from curvfluence.curvature.places import LayerPart, layer_parts
+from curvfluence.errors import counted_from
 from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.problem import Problem
@@ -55,11 +56,11 @@ class Chain:
 
 def find_chain(problem: Problem, layout: Layout) -> Chain | None:
     """The model as a chain whose Linear layers hold every parameter, or None."""
-    modules = _flat(problem.model)
+    modules = _flat(problem.structure.modules)
     if modules is None or not by_pairs(layout):
         return None
     linear = [m for m in modules if type(m) is nn.Linear]
-    named = dict(problem.model.named_modules())
+    named = dict(problem.structure.modules.named_modules())
     if [named.get(layer.name) for layer in layout.layers] != linear or not linear:
         return None
     activations: list[list[nn.Module]] = []
@@ -107,7 +108,7 @@ def _forward(
     layers: list[_Layer] = []
     for block, activations in zip(parts, chain.activations, strict=True):
         weight = problem.theta[block.layer.weight]
-        module = dict(problem.model.named_modules())[block.layer.name]
+        module = dict(problem.structure.modules.named_modules())[block.layer.name]
         bias = None
         if isinstance(module, nn.Linear) and module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
             name = f"{block.layer.name}.bias" if block.layer.name else "bias"
@@ -150,9 +151,10 @@ def chain_hessian(problem: Problem, layout: Layout, chain: Chain, chunk: int = 2
         layers, output = _forward(problem, chain, parts, part.inputs)
         require_finite(output, "model output for training set", start)
         loss, y = problem.loss_of(part), part.targets
-        delta = loss.gradient(output, y)
+        with counted_from(start):
+            delta, s_bkc = loss.gradient(output, y), loss.factor(output, y)
         require_finite(delta, "output gradient of training set", start)
-        _add_chunk(pairs, sums, layers, delta, loss.factor(output, y).transpose(1, 2))
+        _add_chunk(pairs, sums, layers, delta, s_bkc.transpose(1, 2))
 
     sums = accumulate(problem.train.chunks(chunk), add_pairs)
     return assemble(problem, parts, pairs, sums)

@@ -34,7 +34,7 @@ def _culprit(problem: Problem) -> str | None:
     """The first innermost module whose own call cannot be differentiated twice; None where each
     can, so that the fault lies in how they are put together."""
     seen = _calls(problem)
-    named = dict(problem.model.named_modules())
+    named = dict(problem.structure.modules.named_modules())
     for name in sorted(seen, key=lambda name: -name.count(".") if name else 1):
         if not _takes_two(named[name], seen[name]):
             return f"{name or 'the model'} ({type(named[name]).__name__})"
@@ -53,7 +53,7 @@ def _calls(problem: Problem) -> dict[str, Arguments]:
 
     handles: list[RemovableHandle] = []
     try:
-        for name, module in problem.model.named_modules():
+        for name, module in problem.structure.modules.named_modules():
             handles.append(module.register_forward_pre_hook(keep(name), with_kwargs=True))
         with torch.no_grad(), generators.preserved():
             problem.forward(problem.train.inputs[:2].clone())

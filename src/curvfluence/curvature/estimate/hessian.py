@@ -14,7 +14,7 @@ from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.chain import chain_hessian, find_chain
 from curvfluence.curvature.estimate.double_backward import REFUSALS, refused
 from curvfluence.curvature.estimate.ggn import ggn_matrix
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, counted_from
 from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.problem import Problem
 
@@ -73,9 +73,9 @@ def _is_symmetric(matrix: Tensor) -> bool:
 
 def _quadratic_models(problem: Problem, *, whole: bool, examples: int) -> Iterator[_QuadraticModel]:
     n = len(problem.train)
-    for _, part in problem.train.chunks(examples):
+    for start, part in problem.train.chunks(examples):
         loss = problem.loss_of(part)
-        with torch.no_grad():
+        with torch.no_grad(), counted_from(start):
             at = problem.forward(part.inputs)
             delta = loss.gradient(at, part.targets) / n
             curve = loss.hessian(at, part.targets) / n if whole else None

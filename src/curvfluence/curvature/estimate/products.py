@@ -12,17 +12,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.double_backward import REFUSALS, refused
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, counted_from
 from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.rows import Rows
-from curvfluence.problem.data import Examples
+from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import precision
 from curvfluence.runtime.autograd import pulled_back
 
 Kind = Literal["GGN", "Hessian"]
+PROBED = 4  # examples that symmetry is tried on
 
 
 class CurvatureProduct:
@@ -43,6 +44,8 @@ class CurvatureProduct:
         columns = problem.loss.columns(problem.n_outputs)
         by_rows = kind == "GGN" and columns <= TYPE2_LIMIT
         self._rows = FisherPass(problem, Type2(), again=True) if by_rows else None
+        if self._rows is None:
+            self._require_symmetric()
 
     @precision.full()
     def __call__(self, v_qp: Tensor) -> Tensor:
@@ -50,13 +53,39 @@ class CurvatureProduct:
         if self._rows is not None:
             return gram_product(self._rows, v_qp) / n
 
+        return self._by_double_backward(v_qp, self.problem.train).div_(n)
+
+    def _by_double_backward(self, v_qp: Tensor, part: Examples) -> Tensor:
+        """Σ_n over `part`, [Q, P]."""
+
         def add_products(numbered: tuple[int, Examples], sums: Sums) -> None:
-            model = _Linearised.of(self.problem, numbered[1], self.kind)
+            model = _Linearised.of(self.problem, *numbered, self.kind)
             sums.add_("A v", torch.stack([model.product(v) for v in v_qp]))
 
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-            chunks = self.problem.train.chunks(self._examples)
-            return accumulate(chunks, add_products).pop("A v").div_(n)
+            return accumulate(part.chunks(self._examples), add_products).pop("A v")
+
+    @precision.full()
+    def _require_symmetric(self) -> None:
+        """uᵀAv = vᵀAu on a few examples, or an operation of the model has a wrong double backward:
+        by its products alone an A that is not symmetric looks like one that is.
+
+        Errors: `InputError` with both numbers."""
+        count = self.problem.parameters.count
+        generator = torch.Generator().manual_seed(0)
+        u, v = torch.randn(2, count, generator=generator, dtype=torch.float64).to(
+            self.problem.decay
+        )
+        au, av = self._by_double_backward(torch.stack([u, v]), self.problem.train[:PROBED])
+        uav, vau = float(u.double() @ av.double()), float(v.double() @ au.double())
+        size = float(u.norm() * av.norm() + v.norm() * au.norm())
+        if abs(uav - vau) > 100 * torch.finfo(u.dtype).eps * size:
+            raise InputError(
+                f"products with the {self.kind} of this model are not symmetric (uᵀAv is "
+                f"{uav:.6g}, vᵀAu {vau:.6g}): an operation in it has a wrong double backward. Use "
+                "a rung that needs first derivatives only: the GGN (as Matrix() or SampleSpace()), "
+                "BlockGGN, EKFAC, KFAC or Diagonal"
+            )
 
 
 def gram_product(rows_of: Iterable[Rows], v_qp: Tensor) -> Tensor:
@@ -77,6 +106,7 @@ class _Linearised:
     kind: Kind
     loss: Loss  # of these examples
     targets: Tensor
+    start: int  # the number of the first of them
     theta: list[Tensor]
     output: Tensor
     dummy: Tensor  # u, at 0
@@ -84,7 +114,7 @@ class _Linearised:
     slopes: tuple[Tensor, ...]  # Σ_n Jᵀ ∂ℓ/∂f with its graph in θ, for the Hessian
 
     @staticmethod
-    def of(problem: Problem, part: Examples, kind: Kind) -> _Linearised:
+    def of(problem: Problem, start: int, part: Examples, kind: Kind) -> _Linearised:
         loss, y = problem.loss_of(part), part.targets
         theta = {n: v.detach().requires_grad_(True) for n, v in problem.theta.items()}
         values = list(theta.values())
@@ -97,10 +127,12 @@ class _Linearised:
             try:
                 vjp = _with_graph(output, values, dummy)
                 if kind == "Hessian":
-                    slopes = _with_graph(output, values, loss.gradient(output.detach(), y))
+                    delta = loss.gradient(output.detach(), y)
+                    require_finite(delta, "output gradient of training set", start)
+                    slopes = _with_graph(output, values, delta)
             except REFUSALS as error:
                 raise refused(problem, error) from error
-        return _Linearised(problem, kind, loss, y, values, output, dummy, vjp, slopes)
+        return _Linearised(problem, kind, loss, y, start, values, output, dummy, vjp, slopes)
 
     def product(self, v: Tensor) -> Tensor:
         """Σ_n Jᵀ (∂²ℓ/∂f²) J v of the chunk, unscaled, [P]; for the Hessian with
@@ -110,7 +142,9 @@ class _Linearised:
         except REFUSALS as error:
             raise refused(self.problem, error) from error
         curved = self.loss.factored_product if self.kind == "GGN" else self.loss.hessian_product
-        ssjv = curved(self.output.detach(), self.targets, jv)
+        with counted_from(self.start):
+            ssjv = curved(self.output.detach(), self.targets, jv)
+            require_finite(ssjv, "∂²ℓ/∂f² J v of training set", self.start)
         total = self._flat(pulled_back(self.output, self.theta, ssjv))
         return total + self._bent(v) if self.slopes else total
 

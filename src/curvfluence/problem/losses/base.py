@@ -61,6 +61,11 @@ class Loss(ABC):
         """Which positions of the outputs count, [N, T]; None for a loss without positions."""
         return None
 
+    def of_rows(self, output: Tensor, target: Tensor) -> tuple[Loss, Tensor, Tensor]:
+        """The loss of one row of outputs, and those rows with their targets: for a loss over
+        positions that of a position, else the loss itself."""
+        return self, output, target
+
     @property
     def positions(self) -> int | None:
         """T, for a loss that is a sum over positions of the outputs."""

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.errors import CurvfluenceError, about
+from curvfluence.problem.data import require_finite
 from curvfluence.problem.losses.base import Loss
+from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
+from curvfluence.runtime.autograd import pulled_back
+
+NAME = "the custom loss"
 
 
 @dataclass(frozen=True)
@@ -30,31 +35,37 @@ class CustomLoss(Loss):
     convex = False
 
     def check(self, n_outputs: int, target: Tensor) -> None:
-        seen = self.function(torch.zeros(2, n_outputs, device=target.device), target[[0, 0]])
-        if seen.shape != (2,):
-            raise InputError(
-                f"a custom loss must return one value an example; for 2 examples with "
-                f"{n_outputs} outputs it returned shape {tuple(seen.shape)}"
-            )
+        """Nothing: what the function returns is looked at whenever it is called."""
 
     def columns(self, n_outputs: int) -> int:
         return n_outputs
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.function(output, target)
+        with own_code(NAME):
+            values: object = self.function(output, target)
+        return require_one_each(values, output, NAME)
+
+    def _slope(self, output: Tensor, target: Tensor, *, twice: bool) -> tuple[Tensor, Tensor]:
+        """(f, ∂ℓ/∂f) per example, [N, K] each; with `twice` a slope that has one too."""
+        f = output.detach().requires_grad_(True)
+        total = require_differentiable(self.values(f, target), NAME).sum()
+        return f, torch.autograd.grad(total, f, create_graph=twice)[0]
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         with torch.enable_grad():
-            f = output.detach().requires_grad_(True)
-            total = self.function(f, target).sum()
-            if not total.requires_grad:
-                raise InputError("the custom loss does not depend on the model's output")
-            return torch.autograd.grad(total, f)[0]
+            return self._slope(output, target, twice=False)[1]
+
+    def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            f, g_nk = self._slope(output, target, twice=True)
+            if not g_nk.requires_grad:
+                return torch.zeros_like(output)
+            (row,) = pulled_back(g_nk, [f], v)
+        return torch.zeros_like(output) if row is None else row
 
     def _curvature(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            f = output.detach().requires_grad_(True)
-            (g_nk,) = torch.autograd.grad(self.function(f, target).sum(), f, create_graph=True)
+            f, g_nk = self._slope(output, target, twice=True)
             rows: list[Tensor] = []
             for k in range(f.shape[-1]):
                 row = None
@@ -63,7 +74,9 @@ class CustomLoss(Loss):
                         g_nk[:, k].sum(), f, retain_graph=True, allow_unused=True
                     )
                 rows.append(torch.zeros_like(output) if row is None else row)
-        return torch.linalg.eigh(torch.stack(rows, dim=1))
+        h_nkk = torch.stack(rows, dim=1)
+        require_finite(h_nkk, "∂²ℓ/∂f²")
+        return torch.linalg.eigh(h_nkk)
 
     def hessian(self, output: Tensor, target: Tensor) -> Tensor:
         mu_nk, v_nkk = self._curvature(output, target)
@@ -79,10 +92,12 @@ class CustomLoss(Loss):
         negative = self._negative(mu_nk)
         if not self.clip_negative and bool(negative.any()):
             n = int(negative.any(-1).nonzero()[0])
-            raise CurvfluenceError(
-                f"the loss is not convex in the output: ∂²ℓ/∂f² of example {n} (of this batch) has "
-                f"eigenvalue {float(mu_nk[n].min()):.3g}; use clip_negative=True to set such "
-                "eigenvalues to 0 (named in the result), or the Hessian rung"
+            raise about(
+                n,
+                CurvfluenceError,
+                "the loss is not convex in the output: ∂²ℓ/∂f² of example {n} has eigenvalue "
+                f"{float(mu_nk[n].min()):.3g}; use clip_negative=True to set such eigenvalues to 0 "
+                "(named in the result), or the Hessian rung",
             )
         return v_nkk * mu_nk.clamp_min(0).sqrt()[:, None, :]
 
@@ -92,9 +107,11 @@ class CustomLoss(Loss):
         left_n = ((s_nkc @ t_nc[:, :, None])[:, :, 0] - g_nk).norm(dim=-1)
         bad = (left_n > 1e-4 * g_nk.norm(dim=-1)).nonzero().flatten()
         if len(bad):
-            raise CurvfluenceError(
-                f"the loss gradient of example {int(bad[0])} (of this batch) lies outside the span "
-                "of ∂²ℓ/∂f²: the leverage correction is not defined for this loss"
+            raise about(
+                int(bad[0]),
+                CurvfluenceError,
+                "the loss gradient of example {n} lies outside the span of ∂²ℓ/∂f²: the leverage "
+                "correction is not defined for this loss",
             )
         return t_nc
 

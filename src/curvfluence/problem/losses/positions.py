@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, numbered
 from curvfluence.problem.losses.base import Loss, Wrapping
 
 Reduction = Literal["token_mean", "sum", "mean"]
@@ -114,6 +115,11 @@ class Positions(Wrapping):
         except InputError as error:
             raise type(error)(f"at the counted positions, in order: {error}") from None
 
+    def of_rows(self, output: Tensor, target: Tensor) -> tuple[Loss, Tensor, Tensor]:
+        keep = self.counted(target).flatten()
+        f_rk, y_r = self._single(output, target)
+        return self.loss.of_rows(f_rk[keep], y_r[keep])
+
     def columns(self, n_outputs: int) -> int:
         return self.count * self.loss.columns(n_outputs // self.count)
 
@@ -130,6 +136,10 @@ class Positions(Wrapping):
     def _single(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return output.reshape(len(output) * self.count, -1), self._targets(target)
 
+    def _by_example(self) -> AbstractContextManager[None]:
+        """Errors about the loss of a position are raised as about its example."""
+        return numbered(lambda row: row // self.count)
+
     def _scale(self, target: Tensor, like: Tensor) -> Tensor:
         """c_n where counted, 0 elsewhere, [N, T]."""
         counted_nt = self.counted(target)
@@ -144,10 +154,13 @@ class Positions(Wrapping):
         return (each_nt * self._scale(target, output)).sum(1)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
-        return self._scaled(self.loss.gradient(*self._single(output, target)), output, target)
+        with self._by_example():
+            each = self.loss.gradient(*self._single(output, target))
+        return self._scaled(each, output, target)
 
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
-        s_rkc = self.loss.factor(*self._single(output, target))
+        with self._by_example():
+            s_rkc = self.loss.factor(*self._single(output, target))
         root_nt = self._scale(target, output).sqrt()
         n, t, (_, k, c) = len(output), self.count, s_rkc.shape
         s_ntkc = s_rkc.reshape(n, t, k, c) * root_nt[:, :, None, None]
@@ -158,12 +171,14 @@ class Positions(Wrapping):
 
     def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
         v_rk = v.reshape(len(v) * self.count, -1)
-        each = self.loss.factored_product(*self._single(output, target), v_rk)
+        with self._by_example():
+            each = self.loss.factored_product(*self._single(output, target), v_rk)
         return self._scaled(each, output, target)
 
     def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
         v_rk = v.reshape(len(v) * self.count, -1)
-        each = self.loss.hessian_product(*self._single(output, target), v_rk)
+        with self._by_example():
+            each = self.loss.hessian_product(*self._single(output, target), v_rk)
         return self._scaled(each, output, target)
 
     def _scaled(self, each_rk: Tensor, output: Tensor, target: Tensor) -> Tensor:
@@ -174,7 +189,8 @@ class Positions(Wrapping):
         return (each_ntk * scale_nt[:, :, None]).flatten(1)
 
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
-        t_ntc = self.loss.coordinates(*self._single(output, target))
+        with self._by_example():
+            t_ntc = self.loss.coordinates(*self._single(output, target))
         root_nt = self._scale(target, output).sqrt()
         return (t_ntc.view(len(output), self.count, -1) * root_nt[:, :, None]).flatten(1)
 
@@ -182,7 +198,8 @@ class Positions(Wrapping):
         self, output: Tensor, target: Tensor, *, draws: int, generator: torch.Generator
     ) -> Tensor:
         f_rk, y_r = self._single(output, target)
-        s_rkd = self.loss.sample(f_rk, y_r, draws=draws, generator=generator)
+        with self._by_example():
+            s_rkd = self.loss.sample(f_rk, y_r, draws=draws, generator=generator)
         root_nt = self._scale(target, output).sqrt()
         s_ntkd = s_rkd.view(len(output), self.count, -1, draws) * root_nt[:, :, None, None]
         return s_ntkd.flatten(1, 2)

@@ -33,6 +33,9 @@ class ScaledLoss(Wrapping):
     def rows(self, output: Tensor, n: int) -> Tensor:
         return self.loss.rows(output, n)
 
+    def of_rows(self, output: Tensor, target: Tensor) -> tuple[Loss, Tensor, Tensor]:
+        return self.loss.of_rows(output, target)
+
     def check(self, n_outputs: int, target: Tensor) -> None:
         self.loss.check(n_outputs, target)
 

@@ -1,0 +1,149 @@
+"""Autograd's derivative of a model against differences of what the model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+from curvfluence.jacobian.probe import Probe
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import device as machine
+from curvfluence.runtime.autograd import pulled_back
+from curvfluence.runtime.calls import Lowest
+
+Values = Mapping[str, Tensor]
+# How far from θ and the step, relative to each weight's size, and the tolerance, relative to the
+# derivative's: where the model's arithmetic is float64, and elsewhere.
+FINE, COARSE = (1e-2, 1e-6, 1e-5), (3e-2, 1e-3, 5e-2)
+
+
+def require_derivative(problem: Problem, probe: Probe) -> None:
+    """Refuse a model whose outputs do not change with its weights as autograd says.
+
+    Such as an embedding with `scale_grad_by_freq`, a straight-through estimator, a function that
+    scales its gradient, or a use of a weight that is detached: scores would be of something that
+    no weight's change does. Weights without any gradient (run under `no_grad`; the
+    row of an embedding's `padding_idx`) are taken as constants.
+
+    ⟨∇φ, d⟩ against (φ(θ + hd) − φ(θ − hd)) / 2h for φ a combination of the probe's outputs, along
+    two directions d, each from a point of its own near θ (so that a unit that stands at its kink,
+    as at ReLU(0), is no fault) and with two steps h, in float64 where the model's arithmetic is
+    then float64 throughout. A fault is what both directions show.
+    Cost: 10 passes over the probe. Errors: `InputError` naming the parameters and their modules.
+    """
+    names = [n for n in problem.parameters.names if any(g[n] is not None for g in probe.gradients)]
+    if not names:
+        return
+    tried = _Differences.of(problem, probe, names)
+    if all(tried.apart(names, seed) for seed in (0, 1)):
+        raise InputError(tried.said())
+
+
+@dataclass(frozen=True, eq=False)
+class _Differences:
+    """φ(θ) = Σ weights ∘ outputs of the probe, in the finest arithmetic the model runs in."""
+
+    problem: Problem
+    names: Sequence[str]
+    values: Values  # θ and what else the model holds
+    inputs: Tensor
+    weights: Tensor
+    offset: float
+    step: float
+    tolerance: float
+
+    @staticmethod
+    def of(problem: Problem, probe: Probe, names: Sequence[str]) -> _Differences:
+        values = {**problem.state, **problem.theta}
+        given = _Differences(problem, names, values, probe.inputs, probe.weights, *COARSE)
+        doubles = 4 * 8 * problem.parameters.count  # θ, a point near it, a direction, θ + hd
+        if problem.dtype != torch.float64 and doubles > machine.memory(problem.device) // 16:
+            return given
+        fine = given._in(torch.float64)
+        return given if fine is None else fine
+
+    def _in(self, dtype: torch.dtype) -> _Differences | None:
+        """The same in float64, or None where the model's arithmetic is not."""
+
+        def cast(x: Tensor) -> Tensor:
+            return x.to(dtype) if x.is_floating_point() else x
+
+        fine = _Differences(
+            self.problem,
+            self.names,
+            {name: cast(value) for name, value in self.values.items()},
+            cast(self.inputs),
+            cast(self.weights),
+            *FINE,
+        )
+        lowest = Lowest()
+        try:
+            with torch.no_grad(), lowest:
+                fine.phi({})
+        except Exception:  # a model that runs in its own dtype only
+            return None
+        return fine if lowest.dtype in (None, dtype) else None
+
+    def phi(self, theta: Values) -> Tensor:
+        problem, values = self.problem, {**self.values, **theta}
+        output = problem.loss.rows(problem.run(values, self.inputs.clone()), len(self.inputs))
+        return (output * self.weights).sum()
+
+    def apart(self, names: Sequence[str], seed: int) -> bool:
+        """Whether neither step's difference, along a direction in `names`, is autograd's."""
+        found, wanted, size = self._slopes(names, seed)
+        return all(abs(each - wanted) > self.tolerance * size for each in found)
+
+    def _slopes(self, names: Sequence[str], seed: int) -> tuple[list[float], float, float]:
+        """(differences at two steps, autograd's derivative, the size that they are compared by)."""
+        generator = torch.Generator().manual_seed(seed)
+        base = {n: self.values[n] + self.offset * self._drawn(n, generator) for n in self.names}
+        along = {n: self._drawn(n, generator) for n in names}
+        leaves = {n: base[n].detach().requires_grad_(True) for n in names}
+        with torch.enable_grad():
+            total = self.phi({**base, **leaves})
+        grads = pulled_back(total, list(leaves.values()), torch.ones_like(total))
+        for name, g in zip(names, grads, strict=True):  # what has no gradient is a constant
+            along[name] = along[name] * (0.0 if g is None else (g != 0))
+        pairs = [(g, d) for g, d in zip(grads, along.values(), strict=True) if g is not None]
+        wanted = sum(float((g.double() * d).sum()) for g, d in pairs)
+        size = sum(float((g.double() * d).square().sum()) for g, d in pairs) ** 0.5
+        rounding = torch.finfo(total.dtype).eps * abs(float(total.detach())) / self.step
+        found: list[float] = []
+        with torch.no_grad():
+            for h in (self.step, self.step / 4):
+                up, down = (
+                    float(self.phi({**base, **{n: base[n] + t * along[n] for n in names}}))
+                    for t in (h, -h)
+                )
+                found.append((up - down) / (2 * h))
+        return found, wanted, max(size, abs(wanted), *map(abs, found)) + 1e3 * rounding
+
+    def _drawn(self, name: str, generator: torch.Generator) -> Tensor:
+        """A direction in one tensor, as large as its entries are."""
+        value = self.values[name]
+        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        return drawn * value.square().mean().sqrt().clamp_min(1e-3)
+
+    def said(self) -> str:
+        """What does not agree: the parameters whose own derivative is another."""
+        modules = dict(self.problem.structure.modules.named_modules())
+        said: list[str] = []
+        for name in self.names:
+            if not all(self.apart([name], seed) for seed in (0, 1)):
+                continue
+            found, wanted, _ = self._slopes([name], 0)
+            kind = type(modules[name.rpartition(".")[0]]).__name__
+            said.append(f"{name} ({kind}): {wanted:.6g} by autograd, {found[1]:.6g} by differences")
+        said = said or ["along all weights together"]
+        listed = "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
+        return (
+            "the model's outputs do not change with its weights as autograd says, so its gradients "
+            f"are of another function: {listed}. Take out what replaces, scales or detaches a "
+            "gradient there or behind it (scale_grad_by_freq, straight-through estimators, custom "
+            "autograd functions, .detach())"
+        )

@@ -1,0 +1,70 @@
+"""Calls of a model: one code, whether or not there are gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class OneCode(TorchFunctionMode):
+    """Within it torch takes the code of a module that has gradients also where there are none.
+
+    `nn.TransformerEncoder` and `nn.MultiheadAttention` switch to fused code without gradients,
+    which computes other values at padded positions. They do not where a function mode watches, and
+    a mode, unlike `torch.backends.mha.set_fastpath_enabled`, is seen by this thread alone.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Watch(TorchFunctionMode):
+    """`seen`: the names of those of the given tensors that are used within it."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._named = {id(tensor): name for name, tensor in named.items()}
+        self.seen: list[str] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        self.seen += [self._named[id(value)] for value in given if id(value) in self._named]
+        return func(*args, **(kwargs or {}))
+
+
+class Lowest(TorchFunctionMode):
+    """`dtype`: the lowest floating precision of any tensor that is made within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtype: torch.dtype | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        several: Sequence[object] = made if isinstance(made, tuple | list) else (made,)  # pyright: ignore[reportUnknownVariableType]
+        kinds = [x.dtype for x in several if isinstance(x, Tensor) and x.is_floating_point()]
+        known = [] if self.dtype is None else [self.dtype]
+        self.dtype = max((*kinds, *known), key=lambda kind: torch.finfo(kind).eps, default=None)
+        return made
