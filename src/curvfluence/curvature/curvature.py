@@ -98,6 +98,13 @@ class Curvature:
         """λ of each block."""
         means = [block.operator.mean_eigenvalue() for block in self.blocks]
         resolved = self.effective(damping).resolve(means)
+        largest = torch.finfo(self.decay.dtype).max
+        for block, value in zip(self.blocks, resolved, strict=True):
+            if not value < largest:
+                raise InputError(
+                    f"λ = {value:.3g} of block {block.name} is beyond {self.decay.dtype}: use a "
+                    "smaller damping, or problem.to(torch.float64)"
+                )
         for block, mean, value in zip(self.blocks, means, resolved, strict=True):
             if mean == 0 and value == 0 and bool((block.places.take(self.decay) == 0).any()):
                 raise SingularError(

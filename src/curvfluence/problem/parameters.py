@@ -68,7 +68,7 @@ class Parameters:
         """[..., P] -> {name: [..., *shape]}, as views."""
         lead = vector.shape[:-1]
         return {
-            name: vector[..., self.slices[name]].reshape(*lead, *shape)
+            name: vector[..., self.slices[name]].reshape((*lead, *shape))
             for name, shape in zip(self.names, self.shapes, strict=True)
         }
 

@@ -24,6 +24,7 @@ from curvfluence.problem.data import Examples, Source, require_finite
 from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.measurement import Measurement
+from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.snapshot import snapshot
 from curvfluence.problem.structure import Structure, inside, tensors
@@ -142,13 +143,26 @@ class Problem:
             output = self.forward(self.train.inputs[:1].clone())
             for name, examples in (("train", self.train), ("queries", self.queries)):
                 try:
-                    loss.check(output.shape[-1], examples.targets)
-                    loss.values(output, examples.targets[:1])
-                    if examples is self.queries:
-                        self.measurement.check(output.shape[-1], examples.targets)
-                        self.measurement.values(output, examples.targets[:1])
+                    self._require_fit(output, examples)
                 except InputError as error:
                     raise type(error)(f"{name}: {error}") from error.__cause__
+
+    def _require_fit(self, output: Tensor, examples: Examples) -> None:
+        """Examples, their targets, the loss and the measurement go together; `output` is that of a
+        training example."""
+        count = output.shape[-1]
+        if examples is self.queries:
+            asked = self.forward(examples.inputs[:1].clone()).shape[-1]
+            if asked != count:
+                raise InputError(
+                    f"the model returns {asked} outputs for one of them, and {count} for a "
+                    "training example: give both inputs of one shape"
+                )
+        self.loss.check(count, examples.targets)
+        self.loss.values(output, examples.targets[:1])
+        if examples is self.queries:
+            self.measurement.check(count, examples.targets)
+            self.measurement.values(output, examples.targets[:1])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -263,12 +277,13 @@ class Problem:
 
     def run(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """What the model returns with `values` in place of its tensors."""
-        if self.autocast is None:
-            return self.structure(values, inputs)
-        # Without a cache: its casts of weights would outlive a pass that changes them.
-        with torch.autocast(inputs.device.type, dtype=self.autocast, cache_enabled=False):
-            output = self.structure(values, inputs)
-        return output.to(self.dtype)
+        with own_code("the model"):
+            if self.autocast is None:
+                return self.structure(values, inputs)
+            # Without a cache: its casts of weights would outlive a pass that changes them.
+            with torch.autocast(inputs.device.type, dtype=self.autocast, cache_enabled=False):
+                output = self.structure(values, inputs)
+            return output.to(self.dtype)
 
     def outputs(self, examples: Examples, what: str, chunk: int = 4096) -> Tensor:
         """Outputs of all examples, [N, K], finite or raised with the index."""

@@ -106,6 +106,11 @@ def _copied(model: nn.Module) -> nn.Module:
                 "user's own are never called: keep what cannot be copied out of the modules"
             ) from error
     _unwrap(found)
+    for module in found.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = (
+                False  # how gradients are stored, which torch adds up but not multiplies
+            )
     return found
 
 

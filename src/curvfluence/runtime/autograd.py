@@ -27,7 +27,7 @@ def pulled_back(
     """
     with torch.enable_grad():
         total = (output * cotangent).sum()
-    return cast(
+    grads = cast(
         "tuple[Tensor | None, ...]",
         torch.autograd.grad(
             total,
@@ -37,3 +37,4 @@ def pulled_back(
             allow_unused=True,
         ),
     )
+    return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)

@@ -229,7 +229,7 @@ def _collect(
 def _require_converged(runs: Sequence[Run], piece: _Piece) -> None:
     finite_m = piece.final_loss.isfinite().cpu()
     for value in piece.theta.values():
-        finite_m &= value.isfinite().flatten(1).all(1).cpu()
+        finite_m &= value.isfinite().reshape(len(value), -1).all(1).cpu()
     bad = (~finite_m).nonzero().flatten()
     if len(bad):
         position = piece.positions[int(bad[0])]

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from curvfluence.errors import NonFiniteError
+
 Chunk = TypeVar("Chunk")
 
 
@@ -37,6 +39,16 @@ class Sums:
     def __getitem__(self, key: Hashable) -> Tensor:
         return self._totals[key]
 
+    def require_finite(self) -> None:
+        for key, total in self._totals.items():
+            if not bool(total.sum().isfinite()) and not bool(total.isfinite().all()):
+                name = " ".join(map(str, key)) if isinstance(key, tuple) else str(key)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+                kind = str(total.dtype).removeprefix("torch.")
+                raise NonFiniteError(
+                    f"a sum over the data overflows {kind} ({name}), though every example's rows "
+                    "are finite: scale the inputs or the loss, or use problem.to(torch.float64)"
+                )
+
     def pop(self, key: Hashable) -> Tensor:
         """The sum, which is then held here no longer."""
         return self._totals.pop(key)
@@ -49,9 +61,12 @@ def accumulate(chunks: Iterable[Chunk], update: Callable[[Chunk, Sums], None]) -
     groups: all are such sums, and what all of them need (a reduction over machines, progress,
     a point to resume from, another device) has this one place. A chunk is let go of before the
     next is made.
+
+    Errors: `NonFiniteError` where a sum is beyond its dtype though each row was finite.
     """
     sums = Sums()
     for chunk in chunks:
         update(chunk, sums)
         del chunk
+    sums.require_finite()
     return sums

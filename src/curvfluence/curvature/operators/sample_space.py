@@ -12,7 +12,7 @@ from curvfluence.curvature.estimate.products import gram_product
 from curvfluence.curvature.operators.cholesky import Cholesky
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.operator import Operator
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.layers import Layer
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer, Term
@@ -58,6 +58,8 @@ class SampleSpaceOperator(Operator):
 
     def _product(self, v_qp: Tensor) -> Tensor:
         """C v in the dtype of v, whatever that of the rows."""
+        if not self.count:
+            return torch.zeros_like(v_qp)
         parts = self.rows.slices(budget.EXACT_ROWS)
         return gram_product((part.to(v_qp.dtype) for part in parts), v_qp).div_(self.n)
 
@@ -68,6 +70,8 @@ class SampleSpaceOperator(Operator):
                 "in sample space every parameter needs w + λ > 0: the kernel divides by it. Use a "
                 "damping > 0"
             )
+        if not self.count:  # every row is 0: a model that fits beyond rounding
+            return v / shift
         flat = v.reshape(-1, self.size)
         factor, batch = self._factor(shift), max(1, budget.RIGHT_HAND_SIDES // self.size)
         out = torch.empty_like(flat)
@@ -123,6 +127,11 @@ class SampleSpaceOperator(Operator):
             flat = rows.dense.flatten(0, 1)
             _add_gram(total, flat / places.sqrt())
         total.diagonal().add_(self.n)
+        if not bool(total.diagonal().isfinite().all()):
+            raise NonFiniteError(
+                f"the kernel Z D⁻¹ Zᵀ overflows {total.dtype}, though every example's rows are "
+                "finite: use a larger damping, scale the loss, or use problem.to(torch.float64)"
+            )
         return total
 
     def to_dense(self) -> Tensor:
@@ -132,6 +141,8 @@ class SampleSpaceOperator(Operator):
 
     def eigenvalues(self) -> Tensor:
         """Those of Z Zᵀ/N, and zeros. Cost: R³."""
+        if not self.count:
+            return self.rows.dense.new_zeros(self.size)
         kernel = self.kernel(self.rows.dense.new_ones(self.size))
         kernel.diagonal().sub_(self.n)
         values = torch.linalg.eigvalsh(kernel.tril() + kernel.tril(-1).T) / self.n

@@ -1,0 +1,191 @@
+"""Edges: a parameter without axes, sparse gradients, no curvature, numbers too large."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvfluence as cf
+from tests import oracles
+from tests.problems import seeded
+
+DAMPING = cf.Absolute(0.1)
+InputError, NonFiniteError = cf.errors.InputError, cf.errors.NonFiniteError
+RUNGS = (
+    cf.Identity(),
+    cf.Diagonal(),
+    cf.KFAC(),
+    cf.EKFAC(),
+    cf.Shampoo(),
+    cf.BlockGGN(),
+    cf.GGN(),
+    cf.GGN(cf.inversion.SampleSpace()),
+    cf.GGN(cf.inversion.ConjugateGradients()),
+    cf.Hessian(),
+)
+
+
+class Scaled(nn.Module):
+    """A logit scale of no axes, as CLIP has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.scale.exp()
+
+
+def data(n: int = 30) -> tuple[Tensor, Tensor]:
+    seeded()
+    return torch.randn(n, 4).double(), torch.randint(3, (n,))
+
+
+class TestNoAxes:
+    def problem(self) -> cf.Problem:
+        x, y = data()
+        return cf.Problem(Scaled().double(), cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
+
+    @pytest.mark.parametrize("rung", RUNGS, ids=str)
+    def test_every_rung(self, rung: cf.Rung) -> None:
+        given = self.problem()
+        scores = cf.influence(given, rung, damping=cf.Absolute(1.0))
+        assert bool(scores.values.isfinite().all())
+
+    def test_exact_ones_are_those_of_autograd(self) -> None:
+        given = self.problem()
+        for rung, dense in ((cf.Hessian(), oracles.dense_hessian), (cf.GGN(), oracles.dense_ggn)):
+            wanted = dense(given)
+            torch.testing.assert_close(cf.fit(given, rung).to_dense(), wanted)
+        scores = cf.influence(given, cf.GGN(), damping=DAMPING)
+        assert scores.certificate("GGN").worst < 1e-10
+        assert scores.certificate("Hessian").worst > 0
+
+    @pytest.mark.parametrize("path", [None, cf.truth.Path.PROCESSES])
+    def test_training(self, path: cf.truth.Path | None) -> None:
+        recipe = cf.truth.Recipe(
+            Scaled, cf.CrossEntropy(), cf.truth.sgd(0.1), batch_size=8, epochs=2
+        )
+        x, y = data()
+        trained = cf.truth.train(recipe, cf.Examples(x, y), cf.truth.grid([0, 1], [0]), path=path)
+        assert trained.theta["scale"].shape == (2,)
+        assert bool((trained.theta["scale"] != 0.3).all())
+
+    def test_the_bregman_response(self) -> None:
+        given = self.problem()
+        left = torch.eye(30)[:2]
+        found = cf.truth.bregman_response(given, left, damping=0.1, epsilon=1e-3)
+        wanted = cf.influence(given, cf.GGN(), damping=DAMPING).for_group(left)
+        torch.testing.assert_close(found.change.double().T / 1e-3, wanted, rtol=0.05, atol=1e-4)
+
+
+class Words(nn.Module):
+    def __init__(self, *, sparse: bool, bag: bool = False) -> None:
+        super().__init__()
+        kind = nn.EmbeddingBag if bag else nn.Embedding
+        self.words = kind(7, 4, sparse=sparse)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.tanh(self.words(x))
+        return self.head(found if found.ndim == 2 else found.mean(1))
+
+
+class FunctionalWords(Words):
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Any = self.words.weight
+        found = nn.functional.embedding(x, weight, sparse=bool(self.words.sparse or self.asked))
+        return self.head(torch.tanh(found).mean(1))
+
+    asked = False
+
+
+class TestSparse:
+    """How a gradient is stored is no part of what it is."""
+
+    @staticmethod
+    def problem(net: nn.Module) -> cf.Problem:
+        seeded()
+        for parameter in net.parameters():
+            nn.init.normal_(parameter)
+        x, y = torch.randint(7, (30, 5)), torch.randint(3, (30,))
+        return cf.Problem(net.double(), cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
+
+    @pytest.mark.parametrize("bag", [False, True])
+    @pytest.mark.parametrize("rung", RUNGS, ids=str)
+    def test_scores_are_those_of_the_dense_one(self, rung: cf.Rung, bag: bool) -> None:
+        if bag and isinstance(rung, cf.Hessian):
+            pytest.skip("torch has no second derivative of an EmbeddingBag")
+        sparse, dense = (self.problem(Words(sparse=s, bag=bag)) for s in (True, False))
+        found = cf.influence(sparse, rung, damping=DAMPING)
+        wanted = cf.influence(dense, rung, damping=DAMPING)
+        torch.testing.assert_close(found.values, wanted.values)
+        assert found.coverage == wanted.coverage
+        assert sparse.model.words.sparse
+
+    def test_of_a_function(self) -> None:
+        asking = FunctionalWords(sparse=False)
+        asking.asked = True
+        sparse, dense = self.problem(asking), self.problem(FunctionalWords(sparse=False))
+        for rung in (cf.Identity(), cf.BlockGGN(), cf.GGN()):
+            found = cf.influence(sparse, rung, damping=DAMPING).values
+            torch.testing.assert_close(found, cf.influence(dense, rung, damping=DAMPING).values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung.name != "Identity"], ids=str)
+def test_a_model_that_fits_beyond_rounding(rung: cf.Rung, dtype: torch.dtype) -> None:
+    """Its curvature is 0: the solve is a division by w + λ."""
+    x, y = data()
+    net = nn.Linear(4, 3).to(dtype)
+    with torch.no_grad():
+        net.weight.mul_(1e6)
+    x = x.to(dtype)
+    given = cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:3], y[:3]), weight_decay=0.02)
+    found = cf.influence(given, rung, damping=DAMPING).values
+    plain = cf.influence(given, cf.Identity()).values
+    assert float(plain.abs().max()) > 0
+    torch.testing.assert_close(found, plain / 0.12, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rung", [cf.Diagonal(), cf.KFAC(), cf.EKFAC(), cf.Shampoo(), cf.BlockGGN(), cf.GGN(),
+             cf.GGN(cf.inversion.SampleSpace())], ids=str,
+)  # fmt: skip
+def test_a_sum_beyond_float32_says_so(rung: cf.Rung) -> None:
+    seeded()
+    x, y = 1e20 * torch.randn(30, 4), torch.randn(30, 3)
+    given = cf.Problem(nn.Linear(4, 3), cf.MSE(), (x, y), (x[:3] / 1e20, y[:3]))
+    with pytest.raises(NonFiniteError, match=r"overflows.*float32"):
+        cf.influence(given, rung, damping=cf.Absolute(1e-3))
+    cf.influence(given.to(torch.float64), rung, damping=cf.Absolute(1e30))
+
+
+@pytest.mark.parametrize("rung", RUNGS[1:], ids=str)
+def test_a_damping_beyond_the_dtype_says_so(rung: cf.Rung) -> None:
+    x, y = data()
+    given = cf.Problem(nn.Linear(4, 3).double(), cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
+    assert float(cf.influence(given, rung, damping=cf.Absolute(1e300)).values.abs().max()) < 1e-290
+    with pytest.raises(InputError, match=r"is beyond torch\.float32"):
+        cf.influence(given.to(torch.float32), rung, damping=cf.Absolute(1e300))
+
+
+class TestQueries:
+    def test_of_another_width(self) -> None:
+        x, y = data()
+        with pytest.raises(InputError, match=r"queries: the model raised RuntimeError: mat1"):
+            cf.Problem(nn.Linear(4, 3).double(), cf.CrossEntropy(), (x, y), (x[:3, :2], y[:3]))
+
+    def test_of_another_length(self) -> None:
+        seeded()
+        x, y = torch.randn(10, 5, 4).double(), torch.randint(3, (10, 5))
+        with pytest.raises(InputError, match=r"queries: the model returns 9 outputs .* and 15"):
+            cf.Problem(
+                nn.Linear(4, 3).double(),
+                cf.Positions(cf.CrossEntropy()),
+                (x, y),
+                (x[:3, :3], y[:3, :3]),
+            )
