@@ -16,7 +16,7 @@ import curvfluence as cf
 SOURCE = Path(cf.__file__).parent
 # From the ground up: each may know those before it.
 WINGS = (
-    "errors", "_version", "store", "runtime", "problem", "jacobian", "curvature", "score",
+    "errors", "_version", "kinds", "store", "runtime", "problem", "jacobian", "curvature", "score",
     "forecast", "truth", "fidelity", "study", "report", "cli",
 )  # fmt: skip
 

@@ -473,3 +473,47 @@ class TestOrdinaryModels:
         rows = training_gradients(problem, discover(problem))
         held = sum(term.data.untyped_storage().nbytes() for term in rows.terms)
         assert held == sum(term.data.nbytes for term in rows.terms)
+
+
+class Placed(nn.Module):
+    """Words and places, these by indices [1, T] that all examples share, as GPT-2 and BERT do."""
+
+    def __init__(self, how: str = "added") -> None:
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(7, 4), nn.Embedding(5, 4), nn.Linear(4, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.places(torch.arange(x.shape[1])[None])
+        if self.how == "summed":
+            places = places.sum(0)
+        elif self.how == "squeezed":
+            places = places.squeeze(0).view(x.shape[1], 4)
+        return self.head(torch.tanh(self.words(x) + places).mean(1))
+
+
+class TestSharedLookups:
+    def problem(self, how: str, per_example: bool = False) -> cf.Problem:
+        seeded()
+        net = Placed(how).double()
+        x, y = torch.randint(7, (40, 5)), torch.randint(3, (40,))
+        return cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:4], y[:4]))
+
+    def test_they_have_a_rule(self) -> None:
+        given = self.problem("added")
+        layout = discover(given)
+        assert "places.weight" not in layout.others
+        assert cf.fit(given, cf.EKFAC(), strict=True).coverage
+        found = oracles.example_gradients(given)
+        torch.testing.assert_close(training_gradients(given, layout).to_dense()[:, 0], found)
+
+    @pytest.mark.parametrize("how", ["added", "summed", "squeezed"])
+    @pytest.mark.parametrize("rung", [cf.EKFAC(), cf.GGN(), cf.BlockGGN()], ids=str)
+    def test_whatever_is_made_of_them(self, how: str, rung: cf.Rung) -> None:
+        """A model that does more with them than add them keeps them shared, and has no rule."""
+        given = self.problem(how)
+        ggn = cf.fit(given, cf.GGN()).to_dense()
+        torch.testing.assert_close(ggn, oracles.dense_ggn(given), rtol=1e-9, atol=1e-12)
+        scores = cf.influence(given, rung, damping=cf.Absolute(0.1))
+        fallback = any(line.fallback for line in scores.coverage)
+        assert fallback == (how != "added" and not isinstance(rung, cf.GGN | cf.BlockGGN))

@@ -291,7 +291,7 @@ class TestBadArguments:
             build(inputs=x[:, :4])
         with pytest.raises(cf.errors.InputError, match="uint8"):
             build(inputs=x.to(torch.uint8))
-        with pytest.raises(cf.errors.InputError, match="must be a number"):
+        with pytest.raises(cf.errors.InputError, match="must be a finite number"):
             build(weight_decay=None)
         with pytest.raises(cf.errors.InputError, match=r"unknown \['0\.bais'\]"):
             build(weights={**net.state_dict(), "0.bais": x})

@@ -59,11 +59,6 @@ def numbered(number: Callable[[int], int]) -> Generator[None]:
         raise about(number(error.example), type(error), error.text) from error.__cause__
 
 
-def require_flag(value: object, what: str) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"{what} must be True or False; seen {value!r}")
-
-
 def counted_from(start: int) -> AbstractContextManager[None]:
     """`numbered`, for a batch that begins at example `start`."""
     return numbered(lambda n: start + n)

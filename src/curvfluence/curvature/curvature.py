@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.coverage import CoverageLine
-from curvfluence.curvature.damping import Absolute, Damping
+from curvfluence.curvature.damping import Absolute, Damping, require_damping
 from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.solution import Solution
@@ -96,6 +96,7 @@ class Curvature:
 
     def lambdas(self, damping: Damping) -> tuple[float, ...]:
         """λ of each block."""
+        require_damping(damping)
         means = [block.operator.mean_eigenvalue() for block in self.blocks]
         resolved = self.effective(damping).resolve(means)
         largest = torch.finfo(self.decay.dtype).max
@@ -134,6 +135,10 @@ class Curvature:
             raise InputError(
                 f"the vectors have length {v.shape[-1]}, the model {self.parameters.count} "
                 "trainable parameters"
+            )
+        if v.dtype != self.decay.dtype:
+            raise InputError(
+                f"the vectors are {v.dtype}, the curvature {self.decay.dtype}: give both one dtype"
             )
 
     def solve(self, v: Tensor, damping: Damping) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 
 
@@ -20,11 +21,6 @@ class Damping(ABC):
         """λ of each block."""
 
 
-def _require_amount(kind: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise InputError(f"{kind} damping must be finite and >= 0; seen {value}")
-
-
 @dataclass(frozen=True)
 class Absolute(Damping):
     """The same λ everywhere, in the units of C (loss per squared parameter)."""
@@ -32,7 +28,7 @@ class Absolute(Damping):
     value: float
 
     def __post_init__(self) -> None:
-        _require_amount("Absolute", self.value)
+        kinds.number(self.value, "Absolute damping")
 
     def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
         return (self.value,) * len(mean_eigenvalues)
@@ -48,10 +44,17 @@ class Relative(Damping):
     value: float
 
     def __post_init__(self) -> None:
-        _require_amount("Relative", self.value)
+        kinds.number(self.value, "Relative damping")
 
     def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
         return tuple(self.value * mean for mean in mean_eigenvalues)
+
+
+def require_damping(value: object) -> None:
+    if not isinstance(value, Damping):
+        raise InputError(
+            f"damping must be an object such as Relative(0.1) or Absolute(1e-3); seen {value!r}"
+        )
 
 
 class Judge(Protocol):
@@ -83,6 +86,16 @@ class BestOf(Damping):
             raise InputError("BestOf needs at least one candidate")
         if any(isinstance(candidate, BestOf) for candidate in self.candidates):
             raise InputError("BestOf cannot choose among BestOf")
+        for candidate in self.candidates:
+            if not isinstance(candidate, Damping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InputError(
+                    f"a candidate is a damping such as Absolute(1e-3); seen {candidate!r}"
+                )
+        if self.truth is not None and not callable(getattr(self.truth, "judge", None)):
+            raise InputError(
+                f"truth must be able to judge predictions, as cf.fidelity.SubsetTruth; seen "
+                f"{self.truth!r}"
+            )
         if self.truth is None:
             raise InputError(
                 "BestOf without a truth: there is nothing to choose by. Give it retrained "

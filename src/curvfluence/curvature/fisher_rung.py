@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.estimate.accumulate import Sums
@@ -15,7 +16,7 @@ from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.places import LayerPart, layer_parts
 from curvfluence.curvature.rung import LeftBehind, Rung
-from curvfluence.errors import InputError, require_flag
+from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import TYPE2_LIMIT, Fisher, default_fisher
 from curvfluence.jacobian.fisher_pass import FisherPass
@@ -39,7 +40,7 @@ class FisherRung(Rung):
 
     def __post_init__(self) -> None:
         require_fisher(self.fisher, "fisher")
-        require_flag(self.joint_bias, "joint_bias")
+        kinds.flag(self.joint_bias, "joint_bias")
 
     @abstractmethod
     def rule(self, part: LayerPart) -> str:

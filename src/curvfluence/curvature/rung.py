@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 
+from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.workload import Workload
@@ -13,7 +14,7 @@ from curvfluence.errors import CoverageError, CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import precision
 from curvfluence.runtime.stage import Stage
@@ -87,6 +88,8 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     `CoverageError` instead. Errors, before work starts: `InputError` where the rung's matrices are
     larger than the memory of this machine, or of the CUDA device that the problem is on.
     """
+    require_problem(problem)
+    kinds.flag(strict, "strict")
     if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     start = machine.clock(problem.device)

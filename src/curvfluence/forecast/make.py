@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from curvfluence import kinds
 from curvfluence.curvature.block_ggn import BlockGGN
 from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
@@ -18,7 +19,7 @@ from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.scores import score_stages
 from curvfluence.forecast.sizes import Sizes
 from curvfluence.jacobian.discovery import discover
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import precision
 
@@ -33,11 +34,11 @@ def plan(problem: Problem, rung: Rung, *, queries: int | None = None) -> Plan:
     Cost: the probe of `discover`, passes over at most 1,024 examples, and a few small products.
     Errors: `InputError` for a rung that states no stages (a hybrid).
     """
+    require_problem(problem)
     if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     count = len(problem.queries) if queries is None else queries
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"queries is how many there will be, at least 1; seen {queries!r}")
+    kinds.count(count, "queries (how many there will be)")
     sizes = Sizes(problem, discover(problem), Rates.measured(problem), count)
     first = _plan(sizes, rung)
     if first.fits:

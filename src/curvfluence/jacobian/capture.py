@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -22,7 +23,10 @@ from curvfluence.jacobian.operations import (
 from curvfluence.jacobian.terms import Factored, LookupOuter, Outer, SharedOuter
 from curvfluence.jacobian.tracing import Piece, Tracer, Use
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.structure import Structure
 from curvfluence.runtime.autograd import pulled_back
+
+_SHARING: WeakSet[Structure] = WeakSet()  # models that need lookups of their examples shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,19 +260,31 @@ def _difference(wanted: Sequence[tuple[str, str]], seen: Sequence[tuple[str, str
     return f"{len(wanted)} calls then, {len(seen)} now"
 
 
+def record_shared(problem: Problem, inputs: Tensor) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
+    """`record` with lookups that examples share left so, from now on for this model."""
+    _SHARING.add(problem.structure)
+    return record(problem, inputs)
+
+
 def record(problem: Problem, inputs: Tensor) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
     """Run the model with gradients; every call of a trainable weight, the outputs, the leaves.
 
     A gradient edge is taken at once, so an in-place activation that follows does not move it. An
-    input that is changed in place later is copied: the model is then run a second time.
+    input that is changed in place later is copied: the model is then run a second time. So it is
+    where it does not take shared lookups of each example (see `Tracer`), and from then on without.
     """
     tracked = {name: value.detach().requires_grad_(True) for name, value in problem.theta.items()}
+    values = {**problem.state, **tracked}
+    batch = None if problem.structure in _SHARING else len(inputs)
     for clone in (False, True):
-        tracer = Tracer(tracked, clone=clone)
-        with torch.enable_grad():
-            values = {**problem.state, **tracked}
-            with tracer:
-                output = problem.run(values, inputs)
+        tracer = Tracer(tracked, clone=clone, batch=batch)
+        try:
+            with torch.enable_grad(), tracer:
+                output = problem.loss.rows(problem.run(values, inputs), len(inputs))
+        except InputError:
+            if not tracer.spread:
+                raise
+            return record_shared(problem, inputs)
         if not tracer.overwritten:
             break
-    return tracer, problem.loss.rows(output, len(inputs)), tracked
+    return tracer, output, tracked

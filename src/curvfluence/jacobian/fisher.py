@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.jacobian.columns import MakeColumns
 from curvfluence.problem.losses import Loss
@@ -77,8 +78,8 @@ class MonteCarlo(Fisher):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise InputError(f"mc needs at least one draw; seen {self.draws}")
+        kinds.count(self.draws, "draws")
+        kinds.count(self.seed, "seed", least=0)
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

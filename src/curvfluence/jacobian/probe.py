@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.jacobian.capture import record
+from curvfluence.jacobian.capture import record, record_shared
 from curvfluence.jacobian.tracing import Use
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.autograd import pulled_back
@@ -30,6 +30,11 @@ class Probe:
     @staticmethod
     def of(problem: Problem, inputs: Tensor) -> Probe:
         tracer, output, leaves = record(problem, inputs)
+        if tracer.spread:
+            with torch.no_grad():
+                plain = problem.forward(inputs)
+            if not torch.allclose(output.detach(), plain, rtol=1e-4, atol=1e-6, equal_nan=True):
+                tracer, output, leaves = record_shared(problem, inputs)
         weights = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype)
         weights = weights.to(output.device).reshape(output.shape)
         alone: list[Tensor] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from math import prod
 from typing import Any
@@ -28,6 +29,7 @@ from curvfluence.jacobian.operations import (
     linear_of,
     transposed_of,
 )
+from curvfluence.jacobian.recurrent import CELLS, LAYERS, cell, unrolled
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,19 @@ class Use:
 
 
 class Tracer(TorchFunctionMode):
-    """Keeps the uses of `tracked` weights (by name) in the order of the calls."""
+    """Keeps the uses of `tracked` weights (by name) in the order of the calls.
 
-    def __init__(self, tracked: Mapping[str, Tensor], *, clone: bool = False) -> None:
+    With `batch` examples, indices [1, ...] of an embedding, which all examples share (position
+    ids), are looked up for each of them: what is added to every example is the same, and has a
+    gradient of each.
+    """
+
+    def __init__(
+        self, tracked: Mapping[str, Tensor], *, clone: bool = False, batch: int | None = None
+    ) -> None:
         super().__init__()
+        self.batch = batch
+        self.spread = False  # whether there was such a lookup
         self.uses: list[Use] = []
         self._names = {id(value): name for name, value in tracked.items()}
         self._tracked = dict(tracked)
@@ -213,8 +224,12 @@ def _arguments(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
 
 
 def _embedding(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
-    output = func(*args, **kwargs)
     given = _arguments(F.embedding, args, kwargs)
+    ids = given["input"]
+    if tracer.batch is not None and tracer.batch > 1 and ids.ndim > 1 and len(ids) == 1:
+        given["input"] = ids.expand(tracer.batch, *ids.shape[1:])
+        tracer.spread = True
+    output = func(**given)
     weight, padding = given["weight"], given["padding_idx"]
     if given["max_norm"] is None and not given["scale_grad_by_freq"] and not given["sparse"]:
         padding = None if padding is None else int(padding) % len(weight)
@@ -314,6 +329,15 @@ def _each(
     ]
 
 
+def _cell(tracer: Tracer, func: Any, *args: Any) -> Any:
+    return cell(partial(_linear, tracer, F.linear), func, *args)
+
+
+def _recurrent(tracer: Tracer, func: Any, *args: Any) -> Any:
+    found = unrolled(partial(_linear, tracer, F.linear), func, *args)
+    return func(*args) if found is None else found
+
+
 _Rule = Callable[..., Any]
 _RULES: dict[Any, _Rule] = {
     F.linear: _linear,
@@ -327,4 +351,6 @@ _RULES: dict[Any, _Rule] = {
     F.embedding_bag: _embedding_bag,
     **dict.fromkeys((F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm), _norm),
     F.multi_head_attention_forward: _attention,
+    **dict.fromkeys(CELLS, _cell),
+    **dict.fromkeys(LAYERS, _recurrent),
 }

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from curvfluence import kinds
 from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
@@ -17,7 +19,23 @@ from curvfluence.runtime import device as machine
 from curvfluence.runtime.calls import Watch
 
 
-def require_kinds(loss: object, measurement: object) -> None:
+def require_kinds(model: object, loss: object, measurement: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be an nn.Module; seen {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "model is a compiled TorchScript module, whose operations cannot be watched: give the "
+            "nn.Module that it was made of"
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InputError(
+            f"model is wrapped in {type(model).__name__}: give model.module, the module inside"
+        )
+    for name, each in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(each, UninitializedParameter | UninitializedBuffer):
+            raise InputError(
+                f"{name} has no shape yet (a lazy module): run the model once on a batch first"
+            )
     if not isinstance(loss, Loss):
         raise InputError(
             f"loss must be a curvfluence loss, such as CrossEntropy(), MSE() or CustomLoss(f); "
@@ -57,9 +75,29 @@ def remembered(remember: int | None, device: torch.device) -> int:
     """Bytes that rows are remembered in: one in 16 of the device's memory by default."""
     if remember is None:
         return machine.memory(device) // budget.REMEMBERED
-    if isinstance(remember, bool) or not isinstance(remember, int) or remember < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"remember is a number of bytes, 0 for none; seen {remember!r}")
-    return remember
+    return kinds.count(remember, "remember (bytes, 0 for none)", least=0)
+
+
+def texts(value: object, what: str) -> tuple[str, ...]:
+    """One text, or several."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{what} must be a text, or several in a list; seen {value!r}")
+    several: tuple[object, ...] = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    for each in several:
+        if not isinstance(each, str):
+            raise InputError(f"{what} must be texts; seen {each!r}")
+    return tuple(map(str, several))
+
+
+def device_of(value: object) -> torch.device:
+    try:
+        return torch.device(value)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"device must be one of torch's, such as 'cuda'; seen {value!r}"
+        ) from error
 
 
 def weighted(train: Examples, weights: Tensor) -> Examples:

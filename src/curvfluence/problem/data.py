@@ -16,6 +16,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from curvfluence import kinds
 from curvfluence.errors import InputError, NonFiniteError, about
 from curvfluence.runtime import generators
 from curvfluence.runtime.checksum import checksum
@@ -40,6 +41,10 @@ class Examples:
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            object.__setattr__(self, name, kinds.tensor(getattr(self, name), name))
+        if self.targets.is_complex():
+            raise InputError(f"targets must be real; seen {self.targets.dtype}")
         if self.inputs.ndim == 0 or self.targets.ndim == 0:
             raise InputError("inputs and targets need a first axis over examples")
         if len(self.inputs) != len(self.targets):
@@ -116,7 +121,7 @@ class Examples:
                     f"expected (inputs, targets), a Dataset or a DataLoader; seen {type(source)}"
                 )
             inputs, targets = source
-            return Examples(torch.as_tensor(inputs), torch.as_tensor(targets))
+            return Examples(inputs, targets)
         except InputError as error:
             raise type(error)(f"{name}: {error}") from None
 
@@ -139,7 +144,7 @@ def _part(inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Examples:
 
 
 def _weights(weights: Tensor, n: int) -> Tensor:
-    found = torch.as_tensor(weights).detach().double()
+    found = kinds.tensor(weights, "weights").detach().double()
     if found.shape != (n,):
         raise InputError(
             f"weights must hold one number an example, [{n}]; seen shape {tuple(found.shape)}"
@@ -206,8 +211,8 @@ def _collect(loader: DataLoader[Any], name: str) -> Examples:
                     f"a batch must be (inputs, targets) tensors; seen {type(batch).__name__}"
                 )
             x, y = cast("tuple[Any, Any]", batch)
-            inputs.append(torch.as_tensor(x))
-            targets.append(torch.as_tensor(y))
+            inputs.append(kinds.tensor(x, "the inputs of a batch"))
+            targets.append(kinds.tensor(y, "the targets of a batch"))
         if not inputs:
             raise InputError("no examples: the set is empty")
         examples = _joined(inputs, targets, single=loader.batch_sampler is None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.losses import Loss, residual
 from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
@@ -95,6 +96,10 @@ class LogProbability(Measurement):
         _require_labels(self.name, n_outputs, target if self.label is None else None)
         if self.label is not None and not 0 <= self.label < n_outputs:
             raise InputError(f"class {self.label} is outside 0..{n_outputs - 1}")
+
+    def __post_init__(self) -> None:
+        if self.label is not None:
+            kinds.count(self.label, "label", least=0)
 
     def _labels(self, target: Tensor, n: int) -> Tensor:
         return target if self.label is None else target.new_full((n,), self.label).long()

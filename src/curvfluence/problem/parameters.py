@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 
 
@@ -75,17 +76,11 @@ class Parameters:
     def per_parameter(self, value: float | Mapping[str, float], what: str) -> dict[str, float]:
         """One non-negative number for each named parameter; a mapping's missing names get 0."""
         if not isinstance(value, Mapping):
-            if not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise InputError(f"{what} must be a number, or numbers by name; seen {value!r}")
-            value = dict.fromkeys(self.names, float(value))
+            value = dict.fromkeys(self.names, kinds.number(value, what))
         unknown = sorted(set(value) - set(self.names))
         if unknown:
             raise InputError(
                 f"{what} names {unknown}, which are no trainable parameters; the model has "
                 f"{list(self.names)}"
             )
-        full = {name: float(value.get(name, 0.0)) for name in self.names}
-        for name, number in full.items():
-            if not 0 <= number < float("inf"):
-                raise InputError(f"{what} of {name} must be finite and >= 0; seen {number}")
-        return full
+        return {n: kinds.number(value.get(n, 0.0), f"{what} of {n}") for n in self.names}

@@ -9,14 +9,17 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.checks import (
+    device_of,
     measurement_of,
     output_shape,
     remembered,
     require_autocast,
     require_kinds,
     require_per_example,
+    texts,
     unweighted,
     weighted,
 )
@@ -101,13 +104,15 @@ class Problem:
         autocast: torch.dtype | None = None,
         remember: int | None = None,
     ) -> None:
-        require_kinds(loss, measurement)
+        require_kinds(model, loss, measurement)
+        kinds.flag(decoupled_decay, "decoupled_decay")
         require_autocast(autocast)
         if isinstance(weights, Tensor):
             raise InputError(
                 "weights is a checkpoint, a mapping like model.state_dict(); weights of training "
                 "examples are sample_weight"
             )
+        weights = None if weights is None else kinds.tensors(weights, "weights")
         require_per_example(model)
         structure = Structure(model)
         parameters = Parameters.of(structure.modules)
@@ -133,7 +138,7 @@ class Problem:
             "state": state,
             "weight_decay": parameters.per_parameter(weight_decay, "weight_decay"),
             "decoupled_decay": decoupled_decay,
-            "unmodelled": (unmodelled,) if isinstance(unmodelled, str) else tuple(unmodelled),
+            "unmodelled": texts(unmodelled, "unmodelled"),
             "autocast": autocast,
             "remember": remembered(remember, first.device),
         }
@@ -199,13 +204,15 @@ class Problem:
         device: `to(torch.float64)`, `to("cuda")`, or both in this order.
 
         The model's own tensors stay where they are: it is called with these in their place."""
+        if isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise InputError(f"to() takes a dtype itself: torch.{dtype}, not {dtype!r}")
         if device is None and isinstance(dtype, str | torch.device):
             dtype, device = None, dtype
         if not isinstance(dtype, torch.dtype | None):
             raise InputError(f"to() takes a dtype and a device; seen {dtype!r} and {device!r}")
         autocast = self.autocast if dtype is None else None
         dtype = self.dtype if dtype is None else dtype
-        place = self.device if device is None else torch.device(device)
+        place = self.device if device is None else device_of(device)
         moved = {
             name: value.to(place, dtype if value.is_floating_point() else value.dtype)
             for name, value in {**self.theta, **self.state}.items()
@@ -216,8 +223,8 @@ class Problem:
 
     def at(self, weights: Mapping[str, Tensor]) -> Problem:
         """The same problem at another checkpoint of the same model."""
-        held = {**self.theta, **self.state}
-        theta, state = snapshot(self.structure, self.parameters, held, weights)
+        held, given = {**self.theta, **self.state}, kinds.tensors(weights, "weights")
+        theta, state = snapshot(self.structure, self.parameters, held, given)
         return self._with(theta=theta, state=state)
 
     def _with(self, **changes: object) -> Problem:
@@ -291,3 +298,11 @@ class Problem:
             rows = torch.cat([self.forward(part.inputs) for _, part in examples.chunks(chunk)])
         require_finite(rows, f"model output for the {what}")
         return rows
+
+
+def require_problem(value: object) -> None:
+    if not isinstance(value, Problem):
+        raise InputError(
+            f"problem must be a curvfluence.Problem; seen {type(value).__name__}: make one with "
+            "Problem(model, loss, train, queries)"
+        )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
-from curvfluence.curvature.damping import Absolute, Damping, Relative
+from curvfluence.curvature.damping import Absolute, Damping, Relative, require_damping
 from curvfluence.curvature.rung import Rung, fit
 from curvfluence.errors import InputError, SingularError
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 
 
 def fitted(
     problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool
 ) -> Curvature:
     """The curvature of `problem` under `rung`, or the given one where it is this problem's."""
-    if not isinstance(damping, Damping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(
-            f"damping must be an object such as Relative(0.1) or Absolute(1e-3); seen {damping!r}"
-        )
+    require_problem(problem)
+    kinds.flag(strict, "strict")
+    require_damping(damping)
     if not isinstance(rung, Curvature):
         if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
             _require_regular(problem, rung, damping)

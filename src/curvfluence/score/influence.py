@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature, Solved
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.operators.operator import Against
@@ -78,7 +79,9 @@ def influence(
 
 
 def _require_settings(*, leverage: bool, by_block: bool, compress: float | None) -> None:
-    if compress is not None and (isinstance(compress, bool) or not 0 < compress < 1):
+    kinds.flag(leverage, "leverage")
+    kinds.flag(by_block, "by_block")
+    if compress is not None and not 0 < kinds.number(compress, "compress") < 1:
         raise InputError(f"compress must lie between 0 and 1; seen {compress}")
     if leverage and (by_block or compress is not None):
         raise InputError("leverage-corrected scores come neither by block nor compressed")

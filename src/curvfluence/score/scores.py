@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.damping import Damping
 from curvfluence.errors import InputError
+from curvfluence.problem.data import require_finite
 from curvfluence.runtime import budget
 from curvfluence.score.certificate import Certificate
 
@@ -65,7 +67,7 @@ class Scores:
         """
         if self.certifier is None:
             raise InputError("these scores were read back: the problem that made them is gone")
-        return self.certifier(against, dtype)
+        return self.certifier(against, None if dtype is None else kinds.dtype(dtype, "dtype"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without `certifier`, which holds the problem and the curvature: what is saved is of the
@@ -87,7 +89,7 @@ class Scores:
 
     def _ranked(self, k: int, *, descending: bool) -> Ranked:
         n = self.values.shape[1]
-        if not 0 < k <= n:
+        if not 0 < kinds.count(k, "k", least=0) <= n:
             raise InputError(f"k must lie in 1..{n}, the number of training examples; seen {k}")
         sign = 1 if descending == self.lower_is_better else -1
         orders = [
@@ -110,10 +112,11 @@ class Scores:
                 "the scores with leverage=False"
             )
         n = self.values.shape[1]
-        chosen = torch.as_tensor(group)
+        chosen = kinds.tensor(group, "group")
         if chosen.ndim == 2 or chosen.dtype == torch.bool:
             if chosen.shape[-1] != n:
                 raise InputError(f"a mask needs {n} entries; seen shape {tuple(chosen.shape)}")
+            require_finite(chosen, "weight of group")
             return self.values @ chosen.to(self.values).movedim(-1, 0)
         if chosen.ndim != 1 or chosen.is_floating_point():
             raise InputError(f"a group is indices [k], a mask [N] or weights [m, N]; seen {chosen}")

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from inspect import signature
-from math import ceil, cos, isfinite, pi
+from math import ceil, cos, pi
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.parameters import Parameters
@@ -156,6 +157,20 @@ class Recipe:
                 "architecture must build a fresh model: pass a function, such as "
                 "lambda: nn.Sequential(...), not a model"
             )
+        if not callable(self.architecture):
+            raise InputError(
+                f"architecture must be a function that builds a model; seen {self.architecture!r}"
+            )
+        if not isinstance(self.loss, Loss):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                "loss must be a curvfluence loss, such as CrossEntropy(), MSE() or CustomLoss(f); "
+                f"seen {self.loss!r}"
+            )
+        if not isinstance(self.optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"optimizer must be a curvfluence.truth.Optimizer, such as sgd(0.1); seen "
+                f"{self.optimizer!r}"
+            )
         if (self.epochs is None) == (self.steps is None):
             raise InputError(
                 f"give exactly one of epochs and steps; seen epochs={self.epochs}, "
@@ -163,14 +178,13 @@ class Recipe:
             )
         for name in ("batch_size", "epochs", "steps"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a whole number >= 1; seen {value!r}")
-        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
-            raise InputError(f"clip_norm must be finite and > 0; seen {self.clip_norm}")
+            if value is not None:
+                kinds.count(value, name)
+        if self.clip_norm is not None and not kinds.number(self.clip_norm, "clip_norm") > 0:
+            raise InputError(f"clip_norm must be > 0; seen {self.clip_norm}")
         decay = self.weight_decay
         for value in decay.values() if isinstance(decay, Mapping) else (decay,):
-            if not isfinite(value) or value < 0:
-                raise InputError(f"weight_decay must be finite and >= 0; seen {value}")
+            kinds.number(value, "weight_decay")
 
     def steps_per_epoch(self, n: int) -> int:
         return ceil(n / self.batch_size)

@@ -9,6 +9,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 
 
@@ -96,7 +97,8 @@ def random_subsets(
 
     Errors: `InputError` where no such subsets exist.
     """
-    size = round(keep * n)
+    size = round(kinds.number(keep, "keep") * kinds.count(n, "n"))
+    kinds.count(count, "count", least=0)
     if not (0 < keep <= 1 and 1 <= size <= n):
         raise InputError(f"keep must lie in (0, 1] and leave an example; seen {keep} of {n}")
     if count < 1 or comb(n, size) < count:

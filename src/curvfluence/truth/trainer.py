@@ -87,6 +87,13 @@ def train(
     naming the first run found to have diverged.
     """
     started = time.perf_counter()
+    if not isinstance(recipe, Recipe):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"recipe must be a curvfluence.truth.Recipe; seen {recipe!r}")
+    if not isinstance(examples, Examples):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            "examples must be curvfluence.Examples(inputs, targets); seen "
+            f"{type(examples).__name__}"
+        )
     runs = tuple(runs)
     if not runs or (chunk is not None and chunk < 1) or (threads is not None and threads < 1):
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from curvfluence.study.words import NONE
 
+GAP = 2  # blanks between two columns of a terminal
 Row = tuple[str, ...]
 T = TypeVar("T")
 Columns: TypeAlias = Mapping[str, Callable[[T], str]]  # what each column says of an item
@@ -37,19 +39,36 @@ class Table:
         )
 
     def show(self, console: Console) -> None:
-        """On a terminal."""
-        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for k, name in enumerate(self.columns):
-            left = k == 0 or name in self.words
+        """On a terminal; where that is too narrow, without the last columns, which are named."""
+        shown = self.only(self.columns[: self._fitting(console.width)])
+        grid = Grid(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        for k, name in enumerate(shown.columns):
+            left = k == 0 or name in shown.words
             grid.add_column(
                 Text(name),
                 style="bold" if k == 0 else None,
                 justify="left" if left else "right",
                 no_wrap=not left,
+                min_width=self._least(k),
             )
-        for row in self.rows:
+        for row in shown.rows:
             grid.add_row(*map(Text, row))
         console.print(grid)
+        left_out = self.columns[len(shown.columns) :]
+        if left_out:
+            console.print(Text(f"left out at this width: {', '.join(left_out)}", style="dim"))
+
+    def _least(self, k: int) -> int:
+        """The narrowest that a column can be read at: words wrap between words."""
+        cells = (self.columns[k], *(row[k] for row in self.rows))
+        if k == 0 or self.columns[k] in self.words:
+            return min(max(map(len, cells)), max(len(w) for c in cells for w in [*c.split(), ""]))
+        return max(map(len, cells))
+
+    def _fitting(self, width: int) -> int:
+        """How many columns, from the first, a terminal has room for; two at least."""
+        ends = list(accumulate(self._least(k) + GAP for k in range(len(self.columns))))
+        return max(min(2, len(ends)), sum(end - GAP <= width for end in ends))
 
     @property
     def markdown(self) -> str:
