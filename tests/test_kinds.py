@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import curvfluence as cf
+from curvfluence.study.cells import run_cells
 from curvfluence.truth import Optimizer, Recipe, grid, random_subsets, sgd, train
 from tests.problems import mlp, seeded
 
@@ -115,6 +116,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "epochs": (lambda: recipe(epochs=1.5), "epochs must be a whole number"),
     "clip": (lambda: recipe(clip_norm="a"), "clip_norm must be a finite number"),
     "tuple": (lambda: train(recipe(), (X, Y), grid([0], [0])), "curvfluence.Examples"),  # pyright: ignore
+    "jobs": (lambda: run_cells([], [], jobs=0), "jobs must be a whole number"),
     "no recipe": (lambda: train(None, cf.Examples(X, Y), grid([0], [0])), "Recipe"),  # pyright: ignore
 }  # fmt: skip
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from rich.console import Console
 
 import curvfluence as cf
 from curvfluence.cli import main
@@ -26,6 +29,7 @@ from curvfluence.report.parts.labels import spread
 from curvfluence.report.study.explorer import explore
 from curvfluence.report.study.figures.cost import front
 from curvfluence.report.study.figures.ladder import steps
+from curvfluence.report.study.tables import rung_table
 from curvfluence.report.study.verdict import chosen, verdict
 from curvfluence.store import records
 from curvfluence.store.folder import RESULTS
@@ -812,3 +816,44 @@ class TestNumbers:
         assert (other.a, other.b, other.difference) == (pair.b, pair.a, -pair.difference)
         low, high = pair.interval
         assert other.interval == (-high, -low)
+
+
+class TestTerminal:
+    @pytest.mark.parametrize("width", [40, 60, 80, 110])
+    def test_a_narrow_terminal_keeps_whole_names(self, width: int) -> None:
+        """The first columns, each rung's name in one line, and the names of the others."""
+        console = Console(width=width, record=True, file=io.StringIO())
+        table = rung_table(make_results())
+        table.show(console)
+        lines = console.export_text().splitlines()
+        assert max(map(len, lines)) <= width
+        for rung in LDS:
+            row = next(line for line in lines if line.startswith(rung))
+            assert f"{LDS[rung]:.3f}" in row
+        said = " ".join(lines)
+        assert all(name in said for name in table.columns)
+
+
+def test_a_warning_in_a_terminal_has_no_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(_: object) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", cf.errors.CurvfluenceWarning)
+            warnings.warn("few labels", cf.errors.CurvfluenceWarning, stacklevel=1)
+
+    before = warnings.showwarning
+    monkeypatch.setattr("curvfluence.report.compare_studies", warn)
+    monkeypatch.setattr("sys.argv", ["curvfluence", "compare", "a", "b"])
+    with pytest.raises(AttributeError):  # there is nothing to show
+        main()
+    assert "warning: few labels" in capsys.readouterr().err
+    assert warnings.showwarning is before
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    for name in "ab":
+        make_study(tmp_path / name)
+    found = compare_studies([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(cf.errors.InputError, match="cannot write to"):
+        write_comparison(found, tmp_path / "a" / "results.json" / "x.html")

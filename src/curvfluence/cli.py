@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+import warnings
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from curvfluence._version import __version__
-from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.errors import CurvfluenceError, CurvfluenceWarning, InputError
 
 if TYPE_CHECKING:
     from curvfluence.study.progress import Watcher
@@ -310,8 +313,22 @@ def compare(
         plain.print(f"[bold]Page[/]  {out}", highlight=False, soft_wrap=True)
 
 
+def _shown(otherwise: Callable[..., None], message: Warning | str, *about: Any) -> None:
+    """A warning of ours as a sentence, without the place in the source that it comes from."""
+    if isinstance(message, CurvfluenceWarning):
+        Console(stderr=True).print(Text(f"warning: {message}", style="yellow"))
+    else:
+        otherwise(message, *about)
+
+
 def main() -> None:
     """Entry point: a request that cannot be carried out ends with its reason and exit code 2."""
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_shown, warnings.showwarning)
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except CurvfluenceError as error:

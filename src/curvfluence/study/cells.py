@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import cast
 
 from joblib import Parallel, delayed
 
-from curvfluence.errors import InputError
+from curvfluence import kinds
+from curvfluence.errors import CurvfluenceWarning
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import Results
 from curvfluence.study.run import run_together
@@ -38,9 +40,9 @@ def run_cells(
     that leaves no process idle. What a folder holds already is read back, so an interrupted run
     goes on where it stopped. The numbers are those of each study by itself.
     """
+    if jobs is not None:
+        kinds.count(jobs, "jobs")
     jobs = min(jobs or os.cpu_count() or 1, len(specs))
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1; seen {jobs}")
     work = batches(specs, jobs)
     tasks = (
         delayed(_run)(_Batch(tuple(specs[i] for i in k), tuple(folders[i] for i in k)))
@@ -70,4 +72,6 @@ def batches(specs: Sequence[StudySpec], jobs: int) -> list[tuple[int, ...]]:
 
 
 def _run(batch: _Batch) -> list[Results]:
-    return [study.results for study in run_together(batch.specs, batch.folders, threads=1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CurvfluenceWarning)  # results name all of them
+        return [study.results for study in run_together(batch.specs, batch.folders, threads=1)]

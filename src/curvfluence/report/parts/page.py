@@ -90,7 +90,7 @@ def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -
     """Write the page to `path`, and with `figures` each figure as SVG and PDF in `figures/` beside
     it. `start` is when the work on the page began.
 
-    Errors: `InputError`, with nothing written, where `path` is anybody else's.
+    Errors: `InputError`, with nothing written, where `path` is anybody else's or cannot be written.
     """
     if path.is_dir() or (path.is_file() and MARK not in path.read_text(errors="replace")[:200]):
         raise InputError(
@@ -100,14 +100,17 @@ def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -
     shown = [(section, level(section.figures)) for section in sections]
     drawn = [render(f) for f in (page.picture, *(f for _, figures_ in shown for f in figures_))]
     text = _render(page, sections, drawn)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if figures:
-        (path.parent / FIGURES).mkdir(exist_ok=True)
-        for figure in drawn:
-            figure.save(path.parent / FIGURES)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if figures:
+            (path.parent / FIGURES).mkdir(exist_ok=True)
+            for figure in drawn:
+                figure.save(path.parent / FIGURES)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
     return Report(path, time.perf_counter() - start, path.stat().st_size)
 
 
