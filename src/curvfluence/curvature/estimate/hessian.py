@@ -14,6 +14,7 @@ from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.chain import chain_hessian, find_chain
 from curvfluence.curvature.estimate.double_backward import REFUSALS, refused
 from curvfluence.curvature.estimate.ggn import ggn_matrix
+from curvfluence.curvature.estimate.second_differences import require_second_derivative
 from curvfluence.errors import InputError, counted_from
 from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.problem import Problem
@@ -51,6 +52,7 @@ def hessian_by_products(
     differentiated twice. Errors: `InputError` for a model that cannot, or whose matrix is not
     symmetric.
     """
+    require_second_derivative(problem)
     models = list(_quadratic_models(problem, whole=whole, examples=examples))
     flat = problem.parameters.flatten(problem.theta)
     with sdpa_kernel(SDPBackend.MATH):

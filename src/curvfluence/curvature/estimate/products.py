@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.double_backward import REFUSALS, refused
+from curvfluence.curvature.estimate.second_differences import require_second_derivative
 from curvfluence.errors import InputError, counted_from
 from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
 from curvfluence.jacobian.fisher_pass import FisherPass
@@ -45,6 +46,8 @@ class CurvatureProduct:
         by_rows = kind == "GGN" and columns <= TYPE2_LIMIT
         self._rows = FisherPass(problem, Type2(), again=True) if by_rows else None
         if self._rows is None:
+            if kind == "Hessian":
+                require_second_derivative(self.problem)
             self._require_symmetric()
 
     @precision.full()

@@ -1,0 +1,102 @@
+"""Autograd's second derivative of the loss against differences of its first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curvfluence.errors import InputError
+from curvfluence.problem.data import Examples
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime.autograd import pulled_back
+from curvfluence.runtime.calls import Lowest
+
+PROBED = 4  # examples
+OFFSET, STEP, TOLERANCE = 1e-2, 1e-6, 1e-4  # of the weights' sizes, and of the derivative's
+
+
+def require_second_derivative(problem: Problem) -> None:
+    """Refuse a model with an operation whose double backward is wrong.
+
+    Hv by double backward against (∇J(θ + hv) − ∇J(θ − hv)) / 2h of a few examples, from two points
+    near θ (where no unit stands at its kink) and with two steps h: a fault is what shows in all.
+    It sees more than symmetry does: a wrong second derivative of an activation is symmetric. Only
+    in float64, so nothing is tried where the model or the loss runs in its own dtype alone.
+    Cost: 6 backward passes over four examples. Errors: `InputError` with both sizes.
+    """
+    probe = _Probe.of(problem)
+    if probe is None:
+        return
+    found = [probe.gap(seed) for seed in (0, 1)]
+    if all(gap > TOLERANCE for gap in found):
+        raise InputError(
+            "the second derivatives of this model by autograd are not those of differences of its "
+            f"gradient (apart by {min(found):.3g} of their size): an operation in it has a wrong "
+            "double backward. Use a rung that needs first derivatives only: the GGN (as Matrix() "
+            "or SampleSpace()), BlockGGN, EKFAC, KFAC or Diagonal"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """Σ_n ℓ_n of a few examples in float64, with θ flat."""
+
+    problem: Problem
+    state: dict[str, Tensor]
+    part: Examples
+    theta: Tensor
+
+    @staticmethod
+    def of(problem: Problem) -> _Probe | None:
+        double = torch.float64
+        state = {n: v.to(double) if v.is_floating_point() else v for n, v in problem.state.items()}
+        part = problem.train[:PROBED].to(problem.device, double)
+        theta = problem.parameters.flatten(problem.theta).to(double)
+        probe, lowest = _Probe(problem, state, part, theta), Lowest()
+        try:
+            with torch.no_grad(), lowest:
+                probe.total(theta)
+        except Exception:  # of a model or a loss that runs in its own dtype only
+            return None
+        return probe if lowest.dtype in (None, double) else None
+
+    def total(self, theta: Tensor) -> Tensor:
+        values = {**self.state, **self.problem.parameters.unflatten(theta)}
+        inputs, loss = self.part.inputs.clone(), self.problem.loss
+        output = loss.rows(self.problem.run(values, inputs), len(inputs))
+        return loss.values(output, self.part.targets).sum()
+
+    def slope(self, theta: Tensor, *, twice: bool = False) -> tuple[Tensor, Tensor]:
+        """(θ as a leaf, ∇ there)."""
+        leaf = theta.detach().requires_grad_(True)
+        with torch.enable_grad():
+            total = self.total(leaf)
+        (found,) = pulled_back(total, [leaf], torch.ones_like(total), create_graph=twice)
+        return leaf, torch.zeros_like(leaf) if found is None else found
+
+    def gap(self, seed: int) -> float:
+        """‖Hv − difference‖ of the larger of the two, the smaller of both steps."""
+        generator = torch.Generator().manual_seed(seed)
+        at, v = (
+            torch.randn(self.theta.shape, generator=generator, dtype=torch.float64).to(self.theta)
+            for _ in range(2)
+        )
+        size = self.theta.square().mean().sqrt().clamp_min(1e-3)
+        base, v = self.theta + OFFSET * size * at, v * size
+        with sdpa_kernel(SDPBackend.MATH):
+            leaf, slope = self.slope(base, twice=True)
+            product = torch.zeros_like(leaf)
+            if slope.requires_grad:
+                found = pulled_back(slope, [leaf], v)[0]
+                product = product if found is None else found
+            gaps: list[float] = []
+            for h in (STEP, STEP / 4):
+                up, down = (self.slope(base + t * v)[1] for t in (h, -h))
+                wanted = (up - down) / (2 * h)
+                rounding = 1e3 * torch.finfo(torch.float64).eps * float(up.norm()) / h
+                scale = max(float(product.norm()), float(wanted.norm())) + rounding / TOLERANCE
+                gaps.append(float((product - wanted).norm()) / scale if scale > 0 else 0.0)
+        return min(gaps)
