@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,8 @@ def require_derivative(problem: Problem, probe: Probe) -> None:
     two directions d, each from a point of its own near θ (so that a unit that stands at its kink,
     as at ReLU(0), is no fault) and with two steps h, in float64 where the model's arithmetic is
     then float64 throughout. A fault is what both directions show.
-    Cost: 10 passes over the probe. Errors: `InputError` naming the parameters and their modules.
+    Cost: 5 passes over the probe where there is no fault.
+    Errors: `InputError` naming the parameters and their modules.
     """
     names = [n for n in problem.parameters.names if any(g[n] is not None for g in probe.gradients)]
     if not names:
@@ -95,14 +96,17 @@ class _Differences:
 
     def apart(self, names: Sequence[str], seed: int) -> bool:
         """Whether neither step's difference, along a direction in `names`, is autograd's."""
-        found, wanted, size = self._slopes(names, seed)
-        return all(abs(each - wanted) > self.tolerance * size for each in found)
+        return all(
+            abs(found - wanted) > self.tolerance * size
+            for found, wanted, size in self._slopes(names, seed)
+        )
 
-    def _slopes(self, names: Sequence[str], seed: int) -> tuple[list[float], float, float]:
-        """(differences at two steps, autograd's derivative, the size that they are compared by)."""
+    def _slopes(self, names: Sequence[str], seed: int) -> Iterator[tuple[float, float, float]]:
+        """(difference, autograd's derivative, the size that they are compared by) at two steps."""
         generator = torch.Generator().manual_seed(seed)
-        base = {n: self.values[n] + self.offset * self._drawn(n, generator) for n in self.names}
-        along = {n: self._drawn(n, generator) for n in names}
+        drawn = {n: self._drawn(n, generator) for n in self.names}
+        base = {n: self.values[n] + self.offset * drawn[n] for n in self.names}
+        along = {n: drawn[n].flatten().flip(0).view_as(drawn[n]) for n in names}
         leaves = {n: base[n].detach().requires_grad_(True) for n in names}
         with torch.enable_grad():
             total = self.phi({**base, **leaves})
@@ -113,20 +117,19 @@ class _Differences:
         wanted = sum(float((g.double() * d).sum()) for g, d in pairs)
         size = sum(float((g.double() * d).square().sum()) for g, d in pairs) ** 0.5
         rounding = torch.finfo(total.dtype).eps * abs(float(total.detach())) / self.step
-        found: list[float] = []
-        with torch.no_grad():
-            for h in (self.step, self.step / 4):
+        for h in (self.step, self.step / 4):
+            with torch.no_grad():
                 up, down = (
                     float(self.phi({**base, **{n: base[n] + t * along[n] for n in names}}))
                     for t in (h, -h)
                 )
-                found.append((up - down) / (2 * h))
-        return found, wanted, max(size, abs(wanted), *map(abs, found)) + 1e3 * rounding
+            found = (up - down) / (2 * h)
+            yield found, wanted, max(size, abs(wanted), abs(found)) + 1e3 * rounding
 
     def _drawn(self, name: str, generator: torch.Generator) -> Tensor:
         """A direction in one tensor, as large as its entries are."""
         value = self.values[name]
-        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
         return drawn * value.square().mean().sqrt().clamp_min(1e-3)
 
     def said(self) -> str:
@@ -136,9 +139,9 @@ class _Differences:
         for name in self.names:
             if not all(self.apart([name], seed) for seed in (0, 1)):
                 continue
-            found, wanted, _ = self._slopes([name], 0)
+            *_, (found, wanted, _) = self._slopes([name], 0)
             kind = type(modules[name.rpartition(".")[0]]).__name__
-            said.append(f"{name} ({kind}): {wanted:.6g} by autograd, {found[1]:.6g} by differences")
+            said.append(f"{name} ({kind}): {wanted:.6g} by autograd, {found:.6g} by differences")
         said = said or ["along all weights together"]
         listed = "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
         return (

@@ -146,6 +146,7 @@ class Problem:
             object.__setattr__(self, name, value)
         with torch.no_grad(), generators.preserved():
             output = self.forward(self.train.inputs[:1].clone())
+            self.__dict__["n_outputs"] = output.shape[-1]
             for name, examples in (("train", self.train), ("queries", self.queries)):
                 try:
                     self._require_fit(output, examples)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, cast
 
@@ -46,6 +47,18 @@ class Structure:
         placed = {slot: values[name] for slot, name in self.slots.items()}
         with self._lock, OneCode():
             return functional_call(self.modules, placed, (inputs,), tie_weights=False)
+
+    @contextmanager
+    def training(self) -> Generator[None]:
+        """Within it the copy is in training mode, and no other thread calls it."""
+        with self._lock:
+            modes = [(module, module.training) for module in self.modules.modules()]
+            self.modules.train()
+            try:
+                yield
+            finally:
+                for module, mode in modes:
+                    module.training = mode
 
     @property
     def tensors(self) -> dict[str, Tensor]:

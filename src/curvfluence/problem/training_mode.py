@@ -18,31 +18,31 @@ def said_of_training(
 ) -> tuple[str, ...]:
     """Notes on outputs that are random in training mode, or other than those of the given mode.
 
-    Two passes in training mode under two seeds, and one as given, over a few examples; the copy of
-    the modules that runs in training mode is made for this, and buffers are copies.
+    Two passes in training mode under two seeds, and one as given, over a few examples; buffers are
+    copies.
     """
-    training = Structure(structure.modules)
-    training.modules.train()
     few = inputs[:ROWS]
 
-    def run(model: Structure, seed: int) -> Tensor:
-        with torch.no_grad(), generators.preserved():
+    def run(seed: int) -> Tensor:
+        with torch.no_grad():
             generators.seed(seed, few.device)
-            return model({name: value.clone() for name, value in values.items()}, few.clone())
+            return structure({name: value.clone() for name, value in values.items()}, few.clone())
 
-    try:
-        first, second = (run(training, seed) for seed in (0, 1))
-    except Exception as error:  # of a mode that the problem does not need
-        return (
-            "not known: whether training had dropout or batch statistics (in training mode the "
-            f"model raised {type(error).__name__})",
-        )
+    with generators.preserved():
+        now = run(0)
+        try:
+            with structure.training():
+                first, second, names = run(0), run(1), _named(structure.modules)
+        except Exception as error:  # of a mode that the problem does not need
+            return (
+                "not known: whether training had dropout or batch statistics (in training mode "
+                f"the model raised {type(error).__name__})",
+            )
     if not torch.equal(first, second):
         return (
-            f"not modelled: dropout in training ({_named(training.modules)}); the objective here "
-            "is that of the model as it was given",
+            f"not modelled: dropout in training ({names}); the objective here is that of the "
+            "model as it was given",
         )
-    now = run(structure, 0)
     tolerance = 1e4 * torch.finfo(now.dtype).eps * float(now.abs().max())
     if float((first - now).abs().max()) > tolerance:
         return (
