@@ -37,6 +37,9 @@ class BlockGGN(FisherRung):
     def rule(self, part: LayerPart) -> str:
         return "exact block"
 
+    def rank(self, problem: Problem) -> int | None:
+        return self.fisher_of(problem).rank(problem)
+
     def elements(self, problem: Problem) -> float:
         sizes = [float(part.size) for part in self.parts(problem) if not too_large(part.size)]
         return sum(size**2 for size in sizes) + max(sizes, default=0.0) ** 2
@@ -57,9 +60,11 @@ class BlockGGN(FisherRung):
             grams[part.name].add(sums, rows)
 
         sums = accumulate(rows, each_part(parts, add, fallback))
-        n = len(rows.problem.train)
-        made = [self.block(part, Dense(grams[part.name].matrix(sums) / n)) for part in parts]
-        return (*made, *fallback.blocks(sums))
+        n, rank = len(rows.problem.train), rows.rank
+        made = [
+            self.block(part, Dense(grams[part.name].matrix(sums) / n, rank)) for part in parts
+        ]
+        return (*made, *fallback.blocks(sums, rank))
 
     def stages(self, work: Workload) -> list[Stage]:
         n, c = len(work.problem.train), self.fisher_of(work.problem).width(work.problem)

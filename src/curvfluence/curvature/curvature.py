@@ -13,6 +13,7 @@ from torch import Tensor
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.damping import Absolute, Damping, require_damping
 from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.places import Whole
@@ -97,8 +98,7 @@ class Curvature:
     def lambdas(self, damping: Damping) -> tuple[float, ...]:
         """λ of each block."""
         require_damping(damping)
-        means = [block.operator.mean_eigenvalue() for block in self.blocks]
-        resolved = self.effective(damping).resolve(means)
+        resolved = self.effective(damping).resolve(self)
         largest = torch.finfo(self.decay.dtype).max
         for block, value in zip(self.blocks, resolved, strict=True):
             if not value < largest:
@@ -106,14 +106,29 @@ class Curvature:
                     f"λ = {value:.3g} of block {block.name} is beyond {self.decay.dtype}: use a "
                     "smaller damping, or problem.to(torch.float64)"
                 )
-        for block, mean, value in zip(self.blocks, means, resolved, strict=True):
-            if mean == 0 and value == 0 and bool((block.places.take(self.decay) == 0).any()):
+        if 0 in resolved:
+            self._require_curvature(resolved)
+        return resolved
+
+    @property
+    def mean_eigenvalues(self) -> tuple[MeanEigenvalue, ...]:
+        """Of each block of C: the unit of `Relative`."""
+        return self._means
+
+    @cached_property
+    def _means(self) -> tuple[MeanEigenvalue, ...]:
+        return tuple(block.operator.mean_eigenvalue() for block in self.blocks)
+
+    def _require_curvature(self, lambdas: Sequence[float]) -> None:
+        """Refuse a block that is 0, has no weight decay and no damping."""
+        for block, mean, value in zip(self.blocks, self.mean_eigenvalues, lambdas, strict=True):
+            bare = value == 0 and bool((block.places.take(self.decay) == 0).any())
+            if bare and not mean.count:
                 raise SingularError(
                     f"{self.rung}, block {block.name}: it has no curvature (do its units reach the "
                     "output?) and no weight decay, so a relative damping is 0 there. Use an "
                     "Absolute damping"
                 )
-        return resolved
 
     def shift(self, damping: Damping) -> Tensor:
         """w + λ of each parameter's block, [P]: the matrix that `solve` inverts, less C."""
@@ -128,7 +143,8 @@ class Curvature:
             block.operator.note(value)
             for block, value in zip(self.blocks, self.lambdas(damping), strict=True)
         )
-        return (*self.notes, *(note for note in of_inverse if note is not None))
+        found = (self.effective(damping).note(self), *of_inverse)
+        return (*self.notes, *(note for note in found if note is not None))
 
     def _require_length(self, v: Tensor) -> None:
         if v.shape[-1] != self.parameters.count:

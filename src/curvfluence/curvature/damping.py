@@ -10,15 +10,50 @@ from typing import Protocol
 from torch import Tensor
 
 from curvfluence import kinds
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.errors import InputError
+
+NAMED = 4  # blocks that a note names
+
+
+class Damped(Protocol):
+    """What is damped: a curvature, block by block."""
+
+    @property
+    def blocks(self) -> Sequence[Named]:
+        """Its blocks."""
+        ...
+
+    @property
+    def mean_eigenvalues(self) -> Sequence[MeanEigenvalue]:
+        """Of each block."""
+        ...
+
+
+class Named(Protocol):
+    """A block."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its number of parameters."""
+        ...
 
 
 class Damping(ABC):
-    """How much λI is added to C + diag(w), given the mean eigenvalue of each block of C."""
+    """How much λI is added to C + diag(w)."""
 
     @abstractmethod
-    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
+    def resolve(self, curvature: Damped) -> tuple[float, ...]:
         """λ of each block."""
+
+    def note(self, curvature: Damped) -> str | None:
+        """What a result must say of λ."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -30,15 +65,18 @@ class Absolute(Damping):
     def __post_init__(self) -> None:
         kinds.number(self.value, "Absolute damping")
 
-    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
-        return (self.value,) * len(mean_eigenvalues)
+    def resolve(self, curvature: Damped) -> tuple[float, ...]:
+        return (self.value,) * len(curvature.blocks)
 
 
 @dataclass(frozen=True)
 class Relative(Damping):
     """λ = value × the mean eigenvalue of C (mean absolute for H), taken before w is added.
 
-    Per block for block-diagonal rungs; one number for GGN and Hessian. Without units.
+    Per block for block-diagonal rungs; one number for GGN and Hessian. Without units. The mean is
+    over the eigenvalues above n ε max (n those of the block, ε of float64); of exact blocks, whose
+    eigenvalues are not at hand, over as many as can be other than 0: rows that are not 0, and no
+    more than the data make. Where some are left out a note gives the count.
     """
 
     value: float
@@ -46,8 +84,21 @@ class Relative(Damping):
     def __post_init__(self) -> None:
         kinds.number(self.value, "Relative damping")
 
-    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
-        return tuple(self.value * mean for mean in mean_eigenvalues)
+    def resolve(self, curvature: Damped) -> tuple[float, ...]:
+        return tuple(self.value * mean.value for mean in curvature.mean_eigenvalues)
+
+    def note(self, curvature: Damped) -> str | None:
+        pairs = list(zip(curvature.blocks, curvature.mean_eigenvalues, strict=True))
+        short = [(b, mean.count) for b, mean in pairs if mean.count < b.size]
+        if not short:
+            return None
+        listed = [f"{count:,} of {b.size:,} in {b.name}" for b, count in short[:NAMED]]
+        more = [f"fewer than all in {len(short) - NAMED} more"] if len(short) > NAMED else []
+        every = ["all in the others"] if len(short) < len(pairs) else []
+        return (
+            "the relative damping is of the mean over the eigenvalues that are not 0: "
+            + ", ".join([*listed, *more, *every])
+        )
 
 
 def require_damping(value: object) -> None:
@@ -102,5 +153,5 @@ class BestOf(Damping):
                 "subsets (truth=...), or use Relative(0.1)"
             )
 
-    def resolve(self, mean_eigenvalues: Sequence[float]) -> tuple[float, ...]:
+    def resolve(self, curvature: Damped) -> tuple[float, ...]:
         raise InputError("BestOf is resolved by influence(), which has queries to choose by")

@@ -51,11 +51,12 @@ class Fallback:
             z_rn = places.dense(rows).flatten(0, 1)
             sums.add_(name, z_rn.T @ z_rn if self.is_exact(places) else z_rn.square().sum(0))
 
-    def blocks(self, sums: Sums) -> tuple[Block, ...]:
+    def blocks(self, sums: Sums, rank: int) -> tuple[Block, ...]:
+        """Of so many rows that were added."""
         made: list[Block] = []
         for line, places in zip(self.coverage(), self.groups.values(), strict=True):
             mean = sums.pop(line.block) / len(self.problem.train)
-            operator: Operator = Dense(mean) if mean.ndim == 2 else DiagonalOperator(mean)
+            operator: Operator = Dense(mean, rank) if mean.ndim == 2 else DiagonalOperator(mean)
             made.append(
                 Block(line.block, line.parameters, places, operator, line.rule, line.fallback)
             )

@@ -57,7 +57,7 @@ class GGN(Rung):
         return over_everything(problem, self.form_of(problem).rule(problem))
 
     def rank(self, problem: Problem) -> int | None:
-        return len(problem.train) * problem.loss.columns(problem.n_outputs)
+        return Type2().rank(problem)
 
     def elements(self, problem: Problem) -> float:
         form = self.form_of(problem)

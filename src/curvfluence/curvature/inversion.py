@@ -13,6 +13,7 @@ from curvfluence.curvature.estimate.ggn import by_pairs, ggn_matrix
 from curvfluence.curvature.estimate.products import CurvatureProduct, Kind
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.iterative import IterativeOperator
+from curvfluence.curvature.operators.mean_eigenvalue import of_parts
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator, without_small
 from curvfluence.curvature.rung import Rung, fit
@@ -69,7 +70,7 @@ class Matrix(Form):
     def operator(self, problem: Problem) -> tuple[Operator, str]:
         require_dense("GGN", problem.parameters.count, "the model")
         matrix, rule = ggn_matrix(problem)
-        return Dense(matrix), rule
+        return Dense(matrix, Type2().rank(problem)), rule
 
     def rule(self, problem: Problem) -> str:
         paired = by_pairs(discover(problem))
@@ -121,7 +122,7 @@ class SampleSpace(Form):
                 f"drop={self.drop:g} leaves out every example: the trace of the GGN is "
                 f"{trace:.3g}, of which drop should be a small part"
             )
-        operator = SampleSpaceOperator(rows, n, gone, trace)
+        operator = SampleSpaceOperator(rows, n, gone, trace, rank=Type2().rank(problem))
         return operator, f"exact, in the space of {operator.count:,} samples"
 
     def rule(self, problem: Problem) -> str:
@@ -180,7 +181,10 @@ class ConjugateGradients(Form):
         operator = IterativeOperator(
             CurvatureProduct(problem, kind),
             None if lower is None else lambda r_qp, damping: lower.solve(r_qp, Absolute(damping)),
-            sum(block.operator.mean_eigenvalue() * block.size for block in diagonal.blocks),
+            of_parts(
+                [block.operator.mean_eigenvalue() for block in diagonal.blocks],
+                Type2().rank(problem) if kind == "GGN" else None,
+            ),
             self.max_iterations,
             0 if lower is None else lower.cost.nbytes,
             self.tolerance,

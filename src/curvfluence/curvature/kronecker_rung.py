@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -70,8 +70,8 @@ class KroneckerRung(FisherRung):
             out_values, out_basis = basis_of(b_oo)
             assert out_basis is not None
             operator = self.operator((out_values, out_basis), inputs.of(a_ii))
-            made.append(self.block(part, operator))
-        return (*made, *fallback.blocks(sums))
+            made.append(self.block(part, replace(operator, rank=_rank(part, rows))))
+        return (*made, *fallback.blocks(sums, rows.rank))
 
     def elements(self, problem: Problem) -> float:
         return sum(3.0 * _factor_elements(p) + p.size for p in _whole_parts(problem))
@@ -142,8 +142,9 @@ class CorrectedRung(KroneckerRung):
         made: list[Block] = []
         for part in parts:
             best, k = squares.pop(part.name) / len(problem.train), part.name
-            made.append(self.block(part, KroneckerEigen(out_bases[k], in_bases[k], best)))
-        return (*made, *fallback.blocks(sums))
+            operator = KroneckerEigen(out_bases[k], in_bases[k], best, rank=_rank(part, rows))
+            made.append(self.block(part, operator))
+        return (*made, *fallback.blocks(sums, rows.rank))
 
     def stages(self, work: Workload) -> list[Stage]:
         problem, parts = work.problem, self.parts(work.problem)
@@ -189,6 +190,13 @@ def add_squares(bases: dict[str, Basis]) -> AddPart:
         sums.add_(part.name, part.term(rows).squares(*bases[part.name], memo))
 
     return add
+
+
+def _rank(part: LayerPart, rows: FisherPass) -> int:
+    """What a rank of B ⊗ A is at most: as many a and s as there are."""
+    (o, i), t = part.shape, part.layer.positions
+    inputs = rows.rank // rows.fisher.width(rows.problem)
+    return min(o, rows.rank * t) * min(i, inputs * t)
 
 
 def _vectors(factor: Tensor) -> Tensor:

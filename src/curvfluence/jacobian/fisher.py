@@ -33,6 +33,10 @@ class Fisher(ABC):
     def width(self, problem: Problem) -> int:
         """C."""
 
+    def rank(self, problem: Problem) -> int:
+        """What the rank of the sum over all rows is at most: C for each different example."""
+        return problem.train.distinct * self.width(problem)
+
     def surprising_labels(self, problem: Problem) -> float | None:
         """Expected number of drawn labels that differ from the likeliest; None if none is drawn."""
         return None
@@ -90,6 +94,10 @@ class MonteCarlo(Fisher):
 
     def width(self, problem: Problem) -> int:
         return self.draws
+
+    def rank(self, problem: Problem) -> int:
+        """Equal examples draw labels of their own."""
+        return len(problem.train) * self.draws
 
     def surprising_labels(self, problem: Problem) -> float | None:
         outputs = problem.outputs(problem.train, "training set")

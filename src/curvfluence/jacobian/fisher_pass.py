@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ class FisherPass:
         self._kind = Kind() if again else None
         self._states: dict[int, Tensor] = {}  # of the draws, before an example
         self._surprising: dict[int, float] = {}  # by a chunk's first example
+
+    @cached_property
+    def rank(self) -> int:
+        """What the rank of a sum over the rows is at most: C for each different example."""
+        return self.fisher.rank(self.problem)
 
     @property
     def _of_gradients(self) -> bool:

@@ -131,6 +131,17 @@ class Rows:
         y_1nc[:, :, 0] = 1
         return self.adjoint(y_1nc)[0]
 
+    def squares(self) -> Tensor:
+        """Σ_n Σ_c row_nc² elementwise, [P]: N times the diagonal of what the rows make."""
+        total = self.dense.new_empty(self.parameters.count)
+        for layer, term in self._parts:
+            layer.weight_of(self.parameters, total).copy_(term.squares(None, None))
+            if layer.bias is not None:
+                layer.bias_of(self.parameters, total).copy_(term.summed().square().sum((0, 1)))
+        for place, at in self.rest_slices():
+            total[place] = self.dense[..., at].square().sum((0, 1))
+        return total
+
     def squared_norms(self) -> Tensor:
         """‖row_nc‖², [N, C]."""
         total = self.dense.square().sum(2)

@@ -19,7 +19,7 @@ from torch.utils.data import (
 from curvfluence import kinds
 from curvfluence.errors import InputError, NonFiniteError, about
 from curvfluence.runtime import generators
-from curvfluence.runtime.checksum import checksum
+from curvfluence.runtime.checksum import checksum, row_checksums
 
 Source: TypeAlias = "Examples | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
 
@@ -94,6 +94,14 @@ class Examples:
     def checksum(self) -> int:
         """Of all that is held now; costs about as much as reading it."""
         return checksum(self.inputs, self.targets, self.weights)
+
+    @property
+    def distinct(self) -> int:
+        """How many different examples there are, without those of weight 0; costs as much."""
+        rows = torch.stack([row_checksums(self.inputs), row_checksums(self.targets)], 1)
+        if self.weights is not None:
+            rows = rows[self.weights > 0]
+        return len(rows.unique(dim=0))
 
     @property
     def versions(self) -> tuple[int, ...]:

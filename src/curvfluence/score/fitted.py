@@ -41,10 +41,12 @@ def _require_regular(problem: Problem, rung: Rung, damping: Damping) -> None:
     rank = rung.rank(problem)
     if rank is None or not isinstance(damping, Absolute | Relative) or damping.value > 0:
         return
-    bare = int((problem.decay == 0).sum())
-    if bare > rank:
-        raise SingularError(
-            f"{rung.name} with damping {damping} cannot be inverted: {bare:,} parameters have no "
-            f"weight decay, and {len(problem.train):,} examples give the curvature a rank of at "
-            f"most {rank:,}. Use Relative(0.1), or any damping > 0"
-        )
+    for line in rung.coverage(problem):
+        places = [problem.parameters.slices[name] for name in line.parameters]
+        bare = sum(int((problem.decay[place] == 0).sum()) for place in places)
+        if bare > rank and not line.fallback:
+            raise SingularError(
+                f"{rung.name} with damping {damping} cannot be inverted: {bare:,} parameters of "
+                f"block {line.block} have no weight decay, and {len(problem.train):,} examples "
+                f"give it a rank of at most {rank:,}. Use Relative(0.1), or any damping > 0"
+            )

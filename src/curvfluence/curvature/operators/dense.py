@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.solve import cholesky_solve
 
 
 @dataclass(frozen=True, eq=False)
 class Dense(Operator):
-    """Cost: O(n²) a product; one Cholesky factor, n³/3, a damping."""
+    """Of `rank` at most, where that is known. Cost: O(n²) a product; one Cholesky factor, n³/3, a
+    damping."""
 
     matrix: Tensor
+    rank: int | None = None
 
     @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -43,5 +46,5 @@ class Dense(Operator):
     def eigenbasis(self) -> Eigen:
         return Eigen.of(self.matrix)
 
-    def mean_eigenvalue(self) -> float:
-        return float(self.matrix.diagonal().mean())
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return of_definite(self.matrix.diagonal(), self.rank)

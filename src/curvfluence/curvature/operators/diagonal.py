@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
     Diagonalised,
     require_positive,
@@ -44,8 +45,8 @@ class DiagonalOperator(Diagonalised):
     def eigenvalues(self) -> Tensor:
         return self.diagonal
 
-    def mean_eigenvalue(self) -> float:
-        return float(self.diagonal.abs().mean())
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return of_spectrum(self.diagonal)
 
     def with_eigenvalues(self, values: Tensor) -> DiagonalOperator:
         return DiagonalOperator(values)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
     Diagonalised,
     Operator,
@@ -55,8 +56,8 @@ class Eigen(Diagonalised):
     def eigenvalues(self) -> Tensor:
         return self.values
 
-    def mean_eigenvalue(self) -> float:
-        return float(self.values.abs().mean())
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return of_spectrum(self.values)
 
     def with_eigenvalues(self, values: Tensor) -> Eigen:
         return replace(self, values=values)
@@ -102,5 +103,6 @@ class Scaled(Operator):
         basis = self.operator.eigenbasis()
         return basis.with_eigenvalues(self.scale * basis.eigenvalues())
 
-    def mean_eigenvalue(self) -> float:
-        return self.scale * self.operator.mean_eigenvalue()
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        own = self.operator.mean_eigenvalue()
+        return replace(own, value=self.scale * own.value)

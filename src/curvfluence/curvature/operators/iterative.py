@@ -12,6 +12,7 @@ from curvfluence.curvature.dense_limit import require_dense
 from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
 from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError
 
@@ -25,7 +26,7 @@ class IterativeOperator(Operator):
 
     product: CurvatureProduct
     precondition: Preconditioner | None
-    trace: float
+    mean: MeanEigenvalue
     max_iterations: int
     held: int  # bytes of the preconditioner
     tolerance: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -71,5 +72,5 @@ class IterativeOperator(Operator):
     def eigenbasis(self) -> Eigen:
         return Eigen.of(self.to_dense())
 
-    def mean_eigenvalue(self) -> float:
-        return self.trace / self.size
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return self.mean

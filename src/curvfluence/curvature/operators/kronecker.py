@@ -6,12 +6,13 @@ row-major, (U_B ⊗ U_A) vec(V) = vec(U_B V U_Aᵀ).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
     Against,
     Diagonalised,
@@ -35,6 +36,7 @@ class Kronecker(Diagonalised):
     out_basis: Tensor  # U_B, (o, o)
     in_basis: Tensor | None  # U_A, (i, i), a bias the last input; None is the identity (a lookup)
     values: Tensor  # Λ, (o, i)
+    rank: int | None = field(default=None, kw_only=True)  # at most, where known
 
     @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -69,14 +71,14 @@ class Kronecker(Diagonalised):
     def eigenvalues(self) -> Tensor:
         return self.values.flatten()
 
-    def mean_eigenvalue(self) -> float:
-        return float(self.values.abs().mean())
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return of_spectrum(self.values, self.rank)
 
     def eigenbasis(self) -> KroneckerEigen:
-        return KroneckerEigen(self.out_basis, self.in_basis, self.values)
+        return KroneckerEigen(self.out_basis, self.in_basis, self.values, rank=self.rank)
 
     def with_eigenvalues(self, values: Tensor) -> Kronecker:
-        return replace(self, values=values.reshape(self.values.shape))
+        return replace(self, values=values.reshape(self.values.shape), rank=None)
 
     def diagonal_of(self, matrix: Tensor) -> Tensor:
         half = self.rotate(matrix).flatten(1)  # M U

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.solution import InParameters, Solution
 from curvfluence.curvature.places import Places
 from curvfluence.errors import SingularError
@@ -57,8 +58,8 @@ class Operator(ABC):
         """M with its eigenvectors at hand: itself where it has them."""
 
     @abstractmethod
-    def mean_eigenvalue(self) -> float:
-        """Mean |eigenvalue| of M: the unit of `Relative` damping. trace/n where M ⪰ 0."""
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        """Mean |eigenvalue| of M over those that can be told from 0: the unit of `Relative`."""
 
     @property
     @abstractmethod

@@ -11,6 +11,7 @@ from curvfluence.curvature.dense_limit import require_dense
 from curvfluence.curvature.estimate.products import gram_product
 from curvfluence.curvature.operators.cholesky import Cholesky
 from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.layers import Layer
@@ -36,6 +37,7 @@ class SampleSpaceOperator(Operator):
     n: int  # N, all training examples
     dropped: int = 0
     dropped_trace: float = 0.0  # (1/N) Σ ‖row‖² of what was dropped: bounds ‖C − kept‖₂
+    rank: int = field(kw_only=True)  # at most
     tolerance: float = 1e-6  # pyright: ignore[reportIncompatibleVariableOverride]
     _last: list[tuple[Tensor, Cholesky]] = field(default_factory=list, init=False, repr=False)
 
@@ -154,8 +156,8 @@ class SampleSpaceOperator(Operator):
     def eigenbasis(self) -> Eigen:
         return Eigen.of(self.to_dense())
 
-    def mean_eigenvalue(self) -> float:
-        return float(self.rows.squared_norms().double().sum()) / self.n / self.size
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return of_definite(self.rows.squares().div_(self.n), min(self.rank, self.count))
 
     def note(self, damping: float) -> str | None:
         if not self.dropped:

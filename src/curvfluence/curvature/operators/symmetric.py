@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError, SingularError
 
@@ -156,5 +157,5 @@ class Symmetric(Operator):
     def eigenbasis(self) -> Eigen:
         return Eigen(self.vectors, self.eigenvalues()) if self.uniform else Eigen.of(self.matrix)
 
-    def mean_eigenvalue(self) -> float:
-        return float(self.eigenvalues().abs().mean())
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return of_spectrum(self.eigenvalues())
