@@ -31,6 +31,8 @@ from curvfluence.jacobian.terms.shared import is_compact
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.stage import Stage
 
+NOISE = 4.0  # ε of a factor's largest eigenvalue, that a sum leaves of one that is 0
+
 
 @dataclass(frozen=True)
 class KroneckerRung(FisherRung):
@@ -69,8 +71,10 @@ class KroneckerRung(FisherRung):
             a_ii, b_oo = self.factors.of(part, sums, rows.problem)
             out_values, out_basis = basis_of(b_oo)
             assert out_basis is not None
-            operator = self.operator((out_values, out_basis), inputs.of(a_ii))
-            made.append(self.block(part, replace(operator, rank=_rank(part, rows))))
+            inp = inputs.of(a_ii)
+            operator = self.operator((out_values, out_basis), inp)
+            rank = _rank(out_values, inp[0], lookup=part.lookup)
+            made.append(self.block(part, replace(operator, rank=rank)))
         return (*made, *fallback.blocks(sums, rows.rank))
 
     def elements(self, problem: Problem) -> float:
@@ -133,16 +137,21 @@ class CorrectedRung(KroneckerRung):
         parts, fallback = self.parts(problem), self.fallback(problem)
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
         out_bases, in_bases, inputs = dict[str, Tensor](), dict[str, Tensor | None](), InputBases()
+        ranks: dict[str, int] = {}
         for part in parts:
             a_ii, b_oo = self.factors.of(part, sums, problem)
-            out_bases[part.name], in_bases[part.name] = _vectors(b_oo), inputs.of(a_ii)[1]
+            out_values, out_basis = basis_of(b_oo)
+            assert out_basis is not None
+            in_values, in_basis = inputs.of(a_ii)
+            out_bases[part.name], in_bases[part.name] = out_basis, in_basis
+            ranks[part.name] = _rank(out_values, in_values, lookup=part.lookup)
         bases: dict[str, Basis] = {k: (u, in_bases[k]) for k, u in out_bases.items()}
         chunks = values.within({p.position: bases[p.name] for p in parts if p.whole})
         squares = accumulate(chunks, each_part(parts, add_squares(bases)))
         made: list[Block] = []
         for part in parts:
             best, k = squares.pop(part.name) / len(problem.train), part.name
-            operator = KroneckerEigen(out_bases[k], in_bases[k], best, rank=_rank(part, rows))
+            operator = KroneckerEigen(out_bases[k], in_bases[k], best, rank=ranks[k])
             made.append(self.block(part, operator))
         return (*made, *fallback.blocks(sums, rows.rank))
 
@@ -192,17 +201,15 @@ def add_squares(bases: dict[str, Basis]) -> AddPart:
     return add
 
 
-def _rank(part: LayerPart, rows: FisherPass) -> int:
-    """What a rank of B ⊗ A is at most: as many a and s as there are."""
-    (o, i), t = part.shape, part.layer.positions
-    inputs = rows.rank // rows.fisher.width(rows.problem)
-    return min(o, rows.rank * t) * min(i, inputs * t)
+def _rank(out_values: Tensor, in_values: Tensor, *, lookup: bool) -> int:
+    """How many products of λ_B and λ_A are more than what rounding leaves of a 0: a few ε of the
+    largest in a factor, nothing in the counts of a lookup."""
 
+    def above(values: Tensor, ulps: float) -> int:
+        floor = ulps * torch.finfo(values.dtype).eps * float(values.max())
+        return int((values > floor).sum())
 
-def _vectors(factor: Tensor) -> Tensor:
-    vectors = basis_of(factor)[1]
-    assert vectors is not None
-    return vectors
+    return above(out_values, NOISE) * above(in_values, 0.0 if lookup else NOISE)
 
 
 def _whole_parts(problem: Problem) -> tuple[LayerPart, ...]:

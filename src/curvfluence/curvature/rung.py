@@ -53,7 +53,7 @@ class Rung(ABC):
         return ", values ".join(dict.fromkeys(each.name for each in self.fishers(problem))) or None
 
     def rank(self, problem: Problem) -> int | None:
-        """A bound on the rank of each block with a rule, known before any work; None without one."""
+        """A bound on the rank of each block with a rule, known before work; None without one."""
         return None
 
     def elements(self, problem: Problem) -> float:

@@ -39,6 +39,11 @@ class Measurement(ABC):
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         """m per query, [Q]."""
 
+    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
+        """What no change of m can exceed while the outputs are about these, [Q]: the largest |m| of
+        any label; `labels` are the training set's. None where that is not known."""
+        return None
+
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """∂m/∂f per query, [Q, K]; by autograd unless a closed form is better."""
         with torch.enable_grad():
@@ -64,6 +69,9 @@ class LossMeasurement(Measurement):
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         return self.loss.gradient(output, target)
+
+    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
+        return self.loss.worst(output, target, labels)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,9 @@ class LogProbability(Measurement):
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         labels = self._labels(target, len(output))
         return output.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+
+    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        return output.logsumexp(-1) - output.amin(-1)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """e_c − p, without cancellation as p → e_c."""

@@ -39,7 +39,9 @@ def row_checksums(rows: Tensor) -> Tensor:
     about 2⁻⁶² a pair."""
     with torch.no_grad():
         flat = rows.detach().reshape(len(rows), -1).contiguous()
-        held = flat.view(torch.uint8) if flat.numel() else flat.new_empty(len(rows), 0).byte()
+        if not flat.numel():
+            return torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        held = flat.view(torch.uint8)
         held = torch.nn.functional.pad(held, (0, -held.shape[1] % 8))
         words = held.view(torch.int64)
         places = torch.arange(words.shape[1])

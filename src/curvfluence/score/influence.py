@@ -27,6 +27,7 @@ from curvfluence.score.certificate import Certifier, own_residuals, said_of_resi
 from curvfluence.score.fitted import fitted
 from curvfluence.score.leverage import newton_scores
 from curvfluence.score.matrix import ScoreMatrix, require_new
+from curvfluence.score.reach import Reach
 from curvfluence.score.scores import ScoreCost, Scores
 
 
@@ -67,12 +68,13 @@ def influence(
     with ScoreMatrix.of(len(run.queries), n, problem.dtype, out) as scores:
         for first, g_q in run.batches():
             if leverage:
-                scores.put(first, 0, run.newton(g_q) / n)
+                scores.put(first, 0, run.predicted(run.newton(g_q), first, 0))
                 continue
             x_q = run.solve(g_q, compress)  # (C + diag(w) + λI)⁻¹ g_q
             for at, g_n in gradient_batches(problem, run.layout):
                 shares = x_q.by_block(*g_n) if by_block else {"all": x_q.inner(*g_n)}
-                scores.put(first, at, run.finite(sum_of(shares.values()), first, at) / n)
+                whole = sum_of(shares.values())[..., 0]
+                scores.put(first, at, run.predicted(whole, first, at))
                 if by_block:
                     scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
     return run.scores(scores, leverage=leverage)
@@ -98,6 +100,7 @@ class _Run:
     damping: Damping
     notes: tuple[str, ...]
     start: float
+    reach: Reach
     residuals: tuple[float, ...] = ()
     compression: float | None = None
 
@@ -107,7 +110,9 @@ class _Run:
         layout = discover(problem)
         queries = query_gradients(problem, layout)
         chosen, notes = resolved(problem, curvature, damping, queries)
-        return _Run(problem, curvature, layout, queries, chosen, notes, start)
+        # scores without units are no predictions
+        reach = Reach(None, "") if curvature.fixed_damping is not None else Reach.of(problem)
+        return _Run(problem, curvature, layout, queries, chosen, notes, start, reach)
 
     def batches(self) -> Iterator[tuple[int, Rows]]:
         """All queries at once where their solutions fit, else as many as do."""
@@ -134,11 +139,13 @@ class _Run:
         x_qp = self.curvature.solve(g_q.to_dense()[:, 0], self.damping)
         return newton_scores(self.problem, self.curvature, self.layout, self.damping, x_qp)
 
-    def finite(self, values_qnc: Tensor, first: int, at: int) -> Tensor:
-        """[Q, n] of single columns, or `NonFiniteError` with query and example."""
-        values_qn = values_qnc[..., 0]
+    def predicted(self, values_qn: Tensor, first: int, at: int) -> Tensor:
+        """The scores of a tile from N times them; looked at for what is not finite, which raises
+        `NonFiniteError` with query and example, or larger than m can move, which is noted."""
         require_finite_scores(values_qn, self.curvature.rung, first, at)
-        return values_qn
+        i_qn = values_qn / len(self.problem.train)
+        self.reach.look(i_qn, first, at)
+        return i_qn
 
     def scores(self, matrix: ScoreMatrix, *, leverage: bool) -> Scores:
         problem, curvature, damping = self.problem, self.curvature, self.damping
@@ -164,7 +171,7 @@ class _Run:
             leverage=leverage,
             coverage=curvature.coverage,
             cost=ScoreCost(curvature.cost.fit_seconds, seconds, curvature.cost.nbytes),
-            notes=(*curvature.notes_at(damping), *notes),
+            notes=(*curvature.notes_at(damping), *notes, *self.reach.notes()),
             blocks=matrix.blocks or None,
             residuals=self.residuals or None,
             certifier=Certifier(problem, curvature, damping),

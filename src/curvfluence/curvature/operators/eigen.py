@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
     Diagonalised,
     Operator,
-    require_definite_eigenvalues,
     squared,
 )
 from curvfluence.curvature.operators.solve import cholesky_solve
@@ -47,8 +47,9 @@ class Eigen(Diagonalised):
             damped.diagonal().add_(decay + damping)
             return cholesky_solve(damped, v)
         total = self.values + (decay[0] + damping)
-        require_definite_eigenvalues(total)
-        return (v @ self.vectors / total) @ self.vectors.T
+        x = v @ self.vectors / total
+        Denominator.of(total).require_trusted(x)
+        return x @ self.vectors.T
 
     def to_dense(self) -> Tensor:
         return (self.vectors * self.values) @ self.vectors.T

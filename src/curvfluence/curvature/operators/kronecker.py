@@ -12,12 +12,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
     Against,
     Diagonalised,
     Operator,
     require_definite_eigenvalues,
+    require_positive,
     squared,
 )
 from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, output_last
@@ -135,11 +137,12 @@ class KroneckerEigen(Kronecker):
     def solve_rotated(self, r_koi: Tensor, decay: Tensor, damping: float) -> Tensor:
         """The same in the eigenbasis, [..., o, i]: Uᵀ (M + diag(w) + λI)⁻¹ U r."""
         denominator, correction = self._damped(decay, damping)
-        x_koi = r_koi / denominator
-        if correction is None:
-            return x_koi
-        u_i, scaled_oi, gain_o = correction
-        return x_koi - (gain_o * (x_koi @ u_i))[..., None] * scaled_oi
+        x_koi = r_koi / denominator.values
+        if correction is not None:
+            u_i, scaled_oi, gain_o = correction
+            x_koi = x_koi - (gain_o * (x_koi @ u_i))[..., None] * scaled_oi
+        denominator.require_trusted(x_koi)
+        return x_koi
 
     def solve_rows(
         self, places: Places, rows: Rows, decay: Tensor, damping: float, against: Against
@@ -174,27 +177,31 @@ class KroneckerEigen(Kronecker):
         assert isinstance(places, LayerPart)
         denominator, correction = self._damped(decay, damping)
         rotated = self.rotated(places.term(rows))
-        total = rotated.weighted_squares(1 / denominator)
+        total = rotated.weighted_squares(1 / denominator.values)
         if correction is not None:
             _, scaled_oi, gain_o = correction
             total = total - rotated.contracted(scaled_oi).square() @ gain_o
+        if denominator.error is not None:
+            moved = rotated.weighted_squares(denominator.error / denominator.values)
+            denominator.require_small(torch.where(moved > 0, moved / total, 0.0))
         return total
 
     def rotated(self, term: Term) -> Term:
         """The rows of a term in the eigenbasis."""
         return term.rotated(self.out_basis, self.in_basis)
 
-    def _damped(self, decay: Tensor, damping: float) -> tuple[Tensor, Correction | None]:
+    def _damped(self, decay: Tensor, damping: float) -> tuple[Denominator, Correction | None]:
         """(Λ + w₀ + λ [o, i], and where the bias has a decay of its own: u [i], u over that, and δ
         over the gain of each output direction [o])."""
         weight_decay, delta = self.decay_of_weight_and_bias(decay)
-        denominator = self.values + (weight_decay + damping)
-        require_definite_eigenvalues(denominator)
+        denominator = Denominator.of(
+            self.values + (weight_decay + damping), by_input=self.in_basis is None
+        )
         if delta == 0:
             return denominator, None
         assert self.in_basis is not None, "a lookup has no bias"
         u_i = self.in_basis[-1]
-        scaled_oi = u_i / denominator
+        scaled_oi = u_i / denominator.values
         gain_o = 1 + delta * (u_i * scaled_oi).sum(-1)
         require_definite_eigenvalues(gain_o)
         return denominator, (u_i, scaled_oi, delta / gain_o)
@@ -242,9 +249,13 @@ class FactoredKronecker(Kronecker):
         pi = (in_mean / out_mean) ** 0.5 if in_mean > 0 and out_mean > 0 else 1.0
         out = self.out_values + root / pi
         inp = self.in_values + root * pi
-        denominator = torch.outer(out, inp)
-        require_definite_eigenvalues(denominator)
-        return self.rotate_back(self.rotate(v) / denominator)
+        require_definite_eigenvalues(out)
+        if self.in_basis is not None:
+            require_definite_eigenvalues(inp)
+        else:  # a diagonal, of which each entry is divided by as it is
+            lowest, top = float(inp.min()), float(inp.max())
+            require_positive(lowest, top, n=0, eps=0.0, what="the damped counts of a lookup")
+        return self.rotate_back(self.rotate(v) / torch.outer(out, inp))
 
 
 def basis_of(factor: Tensor) -> tuple[Tensor, Tensor | None]:

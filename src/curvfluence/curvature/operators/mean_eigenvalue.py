@@ -48,7 +48,8 @@ def of_parts(parts: Sequence[MeanEigenvalue], rank: int | None) -> MeanEigenvalu
 
 
 def _of(sizes: Tensor, total: float, rank: int | None) -> MeanEigenvalue:
-    floor = sizes.numel() * EPS * float(sizes.max())
+    squared = (10 * torch.finfo(sizes.dtype).eps) ** 2  # what is left of a row that is 0, squared
+    floor = max(sizes.numel() * EPS, squared) * float(sizes.max())
     count = int((sizes > floor).sum())
     count = count if rank is None else min(count, rank)
     return MeanEigenvalue(total / count if count else 0.0, count)

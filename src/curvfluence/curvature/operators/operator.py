@@ -133,11 +133,17 @@ def squared(a: Tensor, b: Tensor | None = None, rows: int = 512) -> float:
 
 def require_positive(smallest: float, largest: float, *, n: int, eps: float, what: str) -> None:
     """Raise `SingularError` where the smallest eigenvalue cannot be told from zero."""
-    if not smallest > max(0.0, n * eps * abs(largest)):  # also where it is NaN
-        raise SingularError(
-            f"{what} cannot be inverted: its smallest eigenvalue (or pivot) is {smallest:.3g} next "
-            f"to {largest:.3g}. Use a larger damping, Relative(0.1) for a start"
-        )
+    floor = max(0.0, n * eps * abs(largest))
+    if not smallest > floor:  # also where it is NaN
+        raise SingularError(_said(what, smallest, largest, floor))
+
+
+def _said(what: str, smallest: float, largest: float, floor: float) -> str:
+    more = f": {floor - smallest:.1g} more would do" if floor > smallest else ""
+    return (
+        f"{what} cannot be inverted: its smallest eigenvalue (or pivot) is {smallest:.3g} next to "
+        f"{largest:.3g}. Use a larger damping{more}, or problem.to(torch.float64)"
+    )
 
 
 def require_definite_eigenvalues(values: Tensor) -> None:

@@ -133,6 +133,11 @@ class Loss(ABC):
         """1 − p_max per example and independent label; None where the loss has no labels."""
         return None
 
+    def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
+        """The largest ℓ that any label would give these outputs, [N]; among `labels` (those of the
+        training set) where they have no bound. None where that is not known."""
+        return None
+
     def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
         """What a result that uses S must say about it."""
         return ()

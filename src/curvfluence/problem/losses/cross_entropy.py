@@ -167,6 +167,10 @@ class CrossEntropy(Loss):
         drawn = [residual(p_nk, labels_nd[:, d]) * scale_n[:, None] for d in range(draws)]
         return torch.stack(drawn, dim=-1)
 
+    def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        most = 1.0 if self.weight is None else float(self.weight.max())
+        return most * (output.logsumexp(-1) - output.amin(-1))
+
     def surprise(self, output: Tensor, target: Tensor) -> Tensor:
         p_nk = output.softmax(-1)
         return p_nk.scatter(-1, p_nk.argmax(-1, keepdim=True), 0.0).sum(-1)

@@ -47,6 +47,11 @@ class MSE(Loss):
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - _as_output(output, target)) * (2 / output.shape[-1])
 
+    def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        y_nk = labels.to(output).reshape(len(labels), -1)
+        far = torch.maximum((output - y_nk.amin(0)).abs(), (output - y_nk.amax(0)).abs())
+        return far.square().mean(-1)
+
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
         n, k = output.shape
         eye = torch.eye(k, dtype=output.dtype, device=output.device)
@@ -111,6 +116,9 @@ class BinaryCrossEntropy(Loss):
         ones_nkd = uniform < p_nk[:, :, None]
         pull_nkd = torch.where(ones_nkd, -(-output).sigmoid()[:, :, None], p_nk[:, :, None])
         return pull_nkd / sqrt(k * draws)
+
+    def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        return F.softplus(output.abs()).mean(-1)
 
     def surprise(self, output: Tensor, target: Tensor) -> Tensor:
         return (-output.abs()).sigmoid().sum(-1)

@@ -210,6 +210,12 @@ class Positions(Wrapping):
             return None
         return (each.view(len(output), self.count) * self.counted(target)).sum(1)
 
+    def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
+        each = self.loss.worst(*self._single(output, target), self._targets(labels))
+        if each is None:
+            return None
+        return (each.view(-1, self.count) * self._scale(target, output)).sum(1)
+
     def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
         keep = self.counted(target).flatten()
         f_rk, y_r = self._single(output, target)
