@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import require_disjoint
 from curvfluence.study.retrain import draw_subsets
 from curvfluence.study.run import prepared
+from curvfluence.study.variant import Variant
 from curvfluence.truth import Run, train, train_one
 from tests.results_file import cross_fitted, spearman_rows, written
 
@@ -33,6 +35,65 @@ SMALL = {"subsets": 6, "models": 3, "replicates": 200, "dampings": GRID[::4]}
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("runs") / "small"
     return written(with_report(run_study(StudySpec("wine", **SMALL), out), figures=False)), out
+
+
+class TestHoles:
+    """A λ at which a rung cannot be inverted is a hole in its sweep, and not the study's end."""
+
+    BASE = StudySpec(
+        "wine",
+        subsets=4,
+        models=2,
+        replicates=200,
+        dampings=(1e-12, 1e-2, 1e-1),
+        rungs=("GGN", "EKFAC", "KFAC", "Diagonal"),
+        variant=Variant(weight_decay=0.0),
+        bregman=False,
+    )
+
+    @pytest.fixture(scope="class")
+    def holed(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+        out = tmp_path_factory.mktemp("runs") / "holed"
+        study = with_report(run_study(self.BASE, out))
+        return written(study), (out / "report.html").read_text()
+
+    def test_it_is_named_and_the_rest_is_there(self, holed: tuple[dict, str]) -> None:
+        results, page = holed
+        rungs = {rung["name"]: rung for rung in results["rungs"]}
+        for name in ("GGN", "EKFAC", "KFAC"):
+            (hole,) = rungs[name]["holes"]
+            assert hole["damping"] == 1e-12
+            assert hole["reason"].startswith(f"model 0: {name}, block ")
+            assert [point["damping"] for point in rungs[name]["sweep"]] == [1e-2, 1e-1]
+            assert set(rungs[name]["dampings"]) <= {1e-2, 1e-1}
+        assert rungs["Diagonal"]["holes"] == []
+        assert len(rungs["Diagonal"]["sweep"]) == 3
+        text = html.unescape(page)
+        assert "GGN could not be inverted at λ = 10⁻¹², which its sweep leaves out" in text
+
+    def test_numbers_are_those_of_a_study_without_it(
+        self, holed: tuple[dict, str], tmp_path: Path
+    ) -> None:
+        """Twice the same study, with and without the λ that is a hole."""
+        results, _ = holed
+        spec = replace(self.BASE, dampings=(1e-2, 1e-1))
+        other = written(run_study(spec, tmp_path / "whole"))
+        for a, b in zip(results["rungs"], other["rungs"], strict=True):
+            if a["holes"]:
+                for key in ("lds", "interval", "sweep", "dampings", "damping_on_edge"):
+                    assert a[key] == b[key], key
+        for a, b in zip(
+            results["decompositions"][0]["steps"],
+            other["decompositions"][0]["steps"],
+            strict=True,
+        ):
+            assert a["score_error"] == [None, *b["score_error"]]
+            assert a["inverse_error"] == [None, *b["inverse_error"]]
+
+    def test_a_grid_of_holes_is_refused(self, tmp_path: Path) -> None:
+        spec = replace(self.BASE, rungs=("EKFAC",), dampings=(1e-14, 1e-12), hybrids=False)
+        with pytest.raises(cf.errors.SingularError, match=r"EKFAC cannot be .* any damping"):
+            run_study(spec, tmp_path / "none")
 
 
 class TestResults:

@@ -27,7 +27,8 @@ class StepLoss:
     `distance_squared` is ‖A − B‖² in Frobenius norm. `share` is its fraction of ‖GGN − KFAC‖² and
     `norm_share` that of plain norms in their sum, for the steps of the orthogonal chain; None for
     the others. `inverse_error` is the mean over queries of ‖x_A − x_B‖/‖x_A‖ with x = (C + W +
-    λ)⁻¹ g_q, and `score_error` ‖I_A − I_B‖/‖I_A‖ over all scores, each at every λ of the grid.
+    λ)⁻¹ g_q, and `score_error` ‖I_A − I_B‖/‖I_A‖ over all scores, each at every λ of the grid; NaN
+    where one of the two has NaN for solutions.
     """
 
     above: str

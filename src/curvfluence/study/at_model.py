@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping
 from curvfluence.curvature.rung import Rung, fit
+from curvfluence.errors import SingularError
 from curvfluence.fidelity import (
     Spectrum,
     StepLoss,
@@ -44,6 +45,8 @@ class RungScores:
     study that measures no costs has no needs. `surprising_labels` is how many labels that a sampled
     Fisher draws are expected to differ from the likeliest, of several models their mean; None where
     none are drawn. `solutions` [D, Q, P] are those of (C + W + λ) x = g_q, while they are needed.
+    A damping at which C + W + λ cannot be inverted is a hole, with the reason: NaN at one model,
+    and not among the `dampings` of all.
     """
 
     full_name: str
@@ -60,6 +63,13 @@ class RungScores:
     solutions: Tensor | None = None
     name: str = ""
     needs: tuple[Needs, Needs] | None = None  # of the fit and of the scores
+    holes: Mapping[float, str] = field(default_factory=dict[float, str])
+
+    @property
+    def middle(self) -> Damping:
+        """The damping in the middle of those that are no holes; λ = 1 where it is fixed."""
+        grid = [Absolute(1.0 if at is None else at) for at in self.dampings if at not in self.holes]
+        return grid[len(grid) // 2]
 
     def put_away(self) -> RungScores:
         """Without the solutions, Q × P numbers a damping that serve the decomposition of their own
@@ -113,11 +123,13 @@ def climb_one(
     swept: dict[str, RungScores] = {}
     for name, rung in rungs.items():
         fitted[name] = fit(problem, rung)
+        row = sweep(fitted[name])
         start = time.perf_counter()
-        _scores_at(problem, fitted[name], grid[len(grid) // 2])
-        swept[name] = sweep(fitted[name], time.perf_counter() - start)
+        _scores_at(problem, fitted[name], row.middle)
+        swept[name] = replace(row, score_seconds=time.perf_counter() - start)
     for name, curvature in (hybrids(fitted) if with_hybrids else {}).items():
-        swept[name] = sweep(curvature, None).put_away()
+        row = sweep(curvature).put_away()
+        swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
     steps, decompositions = _decompositions(fitted, swept, protocol)
     return ModelLadder(
         rungs={n: row if row.hybrid else row.put_away() for n, row in swept.items()},
@@ -142,15 +154,13 @@ class _Sweeper:
         self.count = len(problem.train)
         self.grid, self.surprising, self.spectra = grid, surprising, spectra
 
-    def __call__(self, curvature: Curvature, score_seconds: float | None) -> RungScores:
-        """`score_seconds` is None for a hybrid, which is never computed for its own sake."""
+    def __call__(self, curvature: Curvature) -> RungScores:
+        """Errors: `SingularError` where every damping of the grid is a hole."""
         fixed = curvature.fixed_damping
-        dampings = self.grid if fixed is None else (fixed,)
-        solutions = list(curvature.solve_many(self.queries_qp, dampings))
-        hybrid = score_seconds is None
+        solutions, holes = self._solved(curvature, self.grid if fixed is None else (fixed,))
         return RungScores(
             full_name=curvature.name,
-            hybrid=hybrid,
+            hybrid=False,
             fisher=curvature.fisher,
             scores=torch.stack(
                 [self.gradients.inner(x_qp)[..., 0] / self.count for x_qp in solutions]
@@ -159,11 +169,35 @@ class _Sweeper:
             surprising_labels=self.surprising.get(curvature.fisher),
             coverage=curvature.coverage,
             notes=curvature.notes,
-            fit_seconds=None if hybrid else curvature.cost.fit_seconds,
-            score_seconds=score_seconds,
+            fit_seconds=curvature.cost.fit_seconds,
+            score_seconds=None,
             spectrum=spectrum(curvature) if self.spectra else None,
             solutions=torch.stack(solutions),
+            holes=holes,
         )
+
+    def _solved(
+        self, curvature: Curvature, dampings: Sequence[Absolute]
+    ) -> tuple[list[Tensor], dict[float, str]]:
+        """(x [Q, P] at each damping, NaN in a hole; why each hole is one)."""
+        try:
+            return list(curvature.solve_many(self.queries_qp, dampings)), {}
+        except SingularError:
+            pass  # at some of them: one by one
+        solutions: list[Tensor] = []
+        holes: dict[float, str] = {}
+        for damping in dampings:
+            try:
+                solutions.append(curvature.solve(self.queries_qp, damping))
+            except SingularError as error:
+                solutions.append(torch.full_like(self.queries_qp, torch.nan))
+                holes[damping.value] = str(error)
+        if len(holes) == len(dampings):
+            raise SingularError(
+                f"{curvature.name} cannot be inverted at any damping of the grid, up to "
+                f"{dampings[-1].value:g}: {holes[dampings[-1].value]}"
+            )
+        return solutions, holes
 
 
 def _decompositions(

@@ -9,6 +9,7 @@ from statistics import fmean, median
 import torch
 
 from curvfluence.curvature.damping import Absolute
+from curvfluence.errors import SingularError
 from curvfluence.fidelity import StepLoss
 from curvfluence.problem.problem import Problem
 from curvfluence.study.at_model import (
@@ -52,16 +53,16 @@ def climb(
     ladders = [{name: protocol.rungs(seed)[name] for name in spec.ladder} for seed in seeds]
     grid = tuple(map(Absolute, spec.dampings))
     with watch("climb the ladder", len(spec.ladder) * (1 + len(problems))) as done:
-        wants: dict[str, tuple[Needs, Needs]] = {}
-        for name, rung in ladders[0].items() if spec.costs else ():
-            wants[name] = measured_needs(rung, problems[0], grid[len(grid) // 2])
-            done(len(wants))
         models: list[ModelLadder] = []
         for at, rungs in zip(problems, ladders, strict=True):
             models.append(
                 climb_one(rungs, at, grid, protocol, spectra=not models, with_hybrids=spec.hybrids)
             )
-            done(len(spec.ladder) * (1 + len(models)))
+            done(len(spec.ladder) * len(models))
+        wants: dict[str, tuple[Needs, Needs]] = {}
+        for name, rung in ladders[0].items() if spec.costs else ():
+            wants[name] = measured_needs(rung, problems[0], models[0].rungs[name].middle)
+            done(len(spec.ladder) * len(models) + len(wants))
     return Ladder(
         rungs=tuple(
             # taken out as they are gathered: scores are not held twice
@@ -99,13 +100,24 @@ def influence_problems(problem: StudyProblem, trained: Trained) -> list[Problem]
 
 
 def _gather(name: str, parts: list[RungScores], wants: tuple[Needs, Needs] | None) -> RungScores:
-    """One rung on all models."""
+    """One rung on all models, at the dampings that are a hole at none of them."""
+    holes: dict[float, str] = {}
+    for j, part in enumerate(parts):
+        holes |= {at: f"model {j}: {why}" for at, why in part.holes.items() if at not in holes}
+    kept = [k for k, at in enumerate(parts[0].dampings) if at not in holes]
+    if not kept:
+        raise SingularError(
+            f"{name} cannot be inverted at any damping of the grid at every model: "
+            + "; ".join(sorted(set(holes.values())))
+        )
     surprising = [part.surprising_labels for part in parts if part.surprising_labels is not None]
     notes = (f"model {j}: {note}" for j, part in enumerate(parts) for note in part.notes)
     return replace(
         parts[0],
         name=name,
-        scores=paged(torch.stack([part.scores for part in parts])),
+        scores=paged(torch.stack([part.scores[kept] for part in parts])),
+        dampings=tuple(parts[0].dampings[k] for k in kept),
+        holes=dict(sorted(holes.items())),
         surprising_labels=fmean(surprising) if surprising else None,
         notes=tuple(notes),
         fit_seconds=_median([part.fit_seconds for part in parts]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import log10
+from math import isnan, log10
 
 import torch
 from msgspec.structs import replace
@@ -18,6 +18,7 @@ from curvfluence.study.results.rung import (
     BlockSpectrum,
     CoveredBlock,
     EffectiveDimension,
+    Hole,
     NegativePart,
     Operations,
     RungResult,
@@ -80,6 +81,7 @@ def _rung(
         spectrum=_spectrum(scores.spectrum, grid),
         coverage=tuple(CoveredBlock(**asdict(line)) for line in scores.coverage),
         notes=scores.notes,
+        holes=tuple(Hole(at, why) for at, why in scores.holes.items()),
     )
     if isinstance(response, NoResponse):
         return row
@@ -164,11 +166,16 @@ def _decomposed(
         share_models=tuple(model.share for model in models) if shared else None,
         norm_share=mean.norm_share,
         norm_share_models=tuple(model.norm_share for model in models) if shared else None,
-        inverse_error=mean.inverse_error,
-        score_error=mean.score_error,
+        inverse_error=tuple(map(_known, mean.inverse_error)),
+        score_error=tuple(map(_known, mean.score_error)),
         lds_share=lds_share,
         lds_share_interval=interval,
     )
+
+
+def _known(error: float) -> float | None:
+    """None in a hole."""
+    return None if isnan(error) else error
 
 
 def overlaps(ladder: Ladder) -> OverlapSummary:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from curvfluence.study.results import Results, RungResult
-from curvfluence.study.words import counted, listed, number
+from curvfluence.study.words import counted, listed, number, short
 
 ENOUGH = 5  # seeds or influence models below which an interval is said to be rough
 SUBSETS = 30
@@ -29,7 +29,13 @@ def cautions(studies: Sequence[Results]) -> tuple[str, ...]:
             f"{truth.subsets} subsets{each}: a correlation of so few ranks is rough, and its "
             "interval holds less than 95%."
         )
-    doubts += [*_edges(studies), *_undefined(studies), *_fallbacks(studies), *_response(studies)]
+    doubts += [
+        *_holes(studies),
+        *_edges(studies),
+        *_undefined(studies),
+        *_fallbacks(studies),
+        *_response(studies),
+    ]
     if one:
         notes = ((rung.full_name, rung.notes) for rung in _rungs(studies))
         doubts += [*truth.notes, *merged(notes)]
@@ -41,6 +47,25 @@ def _rungs(studies: Sequence[Results]) -> list[RungResult]:
     if len(studies) == 1:
         return list(studies[0].every_rung)
     return [rung for study in studies for rung in study.rungs]
+
+
+def _holes(studies: Sequence[Results]) -> list[str]:
+    rungs = [rung for rung in _rungs(studies) if rung.holes]
+    if not rungs:
+        return []
+    if len(studies) > 1:
+        counts = Counter(rung.name for rung in rungs)
+        named = [f"{name} in {count}" for name, count in counts.items()]
+        return [
+            f"Some λ could not be inverted and are not in the sweep, for {listed(named)} of "
+            f"{len(studies)} studies."
+        ]
+    return [
+        f"{rung.full_name} could not be inverted at λ = "
+        f"{listed([short(hole.damping) for hole in rung.holes])}, which its sweep leaves out "
+        f"({rung.holes[0].reason.rstrip('.')})."
+        for rung in rungs
+    ]
 
 
 def _edges(studies: Sequence[Results]) -> list[str]:

@@ -103,6 +103,14 @@ class CoveredBlock(Record, frozen=True):
     fallback: bool
 
 
+class Hole(Record, frozen=True):
+    """A λ of the grid at which C + diag(w) + λI could not be inverted, at which model and why: it
+    is not in the sweep."""
+
+    damping: float
+    reason: str
+
+
 class RungResult(Record, frozen=True):
     """One rung, or one hybrid, on all influence models.
 
@@ -141,6 +149,7 @@ class RungResult(Record, frozen=True):
     interval_bregman: Interval | None = None
     dampings_bregman: Dampings | None = None
     pareto: bool | None = None
+    holes: tuple[Hole, ...] = ()
 
     @property
     def seconds(self) -> float | None:

@@ -31,15 +31,15 @@ class Step(Record, frozen=True, rename={"above": "from", "below": "to"}):
 class DecompositionStep(Step, frozen=True):
     """A step as `fidelity.decompose` has it: squared distance, its share in ‖GGN − KFAC‖² and in
     the sum of plain norms (the mean over models, and each model's), and relative errors of the
-    damped inverse and of scores at every λ of the grid."""
+    damped inverse and of scores at every λ of the grid, None in a hole of one of the two."""
 
     distance_squared: float
     share: float | None = None
     share_models: tuple[float | None, ...] | None = None
     norm_share: float | None = None
     norm_share_models: tuple[float | None, ...] | None = None
-    inverse_error: tuple[float, ...] = ()
-    score_error: tuple[float, ...] = ()
+    inverse_error: tuple[float | None, ...] = ()
+    score_error: tuple[float | None, ...] = ()
     lds_share: float | None = None
     lds_share_interval: Interval | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -17,6 +18,8 @@ from curvfluence.report.study.figures.ladder import NOT_RESOLVED
 from curvfluence.study.results import DecompositionStep, Results
 from curvfluence.study.results.step import Decomposition
 from curvfluence.study.words import NONE, interval, number, percent, short
+
+Errors = tuple[float | None, ...]  # of a step at every λ, None in a hole
 
 _SHARES: tuple[tuple[str, Callable[[DecompositionStep], float | None], str], ...] = (
     ("of squared distance", lambda step: step.share, MUTED),
@@ -89,7 +92,7 @@ def _percents(pair: Sequence[float] | None) -> str:
     return NONE if pair is None else " to ".join(map(percent, pair))
 
 
-_ERRORS: tuple[tuple[str, Callable[[DecompositionStep], tuple[float, ...]]], ...] = (
+_ERRORS: tuple[tuple[str, Callable[[DecompositionStep], Errors]], ...] = (
     ("error of inverse", lambda step: step.inverse_error),
     ("error of scores", lambda step: step.score_error),
 )
@@ -98,16 +101,15 @@ _ERRORS: tuple[tuple[str, Callable[[DecompositionStep], tuple[float, ...]]], ...
 def errors(study: Results) -> Figure | None:
     """Relative errors of the damped inverse on query gradients and of scores, over the damping."""
     part = study.decomposition
-    kinds = [kind for kind in _ERRORS if part and any(map(kind[1], part.steps))]
+    kinds = [kind for kind in _ERRORS if part and any(_shown(kind[1](s)) for s in part.steps)]
     if part is None or not kinds:
         return None
     grid, last = part.dampings, kinds[-1]
-    steps = [step for step in part.steps if any(of(step) for _, of in kinds)]
-    worst = max(steps, key=lambda step: (last[1](step) or (0.0,))[0])
-    reading = (
-        f"At the smallest λ, the {last[0]} is largest at {worst.name} ({short(last[1](worst)[0])})"
-    )
-    curves = [of(step) for step in steps for _, of in kinds if of(step)]
+    steps = [step for step in part.steps if any(_shown(of(step)) for _, of in kinds)]
+    found = [(first, step) for step in steps if (first := _first(last[1](step))) is not None]
+    error, worst = max(found, key=lambda pair: pair[0])
+    reading = f"At the smallest λ, the {last[0]} is largest at {worst.name} ({short(error)})"
+    curves = [_shown(of(step)) for step in steps for _, of in kinds if of(step)]
     alike = all(curve[-1] < curve[0] / 10 for curve in curves)
     reading += "; at the largest, all rungs are alike." if alike else "."
 
@@ -122,20 +124,32 @@ def errors(study: Results) -> Figure | None:
     return Figure("errors", data.caption, reading, data, draw, height=1.0 + 1.2 * len(kinds))
 
 
+def _shown(errors: Errors) -> list[float]:
+    """Without holes."""
+    return [error for error in errors if error is not None]
+
+
+def _first(errors: Errors) -> float | None:
+    """That of the smallest λ that is no hole."""
+    return next(iter(_shown(errors)), None)
+
+
 def _curves(
-    axes: Axes, grid: Sequence[float], curves: Sequence[tuple[DecompositionStep, Sequence[float]]]
+    axes: Axes, grid: Sequence[float], curves: Sequence[tuple[DecompositionStep, Errors]]
 ) -> None:
     look = looks([step.below for step, _ in curves])
     for step, values in curves:
         mine = look[step.below]
-        axes.plot(grid, values, color=mine.colour, marker=mine.marker, ms=2.6)
+        drawn = [nan if value is None else value for value in values]
+        axes.plot(grid, drawn, color=mine.colour, marker=mine.marker, ms=2.6)
     axes.axhline(1, color=RULE, lw=0.8, zorder=0)
     log(axes, "x", "y")
-    end_labels(axes, [(values[-1], step.name, look[step.below]) for step, values in curves])
+    ends = [(_shown(values)[-1], step.name, look[step.below]) for step, values in curves]
+    end_labels(axes, ends)
 
 
 def _error_table(
-    part: Decomposition, curves: Sequence[tuple[DecompositionStep, str, Sequence[float]]]
+    part: Decomposition, curves: Sequence[tuple[DecompositionStep, str, Errors]]
 ) -> Table:
     columns = ("λ", *(f"{step.name}, {title}" for step, title, _ in curves))
     lines = (
