@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace as evolve
 from typer.testing import CliRunner
 
 import curvfluence as cf
 from curvfluence.cli import app, main
 from curvfluence.fidelity import SubsetTruth, Sweep, intervals, spearman
 from curvfluence.report import with_report
-from curvfluence.study import GRID, LADDER, StudySpec, load, run_study
+from curvfluence.study import GRID, LADDER, StudySpec, load, read_study, run_study
 from curvfluence.study.at_model import measured_needs
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import require_disjoint
@@ -167,6 +168,10 @@ class TestResults:
         for mine, theirs in zip(written(again)["rungs"], results["rungs"], strict=True):
             assert mine["lds"] == theirs["lds"]
             assert mine["interval"] == theirs["interval"]
+        # all numbers of both, whatever either took
+        assert written(again)["digest"] == results["digest"]
+        assert len(results["digest"]) == 64
+        assert written(again)["study_seconds"] != results["study_seconds"]
         assert run_study(StudySpec("wine", **SMALL), out).reused
         assert not list(out.glob("*.tmp"))
 
@@ -174,6 +179,21 @@ class TestResults:
         spec = StudySpec("wine", seed=1, rungs=("Identity",), **SMALL)
         other = written(run_study(spec, tmp_path / "seed"))
         assert other["rungs"][0]["lds"] != small[0]["rungs"][-1]["lds"]
+        assert other["digest"] != small[0]["digest"]
+
+    def test_the_digest_sees_a_number_and_not_a_time(self, small: tuple[dict, Path]) -> None:
+        results = read_study(small[1]).results
+        rung = results.rungs[0]
+        for change, same in (
+            (evolve(results, study_seconds=1.0), True),
+            (evolve(results, rungs=(evolve(rung, fit_seconds=9.0), *results.rungs[1:])), True),
+            (
+                evolve(results, rungs=(evolve(rung, lds=rung.lds + 1e-15), *results.rungs[1:])),
+                False,
+            ),
+            (evolve(results, truth=evolve(results.truth, notes=("another",))), False),
+        ):
+            assert (change.sealed().digest == small[0]["digest"]) == same
 
     def test_one_model_and_one_order(self, tmp_path: Path) -> None:
         """No other initialisation, no repeat: named as missing, not made up."""

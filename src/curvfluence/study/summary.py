@@ -67,7 +67,7 @@ def summarise(
         seconds=stages.seconds,
         study_seconds=stages.total_seconds,
         made_by=made_by,
-    )
+    ).sealed()
 
 
 def _display(problem: StudyProblem) -> DisplaySummary:

@@ -84,5 +84,5 @@ def study_folder(out: Path, one: Plan, spec: StudySpec) -> Path:
 def _insert(study: Study, claims: tuple[ClaimRow, ...]) -> None:
     """Put the rows into the results of a base study, whose page then is out of date."""
     if study.results.claims != claims:
-        fresh = replace(study.results, claims=claims, report_seconds=None)
+        fresh = replace(study.results, claims=claims, report_seconds=None).sealed()
         write(study.path / RESULTS, fresh)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from typing import Annotated, Any
+from hashlib import sha256
+from typing import Annotated, Any, cast
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from curvfluence.store.folder import MadeBy
-from curvfluence.store.records import Record
+from curvfluence.store.records import Record, as_json
 from curvfluence.study.results.claim import ClaimRow
 from curvfluence.study.results.rung import RungResult
 from curvfluence.study.results.settings import (
@@ -27,6 +30,21 @@ from curvfluence.study.results.step import (
 )
 from curvfluence.study.results.truth import ResponseSummary, StageSeconds, TruthSummary
 
+MEASURED = frozenset({"digest", "seconds", "peak_bytes", "pareto"})  # and every "..._seconds"
+
+
+def _unmeasured(value: Any) -> Any:
+    """JSON without what differs between two runs of the same study."""
+    if isinstance(value, list | tuple):
+        return [_unmeasured(each) for each in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _unmeasured(each)
+        for key, each in value.items()
+        if key not in MEASURED and not key.endswith("_seconds")
+    }
+
 
 class Results(Record, frozen=True):
     """What a study found: rungs from the top of the ladder down, then hybrids; steps between
@@ -34,7 +52,9 @@ class Results(Record, frozen=True):
 
     `decomposition` is the first of `decompositions`, one for each Fisher type. `flipped` are the
     training examples whose label was changed on purpose, `flipped_from` their true labels.
-    `own_model` is the influence model that is the problem's own, where it has one.
+    `own_model` is the influence model that is the problem's own, where it has one. `digest` is the
+    SHA-256 of all of it but what was measured (seconds, memory, and which rungs these put ahead):
+    equal for equal numbers.
     """
 
     version_at = ("environment", "curvfluence")
@@ -66,6 +86,12 @@ class Results(Record, frozen=True):
     study_seconds: Seconds | None = None
     report_seconds: Seconds | None = None
     claims: tuple[ClaimRow, ...] = ()
+    digest: str = ""
+
+    def sealed(self) -> Results:
+        """With the digest of what it holds now: to be taken before it is written."""
+        held = json.dumps(_unmeasured(as_json(self)), sort_keys=True, separators=(",", ":"))
+        return replace(self, digest=sha256(held.encode()).hexdigest())
 
     def __post_init__(self) -> None:
         names = Counter(rung.name for rung in self.every_rung)
