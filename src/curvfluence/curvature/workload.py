@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from curvfluence.jacobian.fisher import Fisher
-from curvfluence.jacobian.layers import Layer, Layout
+from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.stage import Stage
@@ -72,16 +72,10 @@ class Workload(Protocol):
         ...
 
 
-def multiplications(layer: Layer) -> int:
-    """Of one example's pass through a layer."""
-    return layer.positions * layer.out_features * (1 if layer.lookup else layer.in_features)
-
-
 def row_operations(problem: Problem, layout: Layout, columns: int) -> float:
     """Of sums of products of rows: one GEMM where no position is shared, else the rows' own."""
     n = len(problem.train)
     total = 2.0 * n * columns * sum(problem.theta[name].numel() for name in layout.others)
     for layer in layout.layers:
-        width = layer.out_features * (1 if layer.lookup else layer.in_features)
-        total += 2.0 * n * width * (columns * layer.positions if layer.shared else 1)
+        total += 2.0 * n * layer.width * (columns * layer.positions if layer.shared else 1)
     return total

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from curvfluence.curvature.rung import LeftBehind, Rung
-from curvfluence.curvature.workload import multiplications
 from curvfluence.forecast.sizes import Sizes
 from curvfluence.jacobian.fisher import Empirical
 from curvfluence.jacobian.layers import Layout
@@ -43,7 +42,7 @@ def _products(sizes: Sizes, formed: frozenset[str], cached: float, *, pass_too: 
     """Solved queries against the training rows, timed on a few of both."""
     n, q, p = sizes.n, sizes.queries, sizes.problem.parameters.count
     rows = sum(
-        2.0 * n * multiplications(layer)
+        2.0 * n * layer.multiplications
         for layer in sizes.layout.layers
         if layer.shared and layer.weight not in formed
     )
@@ -63,8 +62,7 @@ def _shrunk(layout: Layout, formed: frozenset[str]) -> float:
     """How many numbers the cached gradients have then, over those of a and s."""
     before = after = 0
     for layer in layout.layers:
-        o, i, t = layer.out_features, layer.in_features, layer.positions
-        factored = t * (o + i * (not layer.lookup))
+        o, i, factored = layer.out_features, layer.in_features, layer.factored(1)
         before += factored
         after += o * i if layer.weight in formed else factored
     return after / max(1, before)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-from curvfluence.curvature.workload import multiplications
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.sample import Sample
 from curvfluence.jacobian.fisher import Fisher
@@ -69,7 +68,7 @@ class Sizes:
         chunks = self.chunks(columns)
         forward = self.rates.forward.seconds(self.n, chunks)
         seconds = forward + columns * self.rates.backward.seconds(self.n, chunks)
-        used = sum(multiplications(layer) for layer in self.layout.layers)
+        used = sum(layer.multiplications for layer in self.layout.layers)
         operations = passes * self.n * 2 * used * (1 + columns)
         held = self.chunk(columns) + cached
         return Stage(name, operations, held * self.item, passes * seconds)

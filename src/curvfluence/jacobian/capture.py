@@ -20,7 +20,7 @@ from curvfluence.jacobian.operations import (
     Lookup,
     MatrixOperation,
 )
-from curvfluence.jacobian.terms import Factored, LookupOuter, Outer, SharedOuter
+from curvfluence.jacobian.terms import Factored, LookupOuter, Outer, SharedOuter, TiedOuter
 from curvfluence.jacobian.tracing import Piece, Tracer, Use
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.structure import Structure
@@ -96,6 +96,10 @@ class Capture:
         s = [_joined([_grads(layer, u, dz[k], b) for k, u in calls]) for dz in grads]
         s_bcto = s[0][:, None].contiguous() if len(s) == 1 else torch.stack(s, dim=1)
         self._require_positions(layer, layer.positions, s_bcto.shape[2])
+        if layer.head is not None:
+            lookup = self.term(replace(layer, head=None), grads, b, memo)
+            assert isinstance(lookup, LookupOuter)
+            return TiedOuter(lookup, _as_shared(self.term(layer.head, grads, b, memo)))
         if layer.lookup:
             ids = _joined([_arranged(u.input, b, layer.axis, 0) for _, u in calls])
             return LookupOuter(ids, s_bcto, layer.in_features, counted=self._looked_up(layer, b))
@@ -173,6 +177,14 @@ class Capture:
             rows = op.bias_grads(dz) if lead is None else lead
             counts.append(_arranged(rows, b, part.axis, 1).shape[1])
         return tuple(counts)
+
+
+def _as_shared(term: Factored) -> SharedOuter:
+    """Rows of a single position as of shared ones."""
+    if isinstance(term, Outer):
+        return SharedOuter(term.a[:, None], term.s[:, :, None])
+    assert isinstance(term, SharedOuter)
+    return term
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

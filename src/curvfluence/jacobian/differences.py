@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.jacobian.probe import Probe
+from curvfluence.jacobian.tracing import padding_of
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.autograd import pulled_back
@@ -26,8 +27,8 @@ def require_derivative(problem: Problem, probe: Probe) -> None:
 
     Such as an embedding with `scale_grad_by_freq`, a straight-through estimator, a function that
     scales its gradient, or a use of a weight that is detached: scores would be of something that
-    no weight's change does. Weights without any gradient (run under `no_grad`; the
-    row of an embedding's `padding_idx`) are taken as constants.
+    no weight's change does. Weights without any gradient (run under `no_grad`) and the row of an
+    embedding's `padding_idx` are taken as constants.
 
     ⟨∇φ, d⟩ against (φ(θ + hd) − φ(θ − hd)) / 2h for φ a combination of the probe's outputs, along
     two directions d, each from a point of its own near θ (so that a unit that stands at its kink,
@@ -53,6 +54,7 @@ class _Differences:
     values: Values  # θ and what else the model holds
     inputs: Tensor
     weights: Tensor
+    held: Mapping[str, Tensor]  # places in tensors that are constants: rows at a `padding_idx`
     offset: float
     step: float
     tolerance: float
@@ -60,7 +62,8 @@ class _Differences:
     @staticmethod
     def of(problem: Problem, probe: Probe, names: Sequence[str]) -> _Differences:
         values = {**problem.state, **problem.theta}
-        given = _Differences(problem, names, values, probe.inputs, probe.weights, *COARSE)
+        held = padding_of(probe.uses)
+        given = _Differences(problem, names, values, probe.inputs, probe.weights, held, *COARSE)
         doubles = 4 * 8 * problem.parameters.count  # θ, a point near it, a direction, θ + hd
         if problem.dtype != torch.float64 and doubles > machine.memory(problem.device) // 16:
             return given
@@ -79,6 +82,7 @@ class _Differences:
             {name: cast(value) for name, value in self.values.items()},
             cast(self.inputs),
             cast(self.weights),
+            self.held,
             *FINE,
         )
         lowest = Lowest()
@@ -112,7 +116,11 @@ class _Differences:
             total = self.phi({**base, **leaves})
         grads = pulled_back(total, list(leaves.values()), torch.ones_like(total))
         for name, g in zip(names, grads, strict=True):  # what has no gradient is a constant
-            along[name] = along[name] * (0.0 if g is None else (g != 0))
+            moved = along[name] * (0.0 if g is None else (g != 0))
+            if name in self.held:
+                at = self.held[name].to(moved.device)
+                moved = moved.flatten().index_fill(0, at, 0.0).view_as(moved)
+            along[name] = moved
         pairs = [(g, d) for g, d in zip(grads, along.values(), strict=True) if g is not None]
         wanted = sum(float((g.double() * d).sum()) for g, d in pairs)
         size = sum(float((g.double() * d).square().sum()) for g, d in pairs) ** 0.5

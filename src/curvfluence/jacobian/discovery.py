@@ -14,7 +14,7 @@ from curvfluence.jacobian.capture import Capture, label, role
 from curvfluence.jacobian.differences import require_derivative
 from curvfluence.jacobian.graph import unaccounted
 from curvfluence.jacobian.layers import Layer, Layout, Small
-from curvfluence.jacobian.operations import Lookup, MatrixOperation
+from curvfluence.jacobian.operations import Linear, Lookup, MatrixOperation
 from curvfluence.jacobian.own_functions import require_own_loss, require_own_measurement
 from curvfluence.jacobian.probe import Probe, require_deterministic, require_plain_mode
 from curvfluence.jacobian.terms import bias_alone
@@ -153,6 +153,9 @@ class _Sorting:
                 if reason is None:
                     self.layers[name] = self._with_bias(layers)
                     return
+        elif (tied := self._tied(name)) is not None:
+            self.layers[name] = (tied,)
+            return
         self.others[name] = reason
         self._several_ways(name)
 
@@ -200,6 +203,31 @@ class _Sorting:
             ops = [self._op(r) for r in roles if (r.piece.offset, r.piece.count) == piece]
             if len({(op.rows, op.columns, op.groups, op.transposed) for op in ops}) > 1:
                 return f"{where}: its weight is used in different shapes"
+        return None
+
+    def _tied(self, name: str) -> Layer | None:
+        """The layer of a weight that is looked up in and multiplied by, or None."""
+        roles, size = self.roles[name], self.problem.theta[name].numel()
+        lookups = [r for r in roles if r.as_weight and isinstance(self._use(r).op, Lookup)]
+        products = [r for r in roles if r.as_weight and isinstance(self._use(r).op, Linear)]
+        whole = all((r.piece.offset, r.piece.count) == (0, size) for r in roles)
+        if not (lookups and products and whole) or len(lookups) + len(products) < len(roles):
+            return None
+        shapes = {(op.columns, op.rows, not op.transposed) for op in map(self._op, lookups)}
+        shapes |= {(op.rows, op.columns, op.transposed) for op in map(self._op, products)}
+        if len(shapes) > 1:
+            return None
+        for first in (0, 1):
+            for second in (0, 1):
+                fits = all(self._fits(self._use(r).input, first) for r in lookups)
+                if not fits or not all(self._fits(self._use(r).input, second) for r in products):
+                    continue
+                (layer,) = self._split(name, lookups, first)
+                (head,) = self._split(name, products, second)
+                tied = replace(layer, head=head, kind=f"{layer.kind} and {head.kind}")
+                if self._against_gradients(name, (tied,)) is None:
+                    head = replace(head, positions=self._positions(head))
+                    return replace(tied, positions=self._positions(layer), head=head)
         return None
 
     def _op(self, r: _Role) -> MatrixOperation:

@@ -22,7 +22,8 @@ class Layer:
 
     `uses` are the calls that it appears in, counted in the order of a forward pass; `group` says
     which of an operation's matrices it is; `axis` is the examples' axis of the operation's input.
-    `positions` is T, 1 where no position shares the weights.
+    `positions` is T, 1 where no position shares the weights. A weight that is looked up in and is
+    also an output layer's is a lookup with a `head`.
     """
 
     name: str
@@ -40,10 +41,29 @@ class Layer:
     axis: int
     positions: int
     lookup: bool
+    head: Layer | None = None  # of a lookup: the calls of the same weight as a Linear's, [V, d]
 
     @property
     def shared(self) -> bool:
         return self.positions > 1 or self.lookup
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row: those of a unit vector are of one input."""
+        of_head = self.in_features if self.head is not None else 1
+        return self.out_features * (of_head if self.lookup else self.in_features)
+
+    def factored(self, columns: int) -> int:
+        """Numbers of an example in a and s."""
+        inputs = 0 if self.lookup else self.in_features
+        own = self.positions * (inputs + columns * self.out_features)
+        return own if self.head is None else own + self.head.factored(columns)
+
+    @property
+    def multiplications(self) -> int:
+        """Of one example's pass through it."""
+        own = self.positions * self.out_features * (1 if self.lookup else self.in_features)
+        return own if self.head is None else own + self.head.multiplications
 
     def weight_of(self, parameters: Parameters, x: Tensor) -> Tensor:
         """This matrix in flat vectors: [..., P] -> [..., o, i], a view."""
@@ -109,8 +129,4 @@ class Layout:
 
     def elements(self, columns: int) -> int:
         """Of one example, in a and s of all layers."""
-        return sum(
-            layer.positions
-            * (layer.in_features * (not layer.lookup) + columns * layer.out_features)
-            for layer in self.layers
-        )
+        return sum(layer.factored(columns) for layer in self.layers)

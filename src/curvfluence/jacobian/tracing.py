@@ -8,7 +8,7 @@ so modules of any class, functional calls, fused and tied weights are seen alike
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -67,6 +67,17 @@ class Use:
         if not self.input.is_floating_point() or self.input.dtype == self.dtype == dtype:
             return self
         return replace(self, input=self.input.to(dtype), dtype=dtype)
+
+
+def padding_of(uses: Iterable[Use]) -> dict[str, Tensor]:
+    """By parameter, the places in it of rows at a `padding_idx`: constants to torch where they are
+    looked up, which may have a gradient by another use of the weight."""
+    found: dict[str, Tensor] = {}
+    for use in uses:
+        if isinstance(use.op, Lookup) and use.op.padding is not None and use.weight is not None:
+            first = use.weight.offset + use.op.padding * use.op.rows
+            found[use.weight.name] = torch.arange(first, first + use.op.rows)
+    return found
 
 
 class Tracer(TorchFunctionMode):

@@ -10,7 +10,7 @@ from torch import Tensor, float64, tensor
 from curvfluence.curvature.estimate.accumulate import Sums
 from curvfluence.curvature.places import LayerPart
 from curvfluence.jacobian.rows import Rows
-from curvfluence.jacobian.terms import Factored, LookupOuter, Memo
+from curvfluence.jacobian.terms import Factored, Memo, sum_of
 from curvfluence.jacobian.terms.gram import operations as gram_operations
 from curvfluence.problem.problem import Problem
 
@@ -52,18 +52,22 @@ class Sharing(Factors):
         """The rows as their positions are taken."""
 
     def add(self, part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
-        term, v = self.merged(part.factored(rows)), rows.weights
-        sums.add((part.name, "A"), term.input_gram(v, memo))
-        sums.add_((part.name, "B"), term.output_gram())
-        sums.add_((part.name, "positions"), tensor(term.positions(v), dtype=float64))
+        term = self.merged(part.factored(rows))
+        for k, pair in enumerate(term.pairs(rows.weights, memo)):
+            sums.add((part.name, "A", k), pair.a)
+            sums.add_((part.name, "B", k), pair.b)
+            sums.add_((part.name, "positions", k), tensor(pair.positions, dtype=float64))
 
     def of(self, part: LayerPart, sums: Sums, problem: Problem) -> tuple[Tensor, Tensor]:
         n, v = len(problem.train), problem.train.weights
         total = n if v is None else float(v.sum())
-        count = float(sums.pop((part.name, "positions")))
-        a_ii = sums.pop((part.name, "A")) / total
-        b_oo = sums.pop((part.name, "B")) / (count * (n / total) if count else 1)
-        return a_ii, b_oo
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for k in range(1 if part.layer.head is None else 2):
+            count = float(sums.pop((part.name, "positions", k)))
+            a_ii = sums.pop((part.name, "A", k)) / total
+            b_oo = sums.pop((part.name, "B", k)) / (count * (n / total) if count else 1)
+            pairs.append((a_ii, b_oo))
+        return pairs[0] if len(pairs) == 1 else _balanced(pairs)
 
     def rule(self, part: LayerPart) -> str:
         return self.name if part.layer.shared else ""
@@ -89,10 +93,38 @@ class Reduce(Sharing):
     B = (1/N) Σ_n (Σ_t s)(Σ_t s)ᵀ. A lookup stays with `Expand`, whose A is diagonal."""
 
     def merged(self, term: Factored) -> Factored:
-        return term if isinstance(term, LookupOuter) else term.reduced()
+        return term.reduced()
 
     def rule(self, part: LayerPart) -> str:
         return "expand, as for every lookup" if part.layer.lookup else super().rule(part)
+
+
+def _balanced(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(A, B) of a weight with several kinds of use: each use's A and B in the scale in which both
+    have the same trace, added; then A so that tr A tr B is the sum of the uses' own.
+
+    A use's B ⊗ A says nothing of how its size is shared between the two, which a sum of factors
+    hangs on; and a sum's product has cross terms, which the last step takes out of the trace.
+    """
+    traces = [(_trace(a), _trace(b)) for a, b in pairs]
+    used = [
+        (a * (of_b / of_a) ** 0.5, b * (of_a / of_b) ** 0.5, (of_a * of_b) ** 0.5)
+        for (a, b), (of_a, of_b) in zip(pairs, traces, strict=True)
+        if of_a > 0 and of_b > 0
+    ]
+    if not used:
+        return pairs[0]
+    whole, roots = sum(root**2 for *_, root in used), sum(root for *_, root in used)
+    return (
+        sum_of(a for a, _, _ in used) * (whole / roots**2),
+        sum_of(b for _, b, _ in used),
+    )
+
+
+def _trace(factor: Tensor) -> float:
+    """Of a matrix, or of the diagonal of one."""
+    diagonal = factor if factor.ndim == 1 else factor.diagonal()
+    return float(diagonal.double().sum())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.curvature.estimate.double_backward import REFUSALS
 from curvfluence.errors import InputError
+from curvfluence.jacobian.capture import record
+from curvfluence.jacobian.tracing import padding_of
 from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.autograd import pulled_back
@@ -52,6 +54,7 @@ class _Probe:
     state: dict[str, Tensor]
     part: Examples
     theta: Tensor
+    moved: Tensor  # [P], 0 where θ is a constant: rows of an embedding's padding
 
     @staticmethod
     def of(problem: Problem) -> _Probe | None:
@@ -59,7 +62,11 @@ class _Probe:
         state = {n: v.to(double) if v.is_floating_point() else v for n, v in problem.state.items()}
         part = problem.train[:PROBED].to(problem.device, double)
         theta = problem.parameters.flatten(problem.theta).to(double)
-        probe, lowest = _Probe(problem, state, part, theta), Lowest()
+        tracer, _, _ = record(problem, problem.train.inputs[:PROBED].clone())
+        moved = torch.ones_like(theta)
+        for name, at in padding_of(tracer.uses).items():
+            moved[problem.parameters.slices[name].start + at.to(moved.device)] = 0
+        probe, lowest = _Probe(problem, state, part, theta, moved), Lowest()
         try:
             with torch.no_grad(), lowest:
                 probe.total(theta)
@@ -92,7 +99,7 @@ class _Probe:
         base, v = self.theta + OFFSET * size * at, v * size
         with sdpa_kernel(SDPBackend.MATH):
             leaf, slope = self.slope(base, twice=True)
-            free = slope.detach() != 0  # what has no gradient (a padding row) is a constant
+            free = self.moved * (slope.detach() != 0)  # what has no gradient is a constant
             v = v * free
             product = torch.zeros_like(leaf)
             if slope.requires_grad:

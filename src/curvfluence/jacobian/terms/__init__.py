@@ -1,7 +1,8 @@
 """Per-example rows of one weight matrix as sums of outer products, never formed unless cheap.
 
 A row (example n, column c) is Σ_t s_nct ⊗ a_nt, an o × i matrix. `Outer` has one position,
-`SharedOuter` several, and in `LookupOuter` every a is a unit vector; `Formed` holds the matrix.
+`SharedOuter` several, in `LookupOuter` every a is a unit vector, and `TiedOuter` has both of these
+for one weight; `Formed` holds the matrix.
 Each knows the sums that the rungs are made of; the letters of a name are its axes: n example,
 t position, c column, o and i outputs and inputs of the layer, q query, m group.
 """
@@ -14,6 +15,7 @@ from curvfluence.jacobian.terms.lookup import LookupOuter
 from curvfluence.jacobian.terms.outer import Outer
 from curvfluence.jacobian.terms.products import Memo, sum_of, with_ones
 from curvfluence.jacobian.terms.shared import SharedOuter
+from curvfluence.jacobian.terms.tied import TiedOuter
 
 __all__ = [
     "Factored",
@@ -23,6 +25,7 @@ __all__ = [
     "Outer",
     "SharedOuter",
     "Term",
+    "TiedOuter",
     "bias_alone",
     "gram",
     "joined",

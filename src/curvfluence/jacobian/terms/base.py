@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,6 +108,14 @@ class Term(ABC):
         """The same rows in another dtype."""
 
 
+class Pair(NamedTuple):
+    """K-FAC's two sums of one kind of use, A on the side of the layer's inputs."""
+
+    a: Tensor  # Σ_n Σ_t v_n a aᵀ, [i, i] ([i], its diagonal, of a lookup)
+    b: Tensor  # Σ_n Σ_t Σ_c s sᵀ, [o, o]
+    positions: float  # how many (n, t) count, each as v_n
+
+
 class Factored(Term):
     """Rows that are held as a and s: what K-FAC's factors are sums of.
 
@@ -134,6 +143,11 @@ class Factored(Term):
     @abstractmethod
     def positions(self, weights: Tensor | None = None) -> float:
         """How many (n, t) count, each as v_n."""
+
+    def pairs(self, weights: Tensor | None, memo: Memo | None) -> tuple[Pair, ...]:
+        """The sums of K-FAC's factors, of each kind of use by itself."""
+        gram = self.input_gram(weights, memo)
+        return (Pair(gram, self.output_gram(), self.positions(weights)),)
 
     @abstractmethod
     def left_gram(self) -> Tensor:

@@ -15,6 +15,7 @@ from curvfluence.jacobian.terms.lookup import LookupOuter
 from curvfluence.jacobian.terms.outer import Outer
 from curvfluence.jacobian.terms.products import with_ones
 from curvfluence.jacobian.terms.shared import SharedOuter
+from curvfluence.jacobian.terms.tied import TiedOuter
 
 
 def with_bias(term: Term) -> Term:
@@ -44,6 +45,10 @@ def joined(parts: Sequence[Term]) -> Term:
     def cat(field: Callable[[Term], Tensor]) -> Tensor:
         return torch.cat([field(part) for part in parts])
 
+    if isinstance(first, TiedOuter):
+        tied = cast("Sequence[TiedOuter]", parts)
+        lookup, head = joined([p.lookup for p in tied]), joined([p.head for p in tied])
+        return TiedOuter(cast(LookupOuter, lookup), cast(SharedOuter, head))
     s = cat(lambda part: cast(Factored, part).s)
     if isinstance(first, Outer):
         return replace(first, data=cat(lambda p: cast(Outer, p).data), s=s)
