@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import curvfluence as cf
 from tests import oracles
@@ -171,6 +172,67 @@ def test_a_damping_beyond_the_dtype_says_so(rung: cf.Rung) -> None:
     assert float(cf.influence(given, rung, damping=cf.Absolute(1e300)).values.abs().max()) < 1e-290
     with pytest.raises(InputError, match=r"is beyond torch\.float32"):
         cf.influence(given.to(torch.float32), rung, damping=cf.Absolute(1e300))
+
+
+def test_a_weight_decay_beyond_the_dtype_says_so() -> None:
+    x, y = data()
+    net = nn.Linear(4, 3)
+    heavy = cf.Problem(
+        net, cf.CrossEntropy(), (x.float(), y), (x[:3].float(), y[:3]), weight_decay=1e300
+    )
+    with pytest.raises(InputError, match=r"decay of weight, 1e\+300, is beyond torch\.float32"):
+        cf.influence(heavy, cf.EKFAC())
+    exact = cf.influence(heavy.to(torch.float64), cf.EKFAC())
+    assert float(exact.values.abs().max()) < 1e-290
+
+
+class Recomputed(nn.Module):
+    """A layer whose activations are computed again in the backward pass, torch's older way."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.inner, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.inner(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reentrant is None:
+            return self.out(self.hidden(x))
+        return self.out(checkpoint(self.hidden, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("rung", [cf.EKFAC(), cf.BlockGGN(), cf.GGN(), cf.Hessian()], ids=str)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activations_that_are_computed_again(rung: cf.Rung, reentrant: bool) -> None:
+    """Torch would do so after the call, when its weights are gone: refused by name."""
+    x, y = data()
+    net = nn.Sequential(nn.Linear(4, 4), Recomputed(reentrant)).to(x.dtype)
+    given = cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
+    with pytest.raises(InputError, match=r"torch\.utils\.checkpoint\).*switch checkpointing off"):
+        cf.influence(given, rung, damping=DAMPING)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_checkpoint_that_cuts_the_gradient() -> None:
+    """A reentrant one on inputs without a gradient: its inside is a constant, to training too."""
+    x, y = data()
+    seeded()
+    cut = Recomputed(True).to(x.dtype)
+    whole = Recomputed(None).to(x.dtype)
+    whole.load_state_dict(cut.state_dict())
+    whole.inner.requires_grad_(False)
+    found, wanted = (
+        cf.influence(
+            cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:3], y[:3])), cf.EKFAC(), damping=DAMPING
+        )
+        for net in (cut, whole)
+    )
+    torch.testing.assert_close(found.values, wanted.values)
+    (line,) = [line for line in found.coverage if "inner.weight" in line.parameters]
+    assert line.fallback
+    assert "without a gradient" in line.rule
 
 
 class TestQueries:

@@ -268,6 +268,12 @@ class Problem:
     @cached_property
     def decay(self) -> Tensor:
         """w as it enters C + diag(w) + λI, [P]; zero where the decay was decoupled."""
+        for name, value in self.weight_decay.items():
+            if value > torch.finfo(self.dtype).max:
+                raise InputError(
+                    f"the weight decay of {name}, {value:g}, is beyond {self.dtype}: use a smaller "
+                    "one, or problem.to(torch.float64)"
+                )
         rows = {
             name: torch.full_like(value, 0.0 if self.decoupled_decay else self.weight_decay[name])
             for name, value in self.theta.items()

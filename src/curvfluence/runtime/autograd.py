@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from curvfluence.errors import InputError
+
+# What torch says where activations are computed again: without the call's weights, which leave the
+# private copy of the modules with the call; or by a checkpoint that knows `.backward()` alone.
+RECOMPUTED = ("on device meta", "Checkpointing is not compatible", "torch.utils.checkpoint")
+
 Leaf: TypeAlias = "Tensor | GradientEdge"
 
 
@@ -24,17 +30,27 @@ def pulled_back(
 
     As the gradient of ⟨output, u⟩, which has u itself for its cotangent. Given u as `grad_outputs`,
     torch imports sympy on the first call of a process: half a second.
+
+    Errors: `InputError` for a model that computes activations again in its backward pass.
     """
     with torch.enable_grad():
         total = (output * cotangent).sum()
-    grads = cast(
-        "tuple[Tensor | None, ...]",
-        torch.autograd.grad(
+    try:
+        found = torch.autograd.grad(
             total,
             cast("Sequence[Tensor]", leaves),
             retain_graph=retain_graph,
             create_graph=create_graph,
             allow_unused=True,
-        ),
-    )
+        )
+    except RuntimeError as error:
+        if not any(words in str(error) for words in RECOMPUTED):
+            raise
+        raise InputError(
+            "the model computes activations again in its backward pass (torch.utils.checkpoint), "
+            "when its call is over and the weights of that call are out of its modules: switch "
+            "checkpointing off for scores (Hugging Face: model.gradient_checkpointing_disable()), "
+            "which changes no number"
+        ) from error
+    grads = cast("tuple[Tensor | None, ...]", found)
     return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)
