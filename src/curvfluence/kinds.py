@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from math import inf, isfinite
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,17 @@ def flag(value: object, what: str) -> bool:
     return value
 
 
+def function(value: object, what: str) -> None:
+    if not callable(value):
+        raise InputError(f"{what} must be callable; seen {value!r}")
+
+
+def text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{what} must be a string; seen {value!r}")
+    return value
+
+
 def count(value: object, what: str, least: int = 1) -> int:
     """A whole number that is at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
@@ -30,12 +44,33 @@ def count(value: object, what: str, least: int = 1) -> int:
 
 def number(value: object, what: str, least: float = 0.0, below: float = inf) -> float:
     """A finite number in [least, below)."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
-        raise InputError(f"{what} must be a finite number; seen {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not _finite(value):
+        raise InputError(f"{what} must be a finite number; seen {reprlib.repr(value)}")
     if not least <= float(value) < below:
         limit = f" and < {below:g}" if below < inf else ""
         raise InputError(f"{what} must be finite and >= {least:g}{limit}; seen {value!r}")
     return float(value)
+
+
+def _finite(value: Real) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def counts(values: object, what: str, least: int = 0) -> list[int]:
+    """Whole numbers, in a list, a tensor or an array."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{what} must be whole numbers, in a list; seen {values!r}")
+    several: list[Any] = list(values.tolist() if isinstance(values, Tensor) else values)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return [count(value, what, least) for value in several]
+
+
+def path(value: object, what: str) -> Path | None:
+    if value is not None and not isinstance(value, str | PathLike):
+        raise InputError(f"{what} must be a path; seen {value!r}")
+    return None if value is None else Path(value)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def dtype(value: object, what: str) -> torch.dtype:
@@ -46,6 +81,10 @@ def dtype(value: object, what: str) -> torch.dtype:
 
 def tensor(value: object, what: str) -> Tensor:
     """A dense tensor with values: of a tensor, a NumPy array or numbers in lists."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        raise InputError(f"{what} has masked entries, which have no values: fill or drop them")
+    if isinstance(value, Tensor) and value.is_nested:
+        raise InputError(f"{what} is a nested tensor: pad it to one shape")
     try:
         if isinstance(value, np.ndarray) and any(step < 0 for step in value.strides):
             value = np.ascontiguousarray(value)  # pyright: ignore[reportUnknownArgumentType]

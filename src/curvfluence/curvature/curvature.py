@@ -147,6 +147,8 @@ class Curvature:
         return (*self.notes, *(note for note in found if note is not None))
 
     def _require_length(self, v: Tensor) -> None:
+        if not isinstance(v, Tensor) or v.ndim == 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"vectors must be a tensor [..., P]; seen {type(v).__name__}")
         if v.shape[-1] != self.parameters.count:
             raise InputError(
                 f"the vectors have length {v.shape[-1]}, the model {self.parameters.count} "

@@ -133,8 +133,10 @@ class BestOf(Damping):
     truth: Judge | None = None
 
     def __post_init__(self) -> None:
-        if not self.candidates:
-            raise InputError("BestOf needs at least one candidate")
+        if not isinstance(self.candidates, tuple | list) or not self.candidates:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"BestOf needs a tuple of dampings, one or more; seen {self.candidates!r}"
+            )
         if any(isinstance(candidate, BestOf) for candidate in self.candidates):
             raise InputError("BestOf cannot choose among BestOf")
         for candidate in self.candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from curvfluence import kinds
 from curvfluence.curvature.damping import Absolute
 from curvfluence.curvature.dense_limit import DENSE_LIMIT, require_dense, too_large
 from curvfluence.curvature.diagonal import Diagonal
@@ -110,8 +111,7 @@ class SampleSpace(Form):
     drop: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop < float("inf"):
-            raise InputError(f"drop must be finite and >= 0; seen {self.drop}")
+        kinds.number(self.drop, "drop")
 
     def operator(self, problem: Problem) -> tuple[Operator, str]:
         n = len(problem.train)
@@ -166,10 +166,14 @@ class ConjugateGradients(Form):
     max_iterations: int = 200
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
+        if not 0 < kinds.number(self.tolerance, "tolerance") < 1:
             raise InputError(f"tolerance must lie between 0 and 1; seen {self.tolerance}")
-        if self.max_iterations < 1:
-            raise InputError(f"max_iterations must be at least 1; seen {self.max_iterations}")
+        kinds.count(self.max_iterations, "max_iterations")
+        if self.preconditioner is not None and not isinstance(self.preconditioner, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"preconditioner must be a rung such as EKFAC(), or None; seen "
+                f"{self.preconditioner!r}"
+            )
 
     def operator(self, problem: Problem, kind: Kind = "GGN") -> tuple[Operator, str]:
         """(the GGN or the Hessian by its products, by which path). Its trace, the unit of a

@@ -18,7 +18,12 @@ _NAMED = 5
 
 def finite(name: str, values: Any) -> Floats:
     """`values` in float64; NonFiniteError names the first few indices that are NaN or infinite."""
-    array = np.asarray(values, dtype=np.float64)
+    if np.iscomplexobj(values):
+        raise InputError(f"{name} must be real numbers; seen complex ones")
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be an array of numbers of one shape: {error}") from error
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         shown = ", ".join(str(tuple(int(i) for i in index)) for index in bad[:_NAMED])

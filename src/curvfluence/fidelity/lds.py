@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.fidelity.arrays import Counts, Floats, Mask, finite, shaped
 
@@ -88,7 +89,8 @@ class Sweep:
 def query_halves(count: int, seed: int) -> Mask:
     """Two random halves of `count` queries, fixed by the seed: [Q], True in the first (the larger
     by one where Q is odd). The same halves serve every rung."""
-    order = np.random.default_rng(seed).permutation(count)
+    count = kinds.count(count, "count", least=0)
+    order = np.random.default_rng(kinds.count(seed, "seed", least=0)).permutation(count)
     return order < (count + 1) // 2
 
 

@@ -53,6 +53,11 @@ def require_alike(
             "example must not depend on the others. Take out what mixes them (batch statistics, "
             "routing with a capacity)"
         )
+    if any(bool(((s.inner != 0) & (s.sizes == 0)).any()) for s in (together, alone)):
+        raise InputError(
+            f"the gradient of example {number} of the {what} is so small that its square is 0 in "
+            f"{together.inner.dtype}: scale the loss, or use problem.to(torch.float64)"
+        )
     difference = (together.inner - alone.inner).abs()
     size = torch.maximum(together.sizes, alone.sizes).clamp_min(max(together.added, alone.added))
     if bool((difference > tolerance * size).any()):

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.data import Examples
+from curvfluence.problem.held import Held
 from curvfluence.problem.problem import Problem
 
 
@@ -40,9 +41,11 @@ class CachedRows(Generic[R]):
 
     room: int
     examples: Examples | None = None  # what the rows are of
+    held: Held | None = None  # what else they depend on
     chunks: list[Chunk[R]] = field(default_factory=list["Chunk[R]"])
     count: int = 0
     asked: bool = False  # whether a pass has been made before, so that another is likely
+    _made_with: int = 0  # the checksum of what is held, when the first were made
     _filling: Lock = field(default_factory=Lock)
 
     def offer(self, start: int, rows: R) -> bool:
@@ -51,6 +54,8 @@ class CachedRows(Generic[R]):
             if start != self.count or rows.held > self.room:
                 self.room = self.room if start < self.count else 0  # what follows would leave a gap
                 return False
+            if not self.chunks and self.held is not None:
+                self._made_with = self.held.checksum
             self.chunks.append(self._chunk(start, rows))
             self.count += len(rows)
             self.room -= rows.held
@@ -73,8 +78,12 @@ class CachedRows(Generic[R]):
     def __iter__(self) -> Iterator[tuple[int, R]]:
         """(number of the first example, rows) of each chunk that is cached now, up to the first of
         which the memory was written to since, by the model or by whoever holds the examples (also
-        through `.data` or a NumPy view, which torch does not count)."""
+        through `.data` or a NumPy view, which torch does not count); none where weights or loss
+        have other values now."""
         start, chunks = 0, self.chunks
+        if chunks and self.held is not None and self._made_with != self.held.checksum:
+            self.clear(0)
+            return
         for k in range(len(chunks)):  # no second list: what is replaced meanwhile is freed
             chunk = chunks[k]
             if chunk != self._chunk(start, chunk.rows):
@@ -107,13 +116,14 @@ class RowCache:
     layout: Layout
     room: int
     examples: Examples
+    held: Held
     _kinds: WeakKeyDictionary[Kind, CachedRows[Rows]] = field(
         default_factory=WeakKeyDictionary[Kind, CachedRows[Rows]], init=False
     )
 
     def of(self, kind: Kind) -> CachedRows[Rows]:
         if kind not in self._kinds:
-            self._kinds[kind] = CachedRows(self.room, self.examples)
+            self._kinds[kind] = CachedRows(self.room, self.examples, self.held)
         return self._kinds[kind]
 
 
@@ -124,5 +134,5 @@ def row_cache(problem: Problem, layout: Layout) -> RowCache:
     """The cache of a problem, empty where it was filled under another layout."""
     known = _CACHES.get(problem)
     if known is None or known.layout is not layout:
-        known = _CACHES[problem] = RowCache(layout, problem.remember, problem.train)
+        known = _CACHES[problem] = RowCache(layout, problem.remember, problem.train, problem.held)
     return known

@@ -13,10 +13,12 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.columns import MakeColumns
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import generators
 
 TYPE2_LIMIT = 64  # output columns an example up to which the exact expectation is the default
 DEFAULT_DRAWS = 8
 FEW_SURPRISES = 50.0
+RANKED = 8  # examples that show the rank of a user's loss
 
 
 class Fisher(ABC):
@@ -56,6 +58,14 @@ class Type2(Fisher):
 
     def width(self, problem: Problem) -> int:
         return problem.loss.columns(problem.n_outputs)
+
+    def rank(self, problem: Problem) -> int:
+        if problem.loss.full_rank:
+            return super().rank(problem)
+        few = problem.train[:RANKED]
+        with torch.no_grad(), generators.preserved():
+            output = problem.forward(few.inputs.clone())
+        return problem.train.distinct * problem.loss.rank(output, few.targets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from curvfluence.errors import InputError
 from curvfluence.problem.losses import MSE, BinaryCrossEntropy, CrossEntropy, Loss
 from curvfluence.problem.measurement import LogProbability, LossMeasurement, Margin, Measurement
 from curvfluence.runtime import generators
-from curvfluence.runtime.autograd import pulled_back
+from curvfluence.runtime.autograd import pulled_back, reached
+from curvfluence.runtime.calls import Lowest
 
 ROWS = 8  # outputs that are looked at
 PROVED = (CrossEntropy, MSE, BinaryCrossEntropy, Margin, LogProbability)  # by tests, once for all
@@ -41,7 +42,7 @@ def require_own_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
         found = {"value": single.values(f, y), "gradient": single.gradient(f, y)}
         try:
             return {**found, "curvature": single.hessian_product(f, y, x_k.expand(len(f), -1))}
-        except (RuntimeError, NotImplementedError):  # of a loss without a second derivative
+        except (InputError, RuntimeError, NotImplementedError):  # there is no second derivative
             return found
 
     f, y = _tried(parts, f_rk, y_r)
@@ -64,6 +65,9 @@ def require_own_measurement(measurement: Measurement, output: Tensor, target: Te
     f, y = _tried(parts, output, target)
     name = f"measurement {measurement.name!r}"
     _require_separate(name, parts, parts(f, y), f, y)
+    leaf = f.detach().requires_grad_(True)
+    with torch.enable_grad():
+        _require_outputs_alone(name, measurement.values(leaf, y), leaf)
     _require_slope(name, measurement.values, measurement.gradient, f, y)
 
 
@@ -127,6 +131,18 @@ def _require_alike(wanted: Parts, found: Parts, what: str, advice: str) -> None:
             )
 
 
+def _require_outputs_alone(what: str, values: Tensor, leaf: Tensor) -> None:
+    """Refuse a function that has a gradient in anything but the outputs."""
+    for other in reached(values):
+        if other is not leaf:
+            raise InputError(
+                f"{what} depends on another tensor that requires a gradient, of shape "
+                f"{tuple(other.shape)}, and not through the model's outputs alone: a penalty on "
+                "weights belongs into weight_decay, what the loss learns into the model; detach "
+                "what is a constant"
+            )
+
+
 def _require_autograd(loss: Loss, together: Parts, f: Tensor, y: Tensor, x_k: Tensor) -> None:
     """What the loss says of its derivatives is what autograd makes of its values."""
     leaf = f.detach().requires_grad_(True)
@@ -134,6 +150,7 @@ def _require_autograd(loss: Loss, together: Parts, f: Tensor, y: Tensor, x_k: Te
         values = loss.values(leaf, y)
         if not values.requires_grad:
             return
+        _require_outputs_alone("the loss", values, leaf)
         (first,) = pulled_back(values, [leaf], torch.ones_like(values), create_graph=True)
         second = None
         if first is not None and first.requires_grad and "curvature" in together:
@@ -156,10 +173,13 @@ def _require_autograd(loss: Loss, together: Parts, f: Tensor, y: Tensor, x_k: Te
 def _require_slope(what: str, values: Function, gradient: Function, f: Tensor, y: Tensor) -> None:
     """⟨∂v/∂f, d⟩ is (v(f + hd) − v(f − hd)) / 2h, from one of two points and with one of two h."""
     double = f.double(), y.double() if y.is_floating_point() else y
+    lowest = Lowest()
     try:
-        fine = values(*double).dtype == torch.float64
+        with lowest:
+            fine = values(*double).dtype == torch.float64
     except Exception:  # of a function with constants in the outputs' dtype
         fine = False
+    fine = fine and lowest.dtype in (None, torch.float64)
     f, y = double if fine else (f, y)
     step, tolerance = (1e-6, 1e-6) if fine else (1e-3, 2e-2)
     wrong, said = torch.ones(len(f), dtype=torch.bool, device=f.device), ("", "")

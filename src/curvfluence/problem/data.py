@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from curvfluence import kinds
 from curvfluence.errors import InputError, NonFiniteError, about
+from curvfluence.problem.own_code import own_code
 from curvfluence.runtime import generators
 from curvfluence.runtime.checksum import checksum, row_checksums
 
@@ -63,7 +64,7 @@ class Examples:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What models train in: the inputs' dtype, or torch's default where those are integers."""
+        """The inputs' dtype, or torch's default where those are integers."""
         inputs = self.inputs
         return inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
 
@@ -131,7 +132,7 @@ class Examples:
             inputs, targets = source
             return Examples(inputs, targets)
         except InputError as error:
-            raise type(error)(f"{name}: {error}") from None
+            raise type(error)(f"{name}: {error}") from error.__cause__
 
 
 def _ordinary(x: Tensor) -> Tensor:
@@ -212,7 +213,8 @@ def _require_order(loader: DataLoader[Any], name: str) -> None:
 def _collect(loader: DataLoader[Any], name: str) -> Examples:
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    with generators.preserved():  # DataLoader draws a seed from the global generator
+    # DataLoader draws a seed from the global generator
+    with generators.preserved(), own_code("reading the dataset"):
         for batch in loader:
             if not (isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2):
                 raise InputError(

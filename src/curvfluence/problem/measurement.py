@@ -5,14 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
+from curvfluence.problem.data import require_finite
 from curvfluence.problem.losses import Loss, residual
 from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
+
+BEYOND = 100.0  # times what a user's measurement is anywhere, that no change of it can be
 
 
 def _require_labels(name: str, n_outputs: int, target: Tensor | None) -> None:
@@ -50,6 +54,7 @@ class Measurement(ABC):
             f = output.detach().requires_grad_(True)
             name = f"measurement {self.name!r}"
             values = require_one_each(self.values(f, target), f, name)
+            require_finite(values.detach(), f"value of {name}")
             return torch.autograd.grad(require_differentiable(values, name).sum(), f)[0]
 
 
@@ -84,6 +89,10 @@ class Margin(Measurement):
 
     def check(self, n_outputs: int, target: Tensor) -> None:
         _require_labels(self.name, n_outputs, target)
+
+    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """|f_c − log Σ_{k≠c} exp f_k| is at most the spread of f and log(K − 1)."""
+        return output.amax(-1) - output.amin(-1) + log(max(2, output.shape[-1] - 1))
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         index = target[:, None]
@@ -133,8 +142,19 @@ class CustomMeasurement(Measurement):
     name: str = "measurement"
     unit: str = "units of the measurement"
 
+    def __post_init__(self) -> None:
+        kinds.function(self.function, "the function of a CustomMeasurement")
+        kinds.flag(self.lower_is_better, "lower_is_better")
+        kinds.text(self.name, "name")
+        kinds.text(self.unit, "unit")
+
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         name = f"measurement {self.name!r}"
         with own_code(name):
             values: object = self.function(output, target)
         return require_one_each(values, output, name)
+
+    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """Not known of a user's function: a hundred times the largest |m| of the queries."""
+        sizes = self.values(output, target).abs()
+        return (BEYOND * sizes.max()).expand(len(sizes))

@@ -25,14 +25,16 @@ from curvfluence.problem.checks import (
 )
 from curvfluence.problem.data import Examples, Source, require_finite
 from curvfluence.problem.fingerprint import fingerprint
+from curvfluence.problem.held import Held
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
-from curvfluence.problem.snapshot import snapshot
+from curvfluence.problem.snapshot import require_apart, snapshot
 from curvfluence.problem.structure import Structure, inside, tensors
 from curvfluence.problem.training_mode import said_of_training
 from curvfluence.runtime import generators
+from curvfluence.runtime.calls import Lowest
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -114,6 +116,7 @@ class Problem:
             )
         weights = None if weights is None else kinds.tensors(weights, "weights")
         require_per_example(model)
+        require_apart(inside(model))
         structure = Structure(model)
         parameters = Parameters.of(structure.modules)
         theta, state = snapshot(structure, parameters, tensors(inside(model)), weights)
@@ -245,15 +248,20 @@ class Problem:
         return self.to(self.dtype)
 
     @property
+    def held(self) -> Held:
+        """What its derivatives depend on beside the examples."""
+        return Held(self.theta, self.state, self.loss, self.train.targets, self.n_outputs)
+
+    @property
     def fingerprint(self) -> str:
         """Of what a curvature depends on: the model's modules, weights, decay, loss, training set
-        and autocast."""
+        and autocast, with the values that they have now."""
         known: dict[object, str] = self.__dict__.setdefault("_fingerprints", {})
-        state = repr(self.structure.modules), self.train.checksum
+        state = repr(self.structure.modules), self.train.checksum, self.held.checksum
         if state not in known:
             train = (self.train.inputs, self.train.targets, self.train.weights)
             tensors = (*self.theta.values(), *self.state.values(), self.decay, *train)
-            held = (state[0], self.loss, self.autocast, *tensors)
+            held = (state[0], self.loss, self.held.said, self.autocast, *tensors)
             known[state] = fingerprint(*held)
         return known[state]
 
@@ -264,6 +272,15 @@ class Problem:
     @property
     def device(self) -> torch.device:
         return next(iter(self.theta.values())).device
+
+    @cached_property
+    def arithmetic(self) -> torch.dtype:
+        """The coarsest dtype that the model or the loss computes in, from a pass over two examples:
+        what they round to, whatever the dtype of weights and inputs."""
+        few, lowest = self.train[:2], Lowest()
+        with torch.no_grad(), generators.preserved(), lowest:
+            self.loss_of(few).values(self.forward(few.inputs.clone()), few.targets)
+        return lowest.dtype or self.dtype
 
     @cached_property
     def decay(self) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curvfluence.errors import InputError
 from curvfluence.problem.parameters import Parameters
-from curvfluence.problem.structure import COMPILED, Structure
+from curvfluence.problem.structure import COMPILED, Structure, tensors
 
 
 def snapshot(
@@ -36,7 +36,7 @@ def snapshot(
                     f"weights[{name!r}] has shape {tuple(weights[name].shape)}, the model's has "
                     f"{tuple(named[name].shape)}"
                 )
-    _require_apart(parameters, held)
+    _require_apart(parameters.names, held)
     source = {**held, **({} if weights is None else weights)}
     copied = {name: source[name].detach().clone() for name in named}
     theta = {name: copied.pop(name) for name in parameters.names}
@@ -68,14 +68,34 @@ def snapshot(
     return theta, copied
 
 
-def _require_apart(parameters: Parameters, held: Mapping[str, Tensor]) -> None:
-    """No parameter lies in the memory of another tensor of the model: it would count twice."""
+def require_apart(model: nn.Module) -> None:
+    """No parameter of a model lies in the memory of another of its tensors, one that a module holds
+    as a plain attribute among them: training would move it twice, autograd know of one."""
+    trained = [name for name, p in tensors(model).items() if p.requires_grad]
+    held = tensors(model)
+    known = {id(tensor) for tensor in held.values()}
+    for prefix, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and id(value) not in known:
+                held[f"{prefix}.{key}" if prefix else key] = value
+    _require_apart(trained, held)
+
+
+def _require_apart(trained: Collection[str], held: Mapping[str, Tensor]) -> None:
+    for name in trained:
+        x = held[name]
+        if any(step == 0 and n > 1 for n, step in zip(x.shape, x.stride(), strict=True)):
+            raise InputError(
+                f"parameter {name} of shape {tuple(x.shape)} has several entries in one place of "
+                "memory (an expanded tensor): make it nn.Parameter(x.contiguous()), or of the "
+                "smaller shape"
+            )
     known: list[tuple[int, str]] = []  # (end, name) of those that begin before
     for start, end, name in sorted(_spans(held)):
         known = [(stop, other) for stop, other in known if stop > start]
         for _, other in known:
-            trained = name in parameters.names or other in parameters.names
-            if trained and _overlap(held[other], held[name]):
+            moved = name in trained or other in trained
+            if moved and _overlap(held[other], held[name]):
                 raise InputError(
                     f"{other} and {name} lie in the same memory but are two tensors: training "
                     "would move it twice, and influence count it twice. Make them one, as in "

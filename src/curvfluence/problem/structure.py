@@ -44,9 +44,16 @@ class Structure:
         twice, `functional_call` would leave its own tensors behind in it (seen in torch 2.13). One
         call at a time: two threads would leave each other's tensors in the modules.
         """
-        placed = {slot: values[name] for slot, name in self.slots.items()}
         with self._lock, OneCode():
-            return functional_call(self.modules, placed, (inputs,), tie_weights=False)
+            return functional_call(self.modules, self._at(values), (inputs,), tie_weights=False)
+
+    def as_found(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """The same by whichever code torch takes, which without gradients may be another."""
+        with self._lock:
+            return functional_call(self.modules, self._at(values), (inputs,), tie_weights=False)
+
+    def _at(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {slot: values[name] for slot, name in self.slots.items()}
 
     @contextmanager
     def training(self) -> Generator[None]:

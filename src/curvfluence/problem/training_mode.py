@@ -16,9 +16,10 @@ ROWS = 8  # examples that it is tried on
 def said_of_training(
     structure: Structure, values: Mapping[str, Tensor], inputs: Tensor
 ) -> tuple[str, ...]:
-    """Notes on outputs that are random in training mode, or other than those of the given mode.
+    """Notes on outputs that are random in training mode, or other than those of the given mode, or
+    other than torch's code without gradients gives.
 
-    Two passes in training mode under two seeds, and one as given, over a few examples; buffers are
+    Two passes in training mode under two seeds, and two as given, over a few examples; buffers are
     copies.
     """
     few = inputs[:ROWS]
@@ -30,26 +31,50 @@ def said_of_training(
 
     with generators.preserved():
         now = run(0)
+        other = _of_other_code(structure, values, few, now)
         try:
             with structure.training():
                 first, second, names = run(0), run(1), _named(structure.modules)
         except Exception as error:  # of a mode that the problem does not need
             return (
+                *other,
                 "not known: whether training had dropout or batch statistics (in training mode "
                 f"the model raised {type(error).__name__})",
             )
     if not torch.equal(first, second):
         return (
+            *other,
             f"not modelled: dropout in training ({names}); the objective here is that of the "
             "model as it was given",
         )
     tolerance = 1e4 * torch.finfo(now.dtype).eps * float(now.abs().max())
     if float((first - now).abs().max()) > tolerance:
         return (
+            *other,
             "not modelled: in training mode the model gives other outputs (batch statistics, "
             "say); the objective here is that of the model as it was given",
         )
-    return ()
+    return other
+
+
+def _of_other_code(
+    structure: Structure, values: Mapping[str, Tensor], few: Tensor, now: Tensor
+) -> tuple[str, ...]:
+    """What to say where the model, called without gradients, gives other outputs."""
+    with torch.no_grad():
+        found = structure.as_found({name: value.clone() for name, value in values.items()}, few)
+    if found.shape == now.shape:
+        gap, size = float((found - now).abs().max()), float(now.abs().max())
+        if gap <= 1e4 * torch.finfo(now.dtype).eps * size:
+            return ()
+        apart = f"differ by up to {gap:.2g} of {size:.2g}"
+    else:
+        apart = f"have shape {tuple(found.shape)} in place of {tuple(now.shape)}"
+    return (
+        "called without gradients, torch takes other code for this model (fused attention at "
+        f"padded positions, say), whose outputs {apart}: scores and truth are of the code that "
+        "training takes",
+    )
 
 
 def _named(model: nn.Module) -> str:

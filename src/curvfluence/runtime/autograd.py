@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -16,6 +16,20 @@ from curvfluence.errors import InputError
 RECOMPUTED = ("on device meta", "Checkpointing is not compatible", "torch.utils.checkpoint")
 
 Leaf: TypeAlias = "Tensor | GradientEdge"
+
+
+def reached(output: Tensor) -> Iterator[Tensor]:
+    """The leaves that require a gradient in the graph of a tensor."""
+    todo = [] if output.grad_fn is None else [output.grad_fn]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            yield leaf
+        below = [node for node, _ in node.next_functions if node is not None and node not in seen]
+        seen.update(below)
+        todo += below
 
 
 def pulled_back(

@@ -63,6 +63,11 @@ def certify(
         raise InputError(f"a certificate is against 'GGN' or 'Hessian'; seen {against!r}")
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: there is nothing to certify")
+    if curvature.fitted_on != problem.fingerprint:
+        raise InputError(
+            "weights, loss or training data were changed since the scores were made: a certificate "
+            "would be of another system. Score again"
+        )
     queries = query_gradients(problem, discover(problem))
     exact = problem.exact if dtype is None else problem.to(dtype)
     wanted = queries if exact is problem else query_gradients(exact, discover(exact))

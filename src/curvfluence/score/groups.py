@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.rung import Rung
@@ -35,7 +36,7 @@ def group_influence(
     each example each group leaves out. Gradients are summed before the product, so nothing of size
     Q × N is formed: 2 (N + Q) m P operations.
     """
-    weights_mn = _group_weights(torch.as_tensor(groups), len(problem.train))
+    weights_mn = _group_weights(kinds.tensor(groups, "groups"), len(problem.train))
     curvature = fitted(problem, rung, damping, strict=strict)
     layout = discover(problem)
     g_q = query_gradients(problem, layout)

@@ -60,6 +60,7 @@ def influence(
     below 2²⁸ numbers, with a pass over the training set each. Errors: `SingularError` where λ and w
     leave nothing to invert, `NonFiniteError` with the index of the example.
     """
+    out = kinds.path(out, "out")
     require_new(out)
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
     curvature = fitted(problem, rung, damping, strict=strict)

@@ -113,6 +113,11 @@ class Scores:
             )
         n = self.values.shape[1]
         chosen = kinds.tensor(group, "group")
+        if chosen.ndim == 0 or chosen.is_complex():
+            raise InputError(
+                f"a group is indices [k], a mask [N] or weights [m, N]; seen {chosen.dtype} of "
+                f"shape {tuple(chosen.shape)}"
+            )
         if chosen.ndim == 2 or chosen.dtype == torch.bool:
             if chosen.shape[-1] != n:
                 raise InputError(f"a mask needs {n} entries; seen shape {tuple(chosen.shape)}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, precision
@@ -136,10 +137,11 @@ def _checked(
     problem: Problem, left_out: Tensor, damping: float, epsilon: float, tolerance: float, steps: int
 ) -> Tensor:
     """`left_out` in float64 on the problem's device, once all settings are known to make sense."""
-    if not 0 < epsilon <= 1:
+    if not 0 < kinds.number(epsilon, "epsilon") <= 1:
         raise InputError(f"epsilon must lie in (0, 1]; seen {epsilon}")
-    if not 0 <= damping < float("inf"):
-        raise InputError(f"damping must be finite and >= 0; seen {damping}")
+    kinds.number(damping, "damping")
+    kinds.count(steps, "max_steps")
+    kinds.number(tolerance, "tolerance")
     if damping == 0 and not bool(problem.decay.any()):
         raise InputError(
             "w + λ is 0 for every parameter, so nothing holds the response near the trained "

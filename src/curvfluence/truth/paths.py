@@ -43,7 +43,7 @@ def choose_path(recipe: Recipe, examples: Examples | None = None) -> ChosenPath:
     With `examples` the functional path is tried on two of them before it is chosen; without, the
     choice goes by the kinds of the modules.
     """
-    dtype = torch.get_default_dtype() if examples is None else examples.dtype
+    dtype = torch.get_default_dtype() if examples is None else recipe.dtype(examples)
     model = recipe.build(0, dtype)
     if not recipe.optimizer.elementwise:
         kind = recipe.optimizer.kind.__name__
@@ -63,6 +63,8 @@ def choose_path(recipe: Recipe, examples: Examples | None = None) -> ChosenPath:
 
 def require_path(path: Path, recipe: Recipe, examples: Examples) -> ChosenPath:
     """`path`, or `InputError` where the recipe's architecture does not allow it."""
+    if not isinstance(path, Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"path must be one of {[str(each) for each in Path]}; seen {path!r}")
     best = choose_path(recipe, examples)
     order = list(Path)
     if order.index(path) < order.index(best.path):

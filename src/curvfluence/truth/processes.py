@@ -44,7 +44,7 @@ def train_one(
 
 def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
     x, y = examples.inputs, examples.targets
-    model = recipe.build(share.run.init_seed, examples.dtype, x.device)
+    model = recipe.build(share.run.init_seed, recipe.dtype(examples), x.device)
     parameters = Parameters.of(model)
     decay = recipe.decay(parameters)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}

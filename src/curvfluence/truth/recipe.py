@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
+from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.snapshot import require_apart
 from curvfluence.runtime import generators
 
 _ELEMENTWISE = (
@@ -55,9 +57,8 @@ class Optimizer:
             raise InputError(f"{self.kind.__name__} has no settings {unknown}; it has {known}")
         if "weight_decay" in self.settings:
             raise InputError("weight_decay belongs to the Recipe, not to the optimiser's settings")
-        lr = self.settings.get("lr")
-        if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
-            raise InputError(f"the optimiser needs a finite lr > 0; seen {lr!r}")
+        if not kinds.number(self.settings.get("lr"), "lr") > 0:
+            raise InputError(f"the optimiser needs a finite lr > 0; seen {self.settings['lr']!r}")
 
     @property
     def lr(self) -> float:
@@ -88,18 +89,29 @@ class Optimizer:
 
 def sgd(lr: float, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:
     """v ← μ v + g, θ ← θ − lr v."""
-    settings: dict[str, Setting] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
+    settings: dict[str, Setting] = {
+        "lr": lr,
+        "momentum": kinds.number(momentum, "momentum", below=1),
+        "nesterov": kinds.flag(nesterov, "nesterov"),
+    }
     return Optimizer(torch.optim.SGD, settings)
 
 
 def adam(lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """Adam with the decay coupled: the gradient is that of J."""
-    return Optimizer(torch.optim.Adam, {"lr": lr, "betas": betas, "eps": eps})
+    return Optimizer(torch.optim.Adam, {"lr": lr, **_moments(betas, eps)})
 
 
 def adamw(lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """Adam with the decay decoupled: θ shrinks by lr·w each step, outside of the gradient."""
-    return Optimizer(torch.optim.AdamW, {"lr": lr, "betas": betas, "eps": eps})
+    return Optimizer(torch.optim.AdamW, {"lr": lr, **_moments(betas, eps)})
+
+
+def _moments(betas: object, eps: object) -> dict[str, Setting]:
+    if not isinstance(betas, tuple | list) or len(betas) != 2:  # pyright: ignore[reportUnknownArgumentType]
+        raise InputError(f"betas must be two numbers in [0, 1); seen {betas!r}")
+    pair: tuple[float, ...] = tuple(kinds.number(b, "betas", below=1) for b in betas)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return {"betas": pair, "eps": kinds.number(eps, "eps")}
 
 
 class Schedule(Protocol):
@@ -121,6 +133,9 @@ class Cosine:
     """lr_t = lr (final + (1 − final) (1 + cos(π t / T)) / 2): from lr at t = 0 towards final·lr."""
 
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        kinds.number(self.final, "final")
 
     def factor(self, step: int, total_steps: int) -> float:
         return self.final + (1 - self.final) * (1 + cos(pi * step / total_steps)) / 2
@@ -178,8 +193,13 @@ class Recipe:
             )
         for name in ("batch_size", "epochs", "steps"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name == "batch_size":
                 kinds.count(value, name)
+        if not callable(getattr(self.schedule, "factor", None)):
+            raise InputError(
+                f"schedule must have a method factor(step, total_steps), as Cosine() has; seen "
+                f"{self.schedule!r}"
+            )
         if self.clip_norm is not None and not kinds.number(self.clip_norm, "clip_norm") > 0:
             raise InputError(f"clip_norm must be > 0; seen {self.clip_norm}")
         decay = self.weight_decay
@@ -208,6 +228,13 @@ class Recipe:
             raise InputError(f"architecture must return an nn.Module; it returned {type(model)}")
         return model
 
+    def dtype(self, examples: Examples) -> torch.dtype:
+        """What runs train in: the inputs' dtype, or the model's own where those are integers."""
+        if examples.inputs.is_floating_point():
+            return examples.inputs.dtype
+        held = (p.dtype for p in self._fresh(0).parameters() if p.is_floating_point())
+        return next(held, torch.get_default_dtype())
+
     def build(
         self,
         seed: int,
@@ -216,7 +243,9 @@ class Recipe:
     ) -> nn.Module:
         """A fresh model initialised from `seed`; the global generator is left as found."""
         # The copy keeps modules that the architecture shares between calls out of training.
-        return deepcopy(self._fresh(seed)).to(device=device, dtype=dtype)
+        fresh = self._fresh(seed)
+        require_apart(fresh)
+        return deepcopy(fresh).to(device=device, dtype=dtype)
 
     def start(
         self, seed: int, dtype: torch.dtype = torch.float32

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.data import Examples
 from curvfluence.truth.recipe import Recipe
@@ -28,8 +29,10 @@ class Run:
     subset: int | None = None
 
     def __post_init__(self) -> None:
-        if self.init_seed < 0 or self.order_seed < 0:
-            raise InputError(f"seeds must be >= 0; seen {self}")
+        for name in ("init_seed", "order_seed"):
+            object.__setattr__(self, name, kinds.count(getattr(self, name), name, least=0))
+        if self.subset is not None:
+            object.__setattr__(self, "subset", kinds.count(self.subset, "subset", least=0))
 
 
 def grid(
@@ -39,8 +42,9 @@ def grid(
 
     `measure(...)` of them reshapes to [J, r, m, Q], what `questions` takes.
     """
-    which = [None] if subsets is None else range(subsets)
-    return [Run(i, o, s) for i in init_seeds for o in order_seeds for s in which]
+    which = [None] if subsets is None else range(kinds.count(subsets, "subsets"))
+    inits, orders = kinds.counts(init_seeds, "init_seeds"), kinds.counts(order_seeds, "order_seeds")
+    return [Run(i, o, s) for i in inits for o in orders for s in which]
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ class Subsets:
     way: Kept | Weighted = Kept()
 
     def __post_init__(self) -> None:
-        weights = torch.as_tensor(self.weights)
+        weights = kinds.tensor(self.weights, "weights of subsets")
         if weights.dtype is not torch.bool:
             weights = weights.double()
         object.__setattr__(self, "weights", weights)
@@ -106,7 +106,7 @@ def random_subsets(
             f"cannot draw {count} different subsets of {size} of {n} examples; "
             f"there are {comb(n, size)}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(kinds.count(seed, "seed", least=0))
     drawn: dict[bytes, Tensor] = {}
     while len(drawn) < count:
         row = torch.zeros(n, dtype=torch.bool)
@@ -119,7 +119,7 @@ def leave_one_out(
     n: int, indices: Sequence[int] | Tensor, way: Kept | Weighted = Weighted()
 ) -> Subsets:
     """One subset for each index: everything but that example."""
-    rows = _indices(indices, n)
+    rows = _indices(indices, kinds.count(n, "n"))
     weights = torch.ones(len(rows), n, dtype=torch.bool)
     weights[torch.arange(len(rows)), rows] = False
     return Subsets(weights, way)
@@ -132,16 +132,18 @@ def down_weight(
 
     The change of a measurement, divided by ε, tends to the derivative as ε → 0.
     """
-    if not 0 < epsilon <= 1:
+    if not 0 < kinds.number(epsilon, "epsilon") <= 1:
         raise InputError(f"epsilon must lie in (0, 1]; seen {epsilon}")
-    weights = torch.ones(len(groups), n, dtype=torch.float64)
+    if not isinstance(groups, Sequence | Tensor) or isinstance(groups, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"groups must be a list of indices, or of lists of them; seen {groups!r}")
+    weights = torch.ones(len(groups), kinds.count(n, "n"), dtype=torch.float64)
     for row, group in zip(weights, groups, strict=True):
-        row[_indices(group, n)] = 1 - epsilon
+        row[_indices(group, n)] = 1 - float(epsilon)
     return Subsets(weights, Weighted())
 
 
 def _indices(given: object, n: int) -> Tensor:
-    index = torch.as_tensor(given).flatten()
+    index = kinds.tensor(given, "examples' indices").flatten()
     if len(index) and (index.is_floating_point() or index.dtype is torch.bool):
         raise InputError(f"examples are named by whole-number indices; seen {index.dtype}")
     index = index.long()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from curvfluence import kinds
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.own_functions import ROWS, require_own_loss
 from curvfluence.problem.data import Examples
@@ -94,13 +97,16 @@ def train(
             "examples must be curvfluence.Examples(inputs, targets); seen "
             f"{type(examples).__name__}"
         )
-    runs = tuple(runs)
-    if not runs or (chunk is not None and chunk < 1) or (threads is not None and threads < 1):
-        raise InputError(
-            f"nothing to train with {len(runs)} runs, chunk={chunk}, threads={threads}"
-        )
+    runs = _runs(runs)
+    for given, name in ((chunk, "chunk"), (threads, "threads")):
+        if given is not None:
+            kinds.count(given, name)
+    if subsets is not None and not isinstance(subsets, Subsets):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"subsets must be curvfluence.truth.Subsets; seen {subsets!r}")
+    if progress is not None:
+        kinds.function(progress, "progress")
     shares = [share(run, examples, subsets) for run in runs]
-    model = recipe.build(runs[0].init_seed, examples.dtype, examples.inputs.device)
+    model = recipe.build(runs[0].init_seed, recipe.dtype(examples), examples.inputs.device)
     recipe = _fitting(recipe, model, examples)
     choice = choose_path(recipe, examples) if path is None else require_path(path, recipe, examples)
     workers = torch.get_num_threads() if threads is None else threads
@@ -122,6 +128,16 @@ def _chunk(path: Path, parameters: int) -> int:
     Under vmap activations are not reused, and for convolutions far outweigh the parameters.
     """
     return max(8, min(256 if path is Path.STACKED else 64, 2_000_000 // parameters))
+
+
+def _runs(runs: object) -> tuple[Run, ...]:
+    several: list[Any] = list(runs) if isinstance(runs, Iterable) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if not several or not all(isinstance(run, Run) for run in several):
+        raise InputError(
+            f"nothing to train: runs must be curvfluence.truth.Run, one or more, as grid(...) "
+            f"makes them; seen {reprlib.repr(runs)}"
+        )
+    return tuple(several)
 
 
 def _fitting(recipe: Recipe, model: nn.Module, examples: Examples) -> Recipe:
@@ -163,7 +179,7 @@ def _side_by_side(
     pieces: Sequence[list[int]],
     threads: int,
 ) -> Generator[_Piece, None, None]:
-    dtype, device = examples.dtype, examples.inputs.device
+    dtype, device = recipe.dtype(examples), examples.inputs.device
     model = recipe.build(shares[0].run.init_seed, dtype, device)
     # Building draws on the global generator, so it stays in this thread.
     fresh = {seed: recipe.start(seed, dtype) for seed in {one.run.init_seed for one in shares}}

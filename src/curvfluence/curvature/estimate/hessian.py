@@ -57,9 +57,9 @@ def hessian_by_products(
     flat = problem.parameters.flatten(problem.theta)
     with sdpa_kernel(SDPBackend.MATH):
         total = _vmapped_products(models, flat, vectors)
-        if total is None or not _is_symmetric(total):
+        if total is None or not _is_symmetric(total, problem):
             total = _looped_products(models, flat)  # for operations that vmap refuses or gets wrong
-    if not _is_symmetric(total):
+    if not _is_symmetric(total, problem):
         raise InputError(
             f"the second derivatives of this model are not symmetric (by "
             f"{float((total - total.T).norm()):.3g} of {float(total.norm()):.3g}): an operation in "
@@ -68,8 +68,9 @@ def hessian_by_products(
     return (total + total.T) / 2
 
 
-def _is_symmetric(matrix: Tensor) -> bool:
-    tolerance = 1e3 * torch.finfo(matrix.dtype).eps * float(matrix.norm())
+def _is_symmetric(matrix: Tensor, problem: Problem) -> bool:
+    eps = max(torch.finfo(dtype).eps for dtype in (matrix.dtype, problem.arithmetic))
+    tolerance = 1e3 * eps * float(matrix.norm())
     return float((matrix - matrix.T).norm()) <= tolerance
 
 

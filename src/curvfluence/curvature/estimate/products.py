@@ -82,7 +82,8 @@ class CurvatureProduct:
         au, av = self._by_double_backward(torch.stack([u, v]), self.problem.train[:PROBED])
         uav, vau = float(u.double() @ av.double()), float(v.double() @ au.double())
         size = float(u.norm() * av.norm() + v.norm() * au.norm())
-        if abs(uav - vau) > 100 * torch.finfo(u.dtype).eps * size:
+        eps = max(torch.finfo(dtype).eps for dtype in (u.dtype, self.problem.arithmetic))
+        if abs(uav - vau) > 100 * eps * size:
             raise InputError(
                 f"products with the {self.kind} of this model are not symmetric (uᵀAv is "
                 f"{uav:.6g}, vᵀAu {vau:.6g}): an operation in it has a wrong double backward. Use "

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import Operator
@@ -75,7 +76,7 @@ class Truncate(Treatment):
     threshold: float
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
+        if not kinds.number(self.threshold, "threshold") > 0:
             raise InputError(f"truncate needs a threshold > 0; seen {self.threshold}")
 
     @property

@@ -21,6 +21,7 @@ class Loss(ABC):
     lower_is_better: bool = True
     convex: bool = True  # whether ∂²ℓ/∂f² is S Sᵀ in full: nothing negative was set to 0
     clip_negative: bool = False  # whether S leaves out what is negative, by request
+    full_rank: bool = True  # whether S has as many columns as its rank, for outputs in general
 
     @property
     def speaks(self) -> bool:
@@ -116,6 +117,10 @@ class Loss(ABC):
     def columns(self, n_outputs: int) -> int:
         """C, the number of columns of S for a model with `n_outputs` outputs."""
 
+    def rank(self, output: Tensor, target: Tensor) -> int:
+        """What the rank of S of an example is at most, as far as a few outputs [N, K] show."""
+        return self.columns(output.shape[-1])
+
     def sample(
         self, output: Tensor, target: Tensor, *, draws: int, generator: torch.Generator
     ) -> Tensor:
@@ -163,6 +168,10 @@ class Wrapping(Loss):
     @property
     def clip_negative(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.loss.clip_negative
+
+    @property
+    def full_rank(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.full_rank
 
     @property
     def speaks(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.losses.base import Loss
 
@@ -76,12 +77,12 @@ class CrossEntropy(Loss):
     unit = "nats"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing must lie in [0, 1); seen {self.label_smoothing}")
+        kinds.number(self.label_smoothing, "label_smoothing", below=1)
         if self.weight is None:
             return
-        object.__setattr__(self, "weight", torch.as_tensor(self.weight).detach())
-        if not bool((self.weight.isfinite() & (self.weight >= 0)).all()):
+        weight = kinds.tensor(self.weight, "class weights").detach().clone()
+        object.__setattr__(self, "weight", weight)
+        if weight.is_complex() or not bool((weight.isfinite() & (weight >= 0)).all()):
             raise InputError("class weights must be non-negative and finite")
 
     def check(self, n_outputs: int, target: Tensor) -> None:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from curvfluence.errors import CurvfluenceError, about
+from curvfluence import kinds
+from curvfluence.errors import CurvfluenceError, InputError, about
 from curvfluence.problem.data import require_finite
 from curvfluence.problem.losses.base import Loss
 from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
 from curvfluence.runtime.autograd import pulled_back
 
 NAME = "the custom loss"
+
+
+@contextmanager
+def _second_derivative() -> Generator[None]:
+    """Within it an error of torch's own is that the function can be differentiated once only."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, CurvfluenceError | torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"{NAME} has no second derivative that torch knows ({error}): use a rung with "
+            "fisher=Empirical(), which needs the first alone, or write the loss in operations that "
+            "have one"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -33,12 +50,23 @@ class CustomLoss(Loss):
     clip_negative: bool = False
     unit: str = "loss"
     convex = False
+    full_rank = False
+
+    def __post_init__(self) -> None:
+        kinds.flag(self.clip_negative, "clip_negative")
+        kinds.function(self.function, "the function of a CustomLoss")
 
     def check(self, n_outputs: int, target: Tensor) -> None:
         """Nothing: what the function returns is looked at whenever it is called."""
 
     def columns(self, n_outputs: int) -> int:
         return n_outputs
+
+    def rank(self, output: Tensor, target: Tensor) -> int:
+        """The largest of these outputs', by eigenvalues above rounding."""
+        mu_nk, _ = self._curvature(output, target)
+        floor = 100 * torch.finfo(mu_nk.dtype).eps * mu_nk.abs().amax(-1, keepdim=True)
+        return max(1, int((mu_nk > floor).sum(-1).max()))
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         with own_code(NAME):
@@ -48,7 +76,9 @@ class CustomLoss(Loss):
     def _slope(self, output: Tensor, target: Tensor, *, twice: bool) -> tuple[Tensor, Tensor]:
         """(f, ∂ℓ/∂f) per example, [N, K] each; with `twice` a slope that has one too."""
         f = output.detach().requires_grad_(True)
-        total = require_differentiable(self.values(f, target), NAME).sum()
+        values = require_differentiable(self.values(f, target), NAME)
+        require_finite(values.detach(), "value of the loss")
+        total = values.sum()
         return f, torch.autograd.grad(total, f, create_graph=twice)[0]
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
@@ -60,11 +90,12 @@ class CustomLoss(Loss):
             f, g_nk = self._slope(output, target, twice=True)
             if not g_nk.requires_grad:
                 return torch.zeros_like(output)
-            (row,) = pulled_back(g_nk, [f], v)
+            with _second_derivative():
+                (row,) = pulled_back(g_nk, [f], v)
         return torch.zeros_like(output) if row is None else row
 
     def _curvature(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), _second_derivative():
             f, g_nk = self._slope(output, target, twice=True)
             rows: list[Tensor] = []
             for k in range(f.shape[-1]):

@@ -48,6 +48,8 @@ class Positions(Wrapping):
                 f"Positions takes the loss of one position, such as CrossEntropy(); seen "
                 f"{self.loss!r}"
             )
+        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"ignore_index must be a whole number; seen {self.ignore_index!r}")
         if self.reduction not in ("token_mean", "sum", "mean"):
             raise InputError(
                 "reduction must be token_mean, sum or mean, whatever training minimised; seen "
@@ -122,6 +124,9 @@ class Positions(Wrapping):
 
     def columns(self, n_outputs: int) -> int:
         return self.count * self.loss.columns(n_outputs // self.count)
+
+    def rank(self, output: Tensor, target: Tensor) -> int:
+        return self.count * self.loss.rank(*self._single(output, target))
 
     def _require_bound(self) -> None:
         if not self.count:

@@ -42,6 +42,9 @@ class ScaledLoss(Wrapping):
     def columns(self, n_outputs: int) -> int:
         return self.loss.columns(n_outputs)
 
+    def rank(self, output: Tensor, target: Tensor) -> int:
+        return self.loss.rank(output, target)
+
     def _times(self, rows: Tensor, power: float = 1.0) -> Tensor:
         """v^power rows, over the first axis."""
         scale = self.weights.to(rows) if power == 1 else self.weights.to(rows).pow(power)
