@@ -131,11 +131,9 @@ class TestTheUsersLoss:
             cf.influence(problem(cf.CrossEntropy(), measurement=measured), cf.GGN())
 
     def test_a_square_that_underflows(self) -> None:
-        for scale, dtype in ((1e-25, torch.float32), (1e-200, DOUBLE)):
-            with pytest.raises(InputError, match=r"its square is 0 in .*scale the loss"):
-                cf.influence(
-                    problem(lambda o, t, by=scale: by * cross_entropy(o, t), dtype), cf.Identity()
-                )
+        given = problem(lambda o, t: 1e-200 * cross_entropy(o, t))
+        with pytest.raises(InputError, match=r"its square is 0 in .*scale the loss"):
+            cf.influence(given, cf.Identity())
 
     @pytest.mark.parametrize(
         "form",

@@ -392,7 +392,7 @@ class TestBadFiles:
             ("raise SystemExit(3)\n", "SystemExit: the file ends the program (exit code 3)"),
             (
                 "cf.truth.sgd(-1)\n",
-                "(cf.truth.sgd(-1)): the file cannot be imported: the optimiser needs",
+                "(cf.truth.sgd(-1)): the file cannot be imported: lr must be finite",
             ),
             (
                 "problem = 3\n",

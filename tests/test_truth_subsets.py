@@ -82,7 +82,7 @@ def test_grid_is_inits_by_orders_by_subsets() -> None:
     assert len(runs) == 24
     assert runs[1 * 12 + 2 * 4 + 3] == Run(6, 2, 3)
     assert grid([5], [0, 1]) == [Run(5, 0), Run(5, 1)]
-    with pytest.raises(InputError, match="seeds"):
+    with pytest.raises(InputError, match="init_seed must be a whole number >= 0"):
         Run(-1, 0)
 
 

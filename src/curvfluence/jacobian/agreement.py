@@ -53,14 +53,14 @@ def require_alike(
             "example must not depend on the others. Take out what mixes them (batch statistics, "
             "routing with a capacity)"
         )
-    if any(bool(((s.inner != 0) & (s.sizes == 0)).any()) for s in (together, alone)):
-        raise InputError(
-            f"the gradient of example {number} of the {what} is so small that its square is 0 in "
-            f"{together.inner.dtype}: scale the loss, or use problem.to(torch.float64)"
-        )
     difference = (together.inner - alone.inner).abs()
     size = torch.maximum(together.sizes, alone.sizes).clamp_min(max(together.added, alone.added))
     if bool((difference > tolerance * size).any()):
+        if bool(((difference > 0) & (size == 0)).any()):
+            raise InputError(
+                f"the gradient of example {number} of the {what} is so small that its square is 0 "
+                f"in {together.inner.dtype}: scale the loss, or use problem.to(torch.float64)"
+            )
         raise InputError(
             f"the gradient of example {number} of the {what} is another alone than in its batch: "
             "the model reorders its batch, or drops positions, in a way that the data decides. "
