@@ -131,9 +131,14 @@ class TestTheUsersLoss:
             cf.influence(problem(cf.CrossEntropy(), measurement=measured), cf.GGN())
 
     def test_a_square_that_underflows(self) -> None:
+        """Said, or refused where rounding of nothing shows as a difference."""
         given = problem(lambda o, t: 1e-200 * cross_entropy(o, t))
-        with pytest.raises(InputError, match=r"its square is 0 in .*scale the loss"):
-            cf.influence(given, cf.Identity())
+        try:
+            notes = cf.influence(given, cf.Identity()).notes
+        except InputError as error:
+            notes = (str(error),)
+        assert any("0 in torch.float64" in n and "scale the loss" in n for n in notes)
+        assert not any("squares" in n for n in scored().notes)
 
     @pytest.mark.parametrize(
         "form",

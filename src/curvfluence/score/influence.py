@@ -14,6 +14,7 @@ from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.jacobian.agreement import drawn
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import cached_gradients, gradient_batches, query_gradients
 from curvfluence.jacobian.layers import Layout
@@ -112,6 +113,7 @@ class _Run:
         queries = query_gradients(problem, layout)
         chosen, notes = resolved(problem, curvature, damping, queries)
         # scores without units are no predictions
+        notes += _of_underflow(queries)
         reach = Reach(None, "") if curvature.fixed_damping is not None else Reach.of(problem)
         return _Run(problem, curvature, layout, queries, chosen, notes, start, reach)
 
@@ -177,6 +179,18 @@ class _Run:
             residuals=self.residuals or None,
             certifier=Certifier(problem, curvature, damping),
         )
+
+
+def _of_underflow(queries: Rows) -> tuple[str, ...]:
+    """What to say of gradients that are there and whose squares are not."""
+    gone = queries.squared_norms()[:, 0] == 0
+    lost = int((gone & (queries.inner(drawn(queries, 0))[0, :, 0] != 0)).sum()) if gone.any() else 0
+    if not lost:
+        return ()
+    return (
+        f"{lost} queries have gradients so small that their squares are 0 in "
+        f"{queries.dense.dtype}, and so may be their scores: scale the loss, or use float64",
+    )
 
 
 def require_finite_scores(values_qn: Tensor, rung: str, first: int, start: int) -> None:
