@@ -62,7 +62,7 @@ class BlockGGN(FisherRung):
         sums = accumulate(rows, each_part(parts, add, fallback))
         n, rank = len(rows.problem.train), rows.rank
         made = [self.block(part, Dense(grams[part.name].matrix(sums) / n, rank)) for part in parts]
-        return (*made, *fallback.blocks(sums, rank))
+        return (*made, *fallback.blocks(sums, rows))
 
     def stages(self, work: Workload) -> list[Stage]:
         n, c = len(work.problem.train), self.fisher_of(work.problem).width(work.problem)

@@ -35,7 +35,7 @@ class Diagonal(FisherRung):
         made = [
             self.block(part, DiagonalOperator(sums.pop(part.name).flatten() / n)) for part in parts
         ]
-        return (*made, *fallback.blocks(sums, rows.rank))
+        return (*made, *fallback.blocks(sums, rows))
 
     def stages(self, work: Workload) -> list[Stage]:
         problem, fisher = work.problem, self.fisher_of(work.problem)

@@ -11,6 +11,7 @@ from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.diagonal import DiagonalOperator
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.places import Tensors, remaining_tensors
+from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
@@ -51,12 +52,14 @@ class Fallback:
             z_rn = places.dense(rows).flatten(0, 1)
             sums.add_(name, z_rn.T @ z_rn if self.is_exact(places) else z_rn.square().sum(0))
 
-    def blocks(self, sums: Sums, rank: int) -> tuple[Block, ...]:
-        """Of so many rows that were added."""
+    def blocks(self, sums: Sums, rows: FisherPass) -> tuple[Block, ...]:
+        """Of what the rows of a pass were added to."""
         made: list[Block] = []
         for line, places in zip(self.coverage(), self.groups.values(), strict=True):
             mean = sums.pop(line.block) / len(self.problem.train)
-            operator: Operator = Dense(mean, rank) if mean.ndim == 2 else DiagonalOperator(mean)
+            operator: Operator = (
+                Dense(mean, rows.rank) if mean.ndim == 2 else DiagonalOperator(mean)
+            )
             made.append(
                 Block(line.block, line.parameters, places, operator, line.rule, line.fallback)
             )

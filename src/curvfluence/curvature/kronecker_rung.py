@@ -75,7 +75,7 @@ class KroneckerRung(FisherRung):
             operator = self.operator((out_values, out_basis), inp)
             rank = _rank(out_values, inp[0], lookup=part.lookup)
             made.append(self.block(part, replace(operator, rank=rank)))
-        return (*made, *fallback.blocks(sums, rows.rank))
+        return (*made, *fallback.blocks(sums, rows))
 
     def elements(self, problem: Problem) -> float:
         return sum(3.0 * _factor_elements(p) + p.size for p in _whole_parts(problem))
@@ -153,7 +153,7 @@ class CorrectedRung(KroneckerRung):
             best, k = squares.pop(part.name) / len(problem.train), part.name
             operator = KroneckerEigen(out_bases[k], in_bases[k], best, rank=ranks[k])
             made.append(self.block(part, operator))
-        return (*made, *fallback.blocks(sums, rows.rank))
+        return (*made, *fallback.blocks(sums, rows))
 
     def stages(self, work: Workload) -> list[Stage]:
         problem, parts = work.problem, self.parts(work.problem)

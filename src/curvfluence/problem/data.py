@@ -24,6 +24,8 @@ from curvfluence.runtime.checksum import checksum, row_checksums
 
 Source: TypeAlias = "Examples | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
 
+SECOND = 0x5DEECE66D  # an odd factor that tells an input's checksum from its target's
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -99,10 +101,11 @@ class Examples:
     @property
     def distinct(self) -> int:
         """How many different examples there are, without those of weight 0; costs as much."""
-        rows = torch.stack([row_checksums(self.inputs), row_checksums(self.targets)], 1)
+        rows = row_checksums(self.inputs) + SECOND * row_checksums(self.targets)  # modulo 2⁶⁴
         if self.weights is not None:
             rows = rows[self.weights > 0]
-        return len(rows.unique(dim=0))
+        ordered = rows.sort().values
+        return len(rows) and 1 + int((ordered[1:] != ordered[:-1]).sum())
 
     @property
     def versions(self) -> tuple[int, ...]:

@@ -34,8 +34,10 @@ class Held:
         return checksum(*self.theta.values(), *self.state.values(), *_tensors(self.loss), self.said)
 
     @property
-    def said(self) -> Tensor:
-        """ℓ of fixed outputs, [n]."""
+    def said(self) -> Tensor | None:
+        """ℓ of fixed outputs, [n]; None where the loss has nothing but its fields."""
+        if self.loss.closed:
+            return None
         at = torch.linspace(0, len(self.targets) - 1, min(TRIED, len(self.targets))).long().unique()
         like = next(iter(self.theta.values()))
         generator = torch.Generator().manual_seed(0)

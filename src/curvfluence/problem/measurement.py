@@ -48,6 +48,10 @@ class Measurement(ABC):
         any label; `labels` are the training set's. None where that is not known."""
         return None
 
+    def least_reach(self, n_outputs: int) -> float:
+        """What `reach` is at least, whatever the outputs."""
+        return 0.0
+
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """∂m/∂f per query, [Q, K]; by autograd unless a closed form is better."""
         with torch.enable_grad():
@@ -77,6 +81,9 @@ class LossMeasurement(Measurement):
 
     def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
         return self.loss.worst(output, target, labels)
+
+    def least_reach(self, n_outputs: int) -> float:
+        return self.loss.least_worst(n_outputs)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,9 @@ class LogProbability(Measurement):
 
     def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         return output.logsumexp(-1) - output.amin(-1)
+
+    def least_reach(self, n_outputs: int) -> float:
+        return log(n_outputs)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """e_c − p, without cancellation as p → e_c."""

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 
 from curvfluence.errors import InputError
 from curvfluence.runtime.calls import OneCode
@@ -40,20 +40,39 @@ class Structure:
     def __call__(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """The model's output with `values` (by name) at its `slots`.
 
-        The tying is done here and `tie_weights` is off: told of both names of a module that is used
-        twice, `functional_call` would leave its own tensors behind in it (seen in torch 2.13). One
-        call at a time: two threads would leave each other's tensors in the modules.
+        One call at a time: two threads would leave each other's tensors in the modules.
         """
-        with self._lock, OneCode():
-            return functional_call(self.modules, self._at(values), (inputs,), tie_weights=False)
+        with OneCode():
+            return self.as_found(values, inputs)
 
     def as_found(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """The same by whichever code torch takes, which without gradients may be another."""
-        with self._lock:
-            return functional_call(self.modules, self._at(values), (inputs,), tie_weights=False)
+        """The same by whichever code torch takes, which without gradients may be another.
 
-    def _at(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {slot: values[name] for slot, name in self.slots.items()}
+        As `torch.func.functional_call` does it, less what that does anew at each call: finding the
+        places of the tensors costs as much as a small model does.
+        """
+        with self._lock:
+            before = [held[local] for held, local, _ in self._places]
+            try:
+                for held, local, name in self._places:
+                    held[local] = values[name]
+                return self.modules(inputs)
+            finally:
+                for (held, local, _), tensor in zip(self._places, before, strict=True):
+                    held[local] = tensor
+
+    @cached_property
+    def _places(self) -> list[tuple[dict[str, Tensor | None], str, str]]:
+        """(where a module holds a tensor, its name there, its name in θ) of every slot."""
+        modules = dict(self.modules.named_modules(remove_duplicate=False))
+        found: list[tuple[dict[str, Tensor | None], str, str]] = []
+        for slot, name in self.slots.items():
+            path, _, local = slot.rpartition(".")
+            module = modules[path]
+            parameters = cast("dict[str, Tensor | None]", module._parameters)  # pyright: ignore[reportPrivateUsage]
+            buffers = module._buffers  # pyright: ignore[reportPrivateUsage]
+            found.append((parameters if local in parameters else buffers, local, name))
+        return found
 
     @contextmanager
     def training(self) -> Generator[None]:
@@ -73,7 +92,8 @@ class Structure:
         return tensors(self.modules)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        left = ("_lock", "_places")
+        return {name: value for name, value in vars(self).items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.RLock())

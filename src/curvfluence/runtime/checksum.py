@@ -23,6 +23,9 @@ def checksum(*tensors: Tensor | None) -> int:
     for tensor in tensors:
         if tensor is None:
             continue
+        if tensor.device.type == "cpu" and tensor.nbytes < 8 * WIDTH and not tensor.is_conj():
+            found = zlib.crc32(tensor.detach().numpy().tobytes(), found)  # as they lie, in order
+            continue
         with torch.no_grad():
             flat = tensor.detach().contiguous().reshape(-1)
             held = flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8)

@@ -112,10 +112,8 @@ class _Run:
         layout = discover(problem)
         queries = query_gradients(problem, layout)
         chosen, notes = resolved(problem, curvature, damping, queries)
-        # scores without units are no predictions
         notes += _of_underflow(queries)
-        reach = Reach(None, "") if curvature.fixed_damping is not None else Reach.of(problem)
-        return _Run(problem, curvature, layout, queries, chosen, notes, start, reach)
+        return _Run(problem, curvature, layout, queries, chosen, notes, start, Reach(problem))
 
     def batches(self) -> Iterator[tuple[int, Rows]]:
         """All queries at once where their solutions fit, else as many as do."""
@@ -147,7 +145,8 @@ class _Run:
         `NonFiniteError` with query and example, or larger than m can move, which is noted."""
         require_finite_scores(values_qn, self.curvature.rung, first, at)
         i_qn = values_qn / len(self.problem.train)
-        self.reach.look(i_qn, first, at)
+        if self.curvature.fixed_damping is None:  # without units they are no predictions
+            self.reach.look(i_qn, first, at)
         return i_qn
 
     def scores(self, matrix: ScoreMatrix, *, leverage: bool) -> Scores:

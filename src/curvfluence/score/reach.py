@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from curvfluence.problem.problem import Problem
@@ -12,29 +14,37 @@ from curvfluence.problem.problem import Problem
 @dataclass(eq=False)
 class Reach:
     """How many predictions are larger than the largest value that any label would give a query's
-    present outputs, and the worst of them: there the linear step went past where it holds."""
+    present outputs, and the worst of them: there the linear step went past where it holds.
 
-    of_query: Tensor | None  # [Q], None where the measurement has no such value
-    unit: str
+    The queries' outputs are made once a prediction is larger than any such value at the least.
+    """
+
+    problem: Problem
     count: int = 0
     worst: tuple[float, float, int, int] = (0.0, 0.0, 0, 0)  # prediction, reach, query, example
 
-    @staticmethod
-    def of(problem: Problem) -> Reach:
-        """By a forward pass over the queries."""
-        outputs = problem.outputs(problem.queries, "queries")
-        targets, labels = problem.queries.targets, problem.train.targets
-        found = problem.measurement.reach(outputs, targets, labels)
-        return Reach(found, problem.measurement.unit)
+    @cached_property
+    def least(self) -> float:
+        """What the largest value is at least, whatever the outputs."""
+        return self.problem.measurement.least_reach(self.problem.n_outputs)
+
+    @cached_property
+    def of_query(self) -> Tensor | None:
+        """[Q], None where the measurement has no such value."""
+        outputs = self.problem.outputs(self.problem.queries, "queries")
+        targets, labels = self.problem.queries.targets, self.problem.train.targets
+        return self.problem.measurement.reach(outputs, targets, labels)
 
     def look(self, values_qn: Tensor, first: int, at: int) -> None:
         """At the predictions of queries from `first` on for examples from `at` on."""
-        if self.of_query is None:
+        low, high = (float(end) for end in values_qn.aminmax())
+        if max(-low, high) <= self.least or self.of_query is None:
             return
         reach_q1 = self.of_query[first : first + len(values_qn), None].to(values_qn)
-        sizes_qn = values_qn.abs()
-        if not bool((sizes_qn.amax(1, keepdim=True) > reach_q1).any()):
+        low_q, high_q = values_qn.aminmax(dim=1)
+        if not bool((torch.maximum(-low_q, high_q) > reach_q1[:, 0]).any()):
             return
+        sizes_qn = values_qn.abs()
         self.count += int((sizes_qn > reach_q1).sum())
         q, n = divmod(int((sizes_qn / reach_q1).argmax()), values_qn.shape[1])
         seen = (float(values_qn[q, n]), float(reach_q1[q, 0]), first + q, at + n)
@@ -45,9 +55,10 @@ class Reach:
         if not self.count:
             return ()
         value, reach, query, example = self.worst
+        unit = self.problem.measurement.unit
         return (
             f"{self.count:,} predictions are larger than what any label would give at the query's "
             f"outputs: leaving out example {example} is to change query {query} by {value:.3g} "
-            f"{self.unit}, and its largest value is {reach:.3g}. The linear step is too long: "
+            f"{unit}, and its largest value is {reach:.3g}. The linear step is too long: "
             "use a larger damping",
         )

@@ -21,6 +21,7 @@ class Loss(ABC):
     lower_is_better: bool = True
     convex: bool = True  # whether ∂²ℓ/∂f² is S Sᵀ in full: nothing negative was set to 0
     clip_negative: bool = False  # whether S leaves out what is negative, by request
+    closed: bool = True  # whether its fields are all that it depends on
     full_rank: bool = True  # whether S has as many columns as its rank, for outputs in general
 
     @property
@@ -143,6 +144,10 @@ class Loss(ABC):
         training set) where they have no bound. None where that is not known."""
         return None
 
+    def least_worst(self, n_outputs: int) -> float:
+        """What `worst` is at least, whatever the outputs."""
+        return 0.0
+
     def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
         """What a result that uses S must say about it."""
         return ()
@@ -168,6 +173,10 @@ class Wrapping(Loss):
     @property
     def clip_negative(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.loss.clip_negative
+
+    @property
+    def closed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.closed
 
     @property
     def full_rank(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

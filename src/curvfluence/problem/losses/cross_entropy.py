@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -168,9 +169,15 @@ class CrossEntropy(Loss):
         drawn = [residual(p_nk, labels_nd[:, d]) * scale_n[:, None] for d in range(draws)]
         return torch.stack(drawn, dim=-1)
 
+    @property
+    def _most(self) -> float:
+        return 1.0 if self.weight is None else float(self.weight.max())
+
     def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-        most = 1.0 if self.weight is None else float(self.weight.max())
-        return most * (output.logsumexp(-1) - output.amin(-1))
+        return self._most * (output.logsumexp(-1) - output.amin(-1))
+
+    def least_worst(self, n_outputs: int) -> float:
+        return self._most * log(n_outputs)
 
     def surprise(self, output: Tensor, target: Tensor) -> Tensor:
         p_nk = output.softmax(-1)

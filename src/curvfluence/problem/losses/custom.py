@@ -50,6 +50,7 @@ class CustomLoss(Loss):
     clip_negative: bool = False
     unit: str = "loss"
     convex = False
+    closed = False
     full_rank = False
 
     def __post_init__(self) -> None:

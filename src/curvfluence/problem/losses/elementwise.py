@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,9 @@ class BinaryCrossEntropy(Loss):
 
     def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         return F.softplus(output.abs()).mean(-1)
+
+    def least_worst(self, n_outputs: int) -> float:
+        return log(2)
 
     def surprise(self, output: Tensor, target: Tensor) -> Tensor:
         return (-output.abs()).sigmoid().sum(-1)
