@@ -1,0 +1,115 @@
+"""The error of an inverse against the exact Hessian, by dense float64 algebra for every rung."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvfluence as cf
+from curvfluence.errors import InputError
+from curvfluence.fidelity.inverse_error import Spectral, damped_errors, inverse_errors
+from tests import oracles
+from tests.zoo import zoo_problem
+
+RUNGS: dict[str, cf.Rung] = {
+    "Identity": cf.Identity(),
+    "Diagonal": cf.Diagonal(),
+    "KFAC": cf.KFAC(),
+    "KFAC factored": cf.KFAC(factored_damping=True),
+    "EKFAC": cf.EKFAC(cf.Empirical()),
+    "Shampoo": cf.Shampoo(),
+    "TKFAC": cf.TKFAC(),
+    "EShampoo": cf.EShampoo(),
+    "BlockGGN": cf.BlockGGN(),
+    "GGN": cf.GGN(cf.inversion.Matrix()),
+    "Hessian": cf.Hessian(),
+}
+TAU = 1e-4
+
+
+def bare(name: str) -> cf.Problem:
+    """A net of the zoo without weight decay, as the error has it."""
+    given = zoo_problem(name)
+    return cf.Problem(given.model, given.loss, given.train, given.queries)
+
+
+@pytest.fixture(scope="module", params=["mlp", "tied transformer", "linear"])
+def problem(request: pytest.FixtureRequest) -> cf.Problem:
+    return bare(request.param)
+
+
+def pseudo_inverse(matrix: Tensor, *, signed: bool) -> Tensor:
+    mu, u = torch.linalg.eigh(matrix)
+    keep = (mu if signed else mu.abs()) > TAU
+    return (u * torch.where(keep, 1 / mu, 0.0)) @ u.T
+
+
+@pytest.mark.parametrize("name", RUNGS)
+class TestAgainstDense:
+    def parts(self, problem: cf.Problem, name: str) -> tuple[cf.Curvature, Tensor, Tensor]:
+        fitted = cf.fit(problem, RUNGS[name])
+        dense = fitted.to_dense() if name != "Identity" else torch.eye(len(problem.decay)).double()
+        return fitted, dense, oracles.example_gradients(problem)
+
+    @pytest.mark.parametrize("signed", [False, True])
+    def test_of_the_pseudo_inverse(self, problem: cf.Problem, name: str, signed: bool) -> None:
+        fitted, dense, v = self.parts(problem, name)
+        exact, h = cf.fit(problem, cf.Hessian()), oracles.dense_hessian(problem)
+        found = inverse_errors(exact, fitted, v, threshold=TAU, signed=signed)
+        x = v if name == "Identity" else v @ pseudo_inverse(dense, signed=signed)
+        wanted = (x @ h - v).square().sum(1) / v.square().sum(1)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_of_the_damped_inverse(self, problem: cf.Problem, name: str, plain: bool) -> None:
+        fitted, dense, v = self.parts(problem, name)
+        h = oracles.dense_hessian(problem)
+        mu, u = torch.linalg.eigh(h)
+        top = h if plain else (u * mu.abs()) @ u.T
+        found = damped_errors(cf.fit(problem, cf.Hessian()), fitted, v, 0.01, plain=plain)
+        treated = (u * mu.abs()) @ u.T if name == "Hessian" else dense
+        eye = torch.eye(len(h), dtype=torch.float64)
+        x = v if name == "Identity" else torch.linalg.solve(treated + 0.01 * eye, v.T).T
+        if name == "KFAC factored":  # not the inverse of C + λI, but what its solve makes
+            x = fitted.solve(v, cf.Absolute(0.01))
+        wanted = (x @ (top + 0.01 * eye) - v).square().sum(1) / v.square().sum(1)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_the_hessian_inverts_itself() -> None:
+    """What is left is the part of v in the directions that were dropped."""
+    problem = bare("mlp")
+    exact, h = cf.fit(problem, cf.Hessian()), oracles.dense_hessian(problem)
+    v = oracles.example_gradients(problem)
+    mu, u = torch.linalg.eigh(h)
+    dropped = u[:, mu.abs() <= TAU]
+    wanted = (v @ dropped).square().sum(1) / v.square().sum(1)
+    torch.testing.assert_close(inverse_errors(exact, exact, v), wanted, rtol=1e-6, atol=1e-10)
+    zero = damped_errors(exact, exact, v, 0.01)
+    assert float(zero.max()) <= 1e-20
+
+
+def test_what_makes_no_error() -> None:
+    problem = bare("mlp")
+    exact, v = cf.fit(problem, cf.Hessian()), oracles.example_gradients(problem)
+    with pytest.raises(InputError, match=r"GGN: the threshold 1e\+06 drops every eigenvalue"):
+        inverse_errors(exact, cf.fit(problem, cf.GGN(cf.inversion.Matrix())), v, threshold=1e6)
+    with pytest.raises(InputError, match="float64"):
+        inverse_errors(exact, exact, v.float())
+    with pytest.raises(InputError, match="threshold must be a finite number"):
+        inverse_errors(exact, exact, v, threshold="a")  # type: ignore[arg-type]
+
+
+def test_a_linear_net_under_squared_error_has_none() -> None:
+    """There GGN is H, and K-FAC its block (one layer, one output column)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(20, 1, generator=generator, dtype=torch.float64)
+    model = nn.Linear(3, 1).double()
+    problem = cf.Problem(model, cf.MSE(), (x, y), (x[:3], y[:3]))
+    exact, v = cf.fit(problem, cf.Hessian()), oracles.example_gradients(problem)
+    for rung in (cf.GGN(cf.inversion.Matrix()), cf.BlockGGN(), cf.KFAC()):
+        fitted = cf.fit(problem, rung)
+        assert float(inverse_errors(exact, fitted, v).max()) <= 1e-20
+    assert Spectral(exact).values.shape == (4,)
