@@ -81,7 +81,7 @@ class TestUnseenWords:
             zip([b.name for b in fitted.blocks], fitted.lambdas(cf.Relative(0.1)), strict=True)
         )[block.name] == pytest.approx(wanted, rel=1e-6)
         note = next(n for n in fitted.notes_at(cf.Relative(0.1)) if "relative damping" in n)
-        assert f"{len(kept):,} of 64,000 in {block.name}" in note
+        assert f"{len(kept):,} of 64,000 in block {block.name}" in note
         assert not any("relative damping" in n for n in fitted.notes_at(cf.Absolute(0.1)))
 
 

@@ -92,7 +92,7 @@ class Relative(Damping):
         short = [(b, mean.count) for b, mean in pairs if mean.count < b.size]
         if not short:
             return None
-        listed = [f"{count:,} of {b.size:,} in {b.name}" for b, count in short[:NAMED]]
+        listed = [f"{count:,} of {b.size:,} in block {b.name}" for b, count in short[:NAMED]]
         more = [f"fewer than all in {len(short) - NAMED} more"] if len(short) > NAMED else []
         every = ["all in the others"] if len(short) < len(pairs) else []
         return (
