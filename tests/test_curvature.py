@@ -668,3 +668,39 @@ def test_settings_are_equal_where_they_say_the_same() -> None:
         assert pickle.loads(pickle.dumps(rung)) == rung
     assert cf.KFAC(sharing=cf.Expand()) == cf.KFAC()
     assert cf.KFAC(sharing=cf.Reduce()) != cf.KFAC()
+
+
+class TestDecayInInverse:
+    """`decay_in_inverse=False` inverts C + λI of a net that was trained with weight decay."""
+
+    @pytest.mark.parametrize(
+        "rung", [cf.KFAC(), cf.EKFAC(), cf.BlockGGN(), cf.GGN(), cf.Hessian()], ids=repr
+    )
+    def test_scores_are_those_without_w(self, rung: Rung) -> None:
+        given = all_problems()["bias without decay"]
+        x = given.model, given.loss, given.train, given.queries
+        left_out = cf.Problem(*x, weight_decay=dict(given.weight_decay), decay_in_inverse=False)
+        without = cf.Problem(*x)
+        found, wanted = (
+            cf.influence(p, rung, damping=cf.Absolute(0.1)) for p in (left_out, without)
+        )
+        assert torch.equal(found.values, wanted.values)
+        assert any("left out of the inverse" in note for note in found.notes)
+        assert not any("left out of the inverse" in note for note in wanted.notes)
+        assert left_out.weight_decay == given.weight_decay
+        assert not bool(left_out.to(torch.float32).decay.any())
+        ours = cf.influence(given, rung, damping=cf.Absolute(0.1))
+        assert not torch.equal(ours.values, found.values)
+        against = "Hessian" if isinstance(rung, cf.Hessian) else "GGN"
+        assert found.certificate(against).residuals == wanted.certificate(against).residuals
+        assert found.certificate(against).matrix == "A + λI"
+        assert ours.certificate(against).matrix == "A + W + λI"
+        assert f"{against} + W + λI" in str(ours.certificate(against))
+
+    def test_it_is_part_of_what_a_curvature_is_fitted_on(self) -> None:
+        given = all_problems()["mse"]
+        x = given.model, given.loss, given.train, given.queries
+        fitted = cf.fit(given, cf.EKFAC())
+        other = cf.Problem(*x, weight_decay=dict(given.weight_decay), decay_in_inverse=False)
+        with pytest.raises(cf.errors.InputError, match="fitted at other"):
+            cf.influence(other, fitted)

@@ -107,9 +107,11 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
 
 
 def _of_decay(problem: Problem) -> tuple[str, ...]:
-    if problem.decoupled_decay and any(problem.weight_decay.values()):
+    if problem.has_decay or not any(problem.weight_decay.values()):
+        return ()
+    if problem.decoupled_decay:
         return ("weight decay was decoupled (AdamW): recorded, not added to the curvature",)
-    return ()
+    return ("weight decay is left out of the inverse, as asked: the matrix is C + λI",)
 
 
 def _require_rules(problem: Problem, rung: Rung) -> None:

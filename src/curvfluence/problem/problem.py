@@ -43,6 +43,8 @@ class Problem:
 
     The model was trained to minimise J(θ) = (1/N) Σ_n ℓ_n + ½ Σ_i w_i θ_i². `weight_decay` is w: a
     number for all parameters, or a mapping from parameter names (those not named get 0). With
+    `decay_in_inverse=False` w is left out of C + diag(w) + λI and recorded: λ alone is then the
+    floor of the inverse, though training minimised J with w. With
     `decoupled_decay=True` (AdamW) the decay is recorded and not added, because that optimiser
     minimises something else; results say so. `sample_weight` is v [N], where training minimised
     (1/N) Σ_n v_n ℓ_n + ½ Σ w θ²; then an example's influence is that of v_n ℓ_n, and one of weight
@@ -86,6 +88,7 @@ class Problem:
     state: Mapping[str, Tensor] = field(repr=False)  # frozen parameters and buffers
     weight_decay: Mapping[str, float]
     decoupled_decay: bool
+    decay_in_inverse: bool
     unmodelled: tuple[str, ...]
     autocast: torch.dtype | None
     remember: int
@@ -100,6 +103,7 @@ class Problem:
         measurement: Measurement | None = None,
         weight_decay: float | Mapping[str, float] = 0.0,
         decoupled_decay: bool = False,
+        decay_in_inverse: bool = True,
         weights: Mapping[str, Tensor] | None = None,
         unmodelled: str | Sequence[str] = (),
         sample_weight: Tensor | None = None,
@@ -108,6 +112,7 @@ class Problem:
     ) -> None:
         require_kinds(model, loss, measurement)
         kinds.flag(decoupled_decay, "decoupled_decay")
+        kinds.flag(decay_in_inverse, "decay_in_inverse")
         require_autocast(autocast)
         if isinstance(weights, Tensor):
             raise InputError(
@@ -141,6 +146,7 @@ class Problem:
             "state": state,
             "weight_decay": parameters.per_parameter(weight_decay, "weight_decay"),
             "decoupled_decay": decoupled_decay,
+            "decay_in_inverse": decay_in_inverse,
             "unmodelled": texts(unmodelled, "unmodelled"),
             "autocast": autocast,
             "remember": remembered(remember, first.device),
@@ -282,9 +288,15 @@ class Problem:
             self.loss_of(few).values(self.forward(few.inputs.clone()), few.targets)
         return lowest.dtype or self.dtype
 
+    @property
+    def has_decay(self) -> bool:
+        """Whether the weight decay, where there is one, enters the inverse."""
+        return self.decay_in_inverse and not self.decoupled_decay
+
     @cached_property
     def decay(self) -> Tensor:
-        """w as it enters C + diag(w) + λI, [P]; zero where the decay was decoupled."""
+        """w as it enters C + diag(w) + λI, [P]; zero where the decay was decoupled, or was to be
+        left out of the inverse."""
         for name, value in self.weight_decay.items():
             if value > torch.finfo(self.dtype).max:
                 raise InputError(
@@ -292,7 +304,7 @@ class Problem:
                     "one, or problem.to(torch.float64)"
                 )
         rows = {
-            name: torch.full_like(value, 0.0 if self.decoupled_decay else self.weight_decay[name])
+            name: torch.full_like(value, self.weight_decay[name] if self.has_decay else 0.0)
             for name, value in self.theta.items()
         }
         return self.parameters.flatten(rows)

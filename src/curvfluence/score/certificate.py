@@ -23,12 +23,14 @@ from curvfluence.runtime import budget, precision
 class Certificate:
     """`residuals[q]` = ‖(A + diag(w) + λI) x_q − g_q‖/‖g_q‖ with A the exact `against`, x_q the
     rung's own solution. 0 is exact; 1 is no better than x = 0. A query without
-    a gradient has 0 with x = 0."""
+    a gradient has 0 with x = 0. `matrix` names what the solve inverted: A + W + λI, or A + λI where
+    no weight decay is in it."""
 
     rung: str
     against: str
     residuals: tuple[float, ...]
     dtype: str
+    matrix: str = "A + W + λI"
 
     @property
     def worst(self) -> float:
@@ -38,8 +40,9 @@ class Certificate:
         ordered = sorted(self.residuals)
         middle = ordered[len(ordered) // 2]
         return (
-            f"{self.rung} against the exact {self.against} ({self.dtype} product): relative "
-            f"residual of {len(ordered)} queries, median {middle:.2g}, largest {ordered[-1]:.2g}"
+            f"{self.rung} against the exact {self.against} ({self.dtype} product, "
+            f"{self.matrix.replace('A', self.against)}): relative residual of {len(ordered)} "
+            f"queries, median {middle:.2g}, largest {ordered[-1]:.2g}"
         )
 
 
@@ -79,7 +82,8 @@ def certify(
         x_qp = curvature.solve(given.to_dense()[:, 0], damping).to(exact.dtype)
         residuals += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
     name = str(exact.dtype).removeprefix("torch.")
-    return Certificate(curvature.name, against, tuple(residuals), name)
+    matrix = "A + W + λI" if bool(curvature.decay.any()) else "A + λI"
+    return Certificate(curvature.name, against, tuple(residuals), name, matrix)
 
 
 class Certifier:
