@@ -204,6 +204,25 @@ class TestResults:
         assert len(results["truth"]["notes"]) == 2
 
 
+def test_one_net_by_its_depth_width_and_epochs(tmp_path: Path) -> None:
+    """The options make the variant that a sweep's cell is, and the output names it."""
+    out = tmp_path / "one"
+    options = ["--depth", "2", "--width", "5", "--epochs", "3", "--rungs", "KFAC,Identity"]
+    small = ["--subsets", "4", "--models", "2", "--no-bregman", "--no-progress"]
+    done = CliRunner().invoke(app, ["study", "wine", *options, *small, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "wine (depth 2, width 5, epochs 3): 142 training examples" in done.output
+    results = read_study(out).results
+    assert results.spec.variant == {"depth": 2, "width": 5, "epochs": 3}
+    assert sum(block.count for block in results.rungs[0].coverage) == 14 * 5 + 6 * 5 + 6 * 3
+    assert (
+        "protocol clean · seed 0 · depth 2, width 5, epochs 3" in (out / "report.html").read_text()
+    )
+    refused = CliRunner().invoke(app, ["study", "wine", "--depth", "0", "--out", str(out)])
+    assert refused.exit_code != 0
+    assert "depth must be at least 1" in refused.output + str(refused.exception)
+
+
 class TestPoliteness:
     def test_rng_and_threads_are_left_as_found(self, tmp_path: Path) -> None:
         rng, numpy_rng = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002

@@ -63,6 +63,9 @@ def study(
     ] = None,
     models: Annotated[int, typer.Option(help="Influence models (initialisations).")] = 4,
     alpha: Annotated[float, typer.Option(help="Fraction of the data that a subset keeps.")] = 0.5,
+    depth: Annotated[int | None, typer.Option(help="Hidden layers; the problem's own.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of all hidden layers; the first's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of training; the problem's own.")] = None,
     rungs: Annotated[
         str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
     ] = None,
@@ -90,6 +93,7 @@ def study(
     from curvfluence.report import with_report
     from curvfluence.report.terminal import WIDTH, show_study
     from curvfluence.study import StudySpec, load, run_study
+    from curvfluence.study.variant import Variant
 
     chosen = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
     loaded = load(problem)
@@ -102,6 +106,7 @@ def study(
         rungs=chosen,
         dtype=dtype,
         protocol=protocol,
+        variant=Variant(depth=depth, width=width, epochs=epochs),
         bregman=bregman,
     )
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)

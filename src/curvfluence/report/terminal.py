@@ -35,6 +35,7 @@ def show_study(study: Study, console: Console) -> None:
     truth = results.truth
     console.print(
         Text(results.problem, style="bold")
+        + (f" ({results.changed})" if results.changed else "")
         + f": {truth.train} training examples, {truth.queries} queries, {truth.models} influence "
         f"models; truth: {truth.retrainings} retrainings on {truth.subsets} subsets of {truth.kept}"
     )

@@ -60,7 +60,10 @@ def _page(study: Study) -> Page:
         kind="Study of influence",
         subject=results.heading,
         description=results.description,
-        details=f"protocol {results.protocol} · seed {results.spec.seed}",
+        details=" · ".join(
+            [f"protocol {results.protocol}", f"seed {results.spec.seed}"]
+            + ([results.changed] if results.changed else [])
+        ),
         facts=_facts(results),
         sections=sections(study, rung.name),
         missing=missing(results),

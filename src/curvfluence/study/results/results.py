@@ -117,6 +117,11 @@ class Results(Record, frozen=True):
         return self.title or self.problem
 
     @property
+    def changed(self) -> str:
+        """What differs from the problem as it is: "depth 2, width 8", or ""."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.spec.variant.items())
+
+    @property
     def loss(self) -> str:
         """The kind of loss that the recipe describes, "" where it says none."""
         loss = self.recipe.get("loss")
