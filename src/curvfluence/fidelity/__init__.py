@@ -26,7 +26,7 @@ from curvfluence.fidelity.decomposition import (
     mean_steps,
     shares,
 )
-from curvfluence.fidelity.inverse_error import damped_errors, inverse_errors
+from curvfluence.fidelity.inverse_error import Spectral, damped_errors, inverse_errors
 from curvfluence.fidelity.lds import LDS, Sweep, lds, query_halves, spearman, undefined
 from curvfluence.fidelity.spectra import Spectrum, leading_space, overlap, spectrum
 from curvfluence.fidelity.subset_truth import SubsetTruth
@@ -59,6 +59,7 @@ __all__ = [
     "distance_squared",
     "frobenius_squared",
     "mean_steps",
+    "Spectral",
     "inverse_errors",
     "damped_errors",
     "shares",

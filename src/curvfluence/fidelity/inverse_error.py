@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.operator import Diagonalised
 from curvfluence.errors import InputError
 
 
@@ -19,10 +22,15 @@ class Spectral:
 
     curvature: Curvature
 
+    @cached_property
+    def bases(self) -> tuple[tuple[Block, Diagonalised], ...]:
+        """Each block with its eigenbasis: decomposed once, for every threshold and damping."""
+        return tuple((block, block.operator.eigenbasis()) for block in self.curvature.blocks)
+
     @property
     def values(self) -> Tensor:
         """μ, [P], in no particular order."""
-        return torch.cat([block.operator.eigenvalues() for block in self.curvature.blocks])
+        return torch.cat([basis.eigenvalues() for _, basis in self.bases])
 
     def pseudo_inverse(self, v_rp: Tensor, threshold: float, *, signed: bool = False) -> Tensor:
         """C⁺ v with the eigenvalues |μ| ≤ τ (μ ≤ τ where `signed`) dropped; v itself for Identity,
@@ -32,11 +40,11 @@ class Spectral:
         """
         if self.curvature.fixed_damping is not None:
             return v_rp
+        threshold = kinds.number(threshold, "threshold")
         x_rp, kept = torch.zeros_like(v_rp), 0
-        for block in self.curvature.blocks:
-            basis = block.operator.eigenbasis()
+        for block, basis in self.bases:
             mu = basis.eigenvalues()
-            keep = (mu if signed else mu.abs()) > kinds.number(threshold, "threshold")
+            keep = (mu if signed else mu.abs()) > threshold
             kept += int(keep.sum())
             inverse = basis.with_eigenvalues(torch.where(keep, 1 / mu, 0.0))
             block.places.put(x_rp, inverse @ block.places.take(v_rp))
@@ -56,16 +64,15 @@ class Spectral:
     def absolute(self, v_rp: Tensor) -> Tensor:
         """|C| v."""
         out_rp = torch.zeros_like(v_rp)
-        for block in self.curvature.blocks:
-            basis = block.operator.eigenbasis()
+        for block, basis in self.bases:
             size = basis.with_eigenvalues(basis.eigenvalues().abs())
             block.places.put(out_rp, size @ block.places.take(v_rp))
         return out_rp
 
 
 def inverse_errors(
-    exact: Curvature,
-    approximate: Curvature,
+    exact: Spectral,
+    approximate: Spectral,
     v_rp: Tensor,
     *,
     threshold: float = 1e-4,
@@ -78,21 +85,20 @@ def inverse_errors(
     Cost: an eigendecomposition of each block of Ĥ and 2 R P² for H. Source: arXiv 2509.23437.
     """
     _require_float64(v_rp)
-    return _errors(
-        exact.matvec(Spectral(approximate).pseudo_inverse(v_rp, threshold, signed=signed)), v_rp
-    )
+    x_rp = approximate.pseudo_inverse(v_rp, threshold, signed=signed)
+    return _errors(exact.curvature.matvec(x_rp), v_rp)
 
 
 def damped_errors(
-    exact: Curvature, approximate: Curvature, v_rp: Tensor, damping: float, *, plain: bool = False
+    exact: Spectral, approximate: Spectral, v_rp: Tensor, damping: float, *, plain: bool = False
 ) -> Tensor:
     """‖(|H| + λ)(Ĥ + λ)⁻¹ v − v‖²/‖v‖² of each vector, [R]; with `plain` H in place of |H|.
 
     Cost: a solve and 2 R P². Errors: `SingularError` where Ĥ + λI has no inverse.
     """
     _require_float64(v_rp)
-    x_rp = Spectral(approximate).damped_inverse(v_rp, damping)
-    turned = exact.matvec(x_rp) if plain else Spectral(exact).absolute(x_rp)
+    x_rp = approximate.damped_inverse(v_rp, damping)
+    turned = exact.curvature.matvec(x_rp) if plain else exact.absolute(x_rp)
     return _errors(turned + damping * x_rp, v_rp)
 
 

@@ -124,10 +124,10 @@ def measurement_of(given: Measurement | None, loss: Loss) -> Measurement:
     return given
 
 
-def output_shape(
+def output_of_one(
     structure: Structure, values: Mapping[str, Tensor], inputs: Tensor, model: nn.Module
-) -> tuple[int, ...]:
-    """The shape of what the model returns for one example, without the example's axis."""
+) -> Tensor:
+    """What the model returns for one example."""
     watch = Watch(tensors(inside(model)))
     try:
         with torch.no_grad(), generators.preserved(), watch:
@@ -147,4 +147,4 @@ def output_shape(
         )
     if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"the model must return a tensor of outputs; it returned {type(output)}")
-    return tuple(output.shape[1:])
+    return output

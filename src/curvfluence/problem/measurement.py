@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Measurement(ABC):
     name: str
     unit: str
     lower_is_better: bool
+    bound: ClassVar[str] = "the largest value of any label at the query's outputs"  # what reach is
 
     def check(self, n_outputs: int, target: Tensor) -> None:
         """Raise `InputError` where the queries' targets do not fit."""
@@ -151,6 +153,7 @@ class CustomMeasurement(Measurement):
     lower_is_better: bool
     name: str = "measurement"
     unit: str = "units of the measurement"
+    bound: ClassVar[str] = "a hundred times the largest value of any query"
 
     def __post_init__(self) -> None:
         kinds.function(self.function, "the function of a CustomMeasurement")

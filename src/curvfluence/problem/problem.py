@@ -14,7 +14,7 @@ from curvfluence.errors import InputError
 from curvfluence.problem.checks import (
     device_of,
     measurement_of,
-    output_shape,
+    output_of_one,
     remembered,
     require_autocast,
     require_kinds,
@@ -132,8 +132,8 @@ class Problem:
         examples = Examples.of(train, "train").to(*place)
         if sample_weight is not None:
             examples = weighted(examples, sample_weight).to(*place)
-        shape = output_shape(structure, {**state, **theta}, examples.inputs[:1].clone(), model)
-        loss = loss.bound(shape, examples.targets, examples.weights)
+        one = output_of_one(structure, {**state, **theta}, examples.inputs[:1].clone(), model)
+        loss = loss.bound(tuple(one.shape[1:]), examples.targets, examples.weights)
         values = {
             "model": model,
             "structure": structure,
@@ -154,7 +154,7 @@ class Problem:
         for name, value in values.items():
             object.__setattr__(self, name, value)
         with torch.no_grad(), generators.preserved():
-            output = self.forward(self.train.inputs[:1].clone())
+            output = loss.rows(one, 1)
             self.__dict__["n_outputs"] = output.shape[-1]
             for name, examples in (("train", self.train), ("queries", self.queries)):
                 try:

@@ -10,7 +10,30 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class OneCode(TorchFunctionMode):
+class Seen(TorchFunctionMode):
+    """Every call of torch's public functions in this thread, looked at before and after."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        self.before((*args, *given.values()))
+        made = func(*args, **given)
+        self.after(made)
+        return made
+
+    def before(self, given: tuple[object, ...]) -> None:
+        """At what a function is given."""
+
+    def after(self, made: object) -> None:
+        """At what it returned."""
+
+
+class OneCode(Seen):
     """Within it torch takes the code of a module that has gradients also where there are none.
 
     `nn.TransformerEncoder` and `nn.MultiheadAttention` switch to fused code without gradients,
@@ -18,17 +41,8 @@ class OneCode(TorchFunctionMode):
     a mode, unlike `torch.backends.mha.set_fastpath_enabled`, is seen by this thread alone.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        return func(*args, **(kwargs or {}))
 
-
-class Watch(TorchFunctionMode):
+class Watch(Seen):
     """`seen`: the names of those of the given tensors that are used within it."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
@@ -36,35 +50,19 @@ class Watch(TorchFunctionMode):
         self._named = {id(tensor): name for name, tensor in named.items()}
         self.seen: list[str] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        given = (*args, *(kwargs or {}).values())
+    def before(self, given: tuple[object, ...]) -> None:
         self.seen += [self._named[id(value)] for value in given if id(value) in self._named]
-        return func(*args, **(kwargs or {}))
 
 
-class Lowest(TorchFunctionMode):
+class Lowest(Seen):
     """`dtype`: the lowest floating precision of any tensor that is made within it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dtype: torch.dtype | None = None
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
+    def after(self, made: object) -> None:
         several: Sequence[object] = made if isinstance(made, tuple | list) else (made,)  # pyright: ignore[reportUnknownVariableType]
         kinds = [x.dtype for x in several if isinstance(x, Tensor) and x.is_floating_point()]
         known = [] if self.dtype is None else [self.dtype]
         self.dtype = max((*kinds, *known), key=lambda kind: torch.finfo(kind).eps, default=None)
-        return made

@@ -55,10 +55,10 @@ class Reach:
         if not self.count:
             return ()
         value, reach, query, example = self.worst
-        unit = self.problem.measurement.unit
+        measurement = self.problem.measurement
         return (
-            f"{self.count:,} predictions are larger than what any label would give at the query's "
-            f"outputs: leaving out example {example} is to change query {query} by {value:.3g} "
-            f"{unit}, and its largest value is {reach:.3g}. The linear step is too long: "
-            "use a larger damping",
+            f"{self.count:,} predictions are larger than the {measurement.name} can move: leaving "
+            f"out example {example} is to change query {query} by {value:.3g} {measurement.unit}, "
+            f"and {measurement.bound} is {reach:.3g}. The linear step is too long: use a larger "
+            "damping",
         )

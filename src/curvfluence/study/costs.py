@@ -25,7 +25,7 @@ def forecasts(
         raise InputError(f"queries must be at least 1; seen {queries}")
     recipe = loaded.recipe
     problem = Problem(
-        recipe.build(0, loaded.train.dtype).eval(),
+        recipe.build(0, recipe.dtype(loaded.train)).eval(),
         recipe.loss,
         loaded.train,
         loaded.queries,

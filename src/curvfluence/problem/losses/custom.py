@@ -24,9 +24,9 @@ def _second_derivative() -> Generator[None]:
     """Within it an error of torch's own is that the function can be differentiated once only."""
     try:
         yield
-    except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, CurvfluenceError | torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # NotImplementedError is one
         raise InputError(
             f"{NAME} has no second derivative that torch knows ({error}): use a rung with "
             "fisher=Empirical(), which needs the first alone, or write the loss in operations that "
@@ -96,15 +96,16 @@ class CustomLoss(Loss):
         return torch.zeros_like(output) if row is None else row
 
     def _curvature(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), _second_derivative():
+        with torch.enable_grad():
             f, g_nk = self._slope(output, target, twice=True)
             rows: list[Tensor] = []
             for k in range(f.shape[-1]):
                 row = None
                 if g_nk.requires_grad:
-                    (row,) = torch.autograd.grad(
-                        g_nk[:, k].sum(), f, retain_graph=True, allow_unused=True
-                    )
+                    with _second_derivative():
+                        (row,) = torch.autograd.grad(
+                            g_nk[:, k].sum(), f, retain_graph=True, allow_unused=True
+                        )
                 rows.append(torch.zeros_like(output) if row is None else row)
         h_nkk = torch.stack(rows, dim=1)
         require_finite(h_nkk, "∂²ℓ/∂f²")
