@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
@@ -182,6 +183,24 @@ class TestPage:
         before = {p.name: p.read_bytes() for p in (folder / "figures").iterdir()}
         assert write_report(folder).path.read_text() == text
         assert before == {p.name: p.read_bytes() for p in (folder / "figures").iterdir()}
+
+    def test_a_step_without_any_error_is_left_out(self, tmp_path: Path) -> None:
+        """Two rungs may have no λ in common at which both have an inverse."""
+        folder = tmp_path / "x"
+        results = make_study(folder)
+        part = results.decompositions[0]
+        none = (None,) * len(part.dampings)
+        first = replace(part.steps[0], inverse_error=none, score_error=none)
+        second = replace(part.steps[1], inverse_error=(None, *part.steps[1].inverse_error[1:]))
+        changed = replace(part, steps=(first, second, *part.steps[2:]))
+        records.write(
+            folder / RESULTS,
+            replace(results, decomposition=changed, decompositions=(changed,)),
+        )
+        text = html.unescape(write_report(folder).path.read_text())
+        assert "At the smallest λ with an inverse" in text
+        assert f"{second.name}, error of inverse" in text
+        assert f"{first.name}, error of inverse" not in text
 
     def test_hostile_names_stay_text(self, tmp_path: Path) -> None:
         folder = tmp_path / "x"

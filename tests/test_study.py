@@ -70,7 +70,10 @@ class TestHoles:
         assert rungs["Diagonal"]["holes"] == []
         assert len(rungs["Diagonal"]["sweep"]) == 3
         text = html.unescape(page)
-        assert "GGN could not be inverted at λ = 10⁻¹², which its sweep leaves out" in text
+        assert "At λ = 10⁻¹² there is no inverse of GGN, EKFAC and KFAC" in text
+        assert "(model 0: GGN, block " in text
+        assert "At the smallest λ with an inverse, the error of scores is largest" in text
+        assert "seed 0 · weight decay 0" in text
 
     def test_numbers_are_those_of_a_study_without_it(
         self, holed: tuple[dict, str], tmp_path: Path

@@ -60,11 +60,14 @@ def _holes(studies: Sequence[Results]) -> list[str]:
             f"Some λ could not be inverted and are not in the sweep, for {listed(named)} of "
             f"{len(studies)} studies."
         ]
+    alike: dict[tuple[float, ...], list[RungResult]] = {}
+    for rung in rungs:
+        alike.setdefault(tuple(hole.damping for hole in rung.holes), []).append(rung)
     return [
-        f"{rung.full_name} could not be inverted at λ = "
-        f"{listed([short(hole.damping) for hole in rung.holes])}, which its sweep leaves out "
-        f"({rung.holes[0].reason.rstrip('.')})."
-        for rung in rungs
+        f"At λ = {listed(list(map(short, dampings)))} there is no inverse of "
+        f"{listed([rung.full_name for rung in several])}, and none in the sweep "
+        f"({several[0].holes[0].reason.rstrip('.')})."
+        for dampings, several in alike.items()
     ]
 
 

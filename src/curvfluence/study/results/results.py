@@ -118,8 +118,9 @@ class Results(Record, frozen=True):
 
     @property
     def changed(self) -> str:
-        """What differs from the problem as it is: "depth 2, width 8", or ""."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.spec.variant.items())
+        """What differs from the problem as it is: "depth 2, weight decay 0", or ""."""
+        changes = self.spec.variant.items()
+        return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in changes)
 
     @property
     def loss(self) -> str:

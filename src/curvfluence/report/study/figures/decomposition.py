@@ -108,19 +108,21 @@ def errors(study: Results) -> Figure | None:
     steps = [step for step in part.steps if any(_shown(of(step)) for _, of in kinds)]
     found = [(first, step) for step in steps if (first := _first(last[1](step))) is not None]
     error, worst = max(found, key=lambda pair: pair[0])
-    reading = f"At the smallest λ, the {last[0]} is largest at {worst.name} ({short(error)})"
-    curves = [_shown(of(step)) for step in steps for _, of in kinds if of(step)]
+    holes = any(error is None for step in steps for _, of in kinds for error in of(step))
+    where = "the smallest λ with an inverse" if holes else "the smallest λ"
+    reading = f"At {where}, the {last[0]} is largest at {worst.name} ({short(error)})"
+    curves = [_shown(of(step)) for step in steps for _, of in kinds if _shown(of(step))]
     alike = all(curve[-1] < curve[0] / 10 for curve in curves)
     reading += "; at the largest, all rungs are alike." if alike else "."
 
     def draw(canvas: Canvas) -> None:
         panels = canvas.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, of) in zip(panels, kinds, strict=True):
-            _curves(axes, grid, [(step, of(step)) for step in steps if of(step)])
+            _curves(axes, grid, [(step, of(step)) for step in steps if _shown(of(step))])
             axes.set_ylabel(title)
         panels[-1].set_xlabel("damping λ")
 
-    data = _error_table(part, [(s, t, of(s)) for t, of in kinds for s in steps if of(s)])
+    data = _error_table(part, [(s, t, of(s)) for t, of in kinds for s in steps if _shown(of(s))])
     return Figure("errors", data.caption, reading, data, draw, height=1.0 + 1.2 * len(kinds))
 
 
