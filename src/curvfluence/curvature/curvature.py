@@ -115,7 +115,7 @@ class Curvature:
         """Of each block of C: the unit of `Relative`."""
         return self._means
 
-    @cached_property
+    @cached_property  # by itself: to a protocol a cached property is no property
     def _means(self) -> tuple[MeanEigenvalue, ...]:
         return tuple(block.operator.mean_eigenvalue() for block in self.blocks)
 
