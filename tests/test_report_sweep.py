@@ -440,7 +440,7 @@ class TestFolder:
             ("{", "", "is not readable as JSON"),
             ('"depth": [', '"depth": "', "is not readable as JSON"),
             ('"depth": 1', '"depth": NaN', "settings.depth = nan"),
-            ('"depth": 1', '"depth": "deep"', "at cells[0].settings"),
+            ('"depth": 1', '"depth": "deep"', "no value of its axis"),
             ('"depth": 1', '"depth": 1, "depth": 2', "depth twice at cells[0].settings"),
             ('"axes"', '"extra": 1, "axes"', "unknown field `extra`"),
             ('"axes"', f'"axes": {"[" * 40}{"]" * 40}, "other"', "more than 24 levels"),

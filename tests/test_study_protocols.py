@@ -13,9 +13,10 @@ import curvfluence as cf
 from curvfluence.study import StudySpec, load, run_study
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.progress import silent
-from curvfluence.study.retrain import influence_runs, train_models
+from curvfluence.study.retrain import influence_runs, source_of, train_models
 from curvfluence.study.run import prepared
 from curvfluence.study.variant import Variant
+from curvfluence.truth.bank import Bank
 from tests.results_file import written
 
 
@@ -90,12 +91,14 @@ class TestProtocols:
         with pytest.raises(cf.errors.InputError, match="no Fisher type"):
             StudySpec("digits", 4, fishers=("mc(x)",)).plan.rungs(0)
 
-    def test_decoupled_decay_reaches_the_problems(self) -> None:
+    def test_decoupled_decay_reaches_the_problems(self, tmp_path: Path) -> None:
         spec = StudySpec("wine", subsets=4, models=1)
         problem = prepared(load("wine"), spec.plan, torch.float32)
         recipe = replace(problem.recipe, optimizer=cf.truth.adamw(0.01), epochs=1)
         problem = replace(problem, recipe=recipe)
-        trained = train_models(spec, problem, silent).trained
+        bank = Bank(tmp_path, source_of(problem))
+        bank.claim()
+        trained = train_models(spec, problem, bank, silent).trained
         assert all(at.decoupled_decay for at in influence_problems(problem, trained))
 
 

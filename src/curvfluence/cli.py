@@ -19,6 +19,7 @@ from curvfluence.errors import CurvfluenceError, CurvfluenceWarning, InputError
 
 if TYPE_CHECKING:
     from curvfluence.study.progress import Watcher
+    from curvfluence.study.variant import Value
 
 LEAST_MODELS = 8  # influence models of a study that a claim rests on
 
@@ -129,11 +130,16 @@ def sweep(
     problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
     depth: Annotated[str | None, typer.Option(help="Hidden layers, by comma: 1,2,4.")] = None,
     width: Annotated[str | None, typer.Option(help="Units of every hidden layer: 16,32.")] = None,
+    activation: Annotated[str | None, typer.Option(help="gelu, tanh, relu.")] = None,
+    bias: Annotated[str | None, typer.Option(help="Whether layers have one: yes,no.")] = None,
     epochs: Annotated[str | None, typer.Option(help="Training lengths: 3,30.")] = None,
     alpha: Annotated[str | None, typer.Option(help="Kept fractions: 0.5,0.9.")] = None,
     weight_decay: Annotated[str | None, typer.Option(help="Weight decays: 0,3e-3.")] = None,
     label_noise: Annotated[
         str | None, typer.Option(help="Shares of flipped labels: 0,0.1.")
+    ] = None,
+    decay_in_inverse: Annotated[
+        str | None, typer.Option(help="Whether the inverse has the weight decay: yes,no.")
     ] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds: 0,1,2.")] = None,
     fisher: Annotated[
@@ -158,17 +164,20 @@ def sweep(
     from curvfluence.study import StudySpec
     from curvfluence.study.sweep import run_sweep
 
-    given = {
+    given: dict[str, tuple[str | None, Callable[[str], Value]]] = {
         "depth": (depth, int),
         "width": (width, int),
+        "activation": (activation, str.strip),
+        "bias": (bias, _yes),
         "epochs": (epochs, int),
         "alpha": (alpha, float),
         "weight_decay": (weight_decay, float),
         "label_noise": (label_noise, float),
+        "decay_in_inverse": (decay_in_inverse, _yes),
         "seed": (seed, int),
     }
     axes = {
-        name: [_number(part, kind, name) for part in text.split(",")]
+        name: [_value(part, kind, name) for part in text.split(",")]
         for name, (text, kind) in given.items()
         if text is not None
     }
@@ -198,13 +207,18 @@ def _watching(no_progress: bool) -> Generator[Watcher]:
             yield watch
 
 
-def _number(text: str, kind: type[int] | type[float], name: str) -> float:
+def _yes(text: str) -> bool:
+    if text.strip() not in ("yes", "no"):
+        raise ValueError(text)
+    return text.strip() == "yes"
+
+
+def _value(text: str, kind: Callable[[str], Value], name: str) -> Value:
     try:
         return kind(text)
     except ValueError:
-        raise InputError(
-            f"--{name.replace('_', '-')} takes numbers by comma; seen {text!r}"
-        ) from None
+        what = "yes, no or both by comma" if kind is _yes else "numbers by comma"
+        raise InputError(f"--{name.replace('_', '-')} takes {what}; seen {text!r}") from None
 
 
 @app.command()
@@ -343,6 +357,6 @@ def _run() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "interrupted: nothing was finished; the same command starts anew"
+            "interrupted: the same command goes on with the retrainings that were finished"
         )
         sys.exit(130)

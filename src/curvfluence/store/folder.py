@@ -57,7 +57,7 @@ class Folder:
     def claim(self) -> None:
         """Make the folder this study's. Errors: `InputError` where it holds anything else."""
         self.require_free()
-        with _writing(self.path):
+        with writing(self.path):
             (self.path / ARRAYS).mkdir(parents=True, exist_ok=True)
             # Results of an earlier run must not stand beside the arrays of this one.
             (self.path / RESULTS).unlink(missing_ok=True)
@@ -93,14 +93,14 @@ class Folder:
 
     def save(self, results: Record, arrays: Mapping[str, Tensor]) -> None:
         """Write the arrays, then the results."""
-        with _writing(self.path):
+        with writing(self.path):
             for name, array in arrays.items():
                 np.save(self.path / ARRAYS / f"{name}.npy", array.numpy(), allow_pickle=False)
             write(self.path / RESULTS, results)
 
 
 @contextmanager
-def _writing(path: Path) -> Generator[None]:
+def writing(path: Path) -> Generator[None]:
     """Say which folder could not be written, and why."""
     try:
         yield

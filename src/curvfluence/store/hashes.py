@@ -26,13 +26,14 @@ def hash_tensors(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def hash_code() -> str:
+def hash_code(*only: str) -> str:
     """Of this package's source files, less the report's: results are only reused by the code that
-    made them."""
+    made them. With `only`, of these files and folders."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
-        if "report" in file.relative_to(root).parts:
+        place = file.relative_to(root)
+        if "report" in place.parts or (only and not any(map(place.is_relative_to, only))):
             continue
         digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -85,8 +85,8 @@ class RungScores:
 
 @dataclass(frozen=True, eq=False)
 class ModelLadder:
-    """All rungs and hybrids at one model, the decomposition of each chain by its Fisher type, and
-    overlaps of leading eigenspaces."""
+    """All rungs and hybrids at one model, the decomposition of each chain by its name, and overlaps
+    of leading eigenspaces."""
 
     rungs: dict[str, RungScores]
     decompositions: Mapping[str, tuple[StepLoss, ...]]
@@ -211,14 +211,14 @@ def _decompositions(
     solutions = {n: row.solutions for n, row in swept.items() if row.solutions is not None}
     scores = {name: row.scores for name, row in swept.items()}
     ladder = [step for step in protocol.steps if set(step) <= matrices]
-    by_fisher: dict[str, tuple[StepLoss, ...]] = {}
+    by_chain: dict[str, tuple[StepLoss, ...]] = {}
     for chain in protocol.chains:
         main = chain is protocol.chains[0]
         steps = ladder if main else [step for step in chain.steps if set(step) <= matrices]
-        by_fisher[chain.fisher] = decompose(
+        by_chain[chain.name] = decompose(
             fitted, solutions, scores, steps=steps, chain=chain.rungs
         )
-    return ladder, by_fisher
+    return ladder, by_chain
 
 
 def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | None, float | None]:

@@ -25,6 +25,7 @@ class _Batch:
 
     specs: tuple[StudySpec, ...]
     folders: tuple[Path, ...]
+    bank: Path | None
 
 
 def run_cells(
@@ -32,20 +33,29 @@ def run_cells(
     folders: Sequence[Path],
     *,
     jobs: int | None = None,
+    banks: Sequence[Path] | None = None,
     watch: Watcher = silent,
 ) -> list[Results]:
     """The results of every study, `jobs` at a time (as many as cores) with one thread each.
 
     Studies that differ in alpha alone share their influence models and their ladder, as far as
     that leaves no process idle. What a folder holds already is read back, so an interrupted run
-    goes on where it stopped. The numbers are those of each study by itself.
+    goes on where it stopped. Retrainings are kept with each study, or in `banks`, one for each
+    spec; studies that differ in alpha alone share one. The numbers are those of each study by
+    itself.
     """
     if jobs is not None:
         kinds.count(jobs, "jobs")
     jobs = min(jobs or os.cpu_count() or 1, len(specs))
     work = batches(specs, jobs)
     tasks = (
-        delayed(_run)(_Batch(tuple(specs[i] for i in k), tuple(folders[i] for i in k)))
+        delayed(_run)(
+            _Batch(
+                tuple(specs[i] for i in k),
+                tuple(folders[i] for i in k),
+                None if banks is None else banks[k[0]],
+            )
+        )
         for k in work
     )
     results: dict[int, Results] = {}
@@ -74,4 +84,5 @@ def batches(specs: Sequence[StudySpec], jobs: int) -> list[tuple[int, ...]]:
 def _run(batch: _Batch) -> list[Results]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CurvfluenceWarning)  # results name all of them
-        return [study.results for study in run_together(batch.specs, batch.folders, threads=1)]
+        studies = run_together(batch.specs, batch.folders, threads=1, bank=batch.bank)
+        return [study.results for study in studies]

@@ -31,8 +31,7 @@ from curvfluence.truth import Trained
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """All rungs and hybrids; the decomposition of each chain, by its Fisher type, for each model;
-    the overlap of leading eigenspaces (first model) between neighbours."""
+    """All rungs and hybrids; the decomposition of each chain, by its name, for each model; the overlap of leading eigenspaces (first model) between neighbours."""
 
     rungs: tuple[RungScores, ...]
     decompositions: Mapping[str, tuple[tuple[StepLoss, ...], ...]]
@@ -47,7 +46,7 @@ def climb(
 
     Nothing here depends on which subsets are left out, so studies of other subsets can share it.
     """
-    problems = influence_problems(problem, trained)
+    problems = influence_problems(problem, trained, torch.float64 if protocol.double else None)
     # A draw of labels for each model: the spread over models is then that of sampling too.
     seeds = spec.seeds("Fisher", len(problems))
     ladders = [{name: protocol.rungs(seed)[name] for name in spec.ladder} for seed in seeds]
@@ -70,30 +69,36 @@ def climb(
             for name in list(models[0].rungs)
         ),
         decompositions={
-            fisher: tuple(model.decompositions[fisher] for model in models)
-            for fisher in models[0].decompositions
+            chain: tuple(model.decompositions[chain] for model in models)
+            for chain in models[0].decompositions
         },
         overlap_ranks=tuple(k for k in OVERLAP_RANKS if k <= len(problems[0].decay)),
         overlaps=models[0].overlaps,
     )
 
 
-def influence_problems(problem: StudyProblem, trained: Trained) -> list[Problem]:
-    """The study's problem at each influence model's checkpoint."""
+def influence_problems(
+    problem: StudyProblem, trained: Trained, dtype: torch.dtype | None = None
+) -> list[Problem]:
+    """The study's problem at each influence model's checkpoint, in the dtype of training or in
+    another."""
     recipe = problem.recipe
-    dtype = next(iter(trained.theta.values())).dtype
+    dtype = next(iter(trained.theta.values())).dtype if dtype is None else dtype
+    device = problem.train.inputs.device
+    train, queries = (part.to(device, dtype) for part in (problem.train, problem.queries))
     model = recipe.build(trained.runs[0].init_seed, dtype).eval()
     return [
         Problem(
             model,
             recipe.loss,
-            problem.train,
-            problem.queries,
+            train,
+            queries,
             measurement=problem.measurement,
             weight_decay=recipe.weight_decay,
             decoupled_decay=recipe.optimizer.decoupled,
-            weights=trained.weights(j),
+            weights={n: v.to(dtype) if v.is_floating_point() else v for n, v in trained.weights(j).items()},
             unmodelled=problem.unmodelled,
+            decay_in_inverse=problem.decay_in_inverse,
         )
         for j in range(len(trained))
     ]

@@ -69,7 +69,7 @@ class LadderFidelity:
     `ceiling_notes`.
 
     `lost` holds the LDS lost by each step of the ladder and its chains, `lds_shares` the share of a
-    chain's step in what the chain loses from GGN to K-FAC. It has no interval where some
+    chain's step, by the chain's name, in what the chain loses from GGN to K-FAC. It has no interval where some
     replicate loses nothing in all: a share of nothing is no number.
     """
 
@@ -77,7 +77,7 @@ class LadderFidelity:
     rungs: tuple[RungFidelity, ...]
     steps: tuple[Step, ...]
     lost: dict[tuple[str, str], Difference]
-    lds_shares: dict[tuple[str, str], tuple[float, Interval | None]]
+    lds_shares: dict[tuple[str, str, str], tuple[float, Interval | None]]
     differences: tuple[RungDifference, ...]
     reliability: ByQuestion
     best_lds: ByQuestion
@@ -135,9 +135,9 @@ def _lost(
 
 def _lds_shares(
     replicates: dict[str, Replicates], protocol: Protocol
-) -> dict[tuple[str, str], tuple[float, Interval | None]]:
+) -> dict[tuple[str, str, str], tuple[float, Interval | None]]:
     """(LDS above − LDS below) / (LDS of GGN − LDS of K-FAC) for the steps of each whole chain."""
-    shares: dict[tuple[str, str], tuple[float, Interval | None]] = {}
+    shares: dict[tuple[str, str, str], tuple[float, Interval | None]] = {}
     for chain in protocol.chains:
         if not set(chain.rungs) <= set(replicates):
             continue
@@ -149,7 +149,7 @@ def _lds_shares(
             total = top.draws - bottom.draws
             lost = replicates[a].draws - replicates[b].draws
             sure = bool((total > 0).all())
-            shares.setdefault((a, b), (value, percentile(lost / total) if sure else None))
+            shares[chain.name, a, b] = (value, percentile(lost / total) if sure else None)
     return shares
 
 

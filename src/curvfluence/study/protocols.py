@@ -11,6 +11,7 @@ from curvfluence.curvature.block_ggn import BlockGGN
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
+from curvfluence.curvature.eshampoo import EShampoo
 from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.hessian import Hessian, Truncate
 from curvfluence.curvature.hybrids import Sorted, TraceMatched
@@ -18,20 +19,31 @@ from curvfluence.curvature.identity import Identity
 from curvfluence.curvature.inversion import Matrix
 from curvfluence.curvature.kfac import KFAC
 from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.shampoo import Shampoo
+from curvfluence.curvature.tkfac import TKFAC
 from curvfluence.errors import InputError
 from curvfluence.jacobian.fisher import MonteCarlo, Type2, fisher_named
-from curvfluence.truth import Cosine, Recipe
+from curvfluence.study.problems.nets import MLP
+from curvfluence.truth import Cosine, Recipe, sgd
 
 EXACT_VALUES = "EKFAC(exact)"  # a sampled basis with exact eigenvalues
+TABLE1_FISHERS = ("mc(1)", "mc(5)", "empirical")  # beside the exact one, on the same truth
 
 
 @dataclass(frozen=True)
 class Chain:
-    """An orthogonal part of the ladder, from GGN down to K-FAC of one Fisher type: the squared
-    distances of its steps add up. The eigenvalue step is its last."""
+    """An orthogonal part of the ladder, from GGN down to K-FAC of one Fisher type, or to another
+    Kronecker product in its own eigenbasis: the squared distances of its steps add up. The
+    eigenvalue step is its last."""
 
     fisher: str
     rungs: tuple[str, str, str, str]
+    bottom: str = "KFAC"
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return self.fisher if self.bottom == "KFAC" else f"{self.fisher}, {self.bottom}"
 
     @property
     def steps(self) -> tuple[tuple[str, str], ...]:
@@ -40,20 +52,26 @@ class Chain:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a study trains, and which rung each name stands for, from the top down."""
+    """How a study trains, and which rung each name stands for, from the top down.
+
+    With `double` the ladder is climbed in float64 and every inverse is held against the exact
+    Hessian's, whatever the dtype of training.
+    """
 
     name: str
     rungs: Callable[[int], Mapping[str, Rung]]  # of a seed for what is sampled
     steps: tuple[tuple[str, str], ...]
     chains: tuple[Chain, ...]
     recipe: Callable[[Recipe], Recipe]
+    double: bool = False
 
     def with_fishers(self, names: Sequence[str]) -> Protocol:
         """The ladder with K-FAC and EK-FAC of further Fisher types beside its own.
 
         Of each: EK-FAC with eigenvalues of that type, with exact ones, and K-FAC.
         """
-        more = tuple(Chain(f, _chain_of(f)) for f in names if f != self.chains[0].fisher)
+        known = {chain.fisher for chain in self.chains}
+        more = tuple(Chain(f, _chain_of(f)) for f in names if f not in known)
         if not more:
             return self
 
@@ -102,6 +120,52 @@ def _paper(seed: int) -> dict[str, Rung]:
     }
 
 
+def _table1(seed: int) -> dict[str, Rung]:
+    exact = Type2()
+    ladder: dict[str, Rung] = {
+        "Hessian": Hessian(),
+        "GGN": GGN(Matrix()),
+        "BlockGGN": BlockGGN(),
+        "EKFAC": EKFAC(exact),
+        "KFAC": KFAC(exact),
+        "KFAC(factored)": KFAC(exact, factored_damping=True),
+        "EShampoo": EShampoo(exact),
+        "TKFAC": TKFAC(exact),
+        "Shampoo": Shampoo(exact),
+        "Diagonal": Diagonal(exact),
+        "Identity": Identity(),
+    }
+    for name in TABLE1_FISHERS:
+        fisher = fisher_named(name, seed)
+        ladder |= _of(Chain(name, _chain_of(name)), seed)
+        ladder |= {
+            f"KFAC(factored)[{name}]": KFAC(fisher, factored_damping=True),
+            f"EShampoo[{name}]": EShampoo(fisher),
+            f"TKFAC[{name}]": TKFAC(fisher),
+            f"Shampoo[{name}]": Shampoo(fisher),
+        }
+    return ladder
+
+
+def _table1_recipe(recipe: Recipe) -> Recipe:
+    """The paper's own: tanh, no biases, plain SGD at .03 with a cosine to 0, batches of 32, 100
+    epochs, no weight decay; one hidden layer of 16 unless a variant says otherwise."""
+    net = recipe.architecture
+    if not isinstance(net, MLP):
+        raise InputError(
+            "the protocol table1 is about tanh nets of a depth and a width: it takes the built-in "
+            "problems, whose nets can be changed, and this one has an architecture of its own"
+        )
+    return Recipe(
+        architecture=replace(net, activation="tanh", bias=False).with_hidden(depth=1, width=16),
+        loss=recipe.loss,
+        optimizer=sgd(0.03),
+        batch_size=32,
+        epochs=100,
+        schedule=Cosine(),
+    )
+
+
 def _paper_recipe(recipe: Recipe) -> Recipe:
     """100 epochs, cosine schedule, no weight decay."""
     return replace(recipe, epochs=100, steps=None, schedule=Cosine(), weight_decay=0.0)
@@ -134,6 +198,24 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             ),
             chains=(Chain("mc(1)", ("GGN", "BlockGGN", EXACT_VALUES, "KFAC")),),
             recipe=_paper_recipe,
+        ),
+        "table1": Protocol(
+            "table1",
+            _table1,
+            steps=(
+                *pairwise(("Hessian", "GGN", "BlockGGN", "EKFAC", "KFAC", "Diagonal", "Identity")),
+                ("KFAC", "KFAC(factored)"),
+                *pairwise(("BlockGGN", "EShampoo", "TKFAC")),
+                ("EShampoo", "Shampoo"),
+            ),
+            chains=(
+                Chain("type2", ("GGN", "BlockGGN", "EKFAC", "KFAC")),
+                Chain("type2", ("GGN", "BlockGGN", "EShampoo", "TKFAC"), "TKFAC"),
+                Chain("type2", ("GGN", "BlockGGN", "EShampoo", "Shampoo"), "Shampoo"),
+                *(Chain(name, _chain_of(name)) for name in TABLE1_FISHERS),
+            ),
+            recipe=_table1_recipe,
+            double=True,
         ),
     }
 )

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem
 from curvfluence.store.folder import Folder, Header, MadeBy
-from curvfluence.store.hashes import hash_code, hash_json, hash_tensors
+from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.records import as_json
 from curvfluence.study.climb import Ladder, climb, influence_problems
 from curvfluence.study.compare import compare
@@ -25,10 +24,19 @@ from curvfluence.study.protocols import Protocol
 from curvfluence.study.response import Response, respond
 from curvfluence.study.results import Results
 from curvfluence.study.results.truth import StageSeconds
-from curvfluence.study.retrain import Models, draw_subsets, make_truth, train_models
+from curvfluence.study.retrain import (
+    Models,
+    draw_subsets,
+    make_truth,
+    source_of,
+    train_models,
+)
 from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.study import Study
 from curvfluence.study.summary import Stages, summarise
+from curvfluence.truth.bank import Bank
+
+BANK = "bank"  # where a study keeps its retrainings, unless told
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +50,20 @@ class Common:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A study that makes sense, and a folder that is free for it or holds it already."""
+    """A study that makes sense, a folder that is free for it or holds it already, and where its
+    retrainings are kept."""
 
     spec: StudySpec
     problem: StudyProblem
     folder: Folder
+    bank: Bank
     hashes: dict[str, str]
     seconds: float
+
+    def claim(self) -> None:
+        """Make both folders this study's."""
+        self.folder.claim()
+        self.bank.claim()
 
 
 def run_study(
@@ -58,6 +73,7 @@ def run_study(
     problem: StudyProblem | None = None,
     threads: int | None = None,
     rerun: bool = False,
+    bank: Path | None = None,
     watch: Watcher = silent,
 ) -> Study:
     """Run the study that `spec` describes, or read it where `out` holds it already.
@@ -66,24 +82,30 @@ def run_study(
 
     Writes `study.json`, `arrays/` and `results.json` to `out` (by default runs/<problem>);
     `curvfluence.report.write_report(out)` makes its page. A finished study with the same settings,
-    data, code and torch is read back unless `rerun`.
+    data, code and torch is read back unless `rerun`. Retrainings are kept as they come in `bank`,
+    by default a folder in `out`, which other studies of the problem can share: a study that was
+    interrupted goes on with what is there.
 
     Errors: `InputError` before any work, with nothing written, where the settings make no study or
     `out` holds anything else.
     """
     _require_threads(threads)
-    request = _open(spec, out, problem)
+    request = _open(spec, out, problem, bank, rerun=rerun)
     finished = None if rerun else request.folder.finished(Results)
     if finished is not None:
         return Study(request.folder.path, finished)
     with _threads(threads):
-        request.folder.claim()
+        request.claim()
         results = _compare(request, _common(request, watch), watch)
     return Study(request.folder.path, results, reused=False)
 
 
 def run_together(
-    specs: Sequence[StudySpec], folders: Sequence[Path], *, threads: int | None = None
+    specs: Sequence[StudySpec],
+    folders: Sequence[Path],
+    *,
+    threads: int | None = None,
+    bank: Path | None = None,
 ) -> tuple[Study, ...]:
     """Studies that differ in `alpha` alone, on the same influence models and the same ladder.
 
@@ -96,7 +118,7 @@ def run_together(
     if len({replace(spec, alpha=0.5) for spec in specs}) != 1:
         raise InputError("studies share their influence models where they differ in alpha alone")
     loaded = load(specs[0].problem)
-    requests = [_open(spec, out, loaded) for spec, out in zip(specs, folders, strict=True)]
+    requests = [_open(spec, out, loaded, bank) for spec, out in zip(specs, folders, strict=True)]
     with _threads(threads):
         studies: list[Study] = []
         common: Common | None = None
@@ -104,40 +126,45 @@ def run_together(
             results = request.folder.finished(Results)
             reused = results is not None
             if results is None:
-                request.folder.claim()
+                request.claim()
                 common = _common(request, silent) if common is None else common
                 results = _compare(request, common, silent)
             studies.append(Study(request.folder.path, results, reused=reused))
     return tuple(studies)
 
 
-def _open(spec: StudySpec, out: Path | None, problem: StudyProblem | None) -> Request:
+def _open(
+    spec: StudySpec,
+    out: Path | None,
+    problem: StudyProblem | None,
+    bank: Path | None = None,
+    *,
+    rerun: bool = False,
+) -> Request:
     """Everything that is checked before any work. Writes nothing."""
     start = time.perf_counter()
     loaded = load(spec.problem) if problem is None else problem
     problem = spec.variant.apply(prepared(loaded, spec.plan, DTYPES[spec.dtype]))
     problem = problem.with_queries(spec.queries)
     draw_subsets(spec, problem)
+    source = source_of(problem)
     hashes = {
-        "data": hash_tensors(*_tensors(problem.train), *_tensors(problem.queries)),
+        "data": source.data,
         "code": hash_code(),
-        "recipe": hash_json(problem.recipe.describe()),
+        "recipe": hash_json(source.recipe),
     }
     settings = {**as_json(spec.settings), "problem": problem.name}
     key = hash_json({"spec": settings, "source": problem.source_hash, **hashes, "code": ""})
     header = Header(key, settings, MadeBy(hashes["code"], str(torch.__version__)))
     folder = Folder(Path("runs") / problem.name if out is None else out, header)
     folder.require_free()
-    return Request(spec, problem, folder, hashes, time.perf_counter() - start)
-
-
-def _tensors(examples: Examples) -> tuple[Tensor, ...]:
-    weights = () if examples.weights is None else (examples.weights,)
-    return (examples.inputs, examples.targets, *weights)
+    kept = Bank(folder.path / BANK if bank is None else bank, source, anew=rerun)
+    kept.require_free()
+    return Request(spec, problem, folder, kept, hashes, time.perf_counter() - start)
 
 
 def _common(request: Request, watch: Watcher) -> Common:
-    models = train_models(request.spec, request.problem, watch)
+    models = train_models(request.spec, request.problem, request.bank, watch)
     at = time.perf_counter()
     ladder = climb(request.spec, request.problem, models.trained, request.spec.plan, watch)
     return Common(models, ladder, time.perf_counter() - at)
@@ -147,7 +174,7 @@ def _compare(request: Request, common: Common, watch: Watcher) -> Results:
     """Retrain, compare with what `common` predicts, and keep everything."""
     spec, problem = request.spec, request.problem
     start = time.perf_counter()
-    truth = make_truth(spec, problem, common.models, watch)
+    truth = make_truth(spec, problem, common.models, request.bank, watch)
     at = time.perf_counter()
     fidelity = compare(spec, truth, common.ladder.rungs, spec.plan, watch)
     compared = time.perf_counter()

@@ -139,22 +139,23 @@ def decompositions(
     """One for each chain: the mean over models, and each model's share of each step."""
     return tuple(
         Decomposition(
-            fisher,
+            chain,
             grid,
             tuple(
-                _decomposed(step, [model[k] for model in models], fidelity)
+                _decomposed(chain, step, [model[k] for model in models], fidelity)
                 for k, step in enumerate(mean_steps(models))
             ),
         )
-        for fisher, models in ladder.decompositions.items()
+        for chain, models in ladder.decompositions.items()
     )
 
 
 def _decomposed(
-    mean: StepLoss, models: list[StepLoss], fidelity: LadderFidelity
+    chain: str, mean: StepLoss, models: list[StepLoss], fidelity: LadderFidelity
 ) -> DecompositionStep:
-    lost = fidelity.lost[mean.above, mean.below]
-    lds_share, interval = fidelity.lds_shares.get((mean.above, mean.below), (None, None))
+    step = (mean.above, mean.below)
+    lost = fidelity.lost[step]
+    lds_share, interval = fidelity.lds_shares.get((chain, *step), (None, None))
     shared = mean.share is not None
     return DecompositionStep(
         above=mean.above,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
-from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.data import Examples
-from curvfluence.study.problems import StudyProblem, mlp
+from curvfluence.study.problems import MLP, StudyProblem
+from curvfluence.study.problems.nets import ACTIVATIONS
+from curvfluence.study.words import plain
 
-LIMIT = 7_000  # parameters up to which every rung of the ladder is worth its seconds in a sweep
+LIMIT = 10_000  # parameters up to which every rung of the ladder is worth its minutes
+Value: TypeAlias = int | float | str | bool
 
 
 @dataclass(frozen=True)
@@ -23,65 +24,89 @@ class Variant:
     """What differs from the problem as it is; None leaves it so.
 
     `depth` counts hidden layers, `width` is that of all of them (by default the problem's own
-    first), `label_noise` the share of training labels set to another class.
+    first), `activation` and `bias` are those of every layer, `label_noise` the share of training
+    labels set to another class. `decay_in_inverse` says whether influence has w in C + diag(w) + λ;
+    no training depends on it.
     """
 
     depth: int | None = None
     width: int | None = None
+    activation: str | None = None
+    bias: bool | None = None
     epochs: int | None = None
     weight_decay: float | None = None
     label_noise: float | None = None
+    decay_in_inverse: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1; seen {value}")
+        for name in ("bias", "decay_in_inverse"):
+            if getattr(self, name) is not None:
+                kinds.flag(getattr(self, name), name)
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise InputError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}; seen {self.activation!r}"
+            )
         if self.weight_decay is not None and not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"weight_decay must be finite and >= 0; seen {self.weight_decay}")
         if self.label_noise is not None and not 0 <= self.label_noise < 1:
             raise InputError(f"label_noise must lie in [0, 1); seen {self.label_noise}")
 
     @property
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> dict[str, Value]:
         """What differs, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.changes.items()) or "as it is"
+        return ", ".join(f"{name} {plain(v)}" for name, v in self.changes.items()) or "as it is"
 
     def apply(self, problem: StudyProblem) -> StudyProblem:
         """The changed problem. Errors: `InputError` for a change that it cannot take."""
         recipe = problem.recipe
-        if self.depth is not None or self.width is not None:
-            recipe = replace(recipe, architecture=self._architecture(recipe.architecture, problem))
+        net = {name: getattr(self, name) for name in ("depth", "width", "activation", "bias")}
+        changes = {name: value for name, value in net.items() if value is not None}
+        if changes:
+            recipe = replace(recipe, architecture=_changed(problem, changes))
         if self.epochs is not None:
             recipe = replace(recipe, epochs=self.epochs, steps=None)
         if self.weight_decay is not None:
             recipe = replace(recipe, weight_decay=self.weight_decay)
-        run = problem.run if recipe == problem.recipe else None
-        changed = replace(problem, recipe=recipe, run=run)
+        kept = self.decay_in_inverse
+        changed = replace(
+            problem,
+            recipe=recipe,
+            run=problem.run if recipe == problem.recipe else None,
+            decay_in_inverse=problem.decay_in_inverse if kept is None else kept,
+        )
         return changed if not self.label_noise else _with_noise(changed, self.label_noise)
 
-    def _architecture(
-        self, given: Callable[[], nn.Module], problem: StudyProblem
-    ) -> Callable[[], nn.Module]:
-        layers = [m for m in problem.recipe.build(0).modules() if isinstance(m, nn.Linear)]
-        if not isinstance(given, partial) or given.func is not mlp:
-            raise InputError(
-                f"depth and width change the built-in nets only; {problem.name} has an "
-                "architecture of its own"
-            )
-        width = layers[0].out_features if self.width is None else self.width
-        depth = len(layers) - 1 if self.depth is None else self.depth
-        sizes = (layers[0].in_features, *[width] * depth, layers[-1].out_features)
-        count = sum((i + 1) * o for i, o in pairwise(sizes))
-        if count > LIMIT:
-            raise InputError(
-                f"depth {depth} and width {width} make a net of {count:,} parameters; a sweep "
-                f"takes up to {LIMIT:,}"
-            )
-        return partial(mlp, sizes)
+
+def net_of(problem: StudyProblem, what: str) -> MLP:
+    """The built-in net of a problem. Errors: `InputError` where it has one of its own, whose
+    `what` nobody else can change."""
+    net = problem.recipe.architecture
+    if not isinstance(net, MLP):
+        raise InputError(
+            f"{what} can be changed in the built-in nets only; {problem.name} has an architecture "
+            "of its own"
+        )
+    return net
+
+
+def _changed(problem: StudyProblem, changes: Mapping[str, Any]) -> MLP:
+    net = net_of(problem, " and ".join(changes))
+    sizes = {name: changes[name] for name in ("depth", "width") if name in changes}
+    net = net.with_hidden(**sizes) if sizes else net
+    net = replace(net, **{name: v for name, v in changes.items() if name not in sizes})
+    if net.parameters > LIMIT:
+        raise InputError(
+            f"{', '.join(f'{name} {plain(v)}' for name, v in changes.items())} make a net of "
+            f"{net.parameters:,} parameters; a ladder of dense rungs takes up to {LIMIT:,}"
+        )
+    return net
 
 
 def _with_noise(problem: StudyProblem, share: float) -> StudyProblem:

@@ -116,6 +116,13 @@ def clipped(text: str, length: int) -> str:
     return f"{text[: length - end - 1].rstrip()}…{text[-end:].lstrip()}"
 
 
+def setting(value: float | str | None) -> str:
+    """A value of an axis: a number in short, a name as it is."""
+    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
+        return short(value)
+    return plain(value)
+
+
 def plain(value: object) -> str:
     """A setting as text: lists by comma, missing values as none."""
     if value is None:

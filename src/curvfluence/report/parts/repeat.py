@@ -12,9 +12,9 @@ from curvfluence.errors import InputError
 from curvfluence.study.results import StudySettings
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.sweep.grid import at_cell
-from curvfluence.study.variant import Variant
+from curvfluence.study.variant import Value, Variant
 
-Axes = Mapping[str, Sequence[int | float]]
+Axes = Mapping[str, Sequence[Value]]
 _DEFAULTS = {
     "seed": 0,
     "alpha": 0.5,
@@ -61,6 +61,13 @@ def _variant(changes: Mapping[str, Any]) -> str:
     return f"Variant({', '.join(f'{name}={value!r}' for name, value in changes.items())})"
 
 
+def as_option(value: Value) -> str:
+    """A value of an axis as the command takes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else repr(value)
+
+
 def sweep_command(spec: StudySettings, axes: Axes) -> str:
     """The command that repeats a sweep, or "" where the library alone has its settings."""
     fixed = {**spec.variant, "seed": spec.seed, "alpha": spec.alpha}
@@ -72,7 +79,7 @@ def sweep_command(spec: StudySettings, axes: Axes) -> str:
     every: Axes = {**axes, **more}
     words = ["curvfluence", "sweep", spec.problem]
     for name, values in every.items():
-        words += [f"--{name.replace('_', '-')}", ",".join(f"{value!r}" for value in values)]
+        words += [f"--{name.replace('_', '-')}", ",".join(map(as_option, values))]
     words += ["--subsets", str(spec.subsets), "--models", str(spec.models)]
     words += ["--protocol", spec.protocol, "--fisher", ",".join(spec.fishers)]
     cell = {name: fixed[name] for name in every if name in fixed}

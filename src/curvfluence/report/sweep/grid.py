@@ -14,12 +14,12 @@ from curvfluence.report.parts.style import Look
 from curvfluence.study.claims.estimate import TAIL, OverModels
 from curvfluence.study.results import Results
 from curvfluence.study.sweep import Cell, Sweep, SweptStudy
-from curvfluence.study.words import listed, short
+from curvfluence.study.variant import Value
+from curvfluence.study.words import listed, setting
 
 SEED = "seed"
 FACETS = 6  # frames that one figure takes; with more, the other axes are averaged over
 
-Value = int | float
 Axes = dict[str, list[Value]]
 
 
@@ -194,4 +194,4 @@ def worded(axis: str) -> str:
 
 def named(cell: Cell) -> str:
     """depth 2, weight decay 0.003."""
-    return ", ".join(f"{worded(name)} {short(value)}" for name, value in cell.items())
+    return ", ".join(f"{worded(name)} {setting(value)}" for name, value in cell.items())

@@ -15,7 +15,8 @@ from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import INK, MUTED, slug
 from curvfluence.report.parts.table import Table
 from curvfluence.report.sweep.grid import Estimate, Grid, Line, Panel, estimate, worded
-from curvfluence.study.words import NONE, interval, number, percent, short
+from curvfluence.study.variant import Value
+from curvfluence.study.words import NONE, interval, number, percent, setting
 
 Estimates = Sequence[Sequence[Estimate | None]]  # by line, then by value of the axis
 
@@ -67,7 +68,7 @@ def over(grid: Grid, axis: str | None, measure: Measure) -> Figure | None:
         for k, at in enumerate(values)
     )
     title = measure.title if axis is None else f"{measure.title} by {worded(axis)}"
-    labels = ["" if at is None else short(at) for at in values]
+    labels = ["" if at is None else setting(at) for at in values]
     drawing = Drawing(measure, panels, shown, frame, (axis or "", labels))
     bars = grid.bars(axis, measure.own)
     return Figure(
@@ -113,8 +114,8 @@ class Drawing:
         legend(canvas, entries, title=fill(f"{bars}{hollow}", 62))
 
 
-def _setting(axis: str | None, value: float | None, panel: Panel) -> str:
-    at = "all studies" if axis is None else f"{worded(axis)} {short(value)}"
+def _setting(axis: str | None, value: Value | None, panel: Panel) -> str:
+    at = "all studies" if axis is None else f"{worded(axis)} {setting(value)}"
     return f"{at}, {panel.title}" if panel.title else at
 
 
@@ -132,7 +133,7 @@ def _ends(grid: Grid, axis: str | None, measure: Measure) -> str:
         if a is not None and b is not None:
             told.append(f"{line.label} from {measure.text(a.value)} to {measure.text(b.value)}")
     rest = ", mean over the rest" if grid.others(axis) else ""
-    return f"From {worded(axis)} {short(first)} to {short(last)}{rest}: {'; '.join(told)}."
+    return f"From {worded(axis)} {setting(first)} to {setting(last)}{rest}: {'; '.join(told)}."
 
 
 def _frame(every: Sequence[Estimate], measure: Measure) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from curvfluence.report.parts.table import Table, tabulate
 from curvfluence.report.sweep.grid import Grid, named, t_interval, worded
 from curvfluence.study.results import Results, Step
 from curvfluence.study.sweep import Sweep
-from curvfluence.study.words import NONE, number, percent, short
+from curvfluence.study.words import NONE, number, percent, setting
 
 BEST, TIED = "★", "≈"
 _MAIN = ("GGN", "BlockGGN", "EKFAC", "KFAC")
@@ -72,7 +72,7 @@ def heat(grid: Grid) -> HeatTable:
 
     rows = tuple(
         (
-            tuple(short(value) for value in study.cell.values()),
+            tuple(setting(value) for value in study.cell.values()),
             tuple(cell(study.results, name) for name in names),
         )
         for study in grid.studies

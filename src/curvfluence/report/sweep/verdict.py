@@ -12,7 +12,7 @@ from curvfluence.report.parts.page import Verdict
 from curvfluence.report.sweep.grid import Grid, worded
 from curvfluence.study.results import DecompositionStep
 from curvfluence.study.sweep import SweptStudy
-from curvfluence.study.words import listed, number, percent, short
+from curvfluence.study.words import listed, number, percent, setting
 
 SHOWN = 4  # values of an axis that a sentence lists; with more, the first and the last
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def _shares(grid: Grid) -> str:
     for at in values if len(values) <= SHOWN else (values[0], values[-1]):
         shares = _values(grid.at(axis, at), lambda step: step.share)
         every = [f"{_between(shares(fisher))} under {fisher}" for fisher in grid.fishers]
-        parts.append(f"at {short(at)}, {listed(every)}")
+        parts.append(f"at {setting(at)}, {listed(every)}")
     return f"Its share by {worded(axis)}: {'; '.join(parts)}."
 
 

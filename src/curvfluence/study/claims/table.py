@@ -20,7 +20,7 @@ class ClaimedStudy(Record, frozen=True):
     protocol: str
     folder: str
     subsets: int
-    variant: dict[str, int | float]
+    variant: dict[str, bool | int | float | str]
 
 
 class ProblemClaims(Record, frozen=True):

@@ -1,7 +1,8 @@
 """What a study is about: built-in problems, and files of one's own."""
 
-from curvfluence.study.problems.built_in import BUILT_IN, mlp
+from curvfluence.study.problems.built_in import BUILT_IN
 from curvfluence.study.problems.by_name import load
+from curvfluence.study.problems.nets import MLP
 from curvfluence.study.problems.own import load_file
 from curvfluence.study.problems.prepare import (
     SPLIT_SEED,
@@ -20,7 +21,7 @@ __all__ = [
     "StudyProblem",
     "load",
     "load_file",
-    "mlp",
+    "MLP",
     "principal_components",
     "require_disjoint",
     "split",

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import MSE, CrossEntropy, Loss
 from curvfluence.problem.measurement import LossMeasurement
+from curvfluence.study.problems.nets import MLP
 from curvfluence.study.problems.prepare import (
     flip_labels,
     principal_components,
@@ -30,14 +30,6 @@ from curvfluence.study.problems.prepare import (
 )
 from curvfluence.study.problems.problem import Display, StudyProblem
 from curvfluence.truth import Recipe, sgd
-
-
-def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers with GELU between them."""
-    layers: list[nn.Module] = []
-    for width, following in pairwise(sizes):
-        layers += [nn.Linear(width, following), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def recipe_of(
@@ -54,7 +46,7 @@ def recipe_of(
     lowers the loss of the queries.
     """
     return Recipe(
-        architecture=partial(mlp, sizes),
+        architecture=MLP(sizes),
         loss=CrossEntropy() if loss is None else loss,
         optimizer=sgd(lr, momentum=0.9),
         batch_size=32,

@@ -74,8 +74,8 @@ class StudyProblem:
     `flipped` [F] are the training examples whose label was changed on purpose, ascending, and
     `flipped_from` [F] their true labels. `run` is the run of the recipe that gave the weights of a
     problem of one's own: with it, the first influence model is that very model. `unmodelled` is
-    what its `Problem` says that training had beside its objective. `source_hash`
-    identifies the text of its file, helpers from the same folder included.
+    what its `Problem` says that training had beside its objective, `decay_in_inverse` whether its
+    inverse has weight decay. `source_hash` identifies the text of its file, helpers from the same folder included.
 
     Errors: `InputError` where `display` does not have a row for each example.
     """
@@ -91,6 +91,7 @@ class StudyProblem:
     flipped_from: Tensor | None = None
     run: Run | None = None
     unmodelled: tuple[str, ...] = ()
+    decay_in_inverse: bool = True
     source_hash: str | None = None
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from curvfluence.study.results.step import (
     Step,
 )
 from curvfluence.study.results.truth import ResponseSummary, StageSeconds, TruthSummary
+from curvfluence.study.words import plain
 
 MEASURED = frozenset({"digest", "seconds", "peak_bytes", "pareto"})  # and every "..._seconds"
 
@@ -120,7 +121,7 @@ class Results(Record, frozen=True):
     def changed(self) -> str:
         """What differs from the problem as it is: "depth 2, weight decay 0", or ""."""
         changes = self.spec.variant.items()
-        return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in changes)
+        return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in changes)
 
     @property
     def loss(self) -> str:

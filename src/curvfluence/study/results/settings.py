@@ -30,7 +30,7 @@ class StudySettings(Record, frozen=True):
     dtype: Literal["float32", "float64"]
     protocol: str
     fishers: tuple[str, ...]
-    variant: dict[str, Annotated[int, Meta(ge=0, le=2**53)] | float]
+    variant: dict[str, bool | Annotated[int, Meta(ge=0, le=2**53)] | float | str]
     bregman: bool
     hybrids: bool
     costs: bool

@@ -45,7 +45,8 @@ class DecompositionStep(Step, frozen=True):
 
 
 class Decomposition(Record, frozen=True):
-    """The steps of one chain, whose factors have one Fisher type."""
+    """The steps of one chain, whose factors have one Fisher type: that names it, and where it
+    does not end in K-FAC, what it ends in."""
 
     fisher: str
     dampings: tuple[float, ...]

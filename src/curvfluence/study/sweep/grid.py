@@ -14,15 +14,15 @@ from curvfluence.store.records import as_json
 from curvfluence.study.problems import load
 from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, StudySpec
-from curvfluence.study.variant import Variant
+from curvfluence.study.variant import Value, Variant
 
 STUDY_AXES = ("seed", "alpha")  # settings of a study that a grid may range over, beside Variant's
 CELLS = "cells"
-Cell: TypeAlias = dict[str, int | float]  # the value of each axis
+Cell: TypeAlias = dict[str, Value]  # the value of each axis
 
 
 def grid(
-    base: StudySpec, axes: Mapping[str, Sequence[int | float]]
+    base: StudySpec, axes: Mapping[str, Sequence[Value]]
 ) -> tuple[tuple[Cell, StudySpec], ...]:
     """Every combination of the axes as (cell, spec). Fisher types and dampings are no axes: each
     study holds all of them, on one truth.
@@ -48,7 +48,7 @@ def grid(
     return tuple(cells)
 
 
-def at_cell(base: StudySpec, cell: Mapping[str, int | float]) -> StudySpec:
+def at_cell(base: StudySpec, cell: Mapping[str, Value]) -> StudySpec:
     """The study with the cell's settings. Errors: `InputError` for values that make no study."""
     of_study = {name: cell[name] for name in STUDY_AXES if name in cell}
     changes = {name: value for name, value in cell.items() if name not in of_study}

@@ -17,13 +17,13 @@ from curvfluence.study.study import read_study
 from curvfluence.study.sweep.grid import CELLS, Cell
 
 INDEX = "sweep.json"
-Value = Annotated[int, Meta(ge=0, le=2**53)] | float
+Kept = bool | Annotated[int, Meta(ge=0, le=2**53)] | float | str
 
 
 class IndexedCell(Record, frozen=True):
     """The settings of a cell, and the folder of its study inside the sweep's."""
 
-    settings: dict[str, Value]
+    settings: dict[str, Kept]
     folder: str
 
 
@@ -35,7 +35,7 @@ class SweepIndex(Record, frozen=True):
     remedy = "run the sweep again"
 
     curvfluence: str
-    axes: Annotated[dict[str, Annotated[tuple[Value, ...], Meta(min_length=1)]], Meta(min_length=1)]
+    axes: Annotated[dict[str, Annotated[tuple[Kept, ...], Meta(min_length=1)]], Meta(min_length=1)]
     cells: Annotated[tuple[IndexedCell, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
@@ -49,6 +49,9 @@ class SweepIndex(Record, frozen=True):
         for cell in self.cells:
             if set(cell.settings) != set(self.axes):
                 raise ValueError(f"a cell has settings {list(cell.settings)}, not the axes'")
+            for name, value in cell.settings.items():
+                if value not in self.axes[name]:
+                    raise ValueError(f"a cell has {name} {value!r}, no value of its axis")
             require_inside(cell.folder)
 
 
@@ -104,7 +107,7 @@ def _study(folder: Path, cell: IndexedCell, axes: list[str]) -> SweptStudy:
     """One study, whose settings must be those that the sweep speaks of."""
     results = read_study(folder / cell.folder).results
     spec = results.spec
-    settings = {**spec.variant, "seed": spec.seed, "alpha": spec.alpha}
+    settings: dict[str, Kept] = {**spec.variant, "seed": spec.seed, "alpha": spec.alpha}
     for name, value in cell.settings.items():
         if settings.get(name) != value:
             raise InputError(

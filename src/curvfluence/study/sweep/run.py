@@ -16,11 +16,12 @@ from curvfluence.study.results import DecompositionStep, RungResult
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.sweep.grid import CELLS, cell_folder, grid
 from curvfluence.study.sweep.index import INDEX, IndexedCell, Sweep, SweepIndex, SweptStudy
+from curvfluence.study.variant import Value
 
 
 def run_sweep(
     base: StudySpec,
-    axes: Mapping[str, Sequence[int | float]],
+    axes: Mapping[str, Sequence[Value]],
     out: Path,
     *,
     jobs: int | None = None,
@@ -47,9 +48,7 @@ def run_sweep(
     return sweep
 
 
-def index_of(
-    sweep: Sweep, axes: Mapping[str, Sequence[int | float]], names: Sequence[str]
-) -> SweepIndex:
+def index_of(sweep: Sweep, axes: Mapping[str, Sequence[Value]], names: Sequence[str]) -> SweepIndex:
     """`names` are those of the studies' folders in `cells/`."""
     return SweepIndex(
         __version__,

@@ -1,0 +1,201 @@
+"""Retrainings kept on disk: each batch with its seeds, its subsets and a hash of its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from msgspec import Meta
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curvfluence._version import __version__
+from curvfluence.errors import InputError
+from curvfluence.store.arrays import read_array
+from curvfluence.store.folder import writing
+from curvfluence.store.hashes import hash_code, hash_json
+from curvfluence.store.records import Record, as_json, read, require_inside, write
+
+BANK, ENTRIES = "bank.json", "entries"
+# What the numbers of a retraining come from: a batch is only taken up again by the same code.
+TRAINER = (
+    *(f"truth/{name}.py" for name in ("functional", "measure", "paths", "processes", "recipe")),
+    *(f"truth/{name}.py" for name in ("run", "stack", "stacked", "subsets", "together")),
+    "truth/trainer.py",
+    "problem/losses",
+    "problem/measurement.py",
+)
+Size = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class Source(Record, frozen=True):
+    """`bank.json`: what was trained, and on what. The retrainings of one recipe on one data set."""
+
+    remedy = "remove the folder, or name another one"
+
+    problem: str
+    recipe: dict[str, Any]
+    measurement: str
+    train: Size
+    queries: Size
+    data: str  # hash of training examples and queries
+    code: str | None = None  # hash of the file that a problem of one's own comes from
+
+    @property
+    def key(self) -> str:
+        return hash_json(as_json(self))
+
+
+class Batch(Record, frozen=True):
+    """Which retrainings an entry holds: runs from one initialisation in one minibatch order, on
+    subsets whose hash this is; or the influence models, of these seeds, where it is None."""
+
+    kind: str
+    dtype: str
+    init_seeds: tuple[Size, ...]
+    order_seeds: tuple[Size, ...]
+    subsets: str | None = None
+    alpha: float | None = None
+
+
+class ArrayFile(Record, frozen=True):
+    """An array of an entry: its shape and the SHA-256 of its bytes."""
+
+    shape: tuple[Size, ...]
+    dtype: str
+    sha256: str
+
+
+class Entry(Record, frozen=True):
+    """`entries/<key>.json`: written last, so that a batch without it was interrupted."""
+
+    remedy = "remove that entry; the command that made it makes it again"
+
+    key: str
+    batch: Batch
+    arrays: dict[str, ArrayFile]
+    seconds: Annotated[float, Meta(ge=0)]
+    torch: str
+    curvfluence: str
+
+    def __post_init__(self) -> None:
+        for name in self.arrays:
+            require_inside(name)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The retrainings of `source` in the folder `path`, by what each batch depends on. With `anew`
+    nothing that it holds is read: batches are made again, and replace it."""
+
+    path: Path
+    source: Source
+    anew: bool = False
+
+    @staticmethod
+    def read(path: Path) -> Bank:
+        """The bank in a folder. Errors: `InputError` where there is none."""
+        source = read(path / BANK, Source) if path.is_dir() else None
+        if source is None:
+            raise InputError(f"{path} holds no bank: there is no {BANK} in it")
+        return Bank(path, source)
+
+    def require_free(self) -> None:
+        """Refuse a folder that holds another bank, or files that are none. Writes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file: name a folder for the retrainings")
+        held = read(self.path / BANK, Source)
+        if held is None and self.path.is_dir() and any(self.path.iterdir()):
+            raise InputError(f"{self.path} holds files that are no bank: name another folder")
+        if held is not None and held.key != self.source.key:
+            raise InputError(
+                f"{self.path} holds the retrainings of another problem or recipe "
+                f"({held.problem}): name another folder, or remove it"
+            )
+
+    def claim(self) -> None:
+        """Make the folder this bank's. Errors: `InputError` where it holds anything else."""
+        self.require_free()
+        with writing(self.path):
+            (self.path / ENTRIES).mkdir(parents=True, exist_ok=True)
+            write(self.path / BANK, self.source)
+
+    def key(self, batch: Batch) -> str:
+        """What a batch goes by: its source, itself, and the code and torch that train it."""
+        return hash_json(
+            {
+                "source": self.source.key,
+                "batch": as_json(batch),
+                "trainer": _trainer(),
+                "torch": str(torch.__version__),
+            }
+        )
+
+    def find(self, batch: Batch) -> tuple[Entry, dict[str, Tensor]] | None:
+        """The batch where it is kept. Errors: `InputError` where its numbers are not those that
+        were written."""
+        file = self.path / ENTRIES / f"{self.key(batch)}.json"
+        entry = None if self.anew else read(file, Entry)
+        return None if entry is None else (entry, self.arrays(entry))
+
+    def keep(self, batch: Batch, arrays: Mapping[str, Tensor], seconds: float) -> None:
+        """Write a batch: its arrays, each replacing atomically, and then its record."""
+        key = self.key(batch)
+        files: dict[str, ArrayFile] = {}
+        for name, value in arrays.items():
+            array = np.ascontiguousarray(value.detach().cpu().numpy())
+            _save(self._file(key, name), array)
+            files[name] = ArrayFile(array.shape, str(array.dtype), _sha256(array))
+        made = Entry(key, batch, files, seconds, str(torch.__version__), __version__)
+        write(self.path / ENTRIES / f"{key}.json", made)
+
+    def entries(self) -> Iterator[Entry]:
+        """Every finished batch, by key."""
+        for file in sorted((self.path / ENTRIES).glob("*.json")):
+            entry = read(file, Entry)
+            if entry is None or entry.key != file.stem:
+                raise InputError(f"{file} speaks of another batch than its name: remove it")
+            yield entry
+
+    def arrays(self, entry: Entry) -> dict[str, Tensor]:
+        """The numbers of a batch. Errors: `InputError` names the file that is missing, or holds
+        anything but what was written."""
+        found: dict[str, Tensor] = {}
+        for name, said in entry.arrays.items():
+            file = self._file(entry.key, name)
+            array = read_array(file, finite=True)
+            if array is None or _described(array) != said:
+                state = "is missing" if array is None else "is not what was written"
+                raise InputError(f"{file} {state}: {Entry.remedy}")
+            found[name] = torch.from_numpy(array)
+        return found
+
+    def _file(self, key: str, name: str) -> Path:
+        return self.path / ENTRIES / f"{key}.{name}.npy"
+
+
+@cache
+def _trainer() -> str:
+    return hash_code(*TRAINER)
+
+
+def _described(array: NDArray[Any]) -> ArrayFile:
+    return ArrayFile(array.shape, str(array.dtype), _sha256(array))
+
+
+def _sha256(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    temporary.replace(path)
