@@ -18,11 +18,11 @@ from curvfluence.cli import app, main
 from curvfluence.fidelity import SubsetTruth, Sweep, intervals, spearman
 from curvfluence.report import with_report
 from curvfluence.study import GRID, LADDER, StudySpec, load, read_study, run_study
+from curvfluence.study.asked import prepared
 from curvfluence.study.at_model import measured_needs
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import require_disjoint
 from curvfluence.study.retrain import draw_subsets
-from curvfluence.study.run import prepared
 from curvfluence.study.variant import Variant
 from curvfluence.truth import Run, train, train_one
 from tests.results_file import cross_fitted, spearman_rows, written

@@ -11,10 +11,10 @@ import torch
 
 import curvfluence as cf
 from curvfluence.study import StudySpec, load, run_study
+from curvfluence.study.asked import prepared
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.progress import silent
 from curvfluence.study.retrain import influence_runs, source_of, train_models
-from curvfluence.study.run import prepared
 from curvfluence.study.variant import Variant
 from curvfluence.truth.bank import Bank
 from tests.results_file import written

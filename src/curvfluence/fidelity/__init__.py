@@ -26,9 +26,16 @@ from curvfluence.fidelity.decomposition import (
     mean_steps,
     shares,
 )
-from curvfluence.fidelity.inverse_error import Spectral, damped_errors, inverse_errors
+from curvfluence.fidelity.inverse_error import (
+    THRESHOLD,
+    InverseErrors,
+    Spectral,
+    Yardstick,
+    damped_errors,
+    inverse_errors,
+)
 from curvfluence.fidelity.lds import LDS, Sweep, lds, query_halves, spearman, undefined
-from curvfluence.fidelity.spectra import Spectrum, leading_space, overlap, spectrum
+from curvfluence.fidelity.spectra import Spectrum, diagonalised, leading_space, overlap, spectrum
 from curvfluence.fidelity.subset_truth import SubsetTruth
 
 __all__ = [
@@ -60,11 +67,15 @@ __all__ = [
     "frobenius_squared",
     "mean_steps",
     "Spectral",
+    "Yardstick",
+    "THRESHOLD",
+    "InverseErrors",
     "inverse_errors",
     "damped_errors",
     "shares",
     "Spectrum",
     "spectrum",
+    "diagonalised",
     "leading_space",
     "overlap",
     "Calibration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,10 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute
 from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.operator import Diagonalised
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, SingularError
+from curvfluence.fidelity.spectra import diagonalised
+
+THRESHOLD = 1e-4  # below which an eigenvalue is dropped from a pseudo-inverse, as in the paper
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +27,24 @@ class Spectral:
     curvature: Curvature
 
     @cached_property
+    def diagonal(self) -> Curvature:
+        """The same matrix in its eigenbasis: decomposed once, for every threshold and damping."""
+        return diagonalised(self.curvature)
+
+    @property
     def bases(self) -> tuple[tuple[Block, Diagonalised], ...]:
-        """Each block with its eigenbasis: decomposed once, for every threshold and damping."""
-        return tuple((block, block.operator.eigenbasis()) for block in self.curvature.blocks)
+        """Each block with its eigenbasis."""
+        return tuple((block, block.operator.eigenbasis()) for block in self.diagonal.blocks)
 
     @property
     def values(self) -> Tensor:
-        """μ, [P], in no particular order."""
+        """μ, [P], block by block."""
         return torch.cat([basis.eigenvalues() for _, basis in self.bases])
+
+    def coordinates(self, v_rp: Tensor) -> Tensor:
+        """Uᵀ v, [R, P], in the order of `values`."""
+        parts = (basis.coordinates(block.places.take(v_rp)) for block, basis in self.bases)
+        return torch.cat(list(parts), dim=1)
 
     def pseudo_inverse(self, v_rp: Tensor, threshold: float, *, signed: bool = False) -> Tensor:
         """C⁺ v with the eigenvalues |μ| ≤ τ (μ ≤ τ where `signed`) dropped; v itself for Identity,
@@ -70,12 +84,72 @@ class Spectral:
         return out_rp
 
 
+@dataclass(frozen=True, eq=False)
+class InverseErrors:
+    """Of one rung, for each of R vectors: of its pseudo-inverse [R], with the cut by size and by
+    sign, and of its damped inverse [D, R], against |H| + λ and against H + λ (`plain`)."""
+
+    cut: Tensor
+    signed: Tensor
+    damped: Tensor
+    plain: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """The exact Hessian H = U diag(μ) Uᵀ, with vectors [R, P] in its eigenbasis: what the inverse
+    of every rung is held against.
+
+    All errors are taken there, where H x is μ times the coordinates of x: one product with U for
+    each inverse, 2 R P², serves the error against H and that against |H|.
+    """
+
+    exact: Spectral
+    vectors: Tensor
+
+    def __post_init__(self) -> None:
+        _require_float64(self.vectors)
+
+    @cached_property
+    def _turned(self) -> Tensor:
+        return self.exact.coordinates(self.vectors)
+
+    def errors(
+        self, approximate: Spectral, dampings: Sequence[float], *, threshold: float = THRESHOLD
+    ) -> InverseErrors:
+        """`inverse_errors` by both cuts, and `damped_errors` against both, at each damping. NaN
+        where there is no inverse: the threshold drops every eigenvalue, or the damped curvature is
+        singular."""
+        v_rp, mu = self.vectors, self.exact.values
+        cut = self._cut(approximate, threshold, signed=False)
+        # where no eigenvalue lies below −τ, both cuts are one
+        both = bool((approximate.values >= -threshold).all())
+        signed = cut if both else self._cut(approximate, threshold, signed=True)
+        damped: list[Tensor] = []
+        plain: list[Tensor] = []
+        for damping in dampings:
+            try:
+                x_rp = self.exact.coordinates(approximate.damped_inverse(v_rp, damping))
+            except SingularError:
+                x_rp = torch.full_like(v_rp, torch.nan)
+            for found, top in ((damped, mu.abs()), (plain, mu)):
+                found.append(_errors(x_rp * (top + damping), self._turned))
+        return InverseErrors(cut, signed, torch.stack(damped), torch.stack(plain))
+
+    def _cut(self, approximate: Spectral, threshold: float, *, signed: bool) -> Tensor:
+        size = approximate.values if signed else approximate.values.abs()
+        if approximate.curvature.fixed_damping is None and not bool((size > threshold).any()):
+            return torch.full_like(self.vectors[:, 0], torch.nan)
+        x_rp = approximate.pseudo_inverse(self.vectors, threshold, signed=signed)
+        return _errors(self.exact.coordinates(x_rp) * self.exact.values, self._turned)
+
+
 def inverse_errors(
     exact: Spectral,
     approximate: Spectral,
     v_rp: Tensor,
     *,
-    threshold: float = 1e-4,
+    threshold: float = THRESHOLD,
     signed: bool = False,
 ) -> Tensor:
     """‖H Ĥ⁺ v − v‖²/‖v‖² of each vector, [R], with eigenvalues |μ̂| ≤ τ of Ĥ dropped (μ̂ ≤ τ where

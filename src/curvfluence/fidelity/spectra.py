@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ class Spectrum:
         """(max |μ| + λ) / (min |μ| + λ): of the damped matrix, |μ| for an indefinite one."""
         sizes = self.eigenvalues.double().abs()
         return float((sizes.max() + damping) / (sizes.min() + damping))
+
+
+def diagonalised(curvature: Curvature) -> Curvature:
+    """The same matrix with each block in its eigenbasis, for whoever asks for eigenvalues and
+    eigenvectors more than once; an indefinite block loses how it is inverted. Cost: an
+    eigendecomposition of each dense block."""
+    blocks = (replace(b, operator=b.operator.eigenbasis()) for b in curvature.blocks)
+    return replace(curvature, blocks=tuple(blocks))
 
 
 def spectrum(curvature: Curvature) -> Spectrum:

@@ -16,9 +16,12 @@ from curvfluence.curvature.damping import Absolute, Damping
 from curvfluence.curvature.rung import Rung, fit
 from curvfluence.errors import SingularError
 from curvfluence.fidelity import (
+    InverseErrors,
+    Spectral,
     Spectrum,
     StepLoss,
     Sweep,
+    Yardstick,
     decompose,
     leading_space,
     overlap,
@@ -31,8 +34,21 @@ from curvfluence.study.needs import Needs, needs
 from curvfluence.study.paged import paged
 from curvfluence.study.protocols import Protocol, hybrids
 
+VECTOR_WORK = 500_000_000  # vectors · P²
+FEW, MANY = 100, 500  # gradients of either kind that inverses are measured on
+EXACT = "Hessian"  # the rung whose inverse is the true one
 OVERLAP_RANKS = (1, 2, 5, 10, 20, 50, 100)
 Overlap = tuple[str, str, tuple[float, ...]]  # two rungs, and what they share at each rank
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How many training gradients and then query gradients, and how many of them are 0: those
+    have no relative error (NaN)."""
+
+    train: int
+    queries: int
+    zero: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +79,7 @@ class RungScores:
     solutions: Tensor | None = None
     name: str = ""
     needs: tuple[Needs, Needs] | None = None  # of the fit and of the scores
+    inverse: tuple[InverseErrors, ...] = ()  # at each model, over `Ladder.vectors`
     holes: Mapping[float, str] = field(default_factory=dict[float, str])
 
     @property
@@ -85,12 +102,13 @@ class RungScores:
 
 @dataclass(frozen=True, eq=False)
 class ModelLadder:
-    """All rungs and hybrids at one model, the decomposition of each chain by its name, and overlaps
-    of leading eigenspaces."""
+    """All rungs and hybrids at one model, the decomposition of each chain by its name, overlaps of
+    leading eigenspaces, and of which gradients inverses were held against the exact one's."""
 
     rungs: dict[str, RungScores]
     decompositions: Mapping[str, tuple[StepLoss, ...]]
     overlaps: tuple[Overlap, ...]
+    vectors: Vectors | None = None
 
 
 def measured_needs(rung: Rung, problem: Problem, damping: Damping) -> tuple[Needs, Needs]:
@@ -114,27 +132,47 @@ def climb_one(
     grid: tuple[Absolute, ...],
     protocol: Protocol,
     *,
+    keep: torch.dtype,
     spectra: bool,
+    errors: bool,
     with_hybrids: bool,
 ) -> ModelLadder:
-    """Every rung at one model, with hybrids and with spectra and overlaps where asked."""
-    sweep = _Sweeper(problem, grid, _surprising_labels(rungs.values(), problem), spectra)
+    """Every rung at one model, with hybrids, spectra and overlaps, and with the errors of inverses
+    (where the ladder has the Hessian, and no weight decay is in the inverse) as asked; scores are
+    kept in `keep`, whatever the dtype of the problem."""
+    surprising = _surprising_labels(rungs.values(), problem)
+    sweep = _Sweeper(problem, grid, surprising, spectra, keep)
+    # the others' solutions are of no more use
+    every = (*protocol.steps, *(step for chain in protocol.chains for step in chain.steps))
+    stepped = {name for step in every for name in step}
     fitted: dict[str, Curvature] = {}
+    spectral: dict[str, Spectral] = {}
     swept: dict[str, RungScores] = {}
     for name, rung in rungs.items():
         fitted[name] = fit(problem, rung)
-        row = sweep(fitted[name])
+        spectral[name] = Spectral(fitted[name])
+        row = sweep(fitted[name], spectral[name])
         start = time.perf_counter()
         _scores_at(problem, fitted[name], row.middle)
-        swept[name] = replace(row, score_seconds=time.perf_counter() - start)
+        row = replace(row, score_seconds=time.perf_counter() - start)
+        swept[name] = row if name in stepped else row.put_away()
     for name, curvature in (hybrids(fitted) if with_hybrids else {}).items():
-        row = sweep(curvature).put_away()
+        row = sweep(curvature, Spectral(curvature)).put_away()
         swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
     steps, decompositions = _decompositions(fitted, swept, protocol)
+    swept = {n: row if row.hybrid else row.put_away() for n, row in swept.items()}
+    vectors: Vectors | None = None
+    if errors and EXACT in spectral and not bool(spectral[EXACT].curvature.decay.any()):
+        vectors, v_rp = sweep.vectors()
+        yardstick = Yardstick(spectral[EXACT], v_rp)
+        for name, one in spectral.items():
+            found = yardstick.errors(one, [at.value for at in grid])
+            swept[name] = replace(swept[name], inverse=(found,))
     return ModelLadder(
-        rungs={n: row if row.hybrid else row.put_away() for n, row in swept.items()},
+        rungs=swept,
         decompositions=decompositions,
-        overlaps=_overlaps(fitted, steps) if spectra else (),
+        overlaps=_overlaps(spectral, steps) if spectra else (),
+        vectors=vectors,
     )
 
 
@@ -147,14 +185,27 @@ class _Sweeper:
         grid: tuple[Absolute, ...],
         surprising: Mapping[str | None, float | None],
         spectra: bool,
+        dtype: torch.dtype,
     ) -> None:
+        self.dtype = dtype  # that scores are kept in
         layout = discover(problem)
         self.queries_qp = query_gradients(problem, layout).to_dense()[:, 0]
         self.gradients = training_gradients(problem, layout)
         self.count = len(problem.train)
         self.grid, self.surprising, self.spectra = grid, surprising, spectra
 
-    def __call__(self, curvature: Curvature) -> RungScores:
+    def vectors(self) -> tuple[Vectors, Tensor]:
+        """Gradients to measure inverses on: of training examples, drawn at random, and of the first
+        queries; the same ones for every model. Their count goes down with P², which each costs."""
+        count = min(MANY, max(FEW, VECTOR_WORK // self.queries_qp.shape[1] ** 2))
+        drawn = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))[:count]
+        train_rp = self.gradients[drawn.sort().values].to_dense()[:, 0]
+        queries_qp = self.queries_qp[:count]
+        v_rp = torch.cat([train_rp, queries_qp])
+        zero = int((v_rp == 0).all(1).sum())
+        return Vectors(len(train_rp), len(queries_qp), zero), v_rp
+
+    def __call__(self, curvature: Curvature, spectral: Spectral) -> RungScores:
         """Errors: `SingularError` where every damping of the grid is a hole."""
         fixed = curvature.fixed_damping
         solutions, holes = self._solved(curvature, self.grid if fixed is None else (fixed,))
@@ -164,17 +215,21 @@ class _Sweeper:
             fisher=curvature.fisher,
             scores=torch.stack(
                 [self.gradients.inner(x_qp)[..., 0] / self.count for x_qp in solutions]
-            ),
+            ).to(self.dtype),
             dampings=tuple(at.value for at in self.grid) if fixed is None else (None,),
             surprising_labels=self.surprising.get(curvature.fisher),
             coverage=curvature.coverage,
             notes=curvature.notes,
             fit_seconds=curvature.cost.fit_seconds,
             score_seconds=None,
-            spectrum=spectrum(curvature) if self.spectra else None,
+            spectrum=self._spectrum(spectral) if self.spectra else None,
             solutions=torch.stack(solutions),
             holes=holes,
         )
+
+    def _spectrum(self, spectral: Spectral) -> Spectrum:
+        whole = spectral.curvature.fixed_damping is not None
+        return spectrum(spectral.curvature if whole else spectral.diagonal)
 
     def _solved(
         self, curvature: Curvature, dampings: Sequence[Absolute]
@@ -215,9 +270,7 @@ def _decompositions(
     for chain in protocol.chains:
         main = chain is protocol.chains[0]
         steps = ladder if main else [step for step in chain.steps if set(step) <= matrices]
-        by_chain[chain.name] = decompose(
-            fitted, solutions, scores, steps=steps, chain=chain.rungs
-        )
+        by_chain[chain.name] = decompose(fitted, solutions, scores, steps=steps, chain=chain.rungs)
     return ladder, by_chain
 
 
@@ -231,9 +284,11 @@ def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | No
     return found
 
 
-def _overlaps(fitted: Mapping[str, Curvature], steps: list[tuple[str, str]]) -> tuple[Overlap, ...]:
+def _overlaps(
+    spectral: Mapping[str, Spectral], steps: list[tuple[str, str]]
+) -> tuple[Overlap, ...]:
     names = {name for step in steps for name in step}
-    spaces = {name: leading_space(fitted[name], max(OVERLAP_RANKS)) for name in names}
+    spaces = {name: leading_space(spectral[name].diagonal, max(OVERLAP_RANKS)) for name in names}
     return tuple(
         (a, b, overlap(spaces[a], spaces[b], [k for k in OVERLAP_RANKS if k <= len(spaces[a])]))
         for a, b in steps

@@ -44,9 +44,7 @@ def run_cells(
     spec; studies that differ in alpha alone share one. The numbers are those of each study by
     itself.
     """
-    if jobs is not None:
-        kinds.count(jobs, "jobs")
-    jobs = min(jobs or os.cpu_count() or 1, len(specs))
+    jobs = processes(jobs, len(specs))
     work = batches(specs, jobs)
     tasks = (
         delayed(_run)(
@@ -65,6 +63,13 @@ def run_cells(
             results.update(zip(places, batch, strict=True))
             done(len(results))
     return [results[k] for k in range(len(specs))]
+
+
+def processes(jobs: int | None, tasks: int) -> int:
+    """How many processes do so many tasks: `jobs`, by default as many as cores."""
+    if jobs is not None:
+        kinds.count(jobs, "jobs")
+    return min(jobs or os.cpu_count() or 1, tasks)
 
 
 def batches(specs: Sequence[StudySpec], jobs: int) -> list[tuple[int, ...]]:

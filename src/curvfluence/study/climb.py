@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
@@ -17,6 +17,7 @@ from curvfluence.study.at_model import (
     ModelLadder,
     Overlap,
     RungScores,
+    Vectors,
     climb_one,
     measured_needs,
 )
@@ -25,18 +26,21 @@ from curvfluence.study.paged import paged
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
-from curvfluence.study.spec import StudySpec
+from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.truth import Trained
 
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """All rungs and hybrids; the decomposition of each chain, by its name, for each model; the overlap of leading eigenspaces (first model) between neighbours."""
+    """All rungs and hybrids; the decomposition of each chain, by its name, for each model; the
+    overlap of leading eigenspaces (first model) between neighbours; the gradients that inverses are
+    held against the exact one's on, None where they are not."""
 
     rungs: tuple[RungScores, ...]
     decompositions: Mapping[str, tuple[tuple[StepLoss, ...], ...]]
     overlap_ranks: tuple[int, ...]
     overlaps: tuple[Overlap, ...]
+    vectors: Vectors | None
 
 
 def climb(
@@ -55,7 +59,16 @@ def climb(
         models: list[ModelLadder] = []
         for at, rungs in zip(problems, ladders, strict=True):
             models.append(
-                climb_one(rungs, at, grid, protocol, spectra=not models, with_hybrids=spec.hybrids)
+                climb_one(
+                    rungs,
+                    at,
+                    grid,
+                    protocol,
+                    keep=DTYPES[spec.dtype],
+                    spectra=not models,
+                    errors=protocol.double and len(models) < _with_errors(len(at.decay)),
+                    with_hybrids=spec.hybrids,
+                )
             )
             done(len(spec.ladder) * len(models))
         wants: dict[str, tuple[Needs, Needs]] = {}
@@ -74,7 +87,19 @@ def climb(
         },
         overlap_ranks=tuple(k for k in OVERLAP_RANKS if k <= len(problems[0].decay)),
         overlaps=models[0].overlaps,
+        vectors=_vectors(models),
     )
+
+
+def _with_errors(parameters: int) -> int:
+    """At how many models inverses are held against the exact Hessian's."""
+    return 8 if parameters < 1_500 else 2 if parameters < 7_000 else 1
+
+
+def _vectors(models: Sequence[ModelLadder]) -> Vectors | None:
+    """The same ones at every model; those that are 0 at each of them together."""
+    each = [model.vectors for model in models if model.vectors is not None]
+    return replace(each[0], zero=sum(one.zero for one in each)) if each else None
 
 
 def influence_problems(
@@ -96,7 +121,10 @@ def influence_problems(
             measurement=problem.measurement,
             weight_decay=recipe.weight_decay,
             decoupled_decay=recipe.optimizer.decoupled,
-            weights={n: v.to(dtype) if v.is_floating_point() else v for n, v in trained.weights(j).items()},
+            weights={
+                n: v.to(dtype) if v.is_floating_point() else v
+                for n, v in trained.weights(j).items()
+            },
             unmodelled=problem.unmodelled,
             decay_in_inverse=problem.decay_in_inverse,
         )
@@ -128,6 +156,7 @@ def _gather(name: str, parts: list[RungScores], wants: tuple[Needs, Needs] | Non
         fit_seconds=_median([part.fit_seconds for part in parts]),
         score_seconds=_median([part.score_seconds for part in parts]),
         needs=wants,
+        inverse=tuple(one for part in parts for one in part.inverse),
     )
 
 

@@ -69,8 +69,8 @@ class LadderFidelity:
     `ceiling_notes`.
 
     `lost` holds the LDS lost by each step of the ladder and its chains, `lds_shares` the share of a
-    chain's step, by the chain's name, in what the chain loses from GGN to K-FAC. It has no interval where some
-    replicate loses nothing in all: a share of nothing is no number.
+    chain's step, by the chain's name, in what the chain loses from GGN to K-FAC. It has no interval
+    where some replicate loses nothing in all: a share of nothing is no number.
     """
 
     halves: NDArray[np.bool_]

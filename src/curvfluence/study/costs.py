@@ -5,8 +5,8 @@ from __future__ import annotations
 from curvfluence.errors import InputError
 from curvfluence.forecast import LADDER, Plan, plan
 from curvfluence.problem.problem import Problem
+from curvfluence.study.asked import prepared
 from curvfluence.study.problems import load
-from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, StudySpec
 
 

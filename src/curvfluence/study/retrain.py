@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -14,7 +14,7 @@ from curvfluence.problem.data import Examples
 from curvfluence.store.hashes import hash_tensors
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
-from curvfluence.study.spec import DTYPES, StudySpec
+from curvfluence.study.spec import StudySpec
 from curvfluence.truth import Run, Subsets, Trained, grid, measure, random_subsets, train
 from curvfluence.truth.bank import Bank, Batch, Source
 from curvfluence.truth.paths import Path as TrainingPath

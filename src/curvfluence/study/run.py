@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +12,15 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.records import as_json
+from curvfluence.study.asked import asked
 from curvfluence.study.climb import Ladder, climb, influence_problems
 from curvfluence.study.compare import compare
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
-from curvfluence.study.protocols import Protocol
 from curvfluence.study.response import Response, respond
 from curvfluence.study.results import Results
 from curvfluence.study.results.truth import StageSeconds
@@ -31,7 +31,7 @@ from curvfluence.study.retrain import (
     source_of,
     train_models,
 )
-from curvfluence.study.spec import DTYPES, StudySpec
+from curvfluence.study.spec import StudySpec
 from curvfluence.study.study import Study
 from curvfluence.study.summary import Stages, summarise
 from curvfluence.truth.bank import Bank
@@ -94,7 +94,7 @@ def run_study(
     finished = None if rerun else request.folder.finished(Results)
     if finished is not None:
         return Study(request.folder.path, finished)
-    with _threads(threads):
+    with limited(threads):
         request.claim()
         results = _compare(request, _common(request, watch), watch)
     return Study(request.folder.path, results, reused=False)
@@ -119,7 +119,7 @@ def run_together(
         raise InputError("studies share their influence models where they differ in alpha alone")
     loaded = load(specs[0].problem)
     requests = [_open(spec, out, loaded, bank) for spec, out in zip(specs, folders, strict=True)]
-    with _threads(threads):
+    with limited(threads):
         studies: list[Study] = []
         common: Common | None = None
         for request in requests:
@@ -144,8 +144,7 @@ def _open(
     """Everything that is checked before any work. Writes nothing."""
     start = time.perf_counter()
     loaded = load(spec.problem) if problem is None else problem
-    problem = spec.variant.apply(prepared(loaded, spec.plan, DTYPES[spec.dtype]))
-    problem = problem.with_queries(spec.queries)
+    problem = asked(spec, loaded)
     draw_subsets(spec, problem)
     source = source_of(problem)
     hashes = {
@@ -193,7 +192,7 @@ def _compare(request: Request, common: Common, watch: Watcher) -> Results:
     stages = Stages(truth, common.ladder, fidelity, response, seconds, total)
     made_by = request.folder.header.made_by
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)
-    request.folder.save(results, _arrays(problem, problems, stages))
+    request.folder.save(results, _arrays(problem, problems, stages, kept=spec.scores))
     return results
 
 
@@ -202,34 +201,12 @@ def _require_threads(threads: int | None) -> None:
         raise InputError(f"threads must be at least 1; seen {threads}")
 
 
-def prepared(problem: StudyProblem, protocol: Protocol, dtype: torch.dtype) -> StudyProblem:
-    """The problem in a dtype, trained as the protocol says."""
-    device = problem.train.inputs.device
-    recipe = protocol.recipe(problem.recipe)
-    return replace(
-        problem,
-        train=problem.train.to(device, dtype),
-        queries=problem.queries.to(device, dtype),
-        recipe=recipe,
-        # The weights of a problem of one's own are those of its own recipe only.
-        run=problem.run if recipe == problem.recipe else None,
-    )
-
-
-@contextmanager
-def _threads(count: int | None) -> Generator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _arrays(problem: StudyProblem, problems: list[Problem], stages: Stages) -> dict[str, Tensor]:
-    """What a study keeps: the subsets, the truths, every prediction, and each rung's scores [J, Q,
-    N] at the damping that its half of the queries was given."""
+def _arrays(
+    problem: StudyProblem, problems: list[Problem], stages: Stages, *, kept: bool
+) -> dict[str, Tensor]:
+    """What a study keeps: the subsets, the truths, the draws of each rung's LDS, and with `kept`
+    every prediction, and each rung's scores [J, Q, N] at the damping that its half of the queries
+    was given."""
     truth, fidelity, response = stages.truth, stages.fidelity, stages.response
     halves = torch.from_numpy(fidelity.halves)
     arrays = {
@@ -246,11 +223,14 @@ def _arrays(problem: StudyProblem, problems: list[Problem], stages: Stages) -> d
     }
     if isinstance(response, Response):
         arrays["bregman"], arrays["bregman.converged"] = response.change, response.converged
+    for measured in fidelity.rungs:
+        arrays[f"draws.{measured.name}"] = torch.from_numpy(measured.replicates.draws)
+    if not kept:
+        return arrays
     for rung, measured in zip(stages.ladder.rungs, fidelity.rungs, strict=True):
         grid = list(rung.dampings)
         first, second = (grid.index(damping) for damping in measured.matched.dampings)
         chosen = torch.where(halves[:, None], rung.scores[:, first], rung.scores[:, second])
         arrays[f"scores.{rung.name}"] = chosen
         arrays[f"predicted.{rung.name}"] = torch.from_numpy(measured.sweep.predicted)
-        arrays[f"draws.{rung.name}"] = torch.from_numpy(measured.replicates.draws)
     return arrays

@@ -72,7 +72,7 @@ def _require_arrays(study: Study) -> None:
         "truth": (truth.models, truth.orders, truth.subsets, truth.queries),
         "subsets": (truth.subsets, truth.train),
     }
-    for rung in study.results.rungs:
+    for rung in study.results.rungs if study.results.spec.scores else ():
         wanted[f"scores.{rung.name}"] = (truth.models, truth.queries, truth.train)
     for name, shape in wanted.items():
         array = study.array(name)

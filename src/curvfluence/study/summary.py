@@ -14,7 +14,7 @@ from curvfluence.study.results import Results, StudySettings
 from curvfluence.study.results.settings import DisplaySummary
 from curvfluence.study.results.truth import ResponseSummary, StageSeconds, TruthSummary
 from curvfluence.study.retrain import Truth
-from curvfluence.study.summary_rungs import decompositions, overlaps, rung_results
+from curvfluence.study.summary_rungs import decompositions, inverse_vectors, overlaps, rung_results
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ def summarise(
         decomposition=chains[0],
         decompositions=chains,
         overlap=overlaps(ladder),
+        inverse=inverse_vectors(ladder),
         differences=fidelity.differences,
         bregman=_response(settings, response) if isinstance(response, Response) else None,
         bregman_missing=response.reason if isinstance(response, NoResponse) else None,

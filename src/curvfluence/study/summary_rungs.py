@@ -9,8 +9,8 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from curvfluence.fidelity import LDS, Spectrum, StepLoss, mean_steps
-from curvfluence.study.at_model import RungScores
+from curvfluence.fidelity import LDS, THRESHOLD, InverseErrors, Spectrum, StepLoss, mean_steps
+from curvfluence.study.at_model import RungScores, Vectors
 from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity, RungFidelity
 from curvfluence.study.response import NoResponse, Response
@@ -18,7 +18,10 @@ from curvfluence.study.results.rung import (
     BlockSpectrum,
     CoveredBlock,
     EffectiveDimension,
+    Errors,
     Hole,
+    InverseErrorResult,
+    InverseErrorsOver,
     NegativePart,
     Operations,
     RungResult,
@@ -28,6 +31,7 @@ from curvfluence.study.results.rung import (
 from curvfluence.study.results.step import (
     Decomposition,
     DecompositionStep,
+    InverseVectors,
     OverlapPair,
     OverlapSummary,
 )
@@ -40,7 +44,8 @@ def rung_results(
 ) -> tuple[tuple[RungResult, ...], tuple[RungResult, ...]]:
     """The rungs of the ladder, and the hybrids."""
     pairs = list(zip(ladder.rungs, fidelity.rungs, strict=True))
-    rows = [(scores.hybrid, _rung(scores, judged, response, grid)) for scores, judged in pairs]
+    at = ladder.vectors
+    rows = [(scores.hybrid, _rung(scores, judged, response, grid, at)) for scores, judged in pairs]
     rungs = [row for hybrid, row in rows if not hybrid]
     cost = [(rung.seconds or 0.0, rung.lds) for rung in rungs]
     marked = (
@@ -52,7 +57,11 @@ def rung_results(
 
 
 def _rung(
-    scores: RungScores, fidelity: RungFidelity, response: Response | NoResponse, grid: Dampings
+    scores: RungScores,
+    fidelity: RungFidelity,
+    response: Response | NoResponse,
+    grid: Dampings,
+    vectors: Vectors | None,
 ) -> RungResult:
     independent, ensemble, needs = fidelity.independent, fidelity.ensemble, scores.needs or ()
     assert scores.spectrum is not None
@@ -82,6 +91,7 @@ def _rung(
         coverage=tuple(CoveredBlock(**asdict(line)) for line in scores.coverage),
         notes=scores.notes,
         holes=tuple(Hole(at, why) for at, why in scores.holes.items()),
+        inverse=_inverse(scores.inverse, vectors),
     )
     if isinstance(response, NoResponse):
         return row
@@ -104,6 +114,39 @@ def _sweep(matched: LDS, independent: LDS | None, ensemble: LDS | None) -> tuple
         )
         for k, (damping, value) in enumerate(matched.sweep)
     )
+
+
+def _inverse(
+    models: tuple[InverseErrors, ...], vectors: Vectors | None
+) -> InverseErrorResult | None:
+    if vectors is None or not models:
+        return None
+    return InverseErrorResult(
+        _over(models, slice(vectors.train)), _over(models, slice(vectors.train, None))
+    )
+
+
+def _over(models: tuple[InverseErrors, ...], rows: slice) -> InverseErrorsOver:
+    grid = range(len(models[0].damped))
+    return InverseErrorsOver(
+        cut=_errors([one.cut[rows] for one in models]),
+        signed=_errors([one.signed[rows] for one in models]),
+        damped=tuple(_errors([one.damped[k, rows] for one in models]) for k in grid),
+        plain=tuple(_errors([one.plain[k, rows] for one in models]) for k in grid),
+    )
+
+
+def _errors(models: list[Tensor]) -> Errors:
+    return Errors(
+        tuple(_known(float(errors_r.nanmean())) for errors_r in models),
+        tuple(_known(float(errors_r.nanquantile(0.5))) for errors_r in models),
+    )
+
+
+def inverse_vectors(ladder: Ladder) -> InverseVectors | None:
+    """What inverses were measured on, where they were."""
+    at = ladder.vectors
+    return None if at is None else InverseVectors(THRESHOLD, at.train, at.queries, at.zero)
 
 
 def _spectrum(spectrum: Spectrum, grid: Dampings) -> SpectrumSummary:

@@ -118,7 +118,7 @@ def clipped(text: str, length: int) -> str:
 
 def setting(value: float | str | None) -> str:
     """A value of an axis: a number in short, a name as it is."""
-    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return short(value)
     return plain(value)
 

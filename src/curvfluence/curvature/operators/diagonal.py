@@ -54,6 +54,9 @@ class DiagonalOperator(Diagonalised):
     def diagonal_of(self, matrix: Tensor) -> Tensor:
         return matrix.diagonal().clone()
 
+    def coordinates(self, v: Tensor) -> Tensor:
+        return v
+
     def eigenvectors(self, which: Tensor) -> Tensor:
         units = self.diagonal.new_zeros(self.size, len(which))
         units[which, torch.arange(len(which))] = 1.0

@@ -66,6 +66,9 @@ class Eigen(Diagonalised):
     def diagonal_of(self, matrix: Tensor) -> Tensor:
         return (self.vectors * (matrix @ self.vectors)).sum(0)
 
+    def coordinates(self, v: Tensor) -> Tensor:
+        return v @ self.vectors
+
     def eigenvectors(self, which: Tensor) -> Tensor:
         return self.vectors[:, which]
 

@@ -86,6 +86,9 @@ class Kronecker(Diagonalised):
         half = self.rotate(matrix).flatten(1)  # M U
         return self.rotate(half.T).flatten(1).diagonal().clone()
 
+    def coordinates(self, v: Tensor) -> Tensor:
+        return self.rotate(v).flatten(-2)
+
     def eigenvectors(self, which: Tensor) -> Tensor:
         units = self.values.new_zeros(len(which), self.size)
         units[torch.arange(len(which)), which] = 1.0

@@ -112,6 +112,10 @@ class Diagonalised(Operator):
         """diag(Uᵀ matrix U), [n], in the order of `eigenvalues()`."""
 
     @abstractmethod
+    def coordinates(self, v: Tensor) -> Tensor:
+        """Uᵀ v of each row, [..., n], in the order of `eigenvalues()`."""
+
+    @abstractmethod
     def eigenvectors(self, which: Tensor) -> Tensor:
         """Columns of U by number, [n, k]."""
 

@@ -73,68 +73,68 @@ def claims(protocol_name: str) -> tuple[Claim, ...]:
         forms = {"EK-FAC (exact eigenvalues)": ekfac, "EK-FAC (sampled eigenvalues)": "EKFAC"}
     error = "The eigenvalue mismatch is the majority of the approximation error"
     return (
-        Claim("Better Hessians give better scores: H > K-FAC", Rule.GREATER, _gap("Hessian", kfac)),
+        Claim("Better Hessians give better scores: H > K-FAC", Rule.GREATER, gap("Hessian", kfac)),
         Claim(
             "Better Hessians give better scores at every step: GGN > block > EK-FAC > K-FAC",
             Rule.GREATER,
-            lambda study: Smallest(tuple(_gap(a, b)(study) for a, b in chain.steps)),
+            lambda study: Smallest(tuple(gap(a, b)(study) for a, b in chain.steps)),
         ),
-        Claim("H ≥ GGN", Rule.NOT_LESS, _gap("Hessian", ggn)),
-        Claim("GGN ≫ block GGN", Rule.GREATER, _gap(ggn, block)),
-        *(Claim(f"block GGN ≫ {k}", Rule.GREATER, _gap(block, v)) for k, v in forms.items()),
-        *(Claim(f"{k} ≫ K-FAC", Rule.GREATER, _gap(v, kfac)) for k, v in forms.items()),
+        Claim("H ≥ GGN", Rule.NOT_LESS, gap("Hessian", ggn)),
+        Claim("GGN ≫ block GGN", Rule.GREATER, gap(ggn, block)),
+        *(Claim(f"block GGN ≫ {k}", Rule.GREATER, gap(block, v)) for k, v in forms.items()),
+        *(Claim(f"{k} ≫ K-FAC", Rule.GREATER, gap(v, kfac)) for k, v in forms.items()),
         Claim(
             f"{error}, squared norms",
             Rule.MAJORITY,
-            _error_share(ekfac, kfac, lambda step: step.share_models),
+            error_share(ekfac, kfac, lambda step: step.share_models),
         ),
         Claim(
             f"{error}, norms",
             Rule.MAJORITY,
-            _error_share(ekfac, kfac, lambda step: step.norm_share_models),
+            error_share(ekfac, kfac, lambda step: step.norm_share_models),
         ),
         *(
             Claim(
                 "The eigenvalue mismatch is the majority of the influence loss"
                 + name.removeprefix("EK-FAC").replace(" (", ", ").rstrip(")"),
                 Rule.MAJORITY,
-                _loss_share((rung, kfac), (ggn, kfac)),
+                loss_share((rung, kfac), (ggn, kfac)),
             )
             for name, rung in forms.items()
         ),
     )
 
 
-def _gap(above: str, below: str) -> Callable[[Study], Drawn]:
+def gap(above: str, below: str) -> Callable[[Study], Drawn]:
     """LDS of one rung less that of another, paired."""
 
     def number(study: Study) -> Drawn:
-        (a, a_draws), (b, b_draws) = _lds(study, above), _lds(study, below)
+        (a, a_draws), (b, b_draws) = drawn_lds(study, above), drawn_lds(study, below)
         return Drawn(a - b, a_draws - b_draws)
 
     return number
 
 
-def _loss_share(step: tuple[str, str], whole: tuple[str, str]) -> Callable[[Study], Share]:
-    return lambda study: Share(_gap(*step)(study), _gap(*whole)(study))
+def loss_share(step: tuple[str, str], whole: tuple[str, str]) -> Callable[[Study], Share]:
+    return lambda study: Share(gap(*step)(study), gap(*whole)(study))
 
 
-def _error_share(
+def error_share(
     above: str, below: str, by_model: Callable[[DecompositionStep], tuple[float | None, ...] | None]
 ) -> Callable[[Study], OverModels]:
     """The step's share of ‖GGN − KFAC‖² (or of the sum of norms), a number for each model."""
 
     def number(study: Study) -> OverModels:
-        main = study.results.decomposition
-        for step in () if main is None else main.chain:
-            if step.pair == (above, below):
-                return OverModels(tuple(x for x in by_model(step) or () if x is not None))
+        for part in study.results.decompositions:
+            for step in part.chain:
+                if step.pair == (above, below):
+                    return OverModels(tuple(x for x in by_model(step) or () if x is not None))
         raise InputError(f"{study.path} has no decomposition of {above} → {below}")
 
     return number
 
 
-def _lds(study: Study, name: str) -> tuple[float, Floats]:
+def drawn_lds(study: Study, name: str) -> tuple[float, Floats]:
     """LDS of a rung and its draws."""
     rung, draws = study.results.rung(name), study.array(f"draws.{name}")
     if rung is None or draws is None:

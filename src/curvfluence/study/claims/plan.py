@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from curvfluence.errors import InputError
+from curvfluence.study.asked import prepared
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.results.claim import AXES
-from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, GRID, StudySpec
 from curvfluence.study.sweep import grid
 from curvfluence.study.variant import Variant

@@ -24,6 +24,12 @@ def rows(plan: Plan, study: Callable[[StudySpec], Study], axes: Sequence[str]) -
     return table
 
 
+def claim_row(claim: Claim, study: Study) -> ClaimRow:
+    """A claim of one study by itself."""
+    number = claim.number(study)
+    return _row(claim, study.results.protocol, BASE, number, _explained(claim, number))
+
+
 def _across(claim: Claim, plan: Plan, axis: str, study: Callable[[StudySpec], Study]) -> ClaimRow:
     """The smallest over the settings of the axis: "across" says "at every one of them"."""
     if axis in plan.missing:

@@ -75,7 +75,8 @@ class StudyProblem:
     `flipped_from` [F] their true labels. `run` is the run of the recipe that gave the weights of a
     problem of one's own: with it, the first influence model is that very model. `unmodelled` is
     what its `Problem` says that training had beside its objective, `decay_in_inverse` whether its
-    inverse has weight decay. `source_hash` identifies the text of its file, helpers from the same folder included.
+    inverse has weight decay. `source_hash` identifies the text of its file, helpers from the same
+    folder included.
 
     Errors: `InputError` where `display` does not have a row for each example.
     """

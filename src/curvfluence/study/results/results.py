@@ -24,6 +24,7 @@ from curvfluence.study.results.settings import (
 from curvfluence.study.results.step import (
     Decomposition,
     DecompositionStep,
+    InverseVectors,
     OverlapSummary,
     RungDifference,
     Step,
@@ -80,6 +81,7 @@ class Results(Record, frozen=True):
     decomposition: Decomposition | None = None
     decompositions: tuple[Decomposition, ...] = ()
     overlap: OverlapSummary | None = None
+    inverse: InverseVectors | None = None
     differences: tuple[RungDifference, ...] = ()
     bregman: ResponseSummary | None = None
     bregman_missing: str | None = None

@@ -103,6 +103,35 @@ class CoveredBlock(Record, frozen=True):
     fallback: bool
 
 
+class Errors(Record, frozen=True):
+    """Of the inverse of a rung over some vectors: mean and median, a number for each model; None
+    where there is no inverse."""
+
+    mean: tuple[float | None, ...]
+    median: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.median):
+            raise ValueError(f"{len(self.mean)} means for {len(self.median)} medians")
+
+
+class InverseErrorsOver(Record, frozen=True):
+    """‖H Ĥ⁺v − v‖²/‖v‖² with |μ| ≤ τ dropped and with μ ≤ τ dropped (`signed`), and at every λ of
+    the grid ‖(|H| + λ)(Ĥ + λ)⁻¹v − v‖²/‖v‖² and the same with H for |H| (`plain`)."""
+
+    cut: Errors
+    signed: Errors
+    damped: tuple[Errors, ...]
+    plain: tuple[Errors, ...]
+
+
+class InverseErrorResult(Record, frozen=True):
+    """Over training gradients, and over queries'."""
+
+    train: InverseErrorsOver
+    queries: InverseErrorsOver
+
+
 class Hole(Record, frozen=True):
     """A λ of the grid at which C + diag(w) + λI could not be inverted, at which model and why: it
     is not in the sweep."""
@@ -150,6 +179,7 @@ class RungResult(Record, frozen=True):
     dampings_bregman: Dampings | None = None
     pareto: bool | None = None
     holes: tuple[Hole, ...] = ()
+    inverse: InverseErrorResult | None = None
 
     @property
     def seconds(self) -> float | None:

@@ -35,6 +35,7 @@ class StudySettings(Record, frozen=True):
     hybrids: bool
     costs: bool
     queries: AtLeastOne | None
+    scores: bool = True
 
     @property
     def rounding(self) -> float:

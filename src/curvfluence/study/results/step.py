@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from curvfluence.fidelity import Interval
 from curvfluence.store.records import Record
-from curvfluence.study.results.settings import AtLeastOne
+from curvfluence.study.results.settings import AtLeastOne, Count
 
 
 class Step(Record, frozen=True, rename={"above": "from", "below": "to"}):
@@ -82,6 +82,16 @@ class RungDifference(Record, frozen=True):
     @property
     def reversed(self) -> RungDifference:
         return RungDifference(self.b, self.a, -self.difference, -self.interval)
+
+
+class InverseVectors(Record, frozen=True):
+    """What inverses were held against the exact Hessian's on: how many gradients of training
+    examples and of queries, how many of them were 0 over all models, and the threshold τ."""
+
+    threshold: float
+    train: Count
+    queries: Count
+    zero: Count
 
 
 class OverlapPair(Record, frozen=True):

@@ -11,8 +11,8 @@ from typing import TypeAlias
 from curvfluence.errors import InputError
 from curvfluence.store.hashes import hash_json
 from curvfluence.store.records import as_json
+from curvfluence.study.asked import prepared
 from curvfluence.study.problems import load
-from curvfluence.study.run import prepared
 from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.variant import Value, Variant
 

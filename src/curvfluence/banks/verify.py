@@ -1,0 +1,62 @@
+"""Whether a bank holds what was written, and whether training again gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+from curvfluence.study.problems import StudyProblem
+from curvfluence.study.retrain import source_of
+from curvfluence.truth import Run, Subsets, measure, train
+from curvfluence.truth.bank import Bank, Entry
+
+
+@dataclass(frozen=True)
+class Verified:
+    """`batches` of `retrainings` whose numbers are those that were written. Of them `again` were
+    trained once more: `equal` to the bit, the others off by at most `largest` of the spread (the
+    standard deviation over subsets) of their query."""
+
+    batches: int
+    retrainings: int
+    again: int = 0
+    equal: int = 0
+    largest: float = 0.0
+
+
+def verify_bank(path: Path, problem: StudyProblem | None = None, *, again: int = 0) -> Verified:
+    """Read every number of a bank against its SHA-256; train `again` of its runs once more.
+
+    The runs are the first of as many batches, spread over the bank. On the machine and torch that
+    made it they are equal to the bit; elsewhere they differ by rounding, which training amplifies.
+
+    Errors: `InputError` for a file that is missing or changed, and for a `problem` that is not the
+    bank's.
+    """
+    bank = Bank.read(path)
+    held = [(entry, bank.arrays(entry)) for entry in bank.entries()]
+    retrained = [(e, a) for e, a in held if e.batch.kind == "retrained"]
+    count = sum(len(a["values"]) for _, a in retrained)
+    if not again:
+        return Verified(len(held), count)
+    if problem is None or source_of(problem) != bank.source:
+        raise InputError(f"{path} is a bank of {bank.source.problem} with another recipe or data")
+    step = max(1, len(retrained) // again)
+    checked = [_off(problem, *pair) for pair in retrained[::step][:again]]
+    largest = max(checked, default=0.0)
+    return Verified(len(held), count, len(checked), checked.count(0.0), largest)
+
+
+def _off(problem: StudyProblem, entry: Entry, arrays: dict[str, Tensor]) -> float:
+    """How far the first run of a batch, trained again, lies from what is kept."""
+    (init,), (order,) = entry.batch.init_seeds, entry.batch.order_seeds
+    subsets = Subsets(arrays["subsets"][:1])
+    found = train(problem.recipe, problem.train, [Run(init, order, 0)], subsets)
+    values = measure(problem.recipe, found, problem.queries, problem.measurement)
+    gap = (values[0].double() - arrays["values"][0]).abs()
+    spread = arrays["values"].std(0) if len(arrays["values"]) > 1 else torch.ones_like(gap)
+    return float((gap / spread.clamp_min(1e-300)).max())

@@ -1,0 +1,132 @@
+"""The paper's own experiment as a list of studies: six nets, three lengths, four fractions kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from types import MappingProxyType
+
+from curvfluence.study.problems import MLP
+from curvfluence.study.spec import GRID, StudySpec
+from curvfluence.study.variant import Variant
+
+PROTOCOL = "table1"
+# Parameters above which an eigendecomposition of P × P at every model would outlast all the rest.
+DENSE = 7_000
+# λ; from 1e-5 on half decades where the choice matters, below for the rungs that need none.
+FEW_DAMPINGS = (1e-6, *GRID[2:6:2], *GRID[5:9])
+DAMPINGS = (1e-7, 1e-6, *GRID[:3:2], *GRID[3:9], 1.0)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A tanh net on 64 pixels."""
+
+    depth: int
+    width: int
+    bias: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"depth {self.depth}, width {self.width}" + (", biases" if self.bias else "")
+
+
+NETS = (Net(1, 16), Net(4, 16), Net(8, 16), Net(1, 32), Net(1, 64), Net(1, 128))
+BIASED = (Net(1, 32, bias=True), Net(8, 16, bias=True))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How closely the cells of one training length are looked at. `whole`: with every rung and λ,
+    nets with biases, and the widest net at every model."""
+
+    models: int
+    subsets: int
+    alphas: tuple[float, ...]
+    whole: bool = True
+
+
+FULL: Mapping[int, Extent] = MappingProxyType(
+    {
+        10: Extent(8, 100, (0.3, 0.5, 0.7, 0.9)),
+        100: Extent(8, 100, (0.3, 0.5, 0.7, 0.9)),
+        1000: Extent(4, 50, (0.5, 0.9)),
+    }
+)
+QUICK: Mapping[int, Extent] = MappingProxyType(
+    {epochs: Extent(4, 50, (0.5,), whole=False) for epochs in (10, 100)}
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One net, trained for a length, with subsets that keep a fraction.
+
+    `spec` is its study. Above `DENSE` parameters it has no Hessian; `exact` is then a study of the
+    first model alone that has one, on the same retrainings. A quick run has only that one there.
+    """
+
+    net: Net
+    epochs: int
+    spec: StudySpec
+    exact: StudySpec | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.net.label}, {self.epochs} epochs, α = {self.spec.alpha:g}"
+
+    @property
+    def folder(self) -> str:
+        return f"{self.training}-alpha{self.spec.alpha:g}"
+
+    @property
+    def training(self) -> str:
+        """Names what was trained: one bank for every fraction kept."""
+        net = self.net
+        return f"d{net.depth}-w{net.width}{'-bias' if net.bias else ''}-e{self.epochs}"
+
+    @property
+    def bank(self) -> PurePosixPath:
+        return PurePosixPath("banks") / self.training
+
+
+def cells(problem: str, *, quick: bool = False, seed: int = 0) -> tuple[Cell, ...]:
+    """Every cell, the cheapest nets first."""
+    made = (
+        _cell(problem, net, epochs, extent, alpha, seed)
+        for epochs, extent in (QUICK if quick else FULL).items()
+        for net in ((*NETS, *BIASED) if extent.whole else NETS)
+        for alpha in extent.alphas
+    )
+    return tuple(made)
+
+
+def _cell(problem: str, net: Net, epochs: int, extent: Extent, alpha: float, seed: int) -> Cell:
+    spec = StudySpec(
+        problem,
+        extent.subsets,
+        seed=seed,
+        models=extent.models,
+        orders=1,
+        alpha=alpha,
+        dampings=DAMPINGS if extent.whole else FEW_DAMPINGS,
+        replicates=500,
+        protocol=PROTOCOL,
+        variant=Variant(depth=net.depth, width=net.width, bias=net.bias or None, epochs=epochs),
+        bregman=False,
+        costs=False,
+        scores=False,
+    )
+    if not extent.whole:
+        rungs = (
+            name for name in spec.ladder if "[" not in name or name.startswith(("EKFAC", "KFAC"))
+        )
+        spec = replace(spec, rungs=tuple(rungs))
+    if MLP((64, *[net.width] * net.depth, 10), bias=net.bias).parameters <= DENSE:
+        return Cell(net, epochs, spec, None)
+    first = replace(spec, models=1)
+    if not extent.whole:
+        return Cell(net, epochs, first, None)
+    rungs = (name for name in spec.ladder if name != "Hessian")
+    return Cell(net, epochs, replace(spec, rungs=tuple(rungs), hybrids=False), first)

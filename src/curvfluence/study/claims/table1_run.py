@@ -1,0 +1,244 @@
+"""The command: study every cell of the paper's own experiment, and judge its claims in each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+from joblib import Parallel, delayed
+from msgspec import Meta
+
+from curvfluence.errors import InputError
+from curvfluence.fidelity import Interval
+from curvfluence.store.records import Record, read, require_inside, write
+from curvfluence.study.asked import asked
+from curvfluence.study.cells import processes, run_cells
+from curvfluence.study.claims.claim import OPEN
+from curvfluence.study.claims.rows import claim_row
+from curvfluence.study.claims.table1 import Cell, cells
+from curvfluence.study.claims.table1_claims import CellClaim, table1_claims
+from curvfluence.study.environment import environment
+from curvfluence.study.make_bank import make_bank
+from curvfluence.study.problems import load
+from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.results import ClaimRow, Environment
+from curvfluence.study.results.rung import Dampings
+from curvfluence.study.results.settings import AtLeastOne, Count, Seconds
+from curvfluence.study.spec import StudySpec
+from curvfluence.study.study import Study, read_study
+
+TABLE1 = "table1.json"
+EXACT = "-first-model"  # what follows the folder of a cell in that of its first model alone
+
+
+class CellRung(Record, frozen=True):
+    """A rung in a cell: its LDS, and the paper's error of its inverse over training gradients, a
+    mean over models of mean and of median, None where there is none. `models` counts the influence
+    models of the LDS, `error_models` those of the errors."""
+
+    name: str
+    lds: float
+    interval: Interval
+    models: AtLeastOne
+    dampings: Dampings
+    on_edge: bool
+    holes: Count
+    error_mean: float | None = None
+    error_median: float | None = None
+    error_models: Count = 0
+
+
+class CellResult(Record, frozen=True):
+    """One cell: what was trained, how closely it was looked at, and what came out."""
+
+    label: str
+    depth: AtLeastOne
+    width: AtLeastOne
+    bias: bool
+    epochs: AtLeastOne
+    alpha: float
+    parameters: AtLeastOne
+    models: AtLeastOne
+    subsets: AtLeastOne
+    folder: str
+    first_model: str | None
+    bank: str
+    training_loss: float
+    retrained_loss: float
+    best_lds: float | None
+    rungs: Annotated[tuple[CellRung, ...], Meta(min_length=1)]
+    claims: tuple[ClaimRow, ...]
+
+    def __post_init__(self) -> None:
+        for folder in (self.folder, self.first_model or self.folder, self.bank):
+            require_inside(folder)
+
+    def rung(self, name: str) -> CellRung | None:
+        """The rung of that name."""
+        return next((rung for rung in self.rungs if rung.name == name), None)
+
+
+class Table1(Record, frozen=True):
+    """`table1.json`: every cell. `quick` marks a run whose verdicts are provisional."""
+
+    version_at = ("environment", "curvfluence")
+    remedy = "run the same claims again"
+
+    environment: Environment
+    problem: str
+    quick: bool
+    seed: Count
+    seconds: Seconds
+    cells: Annotated[tuple[CellResult, ...], Meta(min_length=1)]
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """The claims, in their order."""
+        return tuple(dict.fromkeys(row.claim for cell in self.cells for row in cell.claims))
+
+
+@dataclass(frozen=True)
+class Table1Run:
+    """The table and the folder that it is kept in."""
+
+    table: Table1
+    path: Path
+
+
+def run_table1(
+    problem: str,
+    out: Path,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    jobs: int | None = None,
+    watch: Watcher = silent,
+) -> Table1Run:
+    """Retrain for every cell of protocol `table1`, climb its ladder, and judge each claim there.
+
+    First all retrainings, a bank for each training in `out/banks/`, then the studies in
+    `out/cells/`, `jobs` at a time with one thread each. What is there already is read back: batches
+    of retrainings by what they depend on, studies made by this very code. Writes
+    `out/table1.json`.
+
+    Errors: `InputError` before any work, for a problem that has no nets of a depth and a width.
+    """
+    start = time.perf_counter()
+    every = cells(problem, quick=quick, seed=seed)
+    loaded = load(problem)
+    for cell in every:
+        asked(cell.spec, loaded)
+    _retrain(every, out, jobs, watch)
+    folders = {cell.spec: out / "cells" / cell.folder for cell in every}
+    folders |= {c.exact: out / "cells" / f"{c.folder}{EXACT}" for c in every if c.exact}
+    banks = {spec: out / str(c.bank) for c in every for spec in (c.spec, c.exact) if spec}
+    order = sorted(folders, key=lambda spec: -_size(spec))
+    run_cells(
+        order, [folders[s] for s in order], jobs=jobs, banks=[banks[s] for s in order], watch=watch
+    )
+    found = tuple(_result(cell, folders, out) for cell in every)
+    table = Table1(environment({}), problem, quick, seed, time.perf_counter() - start, found)
+    write(out / TABLE1, table)
+    return Table1Run(table, out)
+
+
+def read_table1(folder: Path) -> Table1Run:
+    """The table in `folder`. Errors: `InputError` where there is none, or where it does not fit."""
+    table = read(folder / TABLE1, Table1)
+    if table is None:
+        raise InputError(f"{folder} holds no table of the paper's cells: there is no {TABLE1}")
+    return Table1Run(table, folder)
+
+
+def is_table1(folder: Path) -> bool:
+    """Whether the folder holds a table of the paper's cells."""
+    return (folder / TABLE1).is_file()
+
+
+def _size(spec: StudySpec) -> float:
+    """The dearest first: by the width that is eigendecomposed, then by models."""
+    variant = spec.variant
+    width, depth = variant.width or 1, variant.depth or 1
+    return (64 * width + width**2 * (depth - 1) + 10 * width) ** 3 * spec.models
+
+
+def _retrain(every: Sequence[Cell], out: Path, jobs: int | None, watch: Watcher) -> None:
+    """The banks of all trainings, in parallel processes with one thread each."""
+    specs: dict[Path, list[StudySpec]] = {}
+    for cell in every:
+        asks = [cell.spec, *([cell.exact] if cell.exact else [])]
+        specs.setdefault(out / str(cell.bank), []).extend(asks)
+    tasks = (delayed(_bank)(one, path) for path, one in specs.items())
+    with watch("retrainings", len(specs)) as done:
+        made = Parallel(n_jobs=processes(jobs, len(specs)), return_as="generator")(tasks)
+        for k, _ in enumerate(made):
+            done(k + 1)
+
+
+def _bank(specs: Sequence[StudySpec], path: Path) -> None:
+    make_bank(specs, path, threads=1)
+
+
+def _result(cell: Cell, folders: dict[StudySpec, Path], out: Path) -> CellResult:
+    study = read_study(folders[cell.spec])
+    exact = study if cell.exact is None else read_study(folders[cell.exact])
+    truth, net = study.results.truth, cell.net
+    names = dict.fromkeys(r.name for s in (exact, study) for r in s.results.every_rung)
+    return CellResult(
+        label=cell.label,
+        depth=net.depth,
+        width=net.width,
+        bias=net.bias,
+        epochs=cell.epochs,
+        alpha=cell.spec.alpha,
+        parameters=study.results.rungs[0].parameters,
+        models=truth.models,
+        subsets=truth.subsets,
+        folder=str(study.path.relative_to(out)),
+        first_model=None if cell.exact is None else str(exact.path.relative_to(out)),
+        bank=str(cell.bank),
+        training_loss=fmean(truth.influence_model_loss),
+        retrained_loss=truth.retrained_loss,
+        best_lds=truth.best_lds.independent,
+        rungs=tuple(_rung(name, study, exact) for name in names),
+        claims=tuple(_row(claim, exact if claim.exact else study) for claim in table1_claims()),
+    )
+
+
+def _rung(name: str, study: Study, exact: Study) -> CellRung:
+    """Its LDS at all models where they have it, else at the first; its errors at those that do."""
+    every, first = study.results.rung(name), exact.results.rung(name)
+    rung = every or first
+    assert rung is not None
+    source = study if every is not None else exact
+    inverse = None if first is None else first.inverse
+    return CellRung(
+        name=name,
+        lds=rung.lds,
+        interval=rung.interval,
+        models=source.results.truth.models,
+        dampings=rung.dampings,
+        on_edge=rung.damping_on_edge,
+        holes=len(rung.holes),
+        error_mean=None if inverse is None else _mean(inverse.train.cut.mean),
+        error_median=None if inverse is None else _mean(inverse.train.cut.median),
+        error_models=0 if inverse is None else len(inverse.train.cut.mean),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _row(claim: CellClaim, study: Study) -> ClaimRow:
+    """A claim of the cell; what it cannot be told from is its detail."""
+    try:
+        return claim_row(claim, study)
+    except InputError as error:
+        text = f"not measured: {error}"
+        return ClaimRow(claim.text, study.results.protocol, None, None, OPEN, text)

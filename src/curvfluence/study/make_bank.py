@@ -1,0 +1,49 @@
+"""The retrainings of a study without its ladder: what anybody's scores can be judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from curvfluence.errors import InputError
+from curvfluence.runtime.threads import limited
+from curvfluence.study.asked import asked
+from curvfluence.study.problems import StudyProblem, load
+from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.retrain import draw_subsets, make_truth, source_of, train_models
+from curvfluence.study.spec import StudySpec
+from curvfluence.truth.bank import Bank
+
+
+def make_bank(
+    specs: Sequence[StudySpec],
+    path: Path,
+    *,
+    problem: StudyProblem | None = None,
+    threads: int | None = None,
+    watch: Watcher = silent,
+) -> Bank:
+    """Train the influence models of `specs` and retrain on their subsets, into the bank at `path`;
+    what it holds already is not trained again. The specs may differ in their subsets and seeds, not
+    in the problem and its training.
+
+    Errors: `InputError` before any work where they do, or where `path` holds anything else.
+    """
+    if not specs:
+        raise InputError("a bank needs the spec of a study, one or more")
+    loaded = load(specs[0].problem) if problem is None else problem
+    problems = [asked(spec, loaded) for spec in specs]
+    bank = Bank(path, source_of(problems[0]))
+    for spec, at in zip(specs, problems, strict=True):
+        draw_subsets(spec, at)
+        if source_of(at) != bank.source:
+            raise InputError(
+                f"one bank holds the retrainings of one recipe on one data set; {spec.problem} "
+                f"with {spec.variant} is another than {specs[0].problem} with {specs[0].variant}"
+            )
+    bank.claim()
+    with limited(threads):
+        for spec, at in zip(specs, problems, strict=True):
+            models = train_models(spec, at, bank, watch)
+            make_truth(spec, at, models, bank, watch)
+    return bank
