@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.errors import InputError
-from curvfluence.fidelity.inverse_error import Spectral, damped_errors, inverse_errors
+from curvfluence.fidelity.inverse_error import (
+    Spectral,
+    Yardstick,
+    damped_errors,
+    inverse_errors,
+)
 from tests import oracles
 from tests.zoo import zoo_problem
 
@@ -115,3 +120,34 @@ def test_a_linear_net_under_squared_error_has_none() -> None:
         fitted = Spectral(cf.fit(problem, rung))
         assert float(inverse_errors(exact, fitted, v).max()) <= 1e-20
     assert exact.values.shape == (4,)
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_all_at_once_is_one_by_one(problem: cf.Problem, name: str) -> None:
+    exact, v = Spectral(cf.fit(problem, cf.Hessian())), oracles.example_gradients(problem)
+    fitted, dampings = Spectral(cf.fit(problem, RUNGS[name])), (1e-3, 0.1)
+    found = Yardstick(exact, v).errors(fitted, dampings, threshold=TAU)
+    close = {"rtol": 1e-7, "atol": 1e-12}
+    for seen, signed in ((found.cut, False), (found.signed, True)):
+        one = inverse_errors(exact, fitted, v, threshold=TAU, signed=signed)
+        torch.testing.assert_close(seen, one, **close)
+    for k, damping in enumerate(dampings):
+        for seen, plain in ((found.damped, False), (found.plain, True)):
+            one = damped_errors(exact, fitted, v, damping, plain=plain)
+            torch.testing.assert_close(seen[k], one, **close)
+
+
+def test_where_there_is_no_inverse_there_is_no_error() -> None:
+    """A threshold above every eigenvalue, and a damping that does not make a singular matrix one
+    that can be inverted: NaN, and the others stand."""
+    problem = bare("mlp")
+    exact, v = Spectral(cf.fit(problem, cf.Hessian())), oracles.example_gradients(problem)
+    ggn = Spectral(cf.fit(problem, cf.GGN(cf.inversion.Matrix())))
+    found = Yardstick(exact, v).errors(ggn, (0.0, 0.1), threshold=1e6)
+    assert bool(found.cut.isnan().all())
+    assert bool(found.signed.isnan().all())
+    for each in (found.damped, found.plain):
+        assert bool(each[0].isnan().all())
+        assert bool(each[1].isfinite().all())
+    with pytest.raises(InputError, match="float64"):
+        Yardstick(exact, v.float())

@@ -96,7 +96,7 @@ class TestProtocols:
         problem = prepared(load("wine"), spec.plan, torch.float32)
         recipe = replace(problem.recipe, optimizer=cf.truth.adamw(0.01), epochs=1)
         problem = replace(problem, recipe=recipe)
-        bank = Bank(tmp_path, source_of(problem))
+        bank = Bank(tmp_path, source_of(problem, spec))
         bank.claim()
         trained = train_models(spec, problem, bank, silent).trained
         assert all(at.decoupled_decay for at in influence_problems(problem, trained))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from curvfluence.study.variant import Value
 
 LEAST_MODELS = 8  # influence models of a study that a claim rests on
+VARIANT_SUBSETS = 40  # of each variant, unless told
 
 app = typer.Typer(
     add_completion=False,
@@ -76,8 +77,15 @@ def study(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     protocol: Annotated[
         str,
-        typer.Option(help="clean: exact factors. paper: one-sample factors, no decay, cosine."),
+        typer.Option(
+            help="clean: exact factors. paper: one-sample factors, no decay, cosine. table1: the "
+            "paper's own nets (tanh, no biases), every Fisher type, errors of inverses."
+        ),
     ] = "clean",
+    bank: Annotated[
+        Path | None,
+        typer.Option(help="Folder of retrainings to read and to add to; OUT/bank unless given."),
+    ] = None,
     bregman: Annotated[
         bool,
         typer.Option(help="Hold every rung against the proximal Bregman response as well."),
@@ -112,7 +120,9 @@ def study(
     )
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
     with _watching(no_progress) as watch:
-        done = run_study(spec, out, problem=loaded, threads=threads, rerun=rerun, watch=watch)
+        done = run_study(
+            spec, out, problem=loaded, threads=threads, rerun=rerun, bank=bank, watch=watch
+        )
         with watch("write the report", 1):
             done = with_report(done)
     if done.reused:
@@ -226,14 +236,31 @@ def claims(
     problems: Annotated[
         list[str], typer.Argument(help="Built-in problems, or Python files of your own.")
     ],
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="table1: the paper's own nets and training lengths, one problem at a time. clean "
+            "and paper, both of them, unless given."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="With table1: a part of the cells, verdicts provisional."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
-    models: Annotated[int, typer.Option(help="Influence models of each study, 8 or more.")] = 8,
+    models: Annotated[
+        int | None, typer.Option(help="Influence models of each study, 8 (the least) or more.")
+    ] = None,
     subsets: Annotated[
         int | None,
         typer.Option(help="Random subsets; each problem's own number unless given."),
     ] = None,
-    variant_subsets: Annotated[int, typer.Option(help="Random subsets of each variant.")] = 40,
-    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/claims"),
+    variant_subsets: Annotated[
+        int | None, typer.Option(help="Random subsets of each variant; 40 unless given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; runs/claims or runs/table1 unless given.")
+    ] = None,
     docs: Annotated[Path | None, typer.Option(help="Write the tables there too: FILE.md.")] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Studies at a time; as many as cores unless given.")
@@ -242,22 +269,60 @@ def claims(
         bool, typer.Option("--no-progress", help="Show no progress bars.")
     ] = False,
 ) -> None:
-    """Test what the paper says: both protocols, across width, depth and training length."""
+    """Test what the paper says: both protocols, across width, depth and training length; or with
+    --protocol table1 its own experiment."""
     from curvfluence.report.claims import markdown, show_claims, write_claims
     from curvfluence.report.terminal import WIDTH
     from curvfluence.study.claims import Settings, run_claims
 
-    if models < LEAST_MODELS:
-        raise InputError(f"a claim needs {LEAST_MODELS} influence models or more; seen {models}")
     if docs is not None and not docs.parent.is_dir():
         raise InputError(f"{docs.parent} is no folder: --docs names a file in one that exists")
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    if protocol == "table1":
+        fixed = {"models": models, "subsets": subsets, "variant-subsets": variant_subsets}
+        given = [f"--{name}" for name, value in fixed.items() if value is not None]
+        if given or len(problems) > 1:
+            what = " and ".join(given) or "more than one problem"
+            raise InputError(f"the cells of table1 are fixed: it does not take {what}")
+        _table1(
+            problems[0], out or Path("runs/table1"), quick, seed, jobs, no_progress, docs, console
+        )
+        return
+    if protocol is not None or quick:
+        seen = f"--protocol {protocol}" if protocol is not None else "--quick alone"
+        raise InputError(f"claims are of clean and paper together, or of table1; seen {seen}")
+    models, variant_subsets = models or LEAST_MODELS, variant_subsets or VARIANT_SUBSETS
+    if models < LEAST_MODELS:
+        raise InputError(f"a claim needs {LEAST_MODELS} influence models or more; seen {models}")
     settings = Settings(seed=seed, models=models, subsets=subsets, variant_subsets=variant_subsets)
     with _watching(no_progress) as watch:
-        done = run_claims(problems, out, settings, jobs=jobs, watch=watch)
+        done = run_claims(problems, out or Path("runs/claims"), settings, jobs=jobs, watch=watch)
         write_claims(done, watch=watch)
     if docs is not None:
         docs.write_text(markdown(done), encoding="utf-8")
-    show_claims(done, Console(width=None if sys.stdout.isatty() else WIDTH))
+    show_claims(done, console)
+
+
+def _table1(
+    problem: str,
+    out: Path,
+    quick: bool,
+    seed: int,
+    jobs: int | None,
+    no_progress: bool,
+    docs: Path | None,
+    console: Console,
+) -> None:
+    from curvfluence.report.table1 import markdown, show_table1, write_table1
+    from curvfluence.study.claims.table1_run import run_table1
+
+    with _watching(no_progress) as watch:
+        done = run_table1(problem, out, quick=quick, seed=seed, jobs=jobs, watch=watch)
+        with watch("write the report", 1):
+            write_table1(done)
+    if docs is not None:
+        docs.write_text(markdown(done), encoding="utf-8")
+    show_table1(done, console)
 
 
 @app.command()
@@ -299,15 +364,21 @@ def report(
 ) -> None:
     """Write the page and figures of a study, sweep or claims again, from what the folder holds."""
     from curvfluence.report import write_claims, write_report, write_sweep_report
+    from curvfluence.report.table1 import write_table1
     from curvfluence.report.terminal import WIDTH
     from curvfluence.study.claims import is_claims, read_claims
+    from curvfluence.study.claims.table1_run import is_table1, read_table1
     from curvfluence.study.sweep import is_sweep, read_sweep
 
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
     if is_claims(folder):
         text = f"{write_claims(read_claims(folder))}"
     else:
-        done = write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
+        if is_table1(folder):
+            done = write_table1(read_table1(folder))
+        else:
+            whole = is_sweep(folder)
+            done = write_sweep_report(read_sweep(folder)) if whole else write_report(folder)
         figures = done.path.parent / "figures"
         text = f"{done.path} ({done.bytes / 1e6:.1f} MB), figures in {figures}"
         text += f"  ({done.seconds:.1f} s)"
@@ -330,6 +401,82 @@ def compare(
     found.show(plain)
     if out is not None:
         plain.print(f"[bold]Page[/]  {out}", highlight=False, soft_wrap=True)
+
+
+bank_app = typer.Typer(
+    no_args_is_help=True, help="Keep the retrainings of a study, and check what is kept."
+)
+app.add_typer(bank_app, name="bank")
+
+
+@bank_app.command("make")
+def bank_make(
+    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
+    folder: Annotated[Path, typer.Argument(help="The bank: a new folder, or one to add to.")],
+    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
+    subsets: Annotated[
+        int | None, typer.Option(help="Random subsets; the problem's own number unless given.")
+    ] = None,
+    models: Annotated[int, typer.Option(help="Influence models (initialisations).")] = 4,
+    orders: Annotated[int, typer.Option(help="Minibatch orders of each subset.")] = 2,
+    alpha: Annotated[str, typer.Option(help="Kept fractions, by comma: 0.5,0.9.")] = "0.5",
+    depth: Annotated[int | None, typer.Option(help="Hidden layers; the problem's own.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of all hidden layers; the first's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of training; the problem's own.")] = None,
+    protocol: Annotated[str, typer.Option(help="clean, paper or table1.")] = "clean",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; all cores unless given.")
+    ] = None,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="Show no progress bars.")
+    ] = False,
+) -> None:
+    """Train the influence models of a study and retrain on its subsets: its truth, without its
+    ladder. What the bank holds already is not trained again."""
+    from curvfluence.banks import make_bank, verify_bank
+    from curvfluence.study import StudySpec, load
+    from curvfluence.study.variant import Variant
+
+    loaded = load(problem)
+    specs = [
+        StudySpec(
+            problem,
+            loaded.subsets if subsets is None else subsets,
+            seed=seed,
+            models=models,
+            orders=orders,
+            alpha=float(_value(part, float, "alpha")),
+            protocol=protocol,
+            variant=Variant(depth=depth, width=width, epochs=epochs),
+        )
+        for part in alpha.split(",")
+    ]
+    with _watching(no_progress) as watch:
+        make_bank(specs, folder, problem=loaded, threads=threads, watch=watch)
+    found = verify_bank(folder)
+    typer.echo(f"{folder} holds {found.retrainings:,} retrainings in {found.batches} batches")
+
+
+@bank_app.command("verify")
+def bank_verify(
+    folder: Annotated[Path, typer.Argument(help="A bank.")],
+    again: Annotated[int, typer.Option(help="How many of its retrainings to train once more.")] = 0,
+) -> None:
+    """Read every number of a bank against its SHA-256, and train some of its runs once more."""
+    from curvfluence.banks import verify_bank
+
+    found = verify_bank(folder, again=again)
+    text = f"{found.retrainings:,} retrainings in {found.batches} batches are as they were written"
+    if found.again:
+        off = (
+            ""
+            if found.equal == found.again
+            else (
+                f", the others within {found.largest:.2g} of the spread of their query over subsets"
+            )
+        )
+        text += f"; {found.equal} of {found.again} trained once more are equal to the bit{off}"
+    typer.echo(text)
 
 
 def _shown(otherwise: Callable[..., None], message: Warning | str, *about: Any) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
-from curvfluence.study.problems import StudyProblem
+from curvfluence.study.asked import asked
+from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.retrain import source_of
+from curvfluence.study.spec import StudySpec
+from curvfluence.study.variant import Variant
 from curvfluence.truth import Run, Subsets, measure, train
 from curvfluence.truth.bank import Bank, Entry
 
@@ -33,22 +37,45 @@ def verify_bank(path: Path, problem: StudyProblem | None = None, *, again: int =
 
     The runs are the first of as many batches, spread over the bank. On the machine and torch that
     made it they are equal to the bit; elsewhere they differ by rounding, which training amplifies.
+    `problem` is `load` of the bank's own where that has been done.
 
-    Errors: `InputError` for a file that is missing or changed, and for a `problem` that is not the
-    bank's.
+    Errors: `InputError` for a file that is missing or changed, and where problem, recipe or data
+    are no longer those that the bank was made of.
     """
+    kinds.count(again, "again", least=0)
     bank = Bank.read(path)
     held = [(entry, bank.arrays(entry)) for entry in bank.entries()]
     retrained = [(e, a) for e, a in held if e.batch.kind == "retrained"]
     count = sum(len(a["values"]) for _, a in retrained)
     if not again:
         return Verified(len(held), count)
-    if problem is None or source_of(problem) != bank.source:
-        raise InputError(f"{path} is a bank of {bank.source.problem} with another recipe or data")
     step = max(1, len(retrained) // again)
-    checked = [_off(problem, *pair) for pair in retrained[::step][:again]]
+    chosen = retrained[::step][:again]
+    checked = [_off(_trained_as(bank, entry, problem), entry, arrays) for entry, arrays in chosen]
     largest = max(checked, default=0.0)
     return Verified(len(held), count, len(checked), checked.count(0.0), largest)
+
+
+def _trained_as(bank: Bank, entry: Entry, problem: StudyProblem | None) -> StudyProblem:
+    """The problem and recipe of a batch."""
+    how = bank.source.asked
+    if how is None:
+        raise InputError(f"{bank.path} does not say which study asked for its retrainings")
+    spec = StudySpec(
+        how.problem,
+        3,
+        dtype=entry.batch.dtype,
+        protocol=how.protocol,
+        variant=Variant(**how.variant),  # pyright: ignore[reportArgumentType]
+        queries=how.queries,
+    )
+    found = asked(spec, load(how.problem) if problem is None else problem)
+    if source_of(found, spec).key != bank.source.key:
+        raise InputError(
+            f"{bank.path} is of {how.problem} with another recipe, data or measurement than "
+            "this version's"
+        )
+    return found
 
 
 def _off(problem: StudyProblem, entry: Entry, arrays: dict[str, Tensor]) -> float:

@@ -33,10 +33,10 @@ def make_bank(
         raise InputError("a bank needs the spec of a study, one or more")
     loaded = load(specs[0].problem) if problem is None else problem
     problems = [asked(spec, loaded) for spec in specs]
-    bank = Bank(path, source_of(problems[0]))
+    bank = Bank(path, source_of(problems[0], specs[0]))
     for spec, at in zip(specs, problems, strict=True):
         draw_subsets(spec, at)
-        if source_of(at) != bank.source:
+        if source_of(at, spec).key != bank.source.key:
             raise InputError(
                 f"one bank holds the retrainings of one recipe on one data set; {spec.problem} "
                 f"with {spec.variant} is another than {specs[0].problem} with {specs[0].variant}"

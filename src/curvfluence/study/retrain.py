@@ -16,7 +16,7 @@ from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import Run, Subsets, Trained, grid, measure, random_subsets, train
-from curvfluence.truth.bank import Bank, Batch, Source
+from curvfluence.truth.bank import Asked, Bank, Batch, Source
 from curvfluence.truth.paths import Path as TrainingPath
 
 BLOCK = 50  # subsets of one batch: what is lost where a run is interrupted
@@ -48,8 +48,8 @@ class Truth:
         return self.final_loss.numel()
 
 
-def source_of(problem: StudyProblem) -> Source:
-    """What the retrainings of a problem depend on, whatever the study."""
+def source_of(problem: StudyProblem, spec: StudySpec) -> Source:
+    """What the retrainings of a problem depend on, and the study that asked for them."""
     return Source(
         problem=problem.name,
         recipe=problem.recipe.describe(),
@@ -58,6 +58,7 @@ def source_of(problem: StudyProblem) -> Source:
         queries=len(problem.queries),
         data=hash_tensors(*_tensors(problem.train), *_tensors(problem.queries)),
         code=problem.source_hash,
+        asked=Asked(spec.problem, spec.protocol, spec.variant.changes, spec.queries),
     )
 
 

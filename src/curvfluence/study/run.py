@@ -146,7 +146,7 @@ def _open(
     loaded = load(spec.problem) if problem is None else problem
     problem = asked(spec, loaded)
     draw_subsets(spec, problem)
-    source = source_of(problem)
+    source = source_of(problem, spec)
     hashes = {
         "data": source.data,
         "code": hash_code(),

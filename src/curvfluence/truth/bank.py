@@ -35,8 +35,18 @@ TRAINER = (
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 
 
+class Asked(Record, frozen=True):
+    """How a study came to the recipe: what it takes to train again."""
+
+    problem: str
+    protocol: str
+    variant: dict[str, bool | int | float | str]
+    queries: Size | None = None
+
+
 class Source(Record, frozen=True):
-    """`bank.json`: what was trained, and on what. The retrainings of one recipe on one data set."""
+    """`bank.json`: what was trained, and on what. The retrainings of one recipe on one data set.
+    `asked` says how it was come by, and is no part of what the retrainings depend on."""
 
     remedy = "remove the folder, or name another one"
 
@@ -47,10 +57,12 @@ class Source(Record, frozen=True):
     queries: Size
     data: str  # hash of training examples and queries
     code: str | None = None  # hash of the file that a problem of one's own comes from
+    asked: Asked | None = None
 
     @property
     def key(self) -> str:
-        return hash_json(as_json(self))
+        """Of what the retrainings depend on."""
+        return hash_json({k: v for k, v in as_json(self).items() if k != "asked"})
 
 
 class Batch(Record, frozen=True):

@@ -1,0 +1,218 @@
+"""The paper's own cells as a page, as Markdown and in a terminal: every word from the numbers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from curvfluence.report.claims import SIGNS
+from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.page import PAGE, Page, Report, Section, Verdict, write_page
+from curvfluence.report.parts.style import looks, variable
+from curvfluence.report.parts.table import Table
+from curvfluence.report.table1.cells import BELOW, LADDER, middle, short_label
+from curvfluence.report.table1.figures import errors, lds, sampled, steps
+from curvfluence.study.claims.claim import FAILS, HOLDS, OPEN
+from curvfluence.study.claims.table1_run import CellResult, Table1, Table1Run
+from curvfluence.study.results import ClaimRow
+from curvfluence.study.words import NONE, interval, number, short
+
+MARKDOWN = "table1.md"
+ORDER = "Better Hessians give better scores at every step: GGN > block > EK-FAC > K-FAC"
+MAJORITY = "The eigenvalue step is the majority of the influence loss"
+TERMS = (
+    "LDS is the rank correlation, over random subsets of the training data, of the change that "
+    "influence predicts and the change after real retraining: 1 is perfect, 0 is chance. A cell is "
+    "one net, trained for one length, with subsets that keep a fraction α. A claim holds in a cell "
+    "where its 95% interval says so, and does not hold where the interval rules it out."
+)
+
+
+def write_table1(run: Table1Run, *, figures: bool = True) -> Report:
+    """Write `report.html`, `figures/` and `table1.md` into the run's folder."""
+    start = time.perf_counter()
+    (run.path / MARKDOWN).write_text(markdown(run), encoding="utf-8")
+    return write_page(_page(run), run.path / PAGE, start=start, figures=figures)
+
+
+def headline(table: Table1) -> str:
+    """In how many cells the paper's order and its majority hold."""
+    parts: list[str] = []
+    for statement, said in (
+        (ORDER, "the paper's order, GGN > block > EK-FAC > K-FAC, holds at every step"),
+        (MAJORITY, "the eigenvalue step is the majority of the influence loss"),
+    ):
+        seen = Counter(row.verdict for row in rows_of(table, statement))
+        parts.append(
+            f"{said} in {seen[HOLDS]} of {sum(seen.values())} cells, is ruled out in "
+            f"{seen[FAILS]} and not resolved in {seen[OPEN]}"
+        )
+    text = f"{parts[0]}; {parts[1]}."
+    sentence = text[0].upper() + text[1:]
+    return f"Provisional (a quick run): {text}" if table.quick else sentence
+
+
+def rows_of(table: Table1, statement: str) -> list[ClaimRow]:
+    """A claim in every cell."""
+    return [row for cell in table.cells for row in cell.claims if row.claim == statement]
+
+
+def verdicts(table: Table1) -> Table:
+    """Every claim: in how many cells it holds, and in each that keeps half."""
+    shown = middle(table)
+    lines = (
+        (
+            statement,
+            _counts(rows_of(table, statement)),
+            *(_sign(cell, statement) for cell in shown),
+        )
+        for statement in table.statements
+    )
+    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
+    caption = f"{signs}. All cells: of how many; then each net and length at α = 0.5."
+    columns = ("Claim", "all cells", *map(short_label, shown))
+    return Table(caption, columns, tuple(lines), open=True)
+
+
+def _counts(rows: Sequence[ClaimRow]) -> str:
+    seen = Counter(row.verdict for row in rows)
+    return " ".join(f"{sign}{seen[verdict]}" for verdict, sign in SIGNS.items())
+
+
+def _sign(cell: CellResult, statement: str) -> str:
+    return next((SIGNS[r.verdict] for r in cell.claims if r.claim == statement), NONE)
+
+
+def lds_table(table: Table1) -> Table:
+    """LDS of the ladder in every cell."""
+    names = [n for n in (*LADDER, *BELOW) if any(cell.rung(n) for cell in table.cells)]
+    lines = (
+        (
+            cell.label,
+            *(_lds(cell, n) for n in names),
+            number(cell.best_lds),
+            short(cell.training_loss),
+        )
+        for cell in table.cells
+    )
+    caption = (
+        "LDS of every cell, its half-interval behind ±; noise allows about the last but one column "
+        "(other initial weights); ¹ of the first model alone, * best λ at the end of the grid"
+    )
+    return Table(caption, ("Cell", *names, "noise allows", "training loss"), tuple(lines))
+
+
+def _lds(cell: CellResult, name: str) -> str:
+    rung = cell.rung(name)
+    if rung is None:
+        return NONE
+    half = (rung.interval.high - rung.interval.low) / 2
+    first = "¹" if rung.models < cell.models else ""
+    return f"{number(rung.lds)} ±{number(half)}{first}{'*' if rung.on_edge else ''}"
+
+
+def claim_tables(table: Table1) -> tuple[Table, ...]:
+    """Number, interval and verdict of every claim in every cell."""
+    return tuple(
+        Table(
+            statement,
+            ("Cell", "measured", "95% interval", "verdict", "what it is"),
+            tuple(
+                (cell.label, *_told(row))
+                for cell in table.cells
+                for row in cell.claims
+                if row.claim == statement
+            ),
+            words=("verdict", "what it is"),
+        )
+        for statement in table.statements
+    )
+
+
+def _told(row: ClaimRow) -> tuple[str, ...]:
+    signed = not row.share
+    value = number(row.measured, signed=signed)
+    return value, interval(row.interval, signed=signed), row.verdict, row.detail
+
+
+def _figures(table: Table1) -> tuple[Figure, ...]:
+    found = (steps(table), sampled(table), errors(table))
+    return tuple(figure for figure in found if figure is not None)
+
+
+def _page(run: Table1Run) -> Page:
+    table = run.table
+    look = looks([*LADDER, *BELOW])
+    return Page(
+        template="page.html",
+        title=f"{table.problem}: the paper's own cells",
+        verdict=Verdict(headline(table), TERMS),
+        picture=lds(table),
+        kind="Claims",
+        subject="Better Hessians Matter, in its own setting",
+        description=(
+            "Tanh nets without biases on handwritten digits, plain SGD at .03 with a cosine "
+            "schedule, batches of 32, no weight decay: depth 1, 4 and 8 at width 16, width 32, 64 "
+            "and 128 at depth 1."
+        ),
+        beside=(verdicts(table),),
+        facts=(
+            ("Cells", f"{len(table.cells)}"),
+            ("Retrainings", f"{sum(c.models * c.subsets for c in table.cells):,}"),
+            ("Hours", number(table.seconds / 3600, 1)),
+        ),
+        sections=(
+            Section(
+                "why",
+                "Where accuracy is lost",
+                "Each step down the chain in every cell; the last one by Fisher type; and the "
+                "error of the inverse that the paper reports.",
+                figures=_figures(table),
+            ),
+            Section(
+                "cells",
+                "Every cell and every claim",
+                "The numbers that the verdicts come from.",
+                tables=(lds_table(table), *claim_tables(table)),
+            ),
+        ),
+        command=command(table),
+        chips={name: variable(one.colour) for name, one in look.items()},
+    )
+
+
+def command(table: Table1) -> str:
+    """What makes the table again."""
+    words = ["curvfluence claims", table.problem, "--protocol table1"]
+    words += ["--quick"] * table.quick + [f"--seed {table.seed}"] * bool(table.seed)
+    return " ".join(words)
+
+
+def markdown(run: Table1Run) -> str:
+    """The whole of it as text."""
+    table = run.table
+    every = [verdicts(table), lds_table(table)]
+    found = errors(table)
+    parts = [
+        "# The paper's own cells\n",
+        f"{headline(table)} {TERMS}\n",
+        f"Made by `{command(table)}`.\n",
+    ]
+    for one in (*every, *([found.data] if found else []), *claim_tables(table)):
+        parts += [f"\n## {one.caption}\n", one.markdown]
+    return "\n".join(parts) + "\n"
+
+
+def show_table1(run: Table1Run, console: Console) -> None:
+    """The sentence, LDS by cell, and where the rest is."""
+    table = run.table
+    console.print(headline(table), highlight=False)
+    console.print()
+    lds_table(table).show(console)
+    for name, files in (("Tables", MARKDOWN), ("Report", PAGE), ("Banks", "banks/")):
+        place: Path = run.path / files
+        console.print(f"[bold]{name:9}[/]{place}", highlight=False, soft_wrap=True)

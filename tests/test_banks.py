@@ -1,0 +1,257 @@
+"""Retrainings that are kept: taken up again, shared, refused where they are not as written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from curvfluence.banks import make_bank, verify_bank
+from curvfluence.errors import InputError
+from curvfluence.study import StudySpec, load, retrain, run_study
+from curvfluence.study.asked import asked
+from curvfluence.study.progress import silent
+from curvfluence.study.retrain import Truth, make_truth, source_of, train_models
+from curvfluence.study.variant import Variant
+from curvfluence.truth.bank import BANK, ENTRIES, Bank, Batch
+from tests.test_report import run
+
+pytestmark = pytest.mark.xdist_group("banks")
+SPEC = StudySpec("wine", 6, models=2, orders=1, variant=Variant(epochs=2), bregman=False)
+
+
+def truth_of(spec: StudySpec, path: Path) -> Truth:
+    problem = asked(spec, load(spec.problem))
+    bank = Bank(path, source_of(problem, spec))
+    bank.claim()
+    return make_truth(spec, problem, train_models(spec, problem, bank, silent), bank, silent)
+
+
+class Trained:
+    """How many models are trained, where they are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, train = 0, retrain.train
+
+        def counted(recipe, examples, runs, *args, **settings):
+            self.count += len(runs)
+            return train(recipe, examples, runs, *args, **settings)
+
+        monkeypatch.setattr(retrain, "train", counted)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    return Trained(monkeypatch)
+
+
+@pytest.fixture
+def blocks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrain, "BLOCK", 2)
+
+
+def retrained(path: Path) -> list[Path]:
+    """The records of batches of retrainings."""
+    return [
+        path / ENTRIES / f"{entry.key}.json"
+        for entry in Bank.read(path).entries()
+        if entry.batch.kind == "retrained"
+    ]
+
+
+@pytest.mark.usefixtures("blocks_of_two")
+class TestTakenUp:
+    def test_what_is_missing_is_trained_to_the_same_bits(
+        self, tmp_path: Path, trained: Trained
+    ) -> None:
+        whole = truth_of(SPEC, tmp_path)
+        assert trained.count == 2 + 12
+        assert len(retrained(tmp_path)) == 6
+        again = truth_of(SPEC, tmp_path)
+        assert trained.count == 14
+        for gone in retrained(tmp_path)[1:4:2]:
+            gone.unlink()
+        torn = truth_of(SPEC, tmp_path)
+        assert trained.count == 14 + 4
+        for one in (again, torn):
+            assert torch.equal(one.values, whole.values)
+            assert torch.equal(one.final_loss, whole.final_loss)
+            assert torch.equal(one.models.base, whole.models.base)
+            assert one.path == whole.path
+            for name, value in whole.models.trained.theta.items():
+                assert torch.equal(one.models.trained.theta[name], value)
+
+    def test_it_is_what_a_bank_of_its_own_gives(self, tmp_path: Path) -> None:
+        small = truth_of(SPEC, tmp_path / "grown")
+        grown = truth_of(replace(SPEC, subsets=10), tmp_path / "grown")
+        alone = truth_of(replace(SPEC, subsets=10), tmp_path / "alone")
+        assert torch.equal(grown.values, alone.values)
+        assert torch.equal(grown.values[:, :, :6], small.values)
+
+    def test_more_subsets_and_another_alpha_are_added(
+        self, tmp_path: Path, trained: Trained
+    ) -> None:
+        truth_of(SPEC, tmp_path)
+        before = trained.count
+        truth_of(replace(SPEC, subsets=8), tmp_path)
+        assert trained.count == before + 2 * 2
+        truth_of(replace(SPEC, alpha=0.9), tmp_path)
+        assert trained.count == before + 4 + 12
+
+    def test_anew(self, tmp_path: Path, trained: Trained) -> None:
+        truth_of(SPEC, tmp_path)
+        problem = asked(SPEC, load("wine"))
+        bank = Bank(tmp_path, source_of(problem, SPEC), anew=True)
+        make_truth(SPEC, problem, train_models(SPEC, problem, bank, silent), bank, silent)
+        assert trained.count == 28
+
+    def test_a_study_goes_on(
+        self, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Interrupted while it retrains, then finished: the digest of an uninterrupted one."""
+        spec = replace(SPEC, rungs=("KFAC", "Identity"), costs=False)
+        measure, seen = retrain.measure, iter(range(100))
+
+        def interrupted(*args, **settings):
+            if next(seen) == 2:
+                raise KeyboardInterrupt
+            return measure(*args, **settings)
+
+        monkeypatch.setattr(retrain, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(spec, tmp_path / "a", threads=1)
+        before = trained.count
+        found = run_study(spec, tmp_path / "a", threads=1)
+        assert trained.count == before + 12 - 2
+        whole = run_study(spec, tmp_path / "b", threads=1)
+        assert found.results.digest == whole.results.digest
+        count = trained.count
+        run_study(spec, tmp_path / "a", threads=1, rerun=True)
+        assert trained.count == count + 14
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"kind": "models"},
+            {"dtype": "float64"},
+            {"init_seeds": (2,)},
+            {"order_seeds": (2,)},
+            {"subsets": "b"},
+            {"alpha": 0.7},
+        ],
+    )
+    def test_a_batch_goes_by_all_that_it_depends_on(
+        self, tmp_path: Path, change: dict[str, object]
+    ) -> None:
+        bank = Bank(tmp_path, source_of(asked(SPEC, load("wine")), SPEC))
+        settings = {"init_seeds": (1,), "order_seeds": (1,), "subsets": "a", "alpha": 0.5}
+        at = {"kind": "retrained", "dtype": "float32", **settings}
+        assert bank.key(Batch(**at)) != bank.key(Batch(**{**at, **change}))  # type: ignore[arg-type]
+
+
+class TestRefused:
+    @pytest.fixture
+    def bank(self, tmp_path: Path) -> Path:
+        make_bank([SPEC], tmp_path)
+        return tmp_path
+
+    def array(self, bank: Path) -> Path:
+        key = retrained(bank)[0].stem
+        return bank / ENTRIES / f"{key}.values.npy"
+
+    def test_a_changed_number(self, bank: Path) -> None:
+        file = self.array(bank)
+        values = np.load(file)
+        values[0, 0] = np.nextafter(values[0, 0], 1e9)
+        np.save(file, values)
+        with pytest.raises(InputError, match=rf"{file.name} is not what was written: remove that"):
+            verify_bank(bank)
+        with pytest.raises(InputError, match="is not what was written"):
+            truth_of(SPEC, bank)
+
+    def test_a_file_that_is_gone_or_cut(self, bank: Path) -> None:
+        file = self.array(bank)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-8])
+        with pytest.raises(InputError, match=rf"{file.name} is no readable array"):
+            verify_bank(bank)
+        file.unlink()
+        with pytest.raises(InputError, match=rf"{file.name} is missing"):
+            verify_bank(bank)
+
+    def test_a_renamed_entry(self, bank: Path) -> None:
+        record = retrained(bank)[0]
+        record.rename(record.with_name("0123456789abcdef.json"))
+        with pytest.raises(InputError, match="speaks of another batch than its name"):
+            verify_bank(bank)
+
+    def test_another_recipe_or_data(self, bank: Path) -> None:
+        other = replace(SPEC, variant=Variant(epochs=3))
+        for spec in (other, replace(SPEC, problem="breast_cancer", variant=Variant(epochs=2))):
+            with pytest.raises(InputError, match="retrainings of another problem or recipe"):
+                make_bank([spec], bank)
+        with pytest.raises(InputError, match="one recipe on one data set"):
+            make_bank([SPEC, other], bank)
+        assert len(retrained(bank)) == 2
+
+    def test_a_folder_of_something_else(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(InputError, match="holds files that are no bank"):
+            make_bank([SPEC], tmp_path)
+        with pytest.raises(InputError, match="is a file: name a folder"):
+            make_bank([SPEC], tmp_path / "notes.txt")
+        with pytest.raises(InputError, match="holds no bank"):
+            verify_bank(tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+    def test_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="needs the spec of a study"):
+            make_bank([], tmp_path)
+        assert not any(tmp_path.iterdir())
+
+
+class TestVerify:
+    def test_trained_again(self, tmp_path: Path) -> None:
+        make_bank([SPEC, replace(SPEC, alpha=0.7)], tmp_path)
+        found = verify_bank(tmp_path, again=3)
+        assert (found.batches, found.retrainings) == (5, 24)
+        assert (found.again, found.equal, found.largest) == (3, 3, 0.0)
+
+    def test_numbers_that_training_does_not_give(self, tmp_path: Path) -> None:
+        """Whole in themselves, and off by a known part of the spread over subsets."""
+        bank = make_bank([SPEC], tmp_path)
+        entry = next(e for e in bank.entries() if e.batch.kind == "retrained")
+        arrays = bank.arrays(entry)
+        spread = arrays["values"].std(0)
+        arrays["values"][0] += 0.25 * spread
+        moved = arrays["values"].std(0)
+        bank.keep(entry.batch, arrays, 1.0)
+        found = verify_bank(tmp_path, again=2)
+        assert (found.again, found.equal) == (2, 1)
+        assert found.largest == pytest.approx(float((0.25 * spread / moved).max()), rel=1e-9)
+
+    def test_of_another_version_of_the_problem(self, tmp_path: Path) -> None:
+        make_bank([SPEC], tmp_path)
+        text = (tmp_path / BANK).read_text()
+        (tmp_path / BANK).write_text(text.replace('"batch_size": 32', '"batch_size": 16'))
+        with pytest.raises(InputError, match="wine with another recipe, data or measurement"):
+            verify_bank(tmp_path, again=1)
+
+    def test_commands(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["bank", "make", "wine", str(tmp_path), "--subsets", "4", "--models", "1"]
+        words += ["--epochs", "2", "--orders", "1", "--alpha", "0.5,0.8", "--no-progress"]
+        code, out, _ = run(words, monkeypatch, capsys)
+        assert (code, out.split(" holds ")[1]) == (0, "8 retrainings in 3 batches\n")
+        code, out, _ = run(["bank", "verify", str(tmp_path), "--again", "1"], monkeypatch, capsys)
+        said = "are as they were written; 1 of 1 trained once more are equal to the bit"
+        assert (code, out) == (0, f"8 retrainings in 3 batches {said}\n")
+        self_array = next((tmp_path / ENTRIES).glob("*.values.npy"))
+        self_array.write_bytes(b"")
+        code, _, err = run(["bank", "verify", str(tmp_path)], monkeypatch, capsys)
+        assert code == 2
+        assert err.startswith(f"error: {self_array}")
