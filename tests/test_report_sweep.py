@@ -39,6 +39,7 @@ from curvfluence.study.sweep import (
 from curvfluence.study.sweep.index import INDEX, SweepIndex
 from curvfluence.study.sweep.run import index_of
 from curvfluence.study.variant import Variant
+from curvfluence.study.words import number
 from tests.studies import around, make_results, make_study, with_rung, write
 from tests.test_report import Page, run
 
@@ -197,7 +198,7 @@ class TestPage:
     def test_every_figure_is_drawn_named_and_saved(self, own: tuple[Sweep, str]) -> None:
         sweep, text = own
         page = Page(text)
-        names = {f"{kind}-{axis}" for kind in KINDS for axis in ("depth", "width")}
+        names = {f"{kind}-{axis}" for kind in KINDS for axis in ("depth", "width")} | {"effects"}
         assert set(page.tables) == {f"figure-{name}" for name in names}
         assert len(page.ids) == len(set(page.ids))
         assert all(a.startswith(("#", "data:")) for a in page.addresses)
@@ -210,6 +211,21 @@ class TestPage:
             assert all(c == "none" or c.startswith(("var(--", "url(#")) for c in colours), colours
             assert (sweep.path / "figures" / f"{name}.svg").read_text().startswith("<?xml")
             assert (sweep.path / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+    def test_what_decides_a_sign(self, own: tuple[Sweep, str]) -> None:
+        """A row for each value of each axis: the mean over all studies that have it."""
+        sweep, text = own
+        rows = Page(text).tables["figure-effects"]
+        for axis in ("depth", "width"):
+            for value in sorted({study.cell[axis] for study in sweep.studies}):
+                gaps = [
+                    pair.difference
+                    for study in sweep.studies
+                    if study.cell[axis] == value
+                    and (pair := study.results.difference("EKFAC", "KFAC")) is not None
+                ]
+                row = next(row for row in rows if row[0] == f"{axis} {value}")
+                assert row[1].startswith(number(fmean(gaps), signed=True))
 
     def test_numbers_over_seeds(self, seeded: tuple[Sweep, str]) -> None:
         sweep, text = seeded

@@ -13,6 +13,7 @@ from curvfluence.forecast import Plan
 from curvfluence.report.parts.cautions import cautions
 from curvfluence.report.parts.page import PAGE
 from curvfluence.report.parts.table import Table
+from curvfluence.report.study.figures.inverses import inverse_table
 from curvfluence.report.study.figures.ladder import hybrids, step_table
 from curvfluence.report.study.tables import rung_table
 from curvfluence.report.sweep.tables import overview
@@ -47,6 +48,11 @@ def show_study(study: Study, console: Console) -> None:
     if mixed is not None:
         console.print()
         mixed.data.show(console)
+    inverses = inverse_table(results)
+    if inverses is not None:
+        console.print()
+        inverses.show(console)
+        console.print(Text(inverses.caption, style="dim"))
     console.print()
     for name, text in (*_ceilings(results), _response(results), *_surprising(results)):
         _named(console, name, text)

@@ -7,7 +7,14 @@ from collections import Counter
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import Section
 from curvfluence.report.parts.table import Table
-from curvfluence.report.study.figures import calibration, cost, decomposition, ladder, spectra
+from curvfluence.report.study.figures import (
+    calibration,
+    cost,
+    decomposition,
+    inverses,
+    ladder,
+    spectra,
+)
 from curvfluence.report.study.tables import claim_table, rung_table
 from curvfluence.study.results import Results
 from curvfluence.study.results.claim import BASE
@@ -87,8 +94,9 @@ def _lost(study: Results) -> Section:
             decomposition.errors(study),
             ladder.hybrids(study),
             ladder.bregman(study),
+            inverses.damped(study),
         ),
-        tables=() if by is None else (by,),
+        tables=tuple(t for t in (by, *inverses.tables(study)) if t is not None),
     )
 
 

@@ -10,6 +10,7 @@ from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import PAGE, Page, Report, Section, chips, write_page
 from curvfluence.report.parts.repeat import sweep_call, sweep_command
 from curvfluence.report.parts.settings import pairs, settings_tables
+from curvfluence.report.sweep.effects import effects
 from curvfluence.report.sweep.figures import eigenvalue_step, lds, lost
 from curvfluence.report.sweep.grid import Grid, worded
 from curvfluence.report.sweep.tables import heat, notes, step_count_table, step_counts
@@ -76,6 +77,7 @@ def _sections(grid: Grid, figures: Sequence[Figure]) -> tuple[Section, ...]:
     """`figures` are those of LDS and of the eigenvalue step that the verdict leaves."""
     spaced = " The values of an axis stand evenly spaced." if grid.axes else ""
     of_lds = tuple(figure for figure in figures if _of_lds(figure))
+    signs = effects(grid)
     two = len(of_lds) == 2  # a row for LDS, and one for what is lost
     return (
         Section(
@@ -88,6 +90,15 @@ def _sections(grid: Grid, figures: Sequence[Figure]) -> tuple[Section, ...]:
                 "basis); beside it, what the step costs in LDS. The line at 50% marks a majority."
             ),
             figures=tuple(f for f in figures if not _of_lds(f)),
+        ),
+        Section(
+            id="effects",
+            title="What decides the sign",
+            lead=(
+                "One row for each value of each axis, averaged over all other settings: right of 0 "
+                "EK-FAC has the better scores, left of it K-FAC."
+            ),
+            figures=() if signs is None else (signs,),
         ),
         Section(
             id="rungs",

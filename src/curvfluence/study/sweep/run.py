@@ -9,6 +9,7 @@ from typing import Any
 
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
+from curvfluence.store.hashes import hash_json
 from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
 from curvfluence.study.progress import Watcher, silent
@@ -17,6 +18,8 @@ from curvfluence.study.spec import StudySpec
 from curvfluence.study.sweep.grid import CELLS, cell_folder, grid
 from curvfluence.study.sweep.index import INDEX, IndexedCell, Sweep, SweepIndex, SweptStudy
 from curvfluence.study.variant import Value
+
+BANKS = "banks"  # retrainings, a bank for each training
 
 
 def run_sweep(
@@ -29,7 +32,8 @@ def run_sweep(
 ) -> Sweep:
     """Run every cell in `out/cells/`, `jobs` at a time with one thread each; cells that are
     finished already are read back, so an interrupted sweep goes on where it stopped. Cells that
-    differ in alpha alone share their influence models and their ladder (`run_cells`).
+    differ in alpha alone share their influence models and their ladder (`run_cells`); retrainings
+    are kept in `out/banks/`, which cells that train alike share.
 
     Writes `out/table.parquet` (a row for each cell and rung) and `out/steps.parquet` (a row for
     each cell, Fisher type and step of the decomposition), and last `out/sweep.json`, which lists
@@ -39,13 +43,29 @@ def run_sweep(
     cells = grid(base, axes)
     folders = [cell_folder(out, spec) for _, spec in cells]
     (out / INDEX).unlink(missing_ok=True)  # an earlier grid is not this one
-    results = run_cells([spec for _, spec in cells], folders, jobs=jobs, watch=watch)
+    specs = [spec for _, spec in cells]
+    banks = [out / BANKS / trained_as(spec) for spec in specs]
+    results = run_cells(specs, folders, jobs=jobs, banks=banks, watch=watch)
     studies = (SweptStudy(c, r) for (c, _), r in zip(cells, results, strict=True))
     sweep = Sweep(tuple(studies), out)
     _write(rung_rows(sweep), out / "table.parquet")
     _write(step_rows(sweep), out / "steps.parquet")
     write(out / INDEX, index_of(sweep, axes, [folder.name for folder in folders]))
     return sweep
+
+
+def trained_as(spec: StudySpec) -> str:
+    """Names what the models of a study are: cells that differ in seeds, subsets or the inverse
+    alone share their retrainings."""
+    variant = {k: v for k, v in spec.variant.changes.items() if k != "decay_in_inverse"}
+    return hash_json(
+        {
+            "variant": variant,
+            "protocol": spec.protocol,
+            "dtype": spec.dtype,
+            "queries": spec.queries,
+        }
+    )
 
 
 def index_of(sweep: Sweep, axes: Mapping[str, Sequence[Value]], names: Sequence[str]) -> SweepIndex:
