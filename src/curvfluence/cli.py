@@ -326,6 +326,69 @@ def _table1(
 
 
 @app.command()
+def questions(
+    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
+    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; runs/PROBLEM-questions unless given.")
+    ] = None,
+    subsets: Annotated[
+        int | None, typer.Option(help="Random subsets; the problem's own number unless given.")
+    ] = None,
+    models: Annotated[int, typer.Option(help="Influence models (initialisations).")] = 4,
+    orders: Annotated[int, typer.Option(help="Minibatch orders of each subset.")] = 2,
+    alpha: Annotated[
+        str, typer.Option(help="Kept fractions, by comma, 0.5 among them.")
+    ] = "0.5,0.9,0.95,0.99",
+    left_out: Annotated[int, typer.Option(help="Examples to leave out one at a time.")] = 100,
+    queries: Annotated[int, typer.Option(help="Queries whose most helpful are removed.")] = 20,
+    depth: Annotated[int | None, typer.Option(help="Hidden layers; the problem's own.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of all hidden layers; the first's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of training; the problem's own.")] = None,
+    rungs: Annotated[
+        str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="clean, paper or table1.")] = "clean",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; all cores unless given.")
+    ] = None,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="Show no progress bars.")
+    ] = False,
+) -> None:
+    """Ask one ladder several questions: other fractions kept, one example left out, the most
+    helpful ones removed, the spread over retrainings."""
+    from curvfluence.report.questions import show_questions, write_questions
+    from curvfluence.report.terminal import WIDTH
+    from curvfluence.study import StudySpec, load
+    from curvfluence.study.questions import QuestionSpec, run_questions
+    from curvfluence.study.variant import Variant
+
+    chosen = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
+    loaded = load(problem)
+    spec = StudySpec(
+        problem,
+        loaded.subsets if subsets is None else subsets,
+        seed=seed,
+        models=models,
+        orders=orders,
+        rungs=chosen,
+        protocol=protocol,
+        variant=Variant(depth=depth, width=width, epochs=epochs),
+        hybrids=False,
+        costs=False,
+    )
+    alphas = tuple(float(_value(part, float, "alpha")) for part in alpha.split(","))
+    folder = Path("runs") / f"{loaded.name}-questions" if out is None else out
+    asks = QuestionSpec(spec, alphas, left_out=left_out, queries=queries)
+    with _watching(no_progress) as watch:
+        found = run_questions(asks, folder, problem=loaded, threads=threads, watch=watch)
+        with watch("write the report", 1):
+            write_questions(found, folder)
+    show_questions(found, folder, Console(width=None if sys.stdout.isatty() else WIDTH))
+
+
+@app.command()
 def plan(
     problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
     rungs: Annotated[

@@ -15,8 +15,8 @@ from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.retrain import source_of
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.variant import Variant
-from curvfluence.truth import Run, Subsets, measure, train
-from curvfluence.truth.bank import Bank, Entry
+from curvfluence.truth import Kept, Run, Subsets, Weighted, measure, train
+from curvfluence.truth.bank import MODELS, WEIGHTED, Bank, Entry
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def verify_bank(path: Path, problem: StudyProblem | None = None, *, again: int =
     kinds.count(again, "again", least=0)
     bank = Bank.read(path)
     held = [(entry, bank.arrays(entry)) for entry in bank.entries()]
-    retrained = [(e, a) for e, a in held if e.batch.kind == "retrained"]
+    retrained = [(e, a) for e, a in held if e.batch.kind != MODELS]
     count = sum(len(a["values"]) for _, a in retrained)
     if not again:
         return Verified(len(held), count)
@@ -81,7 +81,8 @@ def _trained_as(bank: Bank, entry: Entry, problem: StudyProblem | None) -> Study
 def _off(problem: StudyProblem, entry: Entry, arrays: dict[str, Tensor]) -> float:
     """How far the first run of a batch, trained again, lies from what is kept."""
     (init,), (order,) = entry.batch.init_seeds, entry.batch.order_seeds
-    subsets = Subsets(arrays["subsets"][:1])
+    way = Weighted() if entry.batch.kind == WEIGHTED else Kept()
+    subsets = Subsets(arrays["subsets"][:1], way)
     found = train(problem.recipe, problem.train, [Run(init, order, 0)], subsets)
     values = measure(problem.recipe, found, problem.queries, problem.measurement)
     gap = (values[0].double() - arrays["values"][0]).abs()

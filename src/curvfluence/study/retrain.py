@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,8 +15,18 @@ from curvfluence.store.hashes import hash_tensors
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec
-from curvfluence.truth import Run, Subsets, Trained, grid, measure, random_subsets, train
-from curvfluence.truth.bank import Asked, Bank, Batch, Source
+from curvfluence.truth import (
+    Kept,
+    Run,
+    Subsets,
+    Trained,
+    choose_path,
+    grid,
+    measure,
+    random_subsets,
+    train,
+)
+from curvfluence.truth.bank import MODELS, RETRAINED, WEIGHTED, Asked, Bank, Batch, Source
 from curvfluence.truth.paths import Path as TrainingPath
 
 BLOCK = 50  # subsets of one batch: what is lost where a run is interrupted
@@ -87,7 +97,7 @@ def train_models(spec: StudySpec, problem: StudyProblem, bank: Bank, watch: Watc
     start = time.perf_counter()
     full = influence_runs(spec, problem)
     batch = Batch(
-        "models", spec.dtype, tuple(r.init_seed for r in full), tuple(r.order_seed for r in full)
+        MODELS, spec.dtype, tuple(r.init_seed for r in full), tuple(r.order_seed for r in full)
     )
     found = bank.find(batch)
     if found is not None:
@@ -124,6 +134,78 @@ def _trained(runs: list[Run], arrays: dict[str, Tensor], seconds: float) -> Trai
 
 
 @dataclass(frozen=True, eq=False)
+class Retrained:
+    """`values` [J, r, m, Q] and `final_loss` [J, r, m] of runs from J initialisations in r orders
+    on m subsets, by which path, and in how many seconds (now or in an earlier run)."""
+
+    values: Tensor
+    final_loss: Tensor
+    path: TrainingPath
+    seconds: float
+
+
+def make_truth(
+    spec: StudySpec, problem: StudyProblem, models: Models, bank: Bank, watch: Watcher
+) -> Truth:
+    """Train J × r × m models on subsets that keep a fraction alpha; what the bank has is read.
+
+    Each initialisation has minibatch orders of its own: shared ones would make the repeats of
+    different initialisations agree for that reason.
+    """
+    subsets, r = draw_subsets(spec, problem), spec.orders
+    seeds = spec.seeds("order", spec.models * r)
+    starts = [
+        (run.init_seed, tuple(seeds[j * r : (j + 1) * r]))
+        for j, run in enumerate(models.trained.runs)
+    ]
+    made = retrain(spec, problem, starts, subsets, bank, watch, alpha=spec.alpha)
+    path = made.path.name.lower()
+    return Truth(models, subsets, made.values, made.final_loss, path, made.seconds)
+
+
+def retrain(
+    spec: StudySpec,
+    problem: StudyProblem,
+    starts: Sequence[tuple[int, tuple[int, ...]]],
+    subsets: Subsets,
+    bank: Bank,
+    watch: Watcher,
+    *,
+    alpha: float | None = None,
+) -> Retrained:
+    """Train from each of `starts`, (an initialisation, its minibatch orders), on every subset;
+    batches that the bank has are read, the others kept in it."""
+    shape = (len(starts), len(starts[0][1]), len(subsets))
+    values = torch.empty(*shape, len(problem.queries), dtype=torch.float64)
+    final_loss = torch.empty(shape, dtype=torch.float64)
+    path = choose_path(problem.recipe, problem.train).path
+    missing: list[_Part] = []
+    seconds, done = 0.0, 0
+    for part in _parts(spec.dtype, starts, subsets, alpha):
+        found = bank.find(part.batch)
+        if found is None:
+            missing.append(part)
+            continue
+        entry, arrays = found
+        values[part.place], final_loss[part.place] = arrays["values"], arrays["final_loss"]
+        seconds, done = seconds + entry.seconds, done + len(part.runs)
+    with watch("retrain on subsets", final_loss.numel()) as progress:
+        progress(done)
+        waiting = iter(missing)
+        while group := list(islice(waiting, torch.get_num_threads())):  # a batch for each thread
+            start = time.perf_counter()
+            found_pq, loss_p = _train(problem, group, subsets, lambda k, at=done: progress(at + k))
+            each = (time.perf_counter() - start) / len(group)
+            for part, value_rq, loss_r in zip(group, found_pq, loss_p, strict=True):
+                values[part.place], final_loss[part.place] = value_rq, loss_r
+                masks = subsets.weights[part.place[2]]
+                kept = {"values": value_rq, "final_loss": loss_r, "subsets": masks}
+                bank.keep(part.batch, kept, each)
+                seconds, done = seconds + each, done + len(part.runs)
+    return Retrained(values, final_loss, path, seconds)
+
+
+@dataclass(frozen=True, eq=False)
 class _Part:
     """A batch of retrainings: where it belongs among all of them, and its runs."""
 
@@ -132,74 +214,33 @@ class _Part:
     batch: Batch
 
 
-def make_truth(
-    spec: StudySpec, problem: StudyProblem, models: Models, bank: Bank, watch: Watcher
-) -> Truth:
-    """Train J × r × m models on subsets that keep a fraction alpha; what the bank has is read."""
-    subsets = draw_subsets(spec, problem)
-    shape = (spec.models, spec.orders, spec.subsets)
-    values = torch.empty(*shape, len(problem.queries), dtype=torch.float64)
-    final_loss = torch.empty(shape, dtype=torch.float64)
-    missing: list[_Part] = []
-    seconds, trained = 0.0, 0
-    for part in _parts(spec, models, subsets):
-        found = bank.find(part.batch)
-        if found is None:
-            missing.append(part)
-            continue
-        entry, arrays = found
-        values[part.place], final_loss[part.place] = arrays["values"], arrays["final_loss"]
-        seconds, trained = seconds + entry.seconds, trained + len(part.runs)
-    path = models.trained.path
-    with watch("retrain on subsets", final_loss.numel()) as done:
-        done(trained)
-        waiting = iter(missing)
-        while group := list(islice(waiting, torch.get_num_threads())):  # a batch for each thread
-            start, before = time.perf_counter(), trained
-            runs = [run for part in group for run in part.runs]
-
-            def show(count: int, before: int = before) -> None:
-                done(before + count)
-
-            retrained = train(problem.recipe, problem.train, runs, subsets, progress=show)
-            found_rq = measure(problem.recipe, retrained, problem.queries, problem.measurement)
-            path, each = retrained.path, (time.perf_counter() - start) / len(group)
-            sizes = [len(part.runs) for part in group]
-            rows = zip(
-                group,
-                found_rq.double().split(sizes),
-                retrained.final_loss.split(sizes),
-                strict=True,
-            )
-            for part, value_rq, loss_r in rows:
-                values[part.place], final_loss[part.place] = value_rq, loss_r
-                masks = subsets.weights[part.place[2]]
-                bank.keep(
-                    part.batch, {"values": value_rq, "final_loss": loss_r, "subsets": masks}, each
-                )
-            seconds, trained = seconds + each * len(group), trained + len(runs)
-    return Truth(models, subsets, values, final_loss, path.name.lower(), seconds)
+def _parts(
+    dtype: str,
+    starts: Sequence[tuple[int, tuple[int, ...]]],
+    subsets: Subsets,
+    alpha: float | None,
+) -> Iterator[_Part]:
+    """The retrainings by initialisation, order and block of subsets."""
+    kind = RETRAINED if isinstance(subsets.way, Kept) else WEIGHTED
+    for j, (init, orders) in enumerate(starts):
+        for r, order in enumerate(orders):
+            every = grid([init], [order], len(subsets))
+            for start in range(0, len(subsets), BLOCK):
+                rows = slice(start, min(start + BLOCK, len(subsets)))
+                masks = hash_tensors(subsets.weights[rows])
+                batch = Batch(kind, dtype, (init,), (order,), masks, alpha)
+                yield _Part((j, r, rows), every[rows], batch)
 
 
-def _parts(spec: StudySpec, models: Models, subsets: Subsets) -> Iterator[_Part]:
-    """The retrainings by initialisation, order and block of subsets.
-
-    Each initialisation has minibatch orders of its own: shared ones would make the repeats of
-    different initialisations agree for that reason.
-    """
-    orders = iter(spec.seeds("order", spec.models * spec.orders))
-    for j, model in enumerate(models.trained.runs):
-        for r in range(spec.orders):
-            every = grid([model.init_seed], [next(orders)], spec.subsets)
-            for start in range(0, spec.subsets, BLOCK):
-                rows = slice(start, min(start + BLOCK, spec.subsets))
-                runs = every[rows]
-                batch = Batch(
-                    "retrained",
-                    spec.dtype,
-                    (model.init_seed,),
-                    (runs[0].order_seed,),
-                    hash_tensors(subsets.weights[rows]),
-                    spec.alpha,
-                )
-                yield _Part((j, r, rows), runs, batch)
+def _train(
+    problem: StudyProblem,
+    group: Sequence[_Part],
+    subsets: Subsets,
+    progress: Callable[[int], None],
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """(values [runs, Q] float64, final losses) of each batch of a group, trained side by side."""
+    runs = [run for part in group for run in part.runs]
+    trained = train(problem.recipe, problem.train, runs, subsets, progress=progress)
+    found_rq = measure(problem.recipe, trained, problem.queries, problem.measurement).double()
+    sizes = [len(part.runs) for part in group]
+    return found_rq.split(sizes), trained.final_loss.split(sizes)

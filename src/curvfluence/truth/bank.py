@@ -24,6 +24,7 @@ from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.records import Record, as_json, read, require_inside, write
 
 BANK, ENTRIES = "bank.json", "entries"
+MODELS, RETRAINED, WEIGHTED = "models", "retrained", "weighted"  # the kinds of batches
 # What the numbers of a retraining come from: a batch is only taken up again by the same code.
 TRAINER = (
     *(f"truth/{name}.py" for name in ("functional", "measure", "paths", "processes", "recipe")),
@@ -67,7 +68,8 @@ class Source(Record, frozen=True):
 
 class Batch(Record, frozen=True):
     """Which retrainings an entry holds: runs from one initialisation in one minibatch order, on
-    subsets whose hash this is; or the influence models, of these seeds, where it is None."""
+    subsets whose hash this is, as training sets of their own (`RETRAINED`) or as weights
+    (`WEIGHTED`); or the influence models of these seeds (`MODELS`)."""
 
     kind: str
     dtype: str

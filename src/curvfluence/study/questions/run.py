@@ -1,0 +1,263 @@
+"""Ask one ladder several questions: fractions kept, one example left out, the most helpful ones
+removed, and how retrainings spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curvfluence import kinds
+from curvfluence.errors import InputError
+from curvfluence.fidelity import Interval
+from curvfluence.runtime.threads import limited
+from curvfluence.store.records import write
+from curvfluence.study.asked import asked
+from curvfluence.study.at_model import RungScores
+from curvfluence.study.climb import Ladder, climb
+from curvfluence.study.compare import LadderFidelity, compare
+from curvfluence.study.environment import environment
+from curvfluence.study.problems import StudyProblem, load
+from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.questions.records import QUESTIONS, Answer, Kind, Question, Questions
+from curvfluence.study.results.rung import Dampings
+from curvfluence.study.retrain import (
+    Models,
+    Truth,
+    draw_subsets,
+    make_truth,
+    retrain,
+    source_of,
+    train_models,
+)
+from curvfluence.study.spec import StudySpec
+from curvfluence.truth import Kept, Subsets, Weighted, leave_one_out, random_subsets
+from curvfluence.truth.bank import Bank
+
+DRAWS = 2_000  # of the bootstrap over models and queries of a removal
+
+
+@dataclass(frozen=True)
+class QuestionSpec:
+    """What is asked of the ladder of `study`: subsets that keep each of `alphas` (the study's own
+    alpha among them chooses λ for removals), `left_out` random examples one at a time, and for the
+    first `queries` queries the share of the training set that helps most, each of `removed`."""
+
+    study: StudySpec
+    alphas: tuple[float, ...] = (0.5, 0.9, 0.95, 0.99)
+    left_out: int = 100
+    removed: tuple[float, ...] = (0.01, 0.05, 0.1)
+    queries: int = 20
+
+    def __post_init__(self) -> None:
+        for alpha in self.alphas:
+            replace(self.study, alpha=alpha)
+        if self.study.alpha not in self.alphas:
+            raise InputError(f"alphas must have the study's own, {self.study.alpha:g}")
+        kinds.count(self.left_out, "left_out", least=3)
+        kinds.count(self.queries, "queries", least=2)
+        for share in self.removed:
+            if not 0 < kinds.number(share, "removed") < 1:
+                raise InputError(f"a share to remove lies between 0 and 1; seen {share}")
+
+
+def run_questions(
+    spec: QuestionSpec,
+    out: Path,
+    *,
+    problem: StudyProblem | None = None,
+    threads: int | None = None,
+    bank: Path | None = None,
+    watch: Watcher = silent,
+) -> Questions:
+    """Climb the ladder once at every influence model, and hold it against each question's truth.
+
+    LDS of a question is cross-fitted with λ of its own. A removal takes each rung's λ from the
+    study's alpha, on the other half of the queries. Retrainings are kept in `bank`, by default
+    `out/bank`. Writes `out/questions.json`.
+
+    Errors: `InputError` before any work, for settings that make no study.
+    """
+    start = time.perf_counter()
+    study = spec.study
+    ready = asked(study, load(study.problem) if problem is None else problem)
+    for alpha in spec.alphas:
+        draw_subsets(replace(study, alpha=alpha), ready)
+    kept = Bank(out / "bank" if bank is None else bank, source_of(ready, study))
+    kept.claim()
+    with limited(threads):
+        models = train_models(study, ready, kept, watch)
+        ladder = climb(study, ready, models.trained, study.plan, watch)
+        asker = _Asker(spec, ready, models, ladder, kept, watch)
+        questions = asker.questions()
+    out.mkdir(parents=True, exist_ok=True)
+    found = Questions(
+        environment=environment({"data": kept.source.data}),
+        problem=ready.name,
+        unit=ready.measurement.unit,
+        lower_is_better=ready.measurement.lower_is_better,
+        settings=study.settings,
+        training_loss=float(models.trained.final_loss.mean()),
+        questions=questions,
+        seconds=time.perf_counter() - start,
+    )
+    write(out / QUESTIONS, found)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Asker:
+    spec: QuestionSpec
+    problem: StudyProblem
+    models: Models
+    ladder: Ladder
+    bank: Bank
+    watch: Watcher
+
+    @property
+    def rungs(self) -> tuple[RungScores, ...]:
+        return tuple(rung for rung in self.ladder.rungs if not rung.hybrid)
+
+    def questions(self) -> tuple[Question, ...]:
+        """The answers to all of them."""
+        found: list[Question] = []
+        own: LadderFidelity | None = None
+        for alpha in self.spec.alphas:
+            study = replace(self.spec.study, alpha=alpha)
+            truth = make_truth(study, self.problem, self.models, self.bank, self.watch)
+            judged = compare(study, truth, self.rungs, study.plan, self.watch)
+            found.append(_answered(f"keep {alpha:g}", "subsets", truth, judged))
+            if alpha == self.spec.study.alpha:
+                own = judged
+                if study.models * study.orders >= 4:
+                    found.append(self._spread(study, truth))
+        assert own is not None
+        found.append(self._left_out())
+        return (*found, *self._removals(own))
+
+    def _spread(self, study: StudySpec, truth: Truth) -> Question:
+        """Whether the predicted change of a query also orders how its measurement spreads over
+        retrainings of a subset (their standard deviation over initialisations and orders)."""
+        values = truth.values.flatten(0, 1).std(0)[None, None]  # [1, 1, m, Q]
+        first = replace(truth, values=values.expand(study.models, 1, -1, -1).contiguous())
+        judged = compare(study, first, self.rungs, study.plan, self.watch)
+        return _without_ceiling(_answered("spread over retrainings", "spread", truth, judged))
+
+    def _left_out(self) -> Question:
+        """The very run without one example: the order and minibatches of the influence model."""
+        study, n = self.spec.study, len(self.problem.train)
+        count = min(self.spec.left_out, n)
+        (seed,) = study.seeds("left out", 1)
+        index = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
+        subsets = leave_one_out(n, index.sort().values, Weighted())
+        starts = [(run.init_seed, (run.order_seed,)) for run in self.models.trained.runs]
+        values: list[Tensor] = []
+        losses: list[Tensor] = []
+        for one in starts:
+            made = retrain(study, self.problem, [one], subsets, self.bank, self.watch)
+            values.append(made.values)
+            losses.append(made.final_loss)
+        truth = Truth(self.models, subsets, torch.cat(values), torch.cat(losses), "", 0.0)
+        settings = replace(study, subsets=count)
+        judged = compare(settings, truth, self.rungs, study.plan, self.watch)
+        return _answered("leave one out", "leave one out", truth, judged)
+
+    def _removals(self, own: LadderFidelity) -> tuple[Question, ...]:
+        """The change of a query after leaving out what each rung says helps it most."""
+        study, halves = self.spec.study, torch.from_numpy(own.halves)
+        n, queries = len(self.problem.train), range(min(self.spec.queries, len(halves)))
+        counts = [max(1, round(share * n)) for share in self.spec.removed]
+        scores = {
+            rung.name: _chosen(rung, judged.matched.dampings, halves)
+            for rung, judged in zip(self.rungs, own.rungs, strict=True)
+        }
+        sign = 1.0 if self.problem.measurement.lower_is_better else -1.0
+        (seed,) = study.seeds("removals", 1)
+        shape = (len(scores) + 1, len(counts), study.models, len(queries))
+        change = np.empty(shape)
+        for j, run in enumerate(self.models.trained.runs):
+            masks = [torch.ones(1, n, dtype=torch.bool)]
+            for score_jqn in scores.values():
+                order_qn = (sign * score_jqn[j]).argsort(dim=1, descending=True)
+                masks += [_without(n, order_qn[q, :k]) for k in counts for q in queries]
+            for k in counts:  # the control: as many at random, for each query
+                drawn = random_subsets(n, keep=1 - k / n, count=len(queries), seed=seed + j)
+                masks.append(drawn.weights)
+            start = (run.init_seed, tuple(study.seeds(f"removals of model {j}", 1)))
+            subsets = Subsets(torch.cat(masks), Kept())
+            made = retrain(study, self.problem, [start], subsets, self.bank, self.watch)
+            base_q, rest = made.values[0, 0, 0], made.values[0, 0, 1:]
+            per = rest.view(len(scores) + 1, len(counts), len(queries), -1)
+            for i, q in enumerate(queries):
+                change[:, :, j, i] = (per[:, :, i, q] - base_q[q]).numpy()
+        names = list(scores)
+        dampings = {r.name: r.matched.dampings for r in own.rungs}
+        return tuple(
+            self._removal(share, change[:, k], names, dampings)
+            for k, share in enumerate(self.spec.removed)
+        )
+
+    def _removal(
+        self,
+        share: float,
+        change_rjq: NDArray[np.float64],
+        names: Sequence[str],
+        dampings: dict[str, Dampings],
+    ) -> Question:
+        values, intervals = _means(change_rjq)
+        answers = tuple(
+            Answer(name, float(values[k]), intervals[k], dampings[name])
+            for k, name in enumerate(names)
+        )
+        return Question(
+            name=f"remove the top {share:.0%}",
+            kind="removal",
+            retrainings=change_rjq.size,
+            answers=answers,
+            control=float(values[-1]),
+            control_interval=intervals[-1],
+        )
+
+
+def _without_ceiling(question: Question) -> Question:
+    """Without what noise allows: it is that of the measurement, not of its spread."""
+    return Question(question.name, question.kind, question.retrainings, question.answers)
+
+
+def _answered(name: str, kind: Kind, truth: Truth, judged: LadderFidelity) -> Question:
+    answers = tuple(
+        Answer(rung.name, rung.matched.value, rung.intervals.crossed, rung.matched.dampings)
+        for rung in judged.rungs
+    )
+    best = judged.best_lds.matched
+    return Question(name, kind, truth.retrainings, answers, best)
+
+
+def _chosen(rung: RungScores, dampings: Dampings, halves: Tensor) -> Tensor:
+    """[J, Q, N] at the damping that each half of the queries was given."""
+    first, second = (list(rung.dampings).index(damping) for damping in dampings)
+    return torch.where(halves[:, None], rung.scores[:, first], rung.scores[:, second])
+
+
+def _without(n: int, index: Tensor) -> Tensor:
+    mask = torch.ones(1, n, dtype=torch.bool)
+    mask[0, index] = False
+    return mask
+
+
+def _means(change_rjq: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Interval]]:
+    """The mean of each row over models and queries, with its crossed bootstrap interval."""
+    _, models, queries = change_rjq.shape
+    generator = np.random.default_rng(0)
+    of_models = generator.multinomial(models, np.full(models, 1 / models), DRAWS) / models
+    of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), DRAWS) / queries
+    drawn = np.einsum("bj,rjq,bq->rb", of_models, change_rjq, of_queries, optimize=True)
+    ends = np.quantile(drawn, (0.025, 0.975), axis=1)
+    means = change_rjq.mean((1, 2))
+    return means, [Interval(float(low), float(high)) for low, high in ends.T]
