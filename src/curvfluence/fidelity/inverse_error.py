@@ -31,7 +31,7 @@ class Spectral:
         """The same matrix in its eigenbasis: decomposed once, for every threshold and damping."""
         return diagonalised(self.curvature)
 
-    @property
+    @cached_property
     def bases(self) -> tuple[tuple[Block, Diagonalised], ...]:
         """Each block with its eigenbasis."""
         return tuple((block, block.operator.eigenbasis()) for block in self.diagonal.blocks)
@@ -73,7 +73,7 @@ class Spectral:
         """(C + λI)⁻¹ v as the rung inverts it (an indefinite C as treated); v for Identity."""
         if self.curvature.fixed_damping is not None:
             return v_rp
-        return self.curvature.solve(v_rp, Absolute(damping))
+        return self.diagonal.solve(v_rp, Absolute(damping))
 
     def absolute(self, v_rp: Tensor) -> Tensor:
         """|C| v."""

@@ -45,10 +45,9 @@ class Spectrum:
 
 
 def diagonalised(curvature: Curvature) -> Curvature:
-    """The same matrix with each block in its eigenbasis, for whoever asks for eigenvalues and
-    eigenvectors more than once; an indefinite block loses how it is inverted. Cost: an
-    eigendecomposition of each dense block."""
-    blocks = (replace(b, operator=b.operator.eigenbasis()) for b in curvature.blocks)
+    """The same matrix and inverse with the eigenvectors of each block at hand, for whoever asks
+    for them more than once. Cost: an eigendecomposition of each dense block."""
+    blocks = (replace(b, operator=b.operator.diagonalised()) for b in curvature.blocks)
     return replace(curvature, blocks=tuple(blocks))
 
 

@@ -145,24 +145,28 @@ def climb_one(
     # the others' solutions are of no more use
     every = (*protocol.steps, *(step for chain in protocol.chains for step in chain.steps))
     stepped = {name for step in every for name in step}
+    measured = errors and EXACT in rungs and not bool(problem.decay.any())
     fitted: dict[str, Curvature] = {}
     spectral: dict[str, Spectral] = {}
     swept: dict[str, RungScores] = {}
     for name, rung in rungs.items():
         fitted[name] = fit(problem, rung)
         spectral[name] = Spectral(fitted[name])
-        row = sweep(fitted[name], spectral[name])
+        # where a decomposition is needed anyway, it serves every damping
+        solved = spectral[name].diagonal if measured else fitted[name]
+        row = sweep(solved, spectral[name])
         start = time.perf_counter()
         _scores_at(problem, fitted[name], row.middle)
         row = replace(row, score_seconds=time.perf_counter() - start)
         swept[name] = row if name in stepped else row.put_away()
-    for name, curvature in (hybrids(fitted) if with_hybrids else {}).items():
+    mixed = {n: spectral[n].diagonal for n in ("BlockGGN", "KFAC") if n in spectral}
+    for name, curvature in (hybrids(mixed) if with_hybrids else {}).items():
         row = sweep(curvature, Spectral(curvature)).put_away()
         swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
     steps, decompositions = _decompositions(fitted, swept, protocol)
     swept = {n: row if row.hybrid else row.put_away() for n, row in swept.items()}
     vectors: Vectors | None = None
-    if errors and EXACT in spectral and not bool(spectral[EXACT].curvature.decay.any()):
+    if measured:
         vectors, v_rp = sweep.vectors()
         yardstick = Yardstick(spectral[EXACT], v_rp)
         for name, one in spectral.items():

@@ -57,6 +57,11 @@ class Operator(ABC):
     def eigenbasis(self) -> Diagonalised:
         """M with its eigenvectors at hand: itself where it has them."""
 
+    def diagonalised(self) -> Operator:
+        """The same matrix and the same inverse, with eigenvectors at hand for whoever asks for
+        both more than once."""
+        return self.eigenbasis()
+
     @abstractmethod
     def mean_eigenvalue(self) -> MeanEigenvalue:
         """Mean |eigenvalue| of M over those that can be told from 0: the unit of `Relative`."""
@@ -101,6 +106,9 @@ class Diagonalised(Operator):
     """M = U diag(Λ) Uᵀ with both at hand."""
 
     def eigenbasis(self) -> Diagonalised:
+        return self
+
+    def diagonalised(self) -> Operator:
         return self
 
     @abstractmethod

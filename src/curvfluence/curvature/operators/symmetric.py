@@ -158,5 +158,8 @@ class Symmetric(Operator):
     def eigenbasis(self) -> Eigen:
         return Eigen(self.vectors, self.eigenvalues()) if self.uniform else Eigen.of(self.matrix)
 
+    def diagonalised(self) -> Symmetric:
+        return self
+
     def mean_eigenvalue(self) -> MeanEigenvalue:
         return of_spectrum(self.eigenvalues())

@@ -127,6 +127,6 @@ def _cell(problem: str, net: Net, epochs: int, extent: Extent, alpha: float, see
         return Cell(net, epochs, spec, None)
     first = replace(spec, models=1)
     if not extent.whole:
-        return Cell(net, epochs, first, None)
+        return Cell(net, epochs, replace(first, hybrids=False), None)
     rungs = (name for name in spec.ladder if name != "Hessian")
     return Cell(net, epochs, replace(spec, rungs=tuple(rungs), hybrids=False), first)
