@@ -20,7 +20,6 @@ from curvfluence.truth import (
     Run,
     Subsets,
     Trained,
-    choose_path,
     grid,
     measure,
     random_subsets,
@@ -136,11 +135,10 @@ def _trained(runs: list[Run], arrays: dict[str, Tensor], seconds: float) -> Trai
 @dataclass(frozen=True, eq=False)
 class Retrained:
     """`values` [J, r, m, Q] and `final_loss` [J, r, m] of runs from J initialisations in r orders
-    on m subsets, by which path, and in how many seconds (now or in an earlier run)."""
+    on m subsets, and their seconds (now or in an earlier run)."""
 
     values: Tensor
     final_loss: Tensor
-    path: TrainingPath
     seconds: float
 
 
@@ -159,7 +157,7 @@ def make_truth(
         for j, run in enumerate(models.trained.runs)
     ]
     made = retrain(spec, problem, starts, subsets, bank, watch, alpha=spec.alpha)
-    path = made.path.name.lower()
+    path = models.trained.path.name.lower()  # a matter of the recipe
     return Truth(models, subsets, made.values, made.final_loss, path, made.seconds)
 
 
@@ -178,7 +176,6 @@ def retrain(
     shape = (len(starts), len(starts[0][1]), len(subsets))
     values = torch.empty(*shape, len(problem.queries), dtype=torch.float64)
     final_loss = torch.empty(shape, dtype=torch.float64)
-    path = choose_path(problem.recipe, problem.train).path
     missing: list[_Part] = []
     seconds, done = 0.0, 0
     for part in _parts(spec.dtype, starts, subsets, alpha):
@@ -202,7 +199,7 @@ def retrain(
                 kept = {"values": value_rq, "final_loss": loss_r, "subsets": masks}
                 bank.keep(part.batch, kept, each)
                 seconds, done = seconds + each, done + len(part.runs)
-    return Retrained(values, final_loss, path, seconds)
+    return Retrained(values, final_loss, seconds)
 
 
 @dataclass(frozen=True, eq=False)
