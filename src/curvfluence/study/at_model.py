@@ -35,7 +35,7 @@ from curvfluence.study.paged import paged
 from curvfluence.study.protocols import Protocol, hybrids
 
 VECTOR_WORK = 500_000_000  # vectors · P²
-FEW, MANY = 100, 500  # gradients of either kind that inverses are measured on
+FEW, MANY = 64, 500  # gradients of either kind that inverses are measured on
 EXACT = "Hessian"  # the rung whose inverse is the true one
 OVERLAP_RANKS = (1, 2, 5, 10, 20, 50, 100)
 Overlap = tuple[str, str, tuple[float, ...]]  # two rungs, and what they share at each rank
