@@ -39,6 +39,8 @@ from curvfluence.study.results import (
     SweepPoint,
     TruthSummary,
 )
+from curvfluence.study.results.rung import Errors, InverseErrorResult, InverseErrorsOver
+from curvfluence.study.results.step import InverseVectors
 from curvfluence.study.spec import GRID, StudySpec
 
 LDS = {
@@ -270,6 +272,7 @@ def _full(results: Results, rng: np.random.Generator, kind: str) -> Results:
         decomposition=decomposition,
         decompositions=(decomposition,),
         overlap=_overlap(),
+        inverse=InverseVectors(1e-4, 500, 180, 3),
         bregman=ResponseSummary(
             damping=1e-3, epsilon=0.1, alpha=0.9, models=2, groups=SUBSETS, groups_dropped=0,
             converged=True, mean_evaluations=40.0, seconds=3.0,
@@ -289,7 +292,23 @@ def _extended(rung: RungResult, k: int) -> RungResult:
         lds_bregman=response,
         interval_bregman=around(response, 0.02),
         surprising_labels=None if rung.name in ("Hessian", "Identity") else 12.5,
+        inverse=None if hybrid else _inverse(rung.name, k),
     )
+
+
+def _inverse(name: str, k: int) -> InverseErrorResult:
+    """Errors at two models; K-FAC has no inverse at the second at the lowest λ."""
+    size = 0.002 if name == "Hessian" else 20.0 + 5 * k
+
+    def at(value: float, second: float | None = 1.0) -> Errors:
+        other = None if second is None else value * 1.1
+        return Errors((value, other), (value / 2, None if other is None else other / 2))
+
+    damped = tuple(
+        at(size / (1 + j), None if (name, j) == ("KFAC", 0) else 1.0) for j in range(len(GRID))
+    )
+    over = InverseErrorsOver(at(size), at(size), damped, damped)
+    return InverseErrorResult(over, over)
 
 
 def _spectrum(name: str, k: int) -> SpectrumSummary:

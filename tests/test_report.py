@@ -51,9 +51,10 @@ pytestmark = pytest.mark.xdist_group("report")  # its fixtures are made once
 
 FIGURES = {
     "ladder", "steps", "sweep", "shares", "errors", "hybrids", "bregman", "eigenvalues",
-    "effective-dimension", "overlap", "pareto", "operations", "calibration", "calibration-curve",
+    "effective-dimension", "overlap", "pareto", "operations", "memory", "inverses", "calibration",
+    "calibration-curve",
 }  # fmt: skip
-ALWAYS = {"ladder", "steps", "sweep", "pareto"}
+ALWAYS = {"ladder", "steps", "sweep", "pareto", "memory"}
 
 
 class Page(HTMLParser):
@@ -158,6 +159,19 @@ class TestPage:
         for name, lds in LDS.items():
             if name not in ("GGN", "Hessian"):
                 assert rows[name][1] == f"{lds:.3f}"
+
+    def test_errors_of_inverses(self, full: tuple[Path, str]) -> None:
+        """Means over models; a rung without an inverse at one model has none; what each step adds
+        sums to the whole."""
+        _, text = full
+        rows = {row[0]: row for row in Page(text).tables["figure-inverses"]}
+        first = rows[next(iter(k for k in rows if k.startswith("10")))]
+        names = rows["λ"]
+        assert first[names.index("KFAC")] == "–"
+        assert first[names.index("EKFAC")] == "36.8"
+        assert "over 500 training gradients and 180 of queries; 3 gradients are 0" in text
+        assert "BlockGGN → EKFAC → KFAC" in text
+        assert "+5.25, +5.25 = +10.5" in text
 
     def test_what_was_not_computed_is_named(
         self, least: tuple[Path, str], full: tuple[Path, str]

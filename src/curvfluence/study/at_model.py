@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -157,7 +158,11 @@ def climb_one(
         row = sweep(solved, spectral[name])
         start = time.perf_counter()
         _scores_at(problem, fitted[name], row.middle)
-        row = replace(row, score_seconds=time.perf_counter() - start)
+        row = replace(
+            row,
+            full_name=f"{row.full_name}{_marked(name)}",
+            score_seconds=time.perf_counter() - start,
+        )
         swept[name] = row if name in stepped else row.put_away()
     mixed = {n: spectral[n].diagonal for n in ("BlockGGN", "KFAC") if n in spectral}
     for name, curvature in (hybrids(mixed) if with_hybrids else {}).items():
@@ -178,6 +183,12 @@ def climb_one(
         overlaps=_overlaps(spectral, steps) if spectra else (),
         vectors=vectors,
     )
+
+
+def _marked(name: str) -> str:
+    """What a protocol's name of a rung adds to the rung's own: "(exact)[mc(1)]"."""
+    own = re.match(r"[A-Za-z]*", name)
+    return "" if own is None else name[own.end() :]
 
 
 class _Sweeper:

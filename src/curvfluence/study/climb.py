@@ -11,6 +11,7 @@ import torch
 from curvfluence.curvature.damping import Absolute
 from curvfluence.errors import SingularError
 from curvfluence.fidelity import StepLoss
+from curvfluence.forecast.make import plan
 from curvfluence.problem.problem import Problem
 from curvfluence.study.at_model import (
     OVERLAP_RANKS,
@@ -27,6 +28,7 @@ from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
 from curvfluence.study.spec import DTYPES, StudySpec
+from curvfluence.study.words import size
 from curvfluence.truth import Trained
 
 
@@ -34,13 +36,15 @@ from curvfluence.truth import Trained
 class Ladder:
     """All rungs and hybrids; the decomposition of each chain, by its name, for each model; the
     overlap of leading eigenspaces (first model) between neighbours; the gradients that inverses are
-    held against the exact one's on, None where they are not."""
+    held against the exact one's on, None where they are not; the rungs that were left out, with the
+    reason."""
 
     rungs: tuple[RungScores, ...]
     decompositions: Mapping[str, tuple[tuple[StepLoss, ...], ...]]
     overlap_ranks: tuple[int, ...]
     overlaps: tuple[Overlap, ...]
     vectors: Vectors | None
+    refused: Mapping[str, str]
 
 
 def climb(
@@ -53,9 +57,11 @@ def climb(
     problems = influence_problems(problem, trained, torch.float64 if protocol.double else None)
     # A draw of labels for each model: the spread over models is then that of sampling too.
     seeds = spec.seeds("Fisher", len(problems))
-    ladders = [{name: protocol.rungs(seed)[name] for name in spec.ladder} for seed in seeds]
+    refused = _refused(spec, protocol, problems[0])
+    names = [name for name in spec.ladder if name not in refused]
+    ladders = [{name: protocol.rungs(seed)[name] for name in names} for seed in seeds]
     grid = tuple(map(Absolute, spec.dampings))
-    with watch("climb the ladder", len(spec.ladder) * (1 + len(problems))) as done:
+    with watch("climb the ladder", len(names) * (1 + len(problems))) as done:
         models: list[ModelLadder] = []
         for at, rungs in zip(problems, ladders, strict=True):
             models.append(
@@ -65,16 +71,16 @@ def climb(
                     grid,
                     protocol,
                     keep=DTYPES[spec.dtype],
-                    spectra=not models,
+                    spectra=protocol.spectra and not models,
                     errors=protocol.double and len(models) < _with_errors(len(at.decay)),
                     with_hybrids=spec.hybrids,
                 )
             )
-            done(len(spec.ladder) * len(models))
+            done(len(names) * len(models))
         wants: dict[str, tuple[Needs, Needs]] = {}
         for name, rung in ladders[0].items() if spec.costs else ():
             wants[name] = measured_needs(rung, problems[0], models[0].rungs[name].middle)
-            done(len(spec.ladder) * len(models) + len(wants))
+            done(len(names) * len(models) + len(wants))
     return Ladder(
         rungs=tuple(
             # taken out as they are gathered: scores are not held twice
@@ -88,7 +94,22 @@ def climb(
         overlap_ranks=tuple(k for k in OVERLAP_RANKS if k <= len(problems[0].decay)),
         overlaps=models[0].overlaps,
         vectors=_vectors(models),
+        refused=refused,
     )
+
+
+def _refused(spec: StudySpec, protocol: Protocol, problem: Problem) -> dict[str, str]:
+    """The rungs that are left out, with the reason; one that was asked for by name never is."""
+    if protocol.seconds is None or spec.rungs is not None:
+        return {}
+    found: dict[str, str] = {}
+    for name, rung in protocol.rungs(0).items():
+        forecast = plan(problem, rung)
+        if not forecast.fits:
+            found[name] = forecast.reason or f"needs about {size(forecast.bytes)}"
+        elif forecast.seconds > protocol.seconds:
+            found[name] = f"forecast {forecast.seconds:.0f} s, more than {protocol.seconds:g}"
+    return found
 
 
 def _with_errors(parameters: int) -> int:

@@ -12,11 +12,12 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
 from curvfluence.curvature.eshampoo import EShampoo
+from curvfluence.curvature.estimate.factors import Reduce
 from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.hessian import Hessian, Truncate
 from curvfluence.curvature.hybrids import Sorted, TraceMatched
 from curvfluence.curvature.identity import Identity
-from curvfluence.curvature.inversion import Matrix
+from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace
 from curvfluence.curvature.kfac import KFAC
 from curvfluence.curvature.rung import Rung
 from curvfluence.curvature.shampoo import Shampoo
@@ -27,7 +28,7 @@ from curvfluence.study.problems.nets import MLP
 from curvfluence.truth import Cosine, Recipe, sgd
 
 EXACT_VALUES = "EKFAC(exact)"  # a sampled basis with exact eigenvalues
-TABLE1_FISHERS = ("mc(1)", "mc(5)", "empirical")  # beside the exact one, on the same truth
+SAMPLED = ("mc(1)", "mc(5)", "empirical")  # beside the exact one, on the same truth
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Protocol:
     """How a study trains, and which rung each name stands for, from the top down.
 
     With `double` the ladder is climbed in float64 and every inverse is held against the exact
-    Hessian's, whatever the dtype of training.
+    Hessian's, whatever the dtype of training. With `seconds` a rung that is forecast to take longer
+    for a fit and scores, or does not fit this machine, is left out and named. Without `spectra` no
+    rung is decomposed for its own sake.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Protocol:
     chains: tuple[Chain, ...]
     recipe: Callable[[Recipe], Recipe]
     double: bool = False
+    seconds: float | None = None
+    spectra: bool = True
 
     def with_fishers(self, names: Sequence[str]) -> Protocol:
         """The ladder with K-FAC and EK-FAC of further Fisher types beside its own.
@@ -120,6 +125,32 @@ def _paper(seed: int) -> dict[str, Rung]:
     }
 
 
+def _frontier(seed: int) -> dict[str, Rung]:
+    """Every rung, Fisher type and form of the GGN's inverse; `reduce` differs from the others
+    where positions share weights."""
+    ladder: dict[str, Rung] = {
+        "Hessian": Hessian(),
+        "GGN": GGN(Matrix()),
+        "GGN(samples)": GGN(SampleSpace()),
+        "GGN(iterative)": GGN(ConjugateGradients()),
+        "BlockGGN": BlockGGN(),
+        "EKFAC": EKFAC(),
+        "KFAC": KFAC(),
+        "KFAC(factored)": KFAC(factored_damping=True),
+        "EKFAC(reduce)": EKFAC(sharing=Reduce()),
+        "KFAC(reduce)": KFAC(sharing=Reduce()),
+        "EShampoo": EShampoo(),
+        "TKFAC": TKFAC(),
+        "Shampoo": Shampoo(),
+        "Diagonal": Diagonal(),
+        "Identity": Identity(),
+    }
+    for name in SAMPLED:
+        ladder |= _of(Chain(name, _chain_of(name)), seed)
+        ladder[f"Diagonal[{name}]"] = Diagonal(fisher_named(name, seed))
+    return ladder
+
+
 def _table1(seed: int) -> dict[str, Rung]:
     exact = Type2()
     ladder: dict[str, Rung] = {
@@ -135,7 +166,7 @@ def _table1(seed: int) -> dict[str, Rung]:
         "Diagonal": Diagonal(exact),
         "Identity": Identity(),
     }
-    for name in TABLE1_FISHERS:
+    for name in SAMPLED:
         fisher = fisher_named(name, seed)
         ladder |= _of(Chain(name, _chain_of(name)), seed)
         ladder |= {
@@ -199,6 +230,15 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             chains=(Chain("mc(1)", ("GGN", "BlockGGN", EXACT_VALUES, "KFAC")),),
             recipe=_paper_recipe,
         ),
+        "frontier": Protocol(
+            "frontier",
+            _frontier,
+            steps=tuple(pairwise(_clean(0))),
+            chains=(Chain("type2", ("GGN", "BlockGGN", "EKFAC", "KFAC")),),
+            recipe=_unchanged,
+            seconds=20.0,
+            spectra=False,
+        ),
         "table1": Protocol(
             "table1",
             _table1,
@@ -212,7 +252,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 Chain("type2", ("GGN", "BlockGGN", "EKFAC", "KFAC")),
                 Chain("type2", ("GGN", "BlockGGN", "EShampoo", "TKFAC"), "TKFAC"),
                 Chain("type2", ("GGN", "BlockGGN", "EShampoo", "Shampoo"), "Shampoo"),
-                *(Chain(name, _chain_of(name)) for name in TABLE1_FISHERS),
+                *(Chain(name, _chain_of(name)) for name in SAMPLED),
             ),
             recipe=_table1_recipe,
             double=True,

@@ -62,6 +62,7 @@ def summarise(
         decompositions=chains,
         overlap=overlaps(ladder),
         inverse=inverse_vectors(ladder),
+        refused=dict(ladder.refused),
         differences=fidelity.differences,
         bregman=_response(settings, response) if isinstance(response, Response) else None,
         bregman_missing=response.reason if isinstance(response, NoResponse) else None,

@@ -64,7 +64,6 @@ def _rung(
     vectors: Vectors | None,
 ) -> RungResult:
     independent, ensemble, needs = fidelity.independent, fidelity.ensemble, scores.needs or ()
-    assert scores.spectrum is not None
     row = RungResult(
         name=scores.name,
         full_name=scores.full_name,
@@ -87,7 +86,7 @@ def _rung(
         peak_bytes=max((n.peak_bytes for n in needs if n.peak_bytes is not None), default=None),
         flops=Operations(*(n.flops for n in needs)) if needs else None,
         calibration=fidelity.calibration,
-        spectrum=_spectrum(scores.spectrum, grid),
+        spectrum=None if scores.spectrum is None else _spectrum(scores.spectrum, grid),
         coverage=tuple(CoveredBlock(**asdict(line)) for line in scores.coverage),
         notes=scores.notes,
         holes=tuple(Hole(at, why) for at, why in scores.holes.items()),

@@ -47,7 +47,8 @@ def missing(study: Results) -> tuple[str, ...]:
         "operations and peak memory": all(rung.flops is None for rung in study.rungs),
         "claims of the paper": not study.claims,
     }
-    return tuple(name for name, gone in absent.items() if gone)
+    left_out = (f"{name} ({why})" for name, why in study.refused.items())
+    return (*(name for name, gone in absent.items() if gone), *left_out)
 
 
 def _drawn(*figures: Figure | None) -> tuple[Figure, ...]:
@@ -142,7 +143,7 @@ def _cost(study: Results) -> Section:
             "are medians over the models, on this machine; training is not counted, since every "
             "rung needs it."
         ),
-        figures=_drawn(cost.pareto(study), cost.operations(study)),
+        figures=_drawn(cost.pareto(study), cost.operations(study), cost.memory(study)),
     )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from curvfluence.errors import InputError
 from curvfluence.study.claims.claim import Claim, Rule, error_share, gap, loss_share
 from curvfluence.study.claims.estimate import Estimate, OverModels, Share, Smallest
-from curvfluence.study.protocols import EXACT_VALUES, TABLE1_FISHERS
+from curvfluence.study.protocols import EXACT_VALUES, SAMPLED
 from curvfluence.study.results import DecompositionStep
 from curvfluence.study.results.rung import Errors, InverseErrorResult
 from curvfluence.study.study import Study
@@ -44,7 +44,7 @@ def table1_claims() -> tuple[CellClaim, ...]:
         _claim("EK-FAC ≫ K-FAC with factored damping", gap("EKFAC", "KFAC(factored)")),
         *(
             _claim(f"EK-FAC ≫ K-FAC, {how} factors{of}", gap(f"{ekfac}[{f}]", f"KFAC[{f}]"))
-            for f, how in zip(TABLE1_FISHERS, ("1-sample", "5-sample", "empirical"), strict=True)
+            for f, how in zip(SAMPLED, ("1-sample", "5-sample", "empirical"), strict=True)
             for ekfac, of in (("EKFAC", ""), (EXACT_VALUES, " and exact eigenvalues"))
         ),
         *(
@@ -100,7 +100,7 @@ def _eigenvalue_steps() -> list[tuple[str, tuple[str, str]]]:
     return [
         ("", ("EKFAC", "KFAC")),
         (", EShampoo → TKFAC", ("EShampoo", "TKFAC")),
-        *((f", {f} factors", (f"{EXACT_VALUES}[{f}]", f"KFAC[{f}]")) for f in TABLE1_FISHERS),
+        *((f", {f} factors", (f"{EXACT_VALUES}[{f}]", f"KFAC[{f}]")) for f in SAMPLED),
     ]
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from hashlib import sha256
 from typing import Annotated, Any, cast
 
+import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
@@ -54,7 +55,8 @@ class Results(Record, frozen=True):
 
     `decomposition` is the first of `decompositions`, one for each Fisher type. `flipped` are the
     training examples whose label was changed on purpose, `flipped_from` their true labels.
-    `own_model` is the influence model that is the problem's own, where it has one. `digest` is the
+    `refused` are the rungs that were left out, with the reason. `own_model` is the influence model
+    that is the problem's own, where it has one. `digest` is the
     SHA-256 of all of it but what was measured (seconds, memory, and which rungs these put ahead):
     equal for equal numbers.
     """
@@ -82,6 +84,7 @@ class Results(Record, frozen=True):
     decompositions: tuple[Decomposition, ...] = ()
     overlap: OverlapSummary | None = None
     inverse: InverseVectors | None = None
+    refused: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     differences: tuple[RungDifference, ...] = ()
     bregman: ResponseSummary | None = None
     bregman_missing: str | None = None

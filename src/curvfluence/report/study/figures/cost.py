@@ -11,7 +11,7 @@ from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import MUTED, looks
 from curvfluence.report.parts.table import Columns, tabulate
 from curvfluence.study.results import Results, RungResult
-from curvfluence.study.words import flops, interval, listed, number, prefix, seconds
+from curvfluence.study.words import flops, interval, listed, number, prefix, seconds, size
 
 Priced = tuple[RungResult, float]
 
@@ -46,6 +46,18 @@ def operations(study: Results) -> Figure | None:
         ("operations", "What accuracy costs in operations"),
         f"{name}FLOP to fit and score one model",
         lambda cost: flops(cost * power),
+    )
+
+
+def memory(study: Results) -> Figure | None:
+    """LDS against the peak of memory."""
+    held = [(rung, float(rung.peak_bytes)) for rung in study.rungs if rung.peak_bytes]
+    return _against(
+        study,
+        [(rung, peak / 2**20) for rung, peak in held],
+        ("memory", "What accuracy costs in memory"),
+        "MiB at the peak, for one model",
+        lambda peak: size(peak * 2**20),
     )
 
 
