@@ -16,7 +16,7 @@ from curvfluence.study.asked import asked
 from curvfluence.study.progress import silent
 from curvfluence.study.retrain import Truth, make_truth, source_of, train_models
 from curvfluence.study.variant import Variant
-from curvfluence.truth.bank import BANK, ENTRIES, Bank, Batch
+from curvfluence.truth.bank import BANK, ENTRIES, Bank, Batch, packed, unpacked
 from tests.test_report import run
 
 pytestmark = pytest.mark.xdist_group("banks")
@@ -150,6 +150,16 @@ class TestTakenUp:
         settings = {"init_seeds": (1,), "order_seeds": (1,), "subsets": "a", "alpha": 0.5}
         at = {"kind": "retrained", "dtype": "float32", **settings}
         assert bank.key(Batch(**at)) != bank.key(Batch(**{**at, **change}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 142])
+def test_subsets_are_kept_as_bits(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    masks = torch.rand(5, n, generator=generator) < 0.5
+    assert packed(masks).shape == (5, -(-n // 8))
+    assert torch.equal(unpacked(packed(masks), n), masks)
+    weights = torch.rand(5, n, generator=generator)
+    assert torch.equal(unpacked(packed(weights), n), weights)
 
 
 class TestRefused:

@@ -10,10 +10,15 @@ import pytest
 import torch
 
 import curvfluence as cf
-from curvfluence.study import StudySpec, load, run_study
+from curvfluence.forecast import Plan
+from curvfluence.report.study.sections import missing
+from curvfluence.runtime.stage import Stage
+from curvfluence.study import StudySpec, load, protocols, run_study
+from curvfluence.study import climb as climb_module
 from curvfluence.study.asked import prepared
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.progress import silent
+from curvfluence.study.results import Results
 from curvfluence.study.retrain import influence_runs, source_of, train_models
 from curvfluence.study.variant import Variant
 from curvfluence.truth.bank import Bank
@@ -130,3 +135,56 @@ class TestVariants:
     def test_regression_has_no_labels_to_flip(self) -> None:
         with pytest.raises(cf.errors.InputError, match="regression"):
             Variant(label_noise=0.1).apply(load("diabetes"))
+
+
+class TestFrontier:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+        spec = StudySpec(
+            "wine", 6, models=1, orders=1, dampings=(1e-2, 1e-1), protocol="frontier",
+            variant=Variant(epochs=2), bregman=False, costs=False,
+        )  # fmt: skip
+        return run_study(spec, tmp_path_factory.mktemp("frontier") / "x", threads=1).results
+
+    def test_forms_of_one_inverse_agree(self, results: Results) -> None:
+        rungs = {rung.name: rung for rung in results.rungs}
+        for name in ("GGN(samples)", "GGN(iterative)"):
+            assert rungs[name].lds == pytest.approx(rungs["GGN"].lds, abs=0.02)
+        for name in ("EKFAC", "KFAC"):  # no position is shared here
+            assert rungs[f"{name}(reduce)"].lds == rungs[name].lds
+
+    def test_each_is_named_apart(self, results: Results) -> None:
+        names = [rung.full_name for rung in results.rungs]
+        assert len(set(names)) == len(names)
+        assert "EKFAC(exact)[mc(1)]" in names
+        assert results.refused == {}
+        assert all(rung.spectrum is None for rung in results.rungs)
+
+    def test_what_is_too_dear_is_left_out_and_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By its forecast; one that is asked for by name is done whatever that says."""
+        given = protocols.PROTOCOLS["frontier"]
+        spec = StudySpec(
+            "wine", 4, models=1, orders=1, dampings=(1e-1,), protocol="frontier",
+            variant=Variant(epochs=1), bregman=False, costs=False, hybrids=False,
+        )  # fmt: skip
+        forecast = climb_module.plan
+
+        def dear(problem: cf.Problem, rung: cf.Rung) -> Plan:
+            found = forecast(problem, rung)
+            late = Stage("late", 0.0, 0.0, 100.0)
+            return replace(found, stages=(late,)) if isinstance(rung, cf.GGN) else found
+
+        monkeypatch.setattr(climb_module, "plan", dear)
+        found = run_study(spec, tmp_path / "x").results
+        assert list(found.refused) == ["GGN", "GGN(samples)", "GGN(iterative)"]
+        assert found.refused["GGN"] == "forecast 100 s, more than 20"
+        assert found.rung("GGN") is None
+        assert "GGN (forecast 100 s, more than 20)" in missing(found)
+        named = run_study(replace(spec, rungs=("GGN", "KFAC")), tmp_path / "y").results
+        assert named.refused == {}
+        monkeypatch.setattr(protocols, "PROTOCOLS", {"frontier": replace(given, seconds=-1.0)})
+        with pytest.raises(cf.errors.InputError, match="no rung of protocol frontier is within"):
+            run_study(spec, tmp_path / "z")

@@ -276,8 +276,8 @@ def claims(
     from curvfluence.report.terminal import WIDTH
     from curvfluence.study.claims import Settings, run_claims
 
-    if docs is not None and not docs.parent.is_dir():
-        raise InputError(f"{docs.parent} is no folder: --docs names a file in one that exists")
+    if docs is not None:
+        _require_folder(docs)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if protocol == "table1":
         fixed = {"models": models, "subsets": subsets, "variant-subsets": variant_subsets}
@@ -422,31 +422,29 @@ def init(
 
 @app.command()
 def report(
-    folder: Annotated[
-        Path, typer.Argument(help="The folder of a finished study, sweep or table of claims.")
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of finished studies, sweeps, claims or questions."),
     ],
+    docs: Annotated[
+        Path | None, typer.Option(help="Write the tables of claims, one after another: FILE.md.")
+    ] = None,
 ) -> None:
-    """Write the page and figures of a study, sweep or claims again, from what the folder holds."""
-    from curvfluence.report import write_claims, write_report, write_sweep_report
-    from curvfluence.report.table1 import write_table1
+    """Write pages and figures again, from what the folders hold."""
+    from curvfluence.report.again import text_of, write_again
     from curvfluence.report.terminal import WIDTH
-    from curvfluence.study.claims import is_claims, read_claims
-    from curvfluence.study.claims.table1_run import is_table1, read_table1
-    from curvfluence.study.sweep import is_sweep, read_sweep
 
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
-    if is_claims(folder):
-        text = f"{write_claims(read_claims(folder))}"
-    else:
-        if is_table1(folder):
-            done = write_table1(read_table1(folder))
-        else:
-            whole = is_sweep(folder)
-            done = write_sweep_report(read_sweep(folder)) if whole else write_report(folder)
-        figures = done.path.parent / "figures"
-        text = f"{done.path} ({done.bytes / 1e6:.1f} MB), figures in {figures}"
-        text += f"  ({done.seconds:.1f} s)"
-    plain.print(f"[bold]Report[/]  {text}", highlight=False, soft_wrap=True)
+    if docs is not None:
+        _require_folder(docs)
+        docs.write_text("\n".join(map(text_of, folders)), encoding="utf-8")
+    for folder in folders:
+        plain.print(f"[bold]Report[/]  {write_again(folder)}", highlight=False, soft_wrap=True)
+
+
+def _require_folder(docs: Path) -> None:
+    if not docs.parent.is_dir():
+        raise InputError(f"{docs.parent} is no folder: --docs names a file in one that exists")
 
 
 @app.command()

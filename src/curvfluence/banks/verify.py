@@ -16,7 +16,7 @@ from curvfluence.study.retrain import source_of
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.variant import Variant
 from curvfluence.truth import Kept, Run, Subsets, Weighted, measure, train
-from curvfluence.truth.bank import MODELS, WEIGHTED, Bank, Entry
+from curvfluence.truth.bank import MODELS, WEIGHTED, Bank, Entry, unpacked
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _off(problem: StudyProblem, entry: Entry, arrays: dict[str, Tensor]) -> floa
     """How far the first run of a batch, trained again, lies from what is kept."""
     (init,), (order,) = entry.batch.init_seeds, entry.batch.order_seeds
     way = Weighted() if entry.batch.kind == WEIGHTED else Kept()
-    subsets = Subsets(arrays["subsets"][:1], way)
+    subsets = Subsets(unpacked(arrays["subsets"][:1], len(problem.train)), way)
     found = train(problem.recipe, problem.train, [Run(init, order, 0)], subsets)
     values = measure(problem.recipe, found, problem.queries, problem.measurement)
     gap = (values[0].double() - arrays["values"][0]).abs()

@@ -9,7 +9,7 @@ from statistics import fmean, median
 import torch
 
 from curvfluence.curvature.damping import Absolute
-from curvfluence.errors import SingularError
+from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import StepLoss
 from curvfluence.forecast.make import plan
 from curvfluence.problem.problem import Problem
@@ -59,6 +59,11 @@ def climb(
     seeds = spec.seeds("Fisher", len(problems))
     refused = _refused(spec, protocol, problems[0])
     names = [name for name in spec.ladder if name not in refused]
+    if not names:
+        raise InputError(
+            f"no rung of protocol {protocol.name} is within reach here: "
+            + "; ".join(f"{name}: {why}" for name, why in refused.items())
+        )
     ladders = [{name: protocol.rungs(seed)[name] for name in names} for seed in seeds]
     grid = tuple(map(Absolute, spec.dampings))
     with watch("climb the ladder", len(names) * (1 + len(problems))) as done:

@@ -25,7 +25,16 @@ from curvfluence.truth import (
     random_subsets,
     train,
 )
-from curvfluence.truth.bank import MODELS, RETRAINED, WEIGHTED, Asked, Bank, Batch, Source
+from curvfluence.truth.bank import (
+    MODELS,
+    RETRAINED,
+    WEIGHTED,
+    Asked,
+    Bank,
+    Batch,
+    Source,
+    packed,
+)
 from curvfluence.truth.paths import Path as TrainingPath
 
 BLOCK = 50  # subsets of one batch: what is lost where a run is interrupted
@@ -196,7 +205,7 @@ def retrain(
             for part, value_rq, loss_r in zip(group, found_pq, loss_p, strict=True):
                 values[part.place], final_loss[part.place] = value_rq, loss_r
                 masks = subsets.weights[part.place[2]]
-                kept = {"values": value_rq, "final_loss": loss_r, "subsets": masks}
+                kept = {"values": value_rq, "final_loss": loss_r, "subsets": packed(masks)}
                 bank.keep(part.batch, kept, each)
                 seconds, done = seconds + each, done + len(part.runs)
     return Retrained(values, final_loss, seconds)

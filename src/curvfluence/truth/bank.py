@@ -195,6 +195,20 @@ class Bank:
         return self.path / ENTRIES / f"{key}.{name}.npy"
 
 
+def packed(weights_mn: Tensor) -> Tensor:
+    """Subsets as an entry keeps them: a bit an example where all weights are 0 or 1, [m, ⌈N/8⌉]."""
+    if weights_mn.dtype is not torch.bool:
+        return weights_mn
+    return torch.from_numpy(np.packbits(weights_mn.numpy(), axis=1))
+
+
+def unpacked(kept: Tensor, n: int) -> Tensor:
+    """The weights [m, n] that `packed` has packed."""
+    if kept.dtype is not torch.uint8:
+        return kept
+    return torch.from_numpy(np.unpackbits(kept.numpy(), axis=1, count=n).astype(np.bool_))
+
+
 @cache
 def _trainer() -> str:
     return hash_code(*TRAINER)

@@ -1,0 +1,47 @@
+"""Pages written again, from what a folder of any kind holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curvfluence.errors import InputError
+from curvfluence.report import claims, table1
+from curvfluence.report.parts.page import Report
+from curvfluence.report.questions import write_questions
+from curvfluence.report.study.page import write_report
+from curvfluence.report.sweep.page import write_sweep_report
+from curvfluence.study.claims import is_claims, read_claims
+from curvfluence.study.claims.table1_run import is_table1, read_table1
+from curvfluence.study.questions import read_questions
+from curvfluence.study.questions.records import QUESTIONS
+from curvfluence.study.sweep import is_sweep, read_sweep
+
+
+def write_again(folder: Path) -> str:
+    """Write the page of a folder again; what was written, as a sentence says it.
+
+    Errors: `InputError` where the folder holds nothing finished.
+    """
+    if is_claims(folder):
+        return f"{claims.write_claims(read_claims(folder))}"
+    done = _report(folder)
+    figures = done.path.parent / "figures"
+    size = f"{done.path} ({done.bytes / 1e6:.1f} MB), figures in {figures}"
+    return f"{size}  ({done.seconds:.1f} s)"
+
+
+def _report(folder: Path) -> Report:
+    if is_table1(folder):
+        return table1.write_table1(read_table1(folder))
+    if (folder / QUESTIONS).is_file():
+        return write_questions(read_questions(folder), folder)
+    return write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
+
+
+def text_of(folder: Path) -> str:
+    """A table of claims as Markdown. Errors: `InputError` for a folder of anything else."""
+    if is_table1(folder):
+        return table1.markdown(read_table1(folder))
+    if is_claims(folder):
+        return claims.markdown(read_claims(folder))
+    raise InputError(f"{folder} holds no table of claims, which is what --docs writes")
