@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -83,17 +83,22 @@ def decompose(
     *,
     steps: Sequence[tuple[str, str]],
     chain: Sequence[str] = CHAIN,
+    distance: Callable[[str, str], float] | None = None,
 ) -> tuple[StepLoss, ...]:
     """What each of `steps` (above, below) costs at one influence model.
 
     `solved[name]` [D, Q, P] are (C + W + λ)⁻¹ g_q over the grid and `scores[name]` [D, Q, N] the
-    influences. Errors: `InputError` where grids disagree.
+    influences; `distance` is that of two curvatures by name, where somebody has it already.
+    Errors: `InputError` where grids disagree.
     """
     named = sorted({name for step in steps for name in step})
     sizes = {len(solved[name]) for name in named} | {len(scores[name]) for name in named}
     if len(sizes) > 1:
         raise InputError(f"the rungs were swept over grids of different length: {sorted(sizes)}")
-    distances = {(a, b): distance_squared(curvatures[a], curvatures[b]) for a, b in steps}
+    distances = {
+        (a, b): distance(a, b) if distance else distance_squared(curvatures[a], curvatures[b])
+        for a, b in steps
+    }
     fractions = shares(distances, chain)
     return tuple(
         StepLoss(

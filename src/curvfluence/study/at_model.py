@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from curvfluence.fidelity import (
     Sweep,
     Yardstick,
     decompose,
+    distance_squared,
     leading_space,
     overlap,
     spectrum,
@@ -282,10 +284,17 @@ def _decompositions(
     scores = {name: row.scores for name, row in swept.items()}
     ladder = [step for step in protocol.steps if set(step) <= matrices]
     by_chain: dict[str, tuple[StepLoss, ...]] = {}
+
+    @cache
+    def distance(above: str, below: str) -> float:  # chains share steps
+        return distance_squared(fitted[above], fitted[below])
+
     for chain in protocol.chains:
         main = chain is protocol.chains[0]
         steps = ladder if main else [step for step in chain.steps if set(step) <= matrices]
-        by_chain[chain.name] = decompose(fitted, solutions, scores, steps=steps, chain=chain.rungs)
+        by_chain[chain.name] = decompose(
+            fitted, solutions, scores, steps=steps, chain=chain.rungs, distance=distance
+        )
     return ladder, by_chain
 
 

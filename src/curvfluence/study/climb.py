@@ -66,6 +66,7 @@ def climb(
         )
     ladders = [{name: protocol.rungs(seed)[name] for name in names} for seed in seeds]
     grid = tuple(map(Absolute, spec.dampings))
+    decomposed = protocol.spectra and spec.spectra
     with watch("climb the ladder", len(names) * (1 + len(problems))) as done:
         models: list[ModelLadder] = []
         for at, rungs in zip(problems, ladders, strict=True):
@@ -76,8 +77,10 @@ def climb(
                     grid,
                     protocol,
                     keep=DTYPES[spec.dtype],
-                    spectra=protocol.spectra and not models,
-                    errors=protocol.double and len(models) < _with_errors(len(at.decay)),
+                    spectra=decomposed and not models,
+                    errors=protocol.double
+                    and decomposed
+                    and len(models) < _with_errors(len(at.decay)),
                     with_hybrids=spec.hybrids,
                 )
             )
@@ -119,7 +122,7 @@ def _refused(spec: StudySpec, protocol: Protocol, problem: Problem) -> dict[str,
 
 def _with_errors(parameters: int) -> int:
     """At how many models inverses are held against the exact Hessian's."""
-    return 8 if parameters < 1_500 else 2 if parameters < 7_000 else 1
+    return 8 if parameters < 1_500 else 2 if parameters < 4_000 else 1
 
 
 def _vectors(models: Sequence[ModelLadder]) -> Vectors | None:

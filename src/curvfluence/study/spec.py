@@ -43,6 +43,7 @@ class StudySpec:
     hybrids: bool = True  # whether hybrids stand beside the ladder
     costs: bool = True  # whether memory and operations are measured, in a run of their own
     queries: int | None = None  # how many of the problem's, the first ones; all
+    spectra: bool = True  # whether rungs are decomposed: spectra, overlaps, errors of inverses
     scores: bool = True  # whether every rung's scores and predictions are kept, for the explorer
 
     def __post_init__(self) -> None:

@@ -64,11 +64,9 @@ class Kronecker(Diagonalised):
         return self.rotate_back(self.values * self.rotate(v))
 
     def to_dense(self) -> Tensor:
-        inner = self.in_basis
-        if inner is None:
-            inner = torch.eye(self.values.shape[1]).to(self.values)
-        basis = torch.kron(self.out_basis.contiguous(), inner.contiguous())
-        return (basis * self.values.flatten()) @ basis.T
+        """Column by column, each rotated there and back as a matrix: 4 n² (o + i) operations for
+        the 2 n³ of a product with U ⊗ U itself."""
+        return self @ torch.eye(self.values.numel()).to(self.values)
 
     def eigenvalues(self) -> Tensor:
         return self.values.flatten()

@@ -64,7 +64,8 @@ class Cell:
     """One net, trained for a length, with subsets that keep a fraction.
 
     `spec` is its study. Above `DENSE` parameters it has no Hessian; `exact` is then a study of the
-    first model alone that has one, on the same retrainings. A quick run has only that one there.
+    first model alone that has one, on the same retrainings. A quick run has only that one there,
+    without errors and hybrids.
     """
 
     net: Net
@@ -127,6 +128,6 @@ def _cell(problem: str, net: Net, epochs: int, extent: Extent, alpha: float, see
         return Cell(net, epochs, spec, None)
     first = replace(spec, models=1)
     if not extent.whole:
-        return Cell(net, epochs, replace(first, hybrids=False), None)
+        return Cell(net, epochs, replace(first, hybrids=False, spectra=False), None)
     rungs = (name for name in spec.ladder if name != "Hessian")
     return Cell(net, epochs, replace(spec, rungs=tuple(rungs), hybrids=False), first)

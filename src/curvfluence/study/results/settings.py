@@ -35,6 +35,7 @@ class StudySettings(Record, frozen=True):
     hybrids: bool
     costs: bool
     queries: AtLeastOne | None
+    spectra: bool = True
     scores: bool = True
 
     @property
