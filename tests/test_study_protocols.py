@@ -19,7 +19,7 @@ from curvfluence.study.asked import prepared
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.progress import silent
 from curvfluence.study.results import Results
-from curvfluence.study.retrain import influence_runs, source_of, train_models
+from curvfluence.study.retrain import draw_subsets, influence_runs, source_of, train_models
 from curvfluence.study.variant import Variant
 from curvfluence.truth.bank import Bank
 from tests.results_file import written
@@ -135,6 +135,21 @@ class TestVariants:
     def test_regression_has_no_labels_to_flip(self) -> None:
         with pytest.raises(cf.errors.InputError, match="regression"):
             Variant(label_noise=0.1).apply(load("diabetes"))
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "refused"), [("wine", 0.02, False), ("wine", 0.01, True)]
+)
+def test_a_subset_can_hold_one_of_each_class(
+    tmp_path: Path, name: str, alpha: float, refused: bool
+) -> None:
+    problem = load(name)
+    if not refused:
+        assert len(draw_subsets(StudySpec(name, 3, alpha=alpha), problem)) == 3
+        return
+    with pytest.raises(cf.errors.InputError, match="keeps 1 of 142 examples, fewer than the 3"):
+        run_study(StudySpec(name, 3, alpha=alpha), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 class TestFrontier:

@@ -166,8 +166,8 @@ def climb_one(
             score_seconds=time.perf_counter() - start,
         )
         swept[name] = row if name in stepped else row.put_away()
-    mixed = {n: spectral[n].diagonal for n in ("BlockGGN", "KFAC") if n in spectral}
-    for name, curvature in (hybrids(mixed) if with_hybrids else {}).items():
+    parts = [name for name in ("BlockGGN", "KFAC") if with_hybrids and name in spectral]
+    for name, curvature in hybrids({name: spectral[name].diagonal for name in parts}).items():
         row = sweep(curvature, Spectral(curvature)).put_away()
         swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
     steps, decompositions = _decompositions(fitted, swept, protocol)

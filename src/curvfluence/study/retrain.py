@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from curvfluence.errors import InputError
 from curvfluence.problem.data import Examples
 from curvfluence.store.hashes import hash_tensors
 from curvfluence.study.problems import StudyProblem
@@ -95,7 +96,16 @@ def influence_runs(spec: StudySpec, problem: StudyProblem) -> list[Run]:
 
 
 def draw_subsets(spec: StudySpec, problem: StudyProblem) -> Subsets:
-    """The study's random subsets. Errors: `InputError` where there are not as many."""
+    """The study's random subsets. Errors: `InputError` where there are not as many, or where they
+    keep fewer examples than there are classes."""
+    targets, kept = problem.train.targets, round(spec.alpha * len(problem.train))
+    if targets.ndim == 1 and not targets.is_floating_point():
+        classes = len(targets.unique())
+        if kept < classes:
+            raise InputError(
+                f"alpha {spec.alpha:g} keeps {kept} of {len(targets)} examples, fewer than the "
+                f"{classes} classes: a subset could not hold one of each. Use a larger alpha"
+            )
     (seed,) = spec.seeds("subsets", 1)
     return random_subsets(len(problem.train), keep=spec.alpha, count=spec.subsets, seed=seed)
 
