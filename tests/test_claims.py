@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from curvfluence.study.claims import Claims, Settings, read_claims, run_claims
 from curvfluence.study.claims.claim import FAILS, HOLDS, OPEN, Rule, claims
 from curvfluence.study.claims.estimate import TAIL, Drawn, OverModels, Share, Smallest
 from curvfluence.study.claims.plan import plan
-from curvfluence.study.problems import BUILT_IN, StudyProblem, load, mlp
+from curvfluence.study.problems import BUILT_IN, MLP, StudyProblem, load
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning"),
@@ -153,7 +152,7 @@ class TestPlan:
 
 def tiny() -> StudyProblem:
     wine = load("wine")
-    recipe = replace(wine.recipe, architecture=partial(mlp, (13, 4, 3)), epochs=10)
+    recipe = replace(wine.recipe, architecture=MLP((13, 4, 3)), epochs=10)
     return replace(wine, name="tiny", recipe=recipe)
 
 
@@ -282,7 +281,7 @@ class TestRefusals:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A net of one's own has no width to change: the row says so, and is not resolved."""
-        own = replace(tiny(), recipe=replace(tiny().recipe, architecture=lambda: mlp((13, 4, 3))))
+        own = replace(tiny(), recipe=replace(tiny().recipe, architecture=lambda: MLP((13, 4, 3))()))
         monkeypatch.setitem(BUILT_IN, "tiny", lambda: own)
         found = run_claims(["tiny"], tmp_path / "x", replace(SMALL, axes=("width",)), jobs=1)
         row = next(row for row in found.rows("tiny") if row.scope == "width")

@@ -46,8 +46,8 @@ STUDIES = ("full", "rows", "least", "long")
 GRIDS = {"seeded": SEEDED, "own": OWN, "averaged": AVERAGED, "seeds": ONLY_SEEDS}
 # How many figures each page has.
 DRAWINGS = {
-    "full": len(FIGURES), "rows": len(FIGURES), "least": 4, "long": len(FIGURES), "compare": 1,
-    "seeded": 2 * len(KINDS), "own": 2 * len(KINDS), "averaged": 3 * len(KINDS),
+    "full": len(FIGURES), "rows": len(FIGURES), "least": 5, "long": len(FIGURES), "compare": 1,
+    "seeded": 2 * len(KINDS) + 1, "own": 2 * len(KINDS) + 1, "averaged": 3 * len(KINDS) + 1,
     "seeds": len(KINDS),
 }  # fmt: skip
 

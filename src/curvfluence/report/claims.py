@@ -81,7 +81,8 @@ def markdown(claims: Claims) -> str:
         "# Claims\n",
         "What “Better Hessians Matter” (arXiv 2509.23437) says of influence functions, and what "
         "was measured here. [study.md](study.md#claims) says how each claim becomes a number and "
-        "an interval; the interval alone makes the verdict.\n",
+        "an interval; the interval alone makes the verdict. These are nets of this project's own: "
+        "the paper's setting stands in [table1.md](table1.md).\n",
         table.markdown,
         f"\n{table.caption}\n",
         _made(claims),
