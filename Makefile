@@ -13,7 +13,7 @@ PEERS := kronfluence curvlinops dattri pydvl
 ONLY ?=
 BENCH ?=
 
-BANKS := wine diabetes breast_cancer
+BANKS := wine diabetes
 
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=

@@ -250,6 +250,14 @@ class TestVerify:
         with pytest.raises(InputError, match="wine with another recipe, data or measurement"):
             verify_bank(tmp_path, again=1)
 
+    @pytest.mark.parametrize("name", ["wine", "diabetes"])
+    def test_those_that_ship(self, name: str) -> None:
+        """Whole, and what training gives: to the bit with the torch that made them, and elsewhere
+        within what rounding comes to over 100 epochs."""
+        found = verify_bank(Path(__file__).parents[1] / "banks" / name, again=2)
+        assert (found.batches, found.retrainings, found.again) == (17, 480, 2)
+        assert found.largest <= 0.01
+
     def test_commands(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
