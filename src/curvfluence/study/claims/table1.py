@@ -15,7 +15,7 @@ PROTOCOL = "table1"
 # Parameters above which an eigendecomposition of P × P at every model would outlast all the rest.
 DENSE = 7_000
 # λ; from 1e-5 on half decades where the choice matters, below for the rungs that need none.
-FEW_DAMPINGS = (1e-6, *GRID[2:6:2], *GRID[5:9])
+FEW_DAMPINGS = (1e-6, *GRID[2:6:2], *GRID[5:10])
 DAMPINGS = (1e-7, 1e-6, *GRID[:3:2], *GRID[3:9], 1.0)
 
 
