@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import curvfluence as cf
 from curvfluence.banks import make_bank, verify_bank
 from curvfluence.errors import InputError
 from curvfluence.study import StudySpec, load, retrain, run_study
@@ -16,7 +17,7 @@ from curvfluence.study.asked import asked
 from curvfluence.study.progress import silent
 from curvfluence.study.retrain import Truth, make_truth, source_of, train_models
 from curvfluence.study.variant import Variant
-from curvfluence.truth.bank import BANK, ENTRIES, Bank, Batch, packed, unpacked
+from curvfluence.truth.bank import BANK, ENTRIES, TRAINER, Bank, Batch, packed, unpacked
 from tests.test_report import run
 
 pytestmark = pytest.mark.xdist_group("banks")
@@ -150,6 +151,17 @@ class TestTakenUp:
         settings = {"init_seeds": (1,), "order_seeds": (1,), "subsets": "a", "alpha": 0.5}
         at = {"kind": "retrained", "dtype": "float32", **settings}
         assert bank.key(Batch(**at)) != bank.key(Batch(**{**at, **change}))  # type: ignore[arg-type]
+
+
+def test_no_file_that_trains_is_forgotten() -> None:
+    """Every file of `truth` counts for what a batch goes by, or trains nothing."""
+    root = Path(cf.__file__).parent
+    idle = {"__init__", "bank", "bregman", "minimise", "proximal", "questions", "threads"}
+    files = {
+        f"truth/{file.name}" for file in (root / "truth").glob("*.py") if file.stem not in idle
+    }
+    assert files == {name for name in TRAINER if name.startswith("truth/")}
+    assert all((root / name).exists() for name in TRAINER)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 142])

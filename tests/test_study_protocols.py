@@ -158,14 +158,15 @@ class TestFrontier:
     def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         spec = StudySpec(
             "wine", 6, models=1, orders=1, dampings=(1e-2, 1e-1), protocol="frontier",
-            variant=Variant(epochs=2), bregman=False, costs=False,
+            variant=Variant(epochs=2), bregman=False, costs=False, dtype="float64",
         )  # fmt: skip
         return run_study(spec, tmp_path_factory.mktemp("frontier") / "x", threads=1).results
 
     def test_forms_of_one_inverse_agree(self, results: Results) -> None:
         rungs = {rung.name: rung for rung in results.rungs}
-        for name in ("GGN(samples)", "GGN(iterative)"):
-            assert rungs[name].lds == pytest.approx(rungs["GGN"].lds, abs=0.02)
+        assert rungs["GGN(samples)"].lds == pytest.approx(rungs["GGN"].lds, abs=1e-12)
+        # its residual is 1e-4: ranks that are nearer than that may change places
+        assert rungs["GGN(iterative)"].lds == pytest.approx(rungs["GGN"].lds, abs=5e-3)
         for name in ("EKFAC", "KFAC"):  # no position is shared here
             assert rungs[f"{name}(reduce)"].lds == rungs[name].lds
 

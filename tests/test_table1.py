@@ -123,6 +123,7 @@ class TestCells:
             cell = next(c for c in cells("digits") if c.net == net)
             problem = asked(cell.spec, load("digits"))
             count = sum(p.numel() for p in problem.recipe.build(0).parameters())
+            assert cell.parameters == count
             assert (count > DENSE) == (cell.exact is not None)
 
     def test_quick(self) -> None:

@@ -24,6 +24,33 @@ if TYPE_CHECKING:
 LEAST_MODELS = 8  # influence models of a study that a claim rests on
 VARIANT_SUBSETS = 40  # of each variant, unless told
 
+# Options and arguments that several commands have in common.
+ProblemName = Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")]
+Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
+SubsetCount = Annotated[
+    int | None, typer.Option(help="Random subsets; the problem's own number unless given.")
+]
+Models = Annotated[int, typer.Option(help="Influence models (initialisations).")]
+Orders = Annotated[int, typer.Option(help="Minibatch orders of each subset.")]
+Depth = Annotated[int | None, typer.Option(help="Hidden layers; the problem's own.")]
+Width = Annotated[int | None, typer.Option(help="Of all hidden layers; the first's.")]
+Epochs = Annotated[int | None, typer.Option(help="Of training; the problem's own.")]
+RungNames = Annotated[
+    str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
+]
+ProtocolName = Annotated[
+    str,
+    typer.Option(
+        help="clean: exact factors. paper: one-sample factors, no decay, cosine. table1: the "
+        "paper's own nets (tanh, no biases), every Fisher type, errors of inverses. frontier: "
+        "every rung, Fisher type and form."
+    ),
+]
+DType = Annotated[str, typer.Option(help="float32 or float64.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores unless given.")]
+Jobs = Annotated[int | None, typer.Option(help="Studies at a time; as many as cores unless given.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bars.")]
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -58,31 +85,18 @@ def study(
             "file of your own."
         ),
     ],
-    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/PROBLEM unless given.")] = None,
-    subsets: Annotated[
-        int | None,
-        typer.Option(help="Random subsets to retrain on; the problem's own number unless given."),
-    ] = None,
-    models: Annotated[int, typer.Option(help="Influence models (initialisations).")] = 4,
+    subsets: SubsetCount = None,
+    models: Models = 4,
     alpha: Annotated[float, typer.Option(help="Fraction of the data that a subset keeps.")] = 0.5,
-    depth: Annotated[int | None, typer.Option(help="Hidden layers; the problem's own.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of all hidden layers; the first's.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of training; the problem's own.")] = None,
-    rungs: Annotated[
-        str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; all cores unless given.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="clean: exact factors. paper: one-sample factors, no decay, cosine. table1: the "
-            "paper's own nets (tanh, no biases), every Fisher type, errors of inverses."
-        ),
-    ] = "clean",
+    depth: Depth = None,
+    width: Width = None,
+    epochs: Epochs = None,
+    rungs: RungNames = None,
+    threads: Threads = None,
+    dtype: DType = "float32",
+    protocol: ProtocolName = "clean",
     bank: Annotated[
         Path | None,
         typer.Option(help="Folder of retrainings to read and to add to; OUT/bank unless given."),
@@ -94,9 +108,7 @@ def study(
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Compute again what the folder already holds.")
     ] = False,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Show no progress bars.")
-    ] = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Train, retrain without data, climb the ladder of curvatures, compare with the truth."""
     # Imported here so that --help and a wrong option answer at once.
@@ -105,7 +117,7 @@ def study(
     from curvfluence.study import StudySpec, load, run_study
     from curvfluence.study.variant import Variant
 
-    chosen = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
+    chosen = _names(rungs)
     loaded = load(problem)
     spec = StudySpec(
         problem=problem,
@@ -138,7 +150,7 @@ def study(
 
 @app.command()
 def sweep(
-    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
+    problem: ProblemName,
     depth: Annotated[str | None, typer.Option(help="Hidden layers, by comma: 1,2,4.")] = None,
     width: Annotated[str | None, typer.Option(help="Units of every hidden layer: 16,32.")] = None,
     activation: Annotated[str | None, typer.Option(help="gelu, tanh, relu.")] = None,
@@ -158,16 +170,12 @@ def sweep(
     ] = "mc(1)",
     subsets: Annotated[int, typer.Option(help="Random subsets of each study.")] = 30,
     models: Annotated[int, typer.Option(help="Influence models of each study.")] = 2,
-    protocol: Annotated[str, typer.Option(help="clean or paper.")] = "clean",
+    protocol: ProtocolName = "clean",
     out: Annotated[
         Path | None, typer.Option(help="Folder; runs/PROBLEM-sweep unless given.")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Studies at a time; as many as cores unless given.")
-    ] = None,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Show no progress bars.")
-    ] = False,
+    jobs: Jobs = None,
+    no_progress: NoProgress = False,
 ) -> None:
     """Study every cell of a grid, in parallel processes, into one tidy table and a page."""
     from curvfluence.report import write_sweep_report
@@ -218,6 +226,10 @@ def _watching(no_progress: bool) -> Generator[Watcher]:
             yield watch
 
 
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
 def _yes(text: str) -> bool:
     if text.strip() not in ("yes", "no"):
         raise ValueError(text)
@@ -248,14 +260,11 @@ def claims(
         bool,
         typer.Option("--quick", help="With table1: a part of the cells, verdicts provisional."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
+    seed: Seed = 0,
     models: Annotated[
         int | None, typer.Option(help="Influence models of each study, 8 (the least) or more.")
     ] = None,
-    subsets: Annotated[
-        int | None,
-        typer.Option(help="Random subsets; each problem's own number unless given."),
-    ] = None,
+    subsets: SubsetCount = None,
     variant_subsets: Annotated[
         int | None, typer.Option(help="Random subsets of each variant; 40 unless given.")
     ] = None,
@@ -263,18 +272,16 @@ def claims(
         Path | None, typer.Option(help="Folder; runs/claims or runs/table1 unless given.")
     ] = None,
     docs: Annotated[Path | None, typer.Option(help="Write the tables there too: FILE.md.")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Studies at a time; as many as cores unless given.")
-    ] = None,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Show no progress bars.")
-    ] = False,
+    jobs: Jobs = None,
+    no_progress: NoProgress = False,
 ) -> None:
     """Test what the paper says: both protocols, across width, depth and training length; or with
     --protocol table1 its own experiment."""
+    from curvfluence.report import table1
     from curvfluence.report.claims import markdown, show_claims, write_claims
     from curvfluence.report.terminal import WIDTH
     from curvfluence.study.claims import Settings, run_claims
+    from curvfluence.study.claims.table1_run import run_table1
 
     if docs is not None:
         _require_folder(docs)
@@ -285,9 +292,14 @@ def claims(
         if given or len(problems) > 1:
             what = " and ".join(given) or "more than one problem"
             raise InputError(f"the cells of table1 are fixed: it does not take {what}")
-        _table1(
-            problems[0], out or Path("runs/table1"), quick, seed, jobs, no_progress, docs, console
-        )
+        folder = out or Path("runs/table1")
+        with _watching(no_progress) as watch:
+            cells = run_table1(problems[0], folder, quick=quick, seed=seed, jobs=jobs, watch=watch)
+            with watch("write the report", 1):
+                table1.write_table1(cells)
+        if docs is not None:
+            docs.write_text(table1.markdown(cells), encoding="utf-8")
+        table1.show_table1(cells, console)
         return
     if protocol is not None or quick:
         seen = f"--protocol {protocol}" if protocol is not None else "--quick alone"
@@ -304,58 +316,28 @@ def claims(
     show_claims(done, console)
 
 
-def _table1(
-    problem: str,
-    out: Path,
-    quick: bool,
-    seed: int,
-    jobs: int | None,
-    no_progress: bool,
-    docs: Path | None,
-    console: Console,
-) -> None:
-    from curvfluence.report.table1 import markdown, show_table1, write_table1
-    from curvfluence.study.claims.table1_run import run_table1
-
-    with _watching(no_progress) as watch:
-        done = run_table1(problem, out, quick=quick, seed=seed, jobs=jobs, watch=watch)
-        with watch("write the report", 1):
-            write_table1(done)
-    if docs is not None:
-        docs.write_text(markdown(done), encoding="utf-8")
-    show_table1(done, console)
-
-
 @app.command()
 def questions(
-    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
-    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
+    problem: ProblemName,
+    seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder; runs/PROBLEM-questions unless given.")
     ] = None,
-    subsets: Annotated[
-        int | None, typer.Option(help="Random subsets; the problem's own number unless given.")
-    ] = None,
-    models: Annotated[int, typer.Option(help="Influence models (initialisations).")] = 4,
-    orders: Annotated[int, typer.Option(help="Minibatch orders of each subset.")] = 2,
+    subsets: SubsetCount = None,
+    models: Models = 4,
+    orders: Orders = 2,
     alpha: Annotated[
         str, typer.Option(help="Kept fractions, by comma, 0.5 among them.")
     ] = "0.5,0.9,0.95,0.99",
     left_out: Annotated[int, typer.Option(help="Examples to leave out one at a time.")] = 100,
     queries: Annotated[int, typer.Option(help="Queries whose most helpful are removed.")] = 20,
-    depth: Annotated[int | None, typer.Option(help="Hidden layers; the problem's own.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of all hidden layers; the first's.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of training; the problem's own.")] = None,
-    rungs: Annotated[
-        str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
-    ] = None,
-    protocol: Annotated[str, typer.Option(help="clean, paper or table1.")] = "clean",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; all cores unless given.")
-    ] = None,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Show no progress bars.")
-    ] = False,
+    depth: Depth = None,
+    width: Width = None,
+    epochs: Epochs = None,
+    rungs: RungNames = None,
+    protocol: ProtocolName = "clean",
+    threads: Threads = None,
+    no_progress: NoProgress = False,
 ) -> None:
     """Ask one ladder several questions: other fractions kept, one example left out, the most
     helpful ones removed, the spread over retrainings."""
@@ -365,7 +347,7 @@ def questions(
     from curvfluence.study.questions import QuestionSpec, run_questions
     from curvfluence.study.variant import Variant
 
-    chosen = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
+    chosen = _names(rungs)
     loaded = load(problem)
     spec = StudySpec(
         problem,
@@ -391,20 +373,18 @@ def questions(
 
 @app.command()
 def plan(
-    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
-    rungs: Annotated[
-        str | None, typer.Option(help="Rungs of the ladder, by comma; all unless given.")
-    ] = None,
+    problem: ProblemName,
+    rungs: RungNames = None,
     queries: Annotated[
         int | None, typer.Option(help="Queries to score; the problem's own number unless given.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    dtype: DType = "float32",
 ) -> None:
     """Forecast what each rung costs here, stage by stage, before anything is fitted."""
     from curvfluence.report.terminal import WIDTH, show_plans
     from curvfluence.study.costs import forecasts
 
-    names = None if rungs is None else tuple(name.strip() for name in rungs.split(","))
+    names = _names(rungs)
     found = forecasts(problem, names, queries=queries, dtype=dtype)
     show_plans(found, Console(width=None if sys.stdout.isatty() else WIDTH))
 
@@ -473,25 +453,19 @@ app.add_typer(bank_app, name="bank")
 
 @bank_app.command("make")
 def bank_make(
-    problem: Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")],
+    problem: ProblemName,
     folder: Annotated[Path, typer.Argument(help="The bank: a new folder, or one to add to.")],
-    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
-    subsets: Annotated[
-        int | None, typer.Option(help="Random subsets; the problem's own number unless given.")
-    ] = None,
-    models: Annotated[int, typer.Option(help="Influence models (initialisations).")] = 4,
-    orders: Annotated[int, typer.Option(help="Minibatch orders of each subset.")] = 2,
+    seed: Seed = 0,
+    subsets: SubsetCount = None,
+    models: Models = 4,
+    orders: Orders = 2,
     alpha: Annotated[str, typer.Option(help="Kept fractions, by comma: 0.5,0.9.")] = "0.5",
-    depth: Annotated[int | None, typer.Option(help="Hidden layers; the problem's own.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of all hidden layers; the first's.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of training; the problem's own.")] = None,
-    protocol: Annotated[str, typer.Option(help="clean, paper or table1.")] = "clean",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; all cores unless given.")
-    ] = None,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Show no progress bars.")
-    ] = False,
+    depth: Depth = None,
+    width: Width = None,
+    epochs: Epochs = None,
+    protocol: ProtocolName = "clean",
+    threads: Threads = None,
+    no_progress: NoProgress = False,
 ) -> None:
     """Train the influence models of a study and retrain on its subsets: its truth, without its
     ladder. What the bank holds already is not trained again."""
@@ -530,14 +504,9 @@ def bank_verify(
     found = verify_bank(folder, again=again)
     text = f"{found.retrainings:,} retrainings in {found.batches} batches are as they were written"
     if found.again:
-        off = (
-            ""
-            if found.equal == found.again
-            else (
-                f", the others within {found.largest:.2g} of the spread of their query over subsets"
-            )
-        )
-        text += f"; {found.equal} of {found.again} trained once more are equal to the bit{off}"
+        text += f"; {found.equal} of {found.again} trained once more are equal to the bit"
+    if found.equal < found.again:
+        text += f", the others within {found.largest:.2g} of their query's spread over subsets"
     typer.echo(text)
 
 

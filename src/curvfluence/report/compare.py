@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
 from curvfluence.errors import InputError
-from curvfluence.report.parts.axes import Point, Rows, legend, legend_height
+from curvfluence.report.parts.axes import Point, Rows, beside, legend, legend_height
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import Page, Report, Section, Verdict, write_page
 from curvfluence.report.parts.settings import differing
@@ -133,10 +133,10 @@ def _highest(comparison: Comparison) -> str:
 def _figure(comparison: Comparison) -> Figure:
     look, every = series(len(comparison.studies)), comparison.rungs
     count = len(look)
-    gap = min(0.24, 0.7 / count)
+    shifts = beside(count)
     points = [
         [
-            Point(rung.lds, rung.interval, look[k], shift=(k - (count - 1) / 2) * gap)
+            Point(rung.lds, rung.interval, look[k], shift=shifts[k])
             for k, rung in enumerate(rungs)
             if rung is not None
         ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
-from curvfluence.report.parts.axes import Point, Rows, legend, legend_height
+from curvfluence.report.parts.axes import Point, Rows, beside, legend, legend_height
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import PAGE, Page, Report, Section, Verdict, write_page
 from curvfluence.report.parts.style import looks, variable
@@ -74,10 +74,10 @@ def _control(question: Question) -> str:
 def _figure(found: Questions, questions: Sequence[Question], name: str, scale: str) -> Figure:
     rungs = list(dict.fromkeys(a.rung for question in questions for a in question.answers))
     look = looks(rungs)
-    gap = 0.8 / len(rungs)
+    shifts = beside(len(rungs))
     points = [
         [
-            Point(a.value, a.interval, look[a.rung], shift=(k - (len(rungs) - 1) / 2) * gap)
+            Point(a.value, a.interval, look[a.rung], shift=shifts[k])
             for k, a in enumerate(question.answers)
         ]
         for question in questions

@@ -239,14 +239,10 @@ class _Sweeper:
             notes=curvature.notes,
             fit_seconds=curvature.cost.fit_seconds,
             score_seconds=None,
-            spectrum=self._spectrum(spectral) if self.spectra else None,
+            spectrum=spectrum(spectral.diagonal) if self.spectra else None,
             solutions=torch.stack(solutions),
             holes=holes,
         )
-
-    def _spectrum(self, spectral: Spectral) -> Spectrum:
-        whole = spectral.curvature.fixed_damping is not None
-        return spectrum(spectral.curvature if whole else spectral.diagonal)
 
     def _solved(
         self, curvature: Curvature, dampings: Sequence[Absolute]

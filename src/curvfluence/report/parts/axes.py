@@ -36,6 +36,12 @@ class Point:
     shift: float = 0.0
 
 
+def beside(count: int, widest: float = 0.24) -> list[float]:
+    """How far from the middle of their row so many points stand, at most `widest` apart."""
+    gap = min(widest, 0.7 / count)
+    return [(k - (count - 1) / 2) * gap for k in range(count)]
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows from the top down, each with its points and their 95% intervals.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure as Canvas
 
 from curvfluence.fidelity import Interval
-from curvfluence.report.parts.axes import Point, Rows, legend, legend_height
+from curvfluence.report.parts.axes import Point, Rows, beside, legend, legend_height
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import series
 from curvfluence.report.parts.table import Table
@@ -27,11 +27,11 @@ def effects(grid: Grid) -> Figure | None:
     rows = [(axis, value) for axis, values in grid.axes.items() for value in values]
     found = [[estimate(grid.at(axis, value), line) for line in lines] for axis, value in rows]
     labels = [f"{worded(axis)} {setting(value)}" for axis, value in rows]
-    gap = min(0.24, 0.7 / len(lines))
+    shifts = beside(len(lines))
     points = [
         [
-            Point(one.value, one.bar, line.look, one.open, (k - (len(lines) - 1) / 2) * gap)
-            for k, (line, one) in enumerate(zip(lines, row, strict=True))
+            Point(one.value, one.bar, line.look, one.open, shift)
+            for line, one, shift in zip(lines, row, shifts, strict=True)
             if one is not None
         ]
         for row in found
@@ -60,7 +60,7 @@ def effects(grid: Grid) -> Figure | None:
         height=0.5
         + (0.13 + 0.07 * len(lines)) * len(rows)
         + legend_height([x.label for x in lines]),
-        marks=f"each point is a mean over all other settings; bars: {bars}",
+        marks=f"points: means over all other settings; bars: {bars}; hollow: the bar holds 0",
     )
 
 

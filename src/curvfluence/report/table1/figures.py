@@ -9,7 +9,7 @@ from matplotlib.axes import Axes as Frame
 from matplotlib.figure import Figure as Canvas
 
 from curvfluence.fidelity import Interval
-from curvfluence.report.parts.axes import Point, Rows, legend, legend_height, log
+from curvfluence.report.parts.axes import Point, Rows, beside, legend, legend_height, log
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.style import INK, Look, looks, series
 from curvfluence.report.parts.table import Table
@@ -71,10 +71,8 @@ def _cell(cell: CellResult, name: str) -> str:
 
 
 def _frame(frame: Frame, axis: Axis, names: Sequence[str], look: dict[str, Look]) -> None:
-    gap = 0.7 / len(names)
     frame.grid(visible=False, axis="x")
-    for k, name in enumerate(names):
-        shift = (k - (len(names) - 1) / 2) * gap
+    for name, shift in zip(names, beside(len(names)), strict=True):
         found = [(x + shift, cell.rung(name)) for x, cell in enumerate(axis.cells)]
         points = [(x, rung) for x, rung in found if rung is not None]
         colour = look[name].colour
@@ -103,7 +101,7 @@ def _rows(
     """The number of each wanted claim in every cell that keeps half, as rows of intervals."""
     shown = middle(table)
     look = series(len(wanted))
-    gap = min(0.24, 0.7 / len(wanted))
+    shifts = beside(len(wanted))
     points: list[list[Point]] = []
     rows: list[tuple[str, ...]] = []
     for cell in shown:
@@ -119,8 +117,7 @@ def _rows(
             assert low is not None
             assert high is not None
             bar = Interval(low, high)
-            shift = (k - (len(wanted) - 1) / 2) * gap
-            here.append(Point(row.measured, bar, look[k], not bar.resolved, shift))
+            here.append(Point(row.measured, bar, look[k], not bar.resolved, shifts[k]))
             texts.append(f"{number(row.measured, signed=True)} ({interval(bar, signed=True)})")
         points.append(here)
         rows.append((short_label(cell), *texts))
@@ -185,8 +182,8 @@ def errors(table: Table1) -> Figure | None:
     )
     points = [
         [
-            Point(v, None, look[n], shift=(k - (len(names) - 1) / 2) * 0.09)
-            for k, (n, v) in enumerate(zip(names, row, strict=True))
+            Point(v, None, look[n], shift=shift)
+            for n, v, shift in zip(names, row, beside(len(names)), strict=True)
             if v
         ]
         for row in values

@@ -94,16 +94,18 @@ def lds_table(table: Table1) -> Table:
         (
             cell.label,
             *(_lds(cell, n) for n in names),
+            f"{cell.models}",
             number(cell.best_lds),
             short(cell.training_loss),
         )
         for cell in table.cells
     )
     caption = (
-        "LDS of every cell, its half-interval behind ±; noise allows about the last but one column "
-        "(other initial weights); ¹ of the first model alone, * best λ at the end of the grid"
+        "LDS of every cell over so many models, its half-interval behind ±; noise allows about the "
+        "last but one column (other initial weights, which a single model does not tell); ¹ of the "
+        "first model alone, * best λ at the end of the grid"
     )
-    return Table(caption, ("Cell", *names, "noise allows", "training loss"), tuple(lines))
+    return Table(caption, ("Cell", *names, "models", "noise allows", "training loss"), tuple(lines))
 
 
 def _lds(cell: CellResult, name: str) -> str:
@@ -155,7 +157,7 @@ def _page(run: Table1Run) -> Page:
         kind="Claims",
         subject="Better Hessians Matter, in its own setting",
         description=(
-            "Tanh nets without biases on handwritten digits, plain SGD at .03 with a cosine "
+            f"Tanh nets without biases on {table.problem}, plain SGD at .03 with a cosine "
             "schedule, batches of 32, no weight decay: depth 1, 4 and 8 at width 16, width 32, 64 "
             "and 128 at depth 1."
         ),

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
-from curvfluence.study.problems import MLP
+from curvfluence.study.asked import asked
+from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.spec import GRID, StudySpec
-from curvfluence.study.variant import Variant
+from curvfluence.study.variant import Variant, net_of
 
 PROTOCOL = "table1"
 # Parameters above which an eigendecomposition of P × P at every model would outlast all the rest.
@@ -21,7 +22,7 @@ DAMPINGS = (1e-7, 1e-6, *GRID[:3:2], *GRID[3:9], 1.0)
 
 @dataclass(frozen=True)
 class Net:
-    """A tanh net on 64 pixels."""
+    """A tanh net."""
 
     depth: int
     width: int
@@ -70,6 +71,7 @@ class Cell:
 
     net: Net
     epochs: int
+    parameters: int
     spec: StudySpec
     exact: StudySpec | None
 
@@ -93,9 +95,11 @@ class Cell:
 
 
 def cells(problem: str, *, quick: bool = False, seed: int = 0) -> tuple[Cell, ...]:
-    """Every cell, the cheapest nets first."""
+    """Every cell, by length, net and fraction kept. Errors: `InputError` for a problem whose net
+    has no depth and width to change."""
+    loaded = load(problem)
     made = (
-        _cell(problem, net, epochs, extent, alpha, seed)
+        _cell(problem, loaded, net, epochs, extent, alpha, seed)
         for epochs, extent in (QUICK if quick else FULL).items()
         for net in ((*NETS, *BIASED) if extent.whole else NETS)
         for alpha in extent.alphas
@@ -103,7 +107,15 @@ def cells(problem: str, *, quick: bool = False, seed: int = 0) -> tuple[Cell, ..
     return tuple(made)
 
 
-def _cell(problem: str, net: Net, epochs: int, extent: Extent, alpha: float, seed: int) -> Cell:
+def _cell(
+    problem: str,
+    loaded: StudyProblem,
+    net: Net,
+    epochs: int,
+    extent: Extent,
+    alpha: float,
+    seed: int,
+) -> Cell:
     spec = StudySpec(
         problem,
         extent.subsets,
@@ -124,10 +136,11 @@ def _cell(problem: str, net: Net, epochs: int, extent: Extent, alpha: float, see
             name for name in spec.ladder if "[" not in name or name.startswith(("EKFAC", "KFAC"))
         )
         spec = replace(spec, rungs=tuple(rungs))
-    if MLP((64, *[net.width] * net.depth, 10), bias=net.bias).parameters <= DENSE:
-        return Cell(net, epochs, spec, None)
+    count = net_of(asked(spec, loaded), "depth and width").parameters
+    if count <= DENSE:
+        return Cell(net, epochs, count, spec, None)
     first = replace(spec, models=1)
     if not extent.whole:
-        return Cell(net, epochs, replace(first, hybrids=False, spectra=False), None)
+        return Cell(net, epochs, count, replace(first, hybrids=False, spectra=False), None)
     rungs = (name for name in spec.ladder if name != "Hessian")
-    return Cell(net, epochs, replace(spec, rungs=tuple(rungs), hybrids=False), first)
+    return Cell(net, epochs, count, replace(spec, rungs=tuple(rungs), hybrids=False), first)

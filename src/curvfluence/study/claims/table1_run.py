@@ -15,7 +15,6 @@ from msgspec import Meta
 from curvfluence.errors import InputError
 from curvfluence.fidelity import Interval
 from curvfluence.store.records import Record, read, require_inside, write
-from curvfluence.study.asked import asked
 from curvfluence.study.cells import processes, run_cells
 from curvfluence.study.claims.claim import OPEN
 from curvfluence.study.claims.rows import claim_row
@@ -23,7 +22,6 @@ from curvfluence.study.claims.table1 import Cell, cells
 from curvfluence.study.claims.table1_claims import CellClaim, table1_claims
 from curvfluence.study.environment import environment
 from curvfluence.study.make_bank import make_bank
-from curvfluence.study.problems import load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import ClaimRow, Environment
 from curvfluence.study.results.rung import Dampings
@@ -129,14 +127,12 @@ def run_table1(
     """
     start = time.perf_counter()
     every = cells(problem, quick=quick, seed=seed)
-    loaded = load(problem)
-    for cell in every:
-        asked(cell.spec, loaded)
     _retrain(every, out, jobs, watch)
     folders = {cell.spec: out / "cells" / cell.folder for cell in every}
     folders |= {c.exact: out / "cells" / f"{c.folder}{EXACT}" for c in every if c.exact}
     banks = {spec: out / str(c.bank) for c in every for spec in (c.spec, c.exact) if spec}
-    order = sorted(folders, key=lambda spec: -_size(spec))
+    size = {spec: c.parameters for c in every for spec in (c.spec, c.exact) if spec}
+    order = sorted(folders, key=lambda spec: -(size[spec] ** 3) * spec.models)  # the dearest first
     run_cells(
         order, [folders[s] for s in order], jobs=jobs, banks=[banks[s] for s in order], watch=watch
     )
@@ -157,13 +153,6 @@ def read_table1(folder: Path) -> Table1Run:
 def is_table1(folder: Path) -> bool:
     """Whether the folder holds a table of the paper's cells."""
     return (folder / TABLE1).is_file()
-
-
-def _size(spec: StudySpec) -> float:
-    """The dearest first: by the width that is eigendecomposed, then by models."""
-    variant = spec.variant
-    width, depth = variant.width or 1, variant.depth or 1
-    return (64 * width + width**2 * (depth - 1) + 10 * width) ** 3 * spec.models
 
 
 def _retrain(every: Sequence[Cell], out: Path, jobs: int | None, watch: Watcher) -> None:
@@ -195,7 +184,7 @@ def _result(cell: Cell, folders: dict[StudySpec, Path], out: Path) -> CellResult
         bias=net.bias,
         epochs=cell.epochs,
         alpha=cell.spec.alpha,
-        parameters=study.results.rungs[0].parameters,
+        parameters=cell.parameters,
         models=truth.models,
         subsets=truth.subsets,
         folder=str(study.path.relative_to(out)),
@@ -224,15 +213,10 @@ def _rung(name: str, study: Study, exact: Study) -> CellRung:
         dampings=rung.dampings,
         on_edge=rung.damping_on_edge,
         holes=len(rung.holes),
-        error_mean=None if inverse is None else _mean(inverse.train.cut.mean),
-        error_median=None if inverse is None else _mean(inverse.train.cut.median),
+        error_mean=None if inverse is None else inverse.train.cut.mean_over_models,
+        error_median=None if inverse is None else inverse.train.cut.median_over_models,
         error_models=0 if inverse is None else len(inverse.train.cut.mean),
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
 
 
 def _row(claim: CellClaim, study: Study) -> ClaimRow:

@@ -157,13 +157,8 @@ class _Asker:
         index = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
         subsets = leave_one_out(n, index.sort().values, Weighted())
         starts = [(run.init_seed, (run.order_seed,)) for run in self.models.trained.runs]
-        values: list[Tensor] = []
-        losses: list[Tensor] = []
-        for one in starts:
-            made = retrain(study, self.problem, [one], subsets, self.bank, self.watch)
-            values.append(made.values)
-            losses.append(made.final_loss)
-        truth = Truth(self.models, subsets, torch.cat(values), torch.cat(losses), "", 0.0)
+        made = retrain(study, self.problem, starts, subsets, self.bank, self.watch)
+        truth = Truth(self.models, subsets, made.values, made.final_loss, "", made.seconds)
         settings = replace(study, subsets=count)
         judged = compare(settings, truth, self.rungs, study.plan, self.watch)
         return _answered("leave one out", "leave one out", truth, judged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Annotated
 
 from msgspec import Meta
@@ -113,6 +114,21 @@ class Errors(Record, frozen=True):
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.median):
             raise ValueError(f"{len(self.mean)} means for {len(self.median)} medians")
+
+    @property
+    def mean_over_models(self) -> float | None:
+        """None where one of them has no inverse."""
+        return _mean(self.mean)
+
+    @property
+    def median_over_models(self) -> float | None:
+        """The mean over models of the median over vectors."""
+        return _mean(self.median)
+
+
+def _mean(values: tuple[float | None, ...]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 class InverseErrorsOver(Record, frozen=True):

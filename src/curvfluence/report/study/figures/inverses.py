@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import nan
-from statistics import fmean
 
 from matplotlib.figure import Figure as Canvas
 
@@ -23,18 +22,6 @@ CHAINS = (
     ("BlockGGN", "EShampoo", "TKFAC"),
     ("BlockGGN", "EShampoo", "Shampoo"),
 )
-
-
-def mean_of(errors: Errors) -> float | None:
-    """The mean over models, None where one of them has no inverse."""
-    known = [value for value in errors.mean if value is not None]
-    return fmean(known) if known and len(known) == len(errors.mean) else None
-
-
-def median_of(errors: Errors) -> float | None:
-    """The mean over models of the median over vectors."""
-    known = [value for value in errors.median if value is not None]
-    return fmean(known) if known and len(known) == len(errors.median) else None
 
 
 def tables(study: Results) -> tuple[Table | None, ...]:
@@ -56,11 +43,11 @@ def inverse_table(study: Results) -> Table | None:
         {
             "Rung": lambda r: r.full_name,
             "LDS": lambda r: number(r.lds),
-            "mean": lambda r: _text(r, lambda e: mean_of(e.train.cut)),
-            "median": lambda r: _text(r, lambda e: median_of(e.train.cut)),
-            "mean, μ ≤ τ dropped": lambda r: _text(r, lambda e: mean_of(e.train.signed)),
-            "queries, mean": lambda r: _text(r, lambda e: mean_of(e.queries.cut)),
-            "queries, median": lambda r: _text(r, lambda e: median_of(e.queries.cut)),
+            "mean": lambda r: _text(r, lambda e: e.train.cut.mean_over_models),
+            "median": lambda r: _text(r, lambda e: e.train.cut.median_over_models),
+            "mean, μ ≤ τ dropped": lambda r: _text(r, lambda e: e.train.signed.mean_over_models),
+            "queries, mean": lambda r: _text(r, lambda e: e.queries.cut.mean_over_models),
+            "queries, median": lambda r: _text(r, lambda e: e.queries.cut.median_over_models),
             "least damped": lambda r: _text(r, lambda e: _least(e.train.damped)),
         },
         rungs,
@@ -72,7 +59,7 @@ def _text(rung: RungResult, of: Callable[[InverseErrorResult], float | None]) ->
 
 
 def _least(damped: Sequence[Errors]) -> float | None:
-    known = [value for errors in damped if (value := mean_of(errors)) is not None]
+    known = [value for errors in damped if (value := errors.mean_over_models) is not None]
     return min(known, default=None)
 
 
@@ -82,8 +69,8 @@ def chain_table(study: Results) -> Table | None:
     for chain in CHAINS:
         rungs = [study.rung(name) for name in chain]
         errors = [None if r is None or r.inverse is None else r.inverse.train.cut for r in rungs]
-        means = [None if e is None else mean_of(e) for e in errors]
-        medians = [None if e is None else median_of(e) for e in errors]
+        means = [None if e is None else e.mean_over_models for e in errors]
+        medians = [None if e is None else e.median_over_models for e in errors]
         if None in means:
             continue
         name = " → ".join(chain)
@@ -117,7 +104,8 @@ def damped(study: Results) -> Figure | None:
     if not rungs:
         return None
     grid, look = study.spec.dampings, looks([rung.name for rung in rungs])
-    curves = [[mean_of(e) for e in r.inverse.train.damped] for r in rungs if r.inverse is not None]
+    measured = [rung.inverse for rung in rungs if rung.inverse is not None]
+    curves = [[e.mean_over_models for e in one.train.damped] for one in measured]
     rows = tuple((short(at), *(short(curve[k]) for curve in curves)) for k, at in enumerate(grid))
     data = Table("Error of the damped inverse over λ", ("λ", *(r.full_name for r in rungs)), rows)
 
