@@ -14,6 +14,7 @@ from curvfluence.fidelity import (
     decompose,
     distance_squared,
     frobenius_squared,
+    leading_by_block,
     leading_space,
     mean_steps,
     overlap,
@@ -220,7 +221,14 @@ class TestSpectra:
     @pytest.mark.parametrize("rung", [*CHAIN.values(), cf.Hessian(), cf.Diagonal()])
     def test_leading_space(self, rung: cf.Rung) -> None:
         curvature = cf.fit(chain_problem(), rung)
-        space = leading_space(curvature, 7)
+        by_block = leading_by_block(curvature, 7)
+        for block in curvature.blocks:
+            one = by_block[block.name]
+            dense = curvature.to_dense()[block.index][:, block.index]
+            assert torch.allclose(dense @ one.vectors, one.eigenvalues * one.vectors, atol=1e-9)
+            highest = torch.linalg.eigvalsh(dense).flip(0)[: len(one.eigenvalues)]
+            assert torch.allclose(one.eigenvalues, highest, rtol=1e-8, atol=1e-10)
+        space = leading_space(curvature, by_block, 7)
         assert torch.allclose(space.T @ space, torch.eye(7).double(), atol=1e-10)
         values = (space * (curvature.to_dense() @ space)).sum(0)
         assert torch.allclose(values, curvature.eigenvalues().flip(0)[:7], rtol=1e-8, atol=1e-10)

@@ -496,5 +496,12 @@ class TestNumbers:
         )
         assert spectra["Hessian"]["negative"]["count"] > 0
         assert spectra["GGN"]["ranks"][-1] == 275
+        layers = {pair["b"]: pair["blocks"] for pair in results["overlap"]["pairs"]}
+        assert not layers["GGN"]
+        assert not layers["BlockGGN"]
+        assert [b["name"] for b in layers["EKFAC"]] == [b["name"] for b in layers["KFAC"]]
         for pair in results["overlap"]["pairs"]:
-            assert all(0 <= value <= 1 + 1e-6 for value in pair["overlap"])
+            for shared in (pair["overlap"], *(block["overlap"] for block in pair["blocks"])):
+                assert all(0 <= value <= 1 + 1e-6 for value in shared)
+        # EK-FAC and K-FAC have the same eigenvectors, in another order at most
+        assert all(block["overlap"][-1] > 0.5 for block in layers["KFAC"])

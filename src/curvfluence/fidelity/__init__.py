@@ -35,7 +35,15 @@ from curvfluence.fidelity.inverse_error import (
     inverse_errors,
 )
 from curvfluence.fidelity.lds import LDS, Sweep, lds, query_halves, spearman, undefined
-from curvfluence.fidelity.spectra import Spectrum, diagonalised, leading_space, overlap, spectrum
+from curvfluence.fidelity.spectra import (
+    Leading,
+    Spectrum,
+    diagonalised,
+    leading_by_block,
+    leading_space,
+    overlap,
+    spectrum,
+)
 from curvfluence.fidelity.subset_truth import SubsetTruth
 
 __all__ = [
@@ -73,9 +81,11 @@ __all__ = [
     "inverse_errors",
     "damped_errors",
     "shares",
+    "Leading",
     "Spectrum",
     "spectrum",
     "diagonalised",
+    "leading_by_block",
     "leading_space",
     "overlap",
     "Calibration",

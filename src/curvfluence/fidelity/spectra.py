@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,20 +61,38 @@ def spectrum(curvature: Curvature) -> Spectrum:
     return Spectrum(every, blocks)
 
 
-def leading_space(curvature: Curvature, count: int) -> Tensor:
-    """Eigenvectors of the `count` largest eigenvalues of C, [P, count], orthonormal columns."""
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """The `count` largest eigenvalues of C or of one of its blocks, descending, and their
+    eigenvectors: orthonormal columns, [size, count]."""
+
+    eigenvalues: Tensor
+    vectors: Tensor
+
+
+def leading_by_block(curvature: Curvature, count: int) -> dict[str, Leading]:
+    """Of each block by its name, `count` of them or as many as it has.
+
+    Cost: an eigendecomposition of each dense block.
+    """
+    return {
+        block.name: Leading(*block.operator.eigenbasis().leading(min(count, block.size)))
+        for block in curvature.blocks
+    }
+
+
+def leading_space(curvature: Curvature, by_block: Mapping[str, Leading], count: int) -> Tensor:
+    """Eigenvectors of the `count` largest eigenvalues of C, [P, count], from those of its blocks
+    (`leading_by_block`, of as many)."""
     size = curvature.parameters.count
-    values: list[Tensor] = []
     columns: list[Tensor] = []
     for block in curvature.blocks:
-        basis = block.operator.eigenbasis()
-        largest, vectors = basis.leading(min(count, block.size))
-        full = vectors.new_zeros(size, len(largest))
+        vectors = by_block[block.name].vectors
+        full = vectors.new_zeros(size, vectors.shape[1])
         full[block.index] = vectors
-        values.append(largest)
         columns.append(full)
-    order = torch.cat(values).argsort(descending=True)[:count]
-    return torch.cat(columns, dim=1)[:, order]
+    values = torch.cat([by_block[block.name].eigenvalues for block in curvature.blocks])
+    return torch.cat(columns, dim=1)[:, values.argsort(descending=True)[:count]]
 
 
 def overlap(a_pk: Tensor, b_pk: Tensor, ranks: Sequence[int]) -> tuple[float, ...]:

@@ -26,6 +26,7 @@ from curvfluence.fidelity import (
     Yardstick,
     decompose,
     distance_squared,
+    leading_by_block,
     leading_space,
     overlap,
     spectrum,
@@ -41,7 +42,17 @@ VECTOR_WORK = 500_000_000  # vectors · P²
 FEW, MANY = 64, 500  # gradients of either kind that inverses are measured on
 EXACT = "Hessian"  # the rung whose inverse is the true one
 OVERLAP_RANKS = (1, 2, 5, 10, 20, 50, 100)
-Overlap = tuple[str, str, tuple[float, ...]]  # two rungs, and what they share at each rank
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What the leading eigenspaces of two rungs share at each rank; `blocks` by layer, where both
+    rungs have the same."""
+
+    a: str
+    b: str
+    whole: tuple[float, ...]
+    blocks: tuple[tuple[str, tuple[float, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ def climb_one(
     for name, curvature in hybrids({name: spectral[name].diagonal for name in parts}).items():
         row = sweep(curvature, Spectral(curvature)).put_away()
         swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
-    steps, decompositions = _decompositions(fitted, swept, protocol)
+    decompositions = _decompositions(fitted, swept, protocol)
     swept = {n: row if row.hybrid else row.put_away() for n, row in swept.items()}
     vectors: Vectors | None = None
     if measured:
@@ -182,7 +193,7 @@ def climb_one(
     return ModelLadder(
         rungs=swept,
         decompositions=decompositions,
-        overlaps=_overlaps(spectral, steps) if spectra else (),
+        overlaps=_overlaps(spectral, _compared(every, fitted)) if spectra else (),
         vectors=vectors,
     )
 
@@ -270,11 +281,9 @@ class _Sweeper:
 
 def _decompositions(
     fitted: Mapping[str, Curvature], swept: Mapping[str, RungScores], protocol: Protocol
-) -> tuple[list[tuple[str, str]], dict[str, tuple[StepLoss, ...]]]:
-    """The protocol's steps between matrices, and the decomposition of each chain.
-
-    The protocol's own chain stands among all steps of its ladder; another one by itself.
-    """
+) -> dict[str, tuple[StepLoss, ...]]:
+    """The decomposition of each chain. The protocol's own stands among all steps of its ladder;
+    another one by itself."""
     matrices = {name for name in fitted if fitted[name].fixed_damping is None}
     solutions = {n: row.solutions for n, row in swept.items() if row.solutions is not None}
     scores = {name: row.scores for name, row in swept.items()}
@@ -291,7 +300,7 @@ def _decompositions(
         by_chain[chain.name] = decompose(
             fitted, solutions, scores, steps=steps, chain=chain.rungs, distance=distance
         )
-    return ladder, by_chain
+    return by_chain
 
 
 def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | None, float | None]:
@@ -304,12 +313,38 @@ def _surprising_labels(rungs: Iterable[Rung], problem: Problem) -> dict[str | No
     return found
 
 
+def _compared(
+    steps: Iterable[tuple[str, str]], fitted: Mapping[str, Curvature]
+) -> list[tuple[str, str]]:
+    """Steps between matrices of the ladder itself, whose eigenspaces are compared."""
+    matrices = {n for n, one in fitted.items() if one.fixed_damping is None and "[" not in n}
+    return [step for step in dict.fromkeys(steps) if set(step) <= matrices]
+
+
 def _overlaps(
-    spectral: Mapping[str, Spectral], steps: list[tuple[str, str]]
+    spectral: Mapping[str, Spectral], steps: Iterable[tuple[str, str]]
 ) -> tuple[Overlap, ...]:
-    names = {name for step in steps for name in step}
-    spaces = {name: leading_space(spectral[name].diagonal, max(OVERLAP_RANKS)) for name in names}
+    count = max(OVERLAP_RANKS)
+    curvatures = {
+        name: spectral[name].diagonal for name in dict.fromkeys(n for step in steps for n in step)
+    }
+    parts = {name: leading_by_block(one, count) for name, one in curvatures.items()}
+    wholes = {name: leading_space(curvatures[name], parts[name], count) for name in curvatures}
+
+    def shared(a_pk: Tensor, b_pk: Tensor) -> tuple[float, ...]:
+        return overlap(a_pk, b_pk, [k for k in OVERLAP_RANKS if k <= len(a_pk)])
+
     return tuple(
-        (a, b, overlap(spaces[a], spaces[b], [k for k in OVERLAP_RANKS if k <= len(spaces[a])]))
+        Overlap(
+            a,
+            b,
+            shared(wholes[a], wholes[b]),
+            tuple(
+                (block, shared(parts[a][block].vectors, parts[b][block].vectors))
+                for block in parts[a]
+            )
+            if parts[a].keys() == parts[b].keys() and len(parts[a]) > 1
+            else (),
+        )
         for a, b in steps
     )

@@ -29,6 +29,7 @@ from curvfluence.study.results.rung import (
     SweepPoint,
 )
 from curvfluence.study.results.step import (
+    BlockOverlap,
     Decomposition,
     DecompositionStep,
     InverseVectors,
@@ -223,6 +224,8 @@ def _known(error: float) -> float | None:
 
 def overlaps(ladder: Ladder) -> OverlapSummary:
     """Of leading eigenspaces of neighbours."""
-    return OverlapSummary(
-        ladder.overlap_ranks, tuple(OverlapPair(*pair) for pair in ladder.overlaps)
+    pairs = (
+        OverlapPair(one.a, one.b, one.whole, tuple(BlockOverlap(*block) for block in one.blocks))
+        for one in ladder.overlaps
     )
+    return OverlapSummary(ladder.overlap_ranks, tuple(pairs))

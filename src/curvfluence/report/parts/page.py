@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ class Section:
     second: str = ""
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
+
+    @property
+    def rows(self) -> tuple[tuple[Figure, ...], ...]:
+        """The figures that stand side by side on a wide page: two beside each text, three else."""
+        beside = 4 if self.second else 2 if len(self.figures) % 3 == 2 else 0
+        ends = [*range(0, beside, 2), *range(beside, len(self.figures), 3), len(self.figures)]
+        pairs = pairwise(min(end, len(self.figures)) for end in ends)
+        return tuple(self.figures[start:end] for start, end in pairs if start < end)
 
     @property
     def shown(self) -> bool:
@@ -97,8 +106,8 @@ def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -
             f"{path} exists and is no page of curvfluence: move it, or name another file"
         )
     sections = [section for section in page.sections if section.shown]
-    shown = [(section, level(section.figures)) for section in sections]
-    drawn = [render(f) for f in (page.picture, *(f for _, figures_ in shown for f in figures_))]
+    rows = [level(row) for section in sections for row in section.rows]
+    drawn = [render(f) for f in (page.picture, *(f for row in rows for f in row))]
     text = _render(page, sections, drawn)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

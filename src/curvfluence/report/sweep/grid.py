@@ -78,7 +78,7 @@ class Grid:
     @property
     def ladder(self) -> list[str]:
         """The rungs from the top down, without those of further Fisher types."""
-        return [rung.name for rung in self.first.rungs if "[" not in rung.name]
+        return [rung.name for rung in self.first.ladder]
 
     @property
     def fishers(self) -> tuple[str, ...]:

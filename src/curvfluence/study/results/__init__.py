@@ -9,14 +9,15 @@ from curvfluence.study.results.rung import (
 )  # fmt: skip
 from curvfluence.study.results.settings import DisplaySummary, Environment, StudySettings
 from curvfluence.study.results.step import (
-    Decomposition, DecompositionStep, OverlapPair, OverlapSummary, RungDifference, Step,
+    BlockOverlap, Decomposition, DecompositionStep, OverlapPair, OverlapSummary, RungDifference,
+    Step,
 )  # fmt: skip
 from curvfluence.study.results.truth import (
     ByQuestion, ResponseSummary, StageSeconds, TruthSummary,
 )  # fmt: skip
 
 __all__ = [
-    "BlockSpectrum", "ByQuestion", "ClaimRow", "CoveredBlock", "Decomposition",
+    "BlockOverlap", "BlockSpectrum", "ByQuestion", "ClaimRow", "CoveredBlock", "Decomposition",
     "DecompositionStep", "DisplaySummary", "EffectiveDimension", "Environment", "NegativePart",
     "Operations", "OverlapPair", "OverlapSummary", "ResponseSummary", "Results", "RungDifference",
     "RungResult", "SpectrumSummary", "StageSeconds", "Step", "StudySettings", "SweepPoint",

@@ -113,6 +113,11 @@ class Results(Record, frozen=True):
         return (*self.rungs, *self.hybrids)
 
     @property
+    def ladder(self) -> tuple[RungResult, ...]:
+        """The rungs without those of further Fisher types, which would crowd a figure."""
+        return tuple(rung for rung in self.rungs if "[" not in rung.name)
+
+    @property
     def best(self) -> RungResult:
         """The rung of the ladder with the highest LDS."""
         return max(self.rungs, key=lambda rung: rung.lds)

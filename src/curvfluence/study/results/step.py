@@ -94,12 +94,21 @@ class InverseVectors(Record, frozen=True):
     zero: Count
 
 
+class BlockOverlap(Record, frozen=True):
+    """How much the leading eigenspaces of one layer share, by their size."""
+
+    name: str
+    overlap: tuple[float, ...]
+
+
 class OverlapPair(Record, frozen=True):
-    """How much of the leading eigenspace of a lies in that of b, by its size."""
+    """How much of the leading eigenspace of a lies in that of b, by its size; and layer by layer
+    where both are block-diagonal."""
 
     a: str
     b: str
     overlap: tuple[float, ...]
+    blocks: tuple[BlockOverlap, ...] = ()
 
     @property
     def name(self) -> str:
@@ -107,14 +116,18 @@ class OverlapPair(Record, frozen=True):
 
 
 class OverlapSummary(Record, frozen=True):
-    """Overlaps of neighbours at the first model, at the ranks."""
+    """Overlaps of neighbours at the first model, at the ranks; a small layer has the first few."""
 
     ranks: tuple[AtLeastOne, ...]
     pairs: tuple[OverlapPair, ...]
 
     def __post_init__(self) -> None:
         for pair in self.pairs:
-            if not 0 < len(pair.overlap) <= len(self.ranks):
-                raise ValueError(
-                    f"{pair.name} has {len(pair.overlap)} overlaps for {len(self.ranks)} ranks"
-                )
+            for name, shared in (
+                (pair.name, pair.overlap),
+                *((f"{pair.name} at {block.name}", block.overlap) for block in pair.blocks),
+            ):
+                if not 0 < len(shared) <= len(self.ranks):
+                    raise ValueError(
+                        f"{name} has {len(shared)} overlaps for {len(self.ranks)} ranks"
+                    )

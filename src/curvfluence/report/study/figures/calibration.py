@@ -23,7 +23,7 @@ _BINS = 16
 
 def calibration(study: Results) -> Figure | None:
     """The slope of true on predicted change for each rung that has units."""
-    every = [(rung, rung.calibration) for rung in study.rungs if rung.calibration is not None]
+    every = [(rung, rung.calibration) for rung in study.ladder if rung.calibration is not None]
     shown = [(rung, line) for rung, line in every if rung.has_units] or every
     if not every:
         return None

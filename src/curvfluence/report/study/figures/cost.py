@@ -8,12 +8,14 @@ from matplotlib.figure import Figure as Canvas
 
 from curvfluence.report.parts.axes import legend, legend_height, log, mark
 from curvfluence.report.parts.figure import Figure
-from curvfluence.report.parts.style import MUTED, looks
+from curvfluence.report.parts.style import MUTED, PALE, Look, looks
 from curvfluence.report.parts.table import Columns, tabulate
 from curvfluence.study.results import Results, RungResult
 from curvfluence.study.words import flops, interval, listed, number, prefix, seconds, size
 
 Priced = tuple[RungResult, float]
+MANY = 14  # rungs that a figure names one by one; of more, those on the front
+OTHER = Look(PALE, ".", PALE)
 
 
 def front(priced: Sequence[Priced]) -> list[Priced]:
@@ -70,13 +72,18 @@ def _against(
 ) -> Figure | None:
     if len(priced) < 2:
         return None
-    look = looks([rung.name for rung in study.rungs])
     stairs = front(priced)
     on_front = [rung.name for rung, _ in stairs]
     beaten = [rung.full_name for rung, _ in priced if rung.name not in on_front]
+    many = len(priced) > MANY
+    told = [name for name in on_front if many] or [rung.name for rung in study.rungs]
+    look = {**{rung.name: OTHER for rung, _ in priced}, **looks(told)}
+    entries = [(rung.full_name, look[rung.name]) for rung, _ in priced if rung.name in told]
+    entries += [("others", OTHER)] if many and beaten else []
     reading = f"On the front: {listed([rung.full_name for rung, _ in stairs])}."
     if beaten:
-        reading += f" Another rung is both cheaper and better than {listed(beaten)}."
+        others = f"the {len(beaten)} others" if many else listed(beaten)
+        reading += f" Another rung is both cheaper and better than {others}."
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
@@ -89,7 +96,7 @@ def _against(
         axes.margins(x=0.08, y=0.08)
         axes.set_xlabel(label)
         axes.set_ylabel("LDS, with 95% interval")
-        legend(canvas, [(rung.full_name, look[rung.name]) for rung, _ in priced])
+        legend(canvas, entries)
 
     columns: Columns[Priced] = {
         "Rung": lambda p: p[0].full_name,
@@ -99,5 +106,5 @@ def _against(
         "front": lambda p: "yes" if p[0].name in on_front else "",
     }
     name, title = named
-    height = 2.3 + legend_height([rung.full_name for rung, _ in priced])
+    height = 2.3 + legend_height([label for label, _ in entries])
     return Figure(name, title, reading, tabulate(title, columns, priced), draw, height)

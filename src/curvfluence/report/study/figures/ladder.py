@@ -22,7 +22,7 @@ _NO_SHARES: Mapping[tuple[str, str], str] = MappingProxyType({})
 
 def ladder(study: Results) -> Figure:
     """Each rung's LDS with its interval, below the ceiling that the noise of the truth sets."""
-    rungs, top, best = study.rungs, study.best, study.truth.best_lds.matched
+    rungs, top, best = study.ladder, study.best, study.truth.best_lds.matched
     look = looks([rung.name for rung in rungs])
     reading = (
         "One row for each rung, from the most exact curvature at the top down to none at all. "
@@ -121,7 +121,7 @@ def hybrids(study: Results) -> Figure | None:
 
 def bregman(study: Results) -> Figure | None:
     """LDS against retraining beside LDS against the proximal Bregman response."""
-    rungs = [(rung, rung.lds_bregman) for rung in study.rungs if rung.lds_bregman is not None]
+    rungs = [(rung, rung.lds_bregman) for rung in study.ladder if rung.lds_bregman is not None]
     if not rungs:
         return None
     look = looks([rung.name for rung in study.rungs])
@@ -156,7 +156,7 @@ def bregman(study: Results) -> Figure | None:
 
 def sweep(study: Results) -> Figure | None:
     """LDS at each λ of the shared grid; the marker is the best λ of each rung."""
-    rungs = [rung for rung in study.rungs if len(rung.sweep) > 1]
+    rungs = [rung for rung in study.ladder if len(rung.sweep) > 1]
     if not rungs:
         return None
     look = looks([rung.name for rung in study.rungs])

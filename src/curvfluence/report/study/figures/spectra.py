@@ -12,7 +12,7 @@ from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.labels import end_labels
 from curvfluence.report.parts.style import Look, looks
 from curvfluence.report.parts.table import Table
-from curvfluence.study.results import Results, RungResult
+from curvfluence.study.results import OverlapSummary, Results, RungResult
 from curvfluence.study.results.rung import SpectrumSummary
 from curvfluence.study.words import NONE, counted, listed, number, percent, short
 
@@ -21,7 +21,7 @@ Spectra = list[tuple[RungResult, SpectrumSummary]]
 
 def spectra(study: Results) -> Spectra:
     """The rungs that kept their eigenvalues, without those that have none but 0."""
-    every = ((rung, rung.spectrum) for rung in study.rungs)
+    every = ((rung, rung.spectrum) for rung in study.ladder)
     return [(rung, spectrum) for rung, spectrum in every if spectrum and any(spectrum.eigenvalues)]
 
 
@@ -156,7 +156,7 @@ def negative_part(study: Results) -> str:
 
 
 def spectrum_tables(study: Results) -> tuple[Table, ...]:
-    """Condition numbers, and eigenvalues by block."""
+    """Condition numbers, eigenvalues by block, and overlaps by layer."""
     rungs, rounding = spectra(study), study.spec.rounding
     conditions = tuple(
         (rung.full_name, short(s.condition), short(s.condition_damping))
@@ -181,5 +181,20 @@ def spectrum_tables(study: Results) -> tuple[Table, ...]:
             blocks,
             words=("block",),
         ),
+        _layer_overlaps(study),
     )
     return tuple(table for table in tables if table.rows)
+
+
+def _layer_overlaps(study: Results) -> Table:
+    measured = study.overlap or OverlapSummary((), ())
+    ranks = measured.ranks
+    rows = (
+        (pair.name, block.name, *(map(number, block.overlap)), *[NONE] * (len(ranks) - k))
+        for pair in measured.pairs
+        for block in pair.blocks
+        if (k := len(block.overlap))
+    )
+    columns = ("Rungs", "layer", *map(str, ranks))
+    caption = "Overlap of leading eigenspaces by layer, by directions compared"
+    return Table(caption, columns, tuple(rows), words=("layer",))
