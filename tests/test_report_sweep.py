@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from itertools import pairwise, product
@@ -20,6 +21,7 @@ from curvfluence.fidelity import Interval
 from curvfluence.report import write_sweep_report
 from curvfluence.report.parts.repeat import sweep_call, sweep_command
 from curvfluence.report.parts.style import Look
+from curvfluence.report.sweep.effects import effects
 from curvfluence.report.sweep.figures import lds
 from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
 from curvfluence.report.sweep.tables import BEST, TIED, heat, step_counts
@@ -135,6 +137,12 @@ def rows(text: str, figure: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(head, row, strict=True)) for row in body}
 
 
+def _inside(results: Results) -> Results:
+    """The results with the best λ of every rung inside the grid."""
+    rungs = tuple(replace(r, damping_on_edge=False) for r in results.rungs)
+    return replace(results, rungs=rungs)
+
+
 def lds_of(results: Results, name: str) -> float:
     rung = results.rung(name)
     assert rung is not None
@@ -226,6 +234,27 @@ class TestPage:
                 ]
                 row = next(row for row in rows if row[0] == f"{axis} {value}")
                 assert row[1].startswith(number(fmean(gaps), signed=True))
+
+    def test_a_sign_by_where_damping_was_chosen(self, own: tuple[Sweep, str]) -> None:
+        """Studies whose K-FAC has its best λ inside the grid beside those that have it at the end;
+        no such rows where all are alike, as in the sweep as it was made."""
+        sweep, text = own
+        assert not any("best λ" in row[0] for row in Page(text).tables["figure-effects"])
+        inside = sweep.studies[1:3]
+        studies = tuple(
+            dataclasses.replace(study, results=_inside(study.results)) if study in inside else study
+            for study in sweep.studies
+        )
+        figure = effects(Grid(dataclasses.replace(sweep, studies=studies)))
+        assert figure is not None
+        told = {row[0]: row[1] for row in figure.data.rows}
+        rest = [study for study in sweep.studies if study not in inside]
+        for label, some in (("inside the grid", inside), ("at its end", rest)):
+            gaps = [
+                pair.difference for s in some if (pair := s.results.difference("EKFAC", "KFAC"))
+            ]
+            assert len(gaps) == len(some)
+            assert told[f"best λ {label}"].startswith(number(fmean(gaps), signed=True))
 
     def test_numbers_over_seeds(self, seeded: tuple[Sweep, str]) -> None:
         sweep, text = seeded
