@@ -18,7 +18,7 @@ BANKS := wine diabetes
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
 
-.PHONY: study test test-slow lint format banks bench bench-peers clean
+.PHONY: study test test-slow test-models lint format banks bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -29,6 +29,10 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+# Models of Hugging Face as they are, of random weights: nothing is downloaded but packages.
+test-models: .venv/models
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_models.py $(PYTEST)
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -83,6 +87,10 @@ clean:
 
 .venv/test: .venv/run
 	$(PIP) install -q -c .venv/constraints.txt -e .[test]
+	touch $@
+
+.venv/models: .venv/test
+	$(PIP) install -q -c .venv/constraints.txt -e .[test,models]
 	touch $@
 
 .venv/lint: .venv/test

@@ -30,6 +30,17 @@ class TestPages:
             assert set(target) - {""} <= known
 
 
+@pytest.mark.parametrize("page", ["docs/data.md"])
+def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page, in their order, as a reader would type them into one session."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    assert blocks
+    names: dict[str, object] = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/structure.md"])
 def test_files_that_they_name(page: str) -> None:
     """As a path from the root, or from the package."""

@@ -209,3 +209,69 @@ class TestBadTargets:
             cf.CrossEntropy(label_smoothing=1.0)
         with pytest.raises(cf.errors.InputError, match="class weights"):
             cf.CrossEntropy(weight=torch.tensor([1.0, -1.0]))
+
+
+SOFT = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)).double().softmax(-1)
+CROSS = {name: one for name, one in LOSSES.items() if isinstance(one, cf.CrossEntropy)}
+
+
+@pytest.mark.parametrize("name", CROSS)
+class TestSoftTargets:
+    """Cross-entropy against rows of probabilities."""
+
+    def test_against_autograd(self, name: str) -> None:
+        loss = CROSS[name]
+        f, _ = batch(loss)
+        loss.check(4, SOFT)
+        wanted = F.cross_entropy(
+            f, SOFT, loss.weight, reduction="none", label_smoothing=loss.label_smoothing
+        )
+        assert torch.allclose(loss.values(f, SOFT), wanted, rtol=1e-12)
+        slope = jacobian(lambda g: loss.values(g, SOFT).sum(), f)
+        assert torch.allclose(loss.gradient(f, SOFT), slope, rtol=1e-12, atol=1e-14)
+        curve = second_derivatives(loss, f, SOFT)
+        s = loss.factor(f, SOFT)
+        assert torch.allclose(s @ s.mT, curve, rtol=1e-12, atol=1e-14)
+        v = torch.linspace(-1, 1, 4).double().expand(6, -1)
+        product = (curve @ v[:, :, None])[:, :, 0]
+        assert torch.allclose(loss.hessian_product(f, SOFT, v), product, rtol=1e-12, atol=1e-14)
+        t = loss.coordinates(f, SOFT)
+        assert torch.allclose((s @ t[:, :, None])[:, :, 0], slope, rtol=1e-9, atol=1e-13)
+        drawn = loss.sample(f, SOFT, draws=40000, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(drawn @ drawn.mT, curve, atol=0.03)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
+    def test_one_hot_rows_are_labels(self, name: str, dtype: torch.dtype) -> None:
+        loss = CROSS[name]
+        f, y = batch(loss, scale=20.0)  # where p − y cancels
+        hot = F.one_hot(y, 4).to(dtype)
+        loss.check(4, hot)
+        for part in ("values", "gradient", "factor", "coordinates"):
+            found, wanted = getattr(loss, part)(f, hot), getattr(loss, part)(f, y)
+            assert torch.allclose(found, wanted, rtol=1e-12, atol=0), part
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (torch.full((3, 4), 0.3), "targets of example 0 are no distribution.*they sum to 1.2"),
+        (torch.tensor([[1.5, -0.5, 0, 0]]), "the least is -0.5"),
+        (torch.ones(3, 5), "one integer label an example, or 4 probabilities; seen"),
+    ],
+)
+def test_no_distribution(target: Tensor, said: str) -> None:
+    with pytest.raises(cf.errors.InputError, match=said):
+        cf.CrossEntropy().check(4, target)
+
+
+def test_soft_targets_over_positions() -> None:
+    """Positions with a distribution each: the sum over them by hand."""
+    generator = torch.Generator().manual_seed(0)
+    f = torch.randn(3, 5 * 4, generator=generator, dtype=torch.float64)
+    y = torch.rand(3, 5, 4, generator=generator, dtype=torch.float64).softmax(-1)
+    loss = cf.Positions(cf.CrossEntropy()).bound((5, 4), y)
+    loss.check(20, y)
+    each = F.cross_entropy(f.view(15, 4), y.view(15, 4), reduction="none").view(3, 5)
+    assert torch.allclose(loss.values(f, y), each.sum(1) / 5, rtol=1e-12)
+    wanted = jacobian(lambda g: loss.values(g, y).sum(), f)
+    assert torch.allclose(loss.gradient(f, y), wanted, rtol=1e-12, atol=1e-14)

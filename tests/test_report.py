@@ -264,6 +264,16 @@ class TestPage:
         assert "Identity was the only curvature approximation measured" in text
         assert set(Page(text).tables) == {"figure-ladder"}
 
+    def test_without_seconds_nothing_is_said_of_what_accuracy_costs(self, tmp_path: Path) -> None:
+        results = make_study(tmp_path / "x")
+        rungs = tuple(replace(rung, score_seconds=None) for rung in results.rungs)
+        write(tmp_path / "x", replace(results, rungs=rungs))
+        text = write_report(tmp_path / "x", figures=False).path.read_text()
+        assert "More time buys" not in text
+        assert "More can be had" not in text
+        assert "best cheaper rung" not in text
+        assert 'id="figure-pareto"' not in text
+
     def test_the_seconds_of_the_page_are_kept_once(self, tmp_path: Path) -> None:
         make_study(tmp_path / "x", full=False)
         done = with_report(read_study(tmp_path / "x"))

@@ -316,7 +316,8 @@ def test_a_large_vocabulary_costs_no_square_of_it() -> None:
     net = nn.Sequential(*model, head)
     ids = torch.randint(words, (4, 3), generator=torch.Generator().manual_seed(0))
     loss = cf.Positions(cf.CrossEntropy())
-    problem = cf.Problem(net, loss, (ids, ids), (ids[:1], ids[:1]))
+    following = (ids + 1) % words
+    problem = cf.Problem(net, loss, (ids, following), (ids[:1], following[:1]))
     with Largest() as made:
         fitted = cf.fit(problem, cf.EKFAC(cf.Empirical()))
         cf.influence(problem, fitted)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from curvfluence.problem.losses import (
         MSE,
         BinaryCrossEntropy,
+        CausalLM,
         CrossEntropy,
         CustomLoss,
         Positions,
@@ -58,6 +59,7 @@ _HOMES = {
     "BinaryCrossEntropy": "problem.losses",
     "CustomLoss": "problem.losses",
     "Positions": "problem.losses",
+    "CausalLM": "problem.losses",
     "Margin": "problem.measurement",
     "LogProbability": "problem.measurement",
     "CustomMeasurement": "problem.measurement",
@@ -108,6 +110,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "CustomLoss",
     "Positions",
+    "CausalLM",
     "Margin",
     "LogProbability",
     "CustomMeasurement",

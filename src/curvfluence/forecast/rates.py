@@ -14,6 +14,7 @@ from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import device as machine
 
 PROBED = 1024  # examples of a pass that is timed, at most
@@ -80,7 +81,7 @@ class Rates:
 def _repeated(width: int) -> Columns:
     """∂ℓ/∂f as often as there are columns."""
 
-    def make(loss: Loss, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def make(loss: Loss, output: torch.Tensor, target: Batched) -> torch.Tensor:
         return loss.gradient(output, target)[:, :, None].expand(-1, -1, width)
 
     return Columns(make, width, "a probe")

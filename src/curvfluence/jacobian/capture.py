@@ -24,6 +24,7 @@ from curvfluence.jacobian.terms import Factored, LookupOuter, Outer, SharedOuter
 from curvfluence.jacobian.tracing import Piece, Tracer, Use
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.structure import Structure
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime.autograd import pulled_back
 
 _SHARING: WeakSet[Structure] = WeakSet()  # models that need lookups of their examples shared
@@ -38,7 +39,7 @@ class Capture:
     uses: tuple[Use, ...]
     layers: tuple[Layer, ...]
     small: tuple[Small, ...]
-    counted: Tensor | None  # positions of the loss that count, [B, T]
+    counted: Tensor | None  # positions of its layers that the loss counts, [B, T]
 
     def pullback(
         self, columns_bkc: Tensor, *, summed: bool = False
@@ -232,7 +233,7 @@ def _grads(layer: Layer, use: Use, dz: Tensor | None, b: int) -> Tensor:
     return _arranged(op.grads(dz), b, layer.axis, 2)[:, :, layer.group]
 
 
-def capture(problem: Problem, layout: Layout, inputs: Tensor, targets: Tensor) -> Capture:
+def capture(problem: Problem, layout: Layout, inputs: Batched, targets: Batched) -> Capture:
     """A forward pass over `inputs` with every call of the covered weights kept."""
     tracer, output, theta = record(problem, inputs)
     seen = tuple((use.kind, label(use)) for use in tracer.uses)
@@ -244,7 +245,7 @@ def capture(problem: Problem, layout: Layout, inputs: Tensor, targets: Tensor) -
         )
     if layout.proved:
         _require_all_seen(output, theta, tracer.uses, layout)
-    counted = problem.loss.counted(targets)
+    counted = problem.loss.counted_inside(targets)
     uses = tuple(use.to(problem.dtype) for use in tracer.uses)
     return Capture(output, theta, uses, layout.layers, layout.small, counted)
 
@@ -272,13 +273,13 @@ def _difference(wanted: Sequence[tuple[str, str]], seen: Sequence[tuple[str, str
     return f"{len(wanted)} calls then, {len(seen)} now"
 
 
-def record_shared(problem: Problem, inputs: Tensor) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
+def record_shared(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
     """`record` with lookups that examples share left so, from now on for this model."""
     _SHARING.add(problem.structure)
     return record(problem, inputs)
 
 
-def record(problem: Problem, inputs: Tensor) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
+def record(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
     """Run the model with gradients; every call of a trainable weight, the outputs, the leaves.
 
     A gradient edge is taken at once, so an in-place activation that follows does not move it. An

@@ -9,8 +9,9 @@ from typing import TypeAlias
 from torch import Tensor
 
 from curvfluence.problem.losses import Loss
+from curvfluence.problem.tree import Batched
 
-MakeColumns: TypeAlias = Callable[[Loss, Tensor, Tensor], Tensor]  # (loss, output, target)
+MakeColumns: TypeAlias = Callable[[Loss, Tensor, Batched], Tensor]  # (loss, output, target)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Columns:
 def of_gradient(what: str) -> Columns:
     """∂ℓ/∂f: the rows are ∇ℓ."""
 
-    def gradient(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    def gradient(loss: Loss, output: Tensor, target: Batched) -> Tensor:
         return loss.gradient(output, target)[:, :, None]
 
     return Columns(gradient, 1, what)

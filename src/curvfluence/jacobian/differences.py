@@ -12,6 +12,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.probe import Probe
 from curvfluence.jacobian.tracing import padding_of
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched, each
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.autograd import pulled_back
 from curvfluence.runtime.calls import Lowest
@@ -61,7 +62,7 @@ class _Differences:
     problem: Problem
     names: Sequence[str]
     values: Values  # θ and what else the model holds
-    inputs: Tensor
+    inputs: Batched
     weights: Tensor
     held: Mapping[str, Tensor]  # places in tensors that are constants: rows at a `padding_idx`
     offset: float
@@ -79,7 +80,7 @@ class _Differences:
             yield replace(
                 given,
                 values={name: _double(value) for name, value in values.items()},
-                inputs=_double(probe.inputs),
+                inputs=each(probe.inputs, _double),
                 weights=_double(probe.weights),
                 **dict(zip(("offset", "step", "tolerance"), FINE, strict=True)),
             )

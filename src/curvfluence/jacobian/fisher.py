@@ -13,6 +13,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.columns import MakeColumns
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import generators
 
 TYPE2_LIMIT = 64  # output columns an example up to which the exact expectation is the default
@@ -51,7 +52,7 @@ class Type2(Fisher):
     name = "type2"
 
     def columns(self) -> MakeColumns:
-        def factor(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        def factor(loss: Loss, output: Tensor, target: Batched) -> Tensor:
             return loss.factor(output, target)
 
         return factor
@@ -75,7 +76,7 @@ class Draws:
     draws: int
     generator: torch.Generator
 
-    def __call__(self, loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, loss: Loss, output: Tensor, target: Batched) -> Tensor:
         return loss.sample(output, target, draws=self.draws, generator=self.generator)
 
 
@@ -123,7 +124,7 @@ class Empirical(Fisher):
     is_gradient = True
 
     def columns(self) -> MakeColumns:
-        def gradient(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        def gradient(loss: Loss, output: Tensor, target: Batched) -> Tensor:
             return loss.label_column(output, target)
 
         return gradient

@@ -17,6 +17,7 @@ from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 
 FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
 
@@ -86,7 +87,7 @@ class FisherPass:
             drawn.generator.set_state(self._states[first])
         made = first
 
-        def make(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
             if isinstance(drawn, Draws) and made not in self._surprising:
                 surprise = loss.surprise(output, target)
                 if surprise is not None:

@@ -13,6 +13,7 @@ from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import budget
 
 
@@ -76,7 +77,7 @@ def training_gradients(problem: Problem, layout: Layout) -> Rows:
 def query_gradients(problem: Problem, layout: Layout) -> Rows:
     """g_q = ∇m_q of every query, factored."""
 
-    def measured(_: Loss, output: Tensor, target: Tensor) -> Tensor:
+    def measured(_: Loss, output: Tensor, target: Batched) -> Tensor:
         return problem.measurement.gradient(output, target)[:, :, None]
 
     columns = Columns(measured, 1, "queries")

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvfluence.errors import InputError
 from curvfluence.problem.losses import MSE, BinaryCrossEntropy, CrossEntropy, Loss
 from curvfluence.problem.measurement import LogProbability, LossMeasurement, Margin, Measurement
+from curvfluence.problem.tree import Batched, each, joined
 from curvfluence.runtime import generators
 from curvfluence.runtime.autograd import pulled_back, reached
 from curvfluence.runtime.calls import Lowest
@@ -21,11 +22,11 @@ PROVED = (CrossEntropy, MSE, BinaryCrossEntropy, Margin, LogProbability)  # by t
 TOLERANCE = 1e4  # times eps, of the largest of its kind
 
 Parts: TypeAlias = "Mapping[str, Tensor]"
-Of: TypeAlias = "Callable[[Tensor, Tensor], Parts]"
-Function: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+Of: TypeAlias = "Callable[[Tensor, Batched], Parts]"
+Function: TypeAlias = "Callable[[Tensor, Batched], Tensor]"
 
 
-def require_own_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
+def require_own_loss(loss: Loss, output: Tensor, target: Batched) -> None:
     """Refuse a loss whose value, gradient or curvature for an example depends on the others, or is
     another each time, or is not what autograd makes of its values.
 
@@ -38,7 +39,7 @@ def require_own_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
         return
     x_k = torch.linspace(-1, 1, f_rk.shape[1]).to(f_rk)
 
-    def parts(f: Tensor, y: Tensor) -> Parts:
+    def parts(f: Tensor, y: Batched) -> Parts:
         found = {"value": single.values(f, y), "gradient": single.gradient(f, y)}
         try:
             return {**found, "curvature": single.hessian_product(f, y, x_k.expand(len(f), -1))}
@@ -52,14 +53,14 @@ def require_own_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
     _require_slope("the loss", single.values, single.gradient, f, y)
 
 
-def require_own_measurement(measurement: Measurement, output: Tensor, target: Tensor) -> None:
+def require_own_measurement(measurement: Measurement, output: Tensor, target: Batched) -> None:
     """The same of a measurement: its value and gradient."""
     if isinstance(measurement, LossMeasurement):
         return require_own_loss(measurement.loss, output, target)
     if type(measurement) in PROVED:
         return None
 
-    def parts(f: Tensor, y: Tensor) -> Parts:
+    def parts(f: Tensor, y: Batched) -> Parts:
         return {"value": measurement.values(f, y), "gradient": measurement.gradient(f, y)}
 
     f, y = _tried(parts, output, target)
@@ -71,12 +72,12 @@ def require_own_measurement(measurement: Measurement, output: Tensor, target: Te
     _require_slope(name, measurement.values, measurement.gradient, f, y)
 
 
-def _tried(parts: Of, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _tried(parts: Of, output: Tensor, target: Batched) -> tuple[Tensor, Batched]:
     """Outputs with their own targets, then with the next one's where those give finite values."""
     f, y = output.detach()[:ROWS], target[:ROWS]
     if len(f) < 2:
         return f, y
-    both = torch.cat([f, f]), torch.cat([y, y.roll(1, 0)])
+    both = torch.cat([f, f]), joined([y, each(y, lambda leaf: leaf.roll(1, 0))])
     try:
         with generators.preserved():
             finite = all(bool(part.isfinite().all()) for part in parts(*both).values())
@@ -85,11 +86,11 @@ def _tried(parts: Of, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return both if finite else (f, y)
 
 
-def _require_separate(what: str, parts: Of, together: Parts, f: Tensor, y: Tensor) -> None:
+def _require_separate(what: str, parts: Of, together: Parts, f: Tensor, y: Batched) -> None:
     with generators.preserved():
         again = parts(f, y)
         several = [parts(f[part], y[part]) for part in _parts(len(f))]
-        turned = parts(f.flip(0), y.flip(0))
+        turned = parts(f.flip(0), each(y, lambda leaf: leaf.flip(0)))
     alone = {name: torch.cat([each[name] for each in several]) for name in together}
     ordered = {name: part.flip(0) for name, part in turned.items()}
     _require_alike(
@@ -143,7 +144,7 @@ def _require_outputs_alone(what: str, values: Tensor, leaf: Tensor) -> None:
             )
 
 
-def _require_autograd(loss: Loss, together: Parts, f: Tensor, y: Tensor, x_k: Tensor) -> None:
+def _require_autograd(loss: Loss, together: Parts, f: Tensor, y: Batched, x_k: Tensor) -> None:
     """What the loss says of its derivatives is what autograd makes of its values."""
     leaf = f.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -170,9 +171,9 @@ def _require_autograd(loss: Loss, together: Parts, f: Tensor, y: Tensor, x_k: Te
     )
 
 
-def _require_slope(what: str, values: Function, gradient: Function, f: Tensor, y: Tensor) -> None:
+def _require_slope(what: str, values: Function, gradient: Function, f: Tensor, y: Batched) -> None:
     """⟨∂v/∂f, d⟩ is (v(f + hd) − v(f − hd)) / 2h, from one of two points and with one of two h."""
-    double = f.double(), y.double() if y.is_floating_point() else y
+    double = f.double(), each(y, _double)
     lowest = Lowest()
     try:
         with lowest:
@@ -204,6 +205,10 @@ def _require_slope(what: str, values: Function, gradient: Function, f: Tensor, y
             "Take out what replaces, scales or detaches a gradient (.detach() of a weight that "
             "depends on the outputs, a rounding, a custom autograd function)"
         )
+
+
+def _double(leaf: Tensor) -> Tensor:
+    return leaf.double() if leaf.is_floating_point() else leaf
 
 
 def _differing(a: Tensor, b: Tensor) -> int | None:

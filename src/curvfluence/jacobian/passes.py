@@ -18,6 +18,7 @@ from curvfluence.jacobian.unruled import rows_without_rule
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import budget
 from curvfluence.runtime import device as machine
 
@@ -92,7 +93,7 @@ class _Made:
     def again(self, part: slice = slice(None)) -> Columns:
         """The same columns, of some of the examples."""
 
-        def make(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+        def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
             return self.columns_bkc[part]
 
         return replace(self.columns, make=make)

@@ -12,6 +12,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.capture import record, record_shared
 from curvfluence.jacobian.tracing import Use
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched, same
 from curvfluence.runtime.autograd import pulled_back
 
 
@@ -19,7 +20,7 @@ from curvfluence.runtime.autograd import pulled_back
 class Probe:
     """A few examples run together, and each example's own outputs and parameter gradients."""
 
-    inputs: Tensor
+    inputs: Batched
     leaves: Mapping[str, Tensor]
     uses: tuple[Use, ...]
     output: Tensor
@@ -28,7 +29,7 @@ class Probe:
     gradients: tuple[Mapping[str, Tensor | None], ...]
 
     @staticmethod
-    def of(problem: Problem, inputs: Tensor) -> Probe:
+    def of(problem: Problem, inputs: Batched) -> Probe:
         tracer, output, leaves = record(problem, inputs)
         if tracer.spread:
             with torch.no_grad():
@@ -70,7 +71,7 @@ def require_deterministic(problem: Problem, probe: Probe, at: Tensor) -> None:
             f"the model returns {probe.output.dtype} at {problem.dtype} weights: run it in one "
             "dtype, without autocast inside"
         )
-    if not torch.equal(probe.inputs, problem.train.inputs[at]):
+    if not same(probe.inputs, problem.train.inputs[at]):
         raise InputError("the model changes its inputs in place: have it work on a copy")
     with torch.no_grad():
         again = problem.forward(probe.inputs)

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched, leaves, of_leaves
 from curvfluence.runtime import budget
 from curvfluence.runtime.autograd import pulled_back
 
@@ -20,7 +21,7 @@ _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDicti
 def rows_without_rule(
     problem: Problem,
     layout: Layout,
-    inputs: Tensor,
+    inputs: Batched,
     columns_bkc: Tensor,
     small: dict[str, Tensor],
 ) -> Tensor:
@@ -38,7 +39,7 @@ def rows_without_rule(
 
 
 def _dense_rows(
-    problem: Problem, rest: tuple[str, ...], inputs: Tensor, columns_bkc: Tensor
+    problem: Problem, rest: tuple[str, ...], inputs: Batched, columns_bkc: Tensor
 ) -> Tensor:
     """Jᵀs for parameters without a rule, [B, C, R], by vmap over examples and columns; one example
     at a time for a model that vmap cannot take (RNNs, data-dependent control flow)."""
@@ -70,7 +71,7 @@ def _vmaps(problem: Problem, rest: tuple[str, ...]) -> bool:
 
 
 def _looped_rows(
-    problem: Problem, rest: tuple[str, ...], inputs: Tensor, columns_bkc: Tensor
+    problem: Problem, rest: tuple[str, ...], inputs: Batched, columns_bkc: Tensor
 ) -> Tensor:
     """Jᵀs by autograd, one example and column at a time."""
     rows: list[Tensor] = []
@@ -91,14 +92,16 @@ def _looped_rows(
 
 
 def _vmapped_rows(
-    problem: Problem, rest: tuple[str, ...], inputs: Tensor, columns_bkc: Tensor
+    problem: Problem, rest: tuple[str, ...], inputs: Batched, columns_bkc: Tensor
 ) -> Tensor:
     b, _, c = columns_bkc.shape
 
-    def one(x: Tensor, columns_kc: Tensor) -> Tensor:
+    def one(leaves_of_one: tuple[Tensor, ...], columns_kc: Tensor) -> Tensor:
+        x = of_leaves(inputs, [leaf[None] for leaf in leaves_of_one])
+
         def output(*values: Tensor) -> Tensor:
             theta = {**problem.theta, **dict(zip(rest, values, strict=True))}
-            return problem.forward(x[None], theta)[0]
+            return problem.forward(x, theta)[0]
 
         pull = vjp(output, *(problem.theta[name] for name in rest))[1]
         pulled: tuple[Tensor, ...] = vmap(pull)(columns_kc.T)
@@ -109,5 +112,6 @@ def _vmapped_rows(
     parts: list[Tensor] = []
     with sdpa_kernel(SDPBackend.MATH):  # vmap takes the fused kernels one example at a time
         for k in range(0, b, step):
-            parts.append(vmap(one)(inputs[k : k + step], columns_bkc[k : k + step]))
+            some = inputs[k : k + step]
+            parts.append(vmap(one)(leaves(some), columns_bkc[k : k + step]))
     return torch.cat(parts).detach()

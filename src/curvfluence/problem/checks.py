@@ -14,6 +14,7 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.measurement import LossMeasurement, Measurement
 from curvfluence.problem.structure import Structure, inside, tensors
+from curvfluence.problem.tree import Batched, Tree, described, named_leaves, paths_of
 from curvfluence.runtime import budget, generators
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.calls import Watch
@@ -115,6 +116,17 @@ def unweighted(queries: Examples) -> Examples:
     return queries
 
 
+def require_targets(of: Loss | Measurement, targets: Batched) -> None:
+    """Only a function of the user's own knows what a container of targets means."""
+    if isinstance(targets, Tree) and not of.trees:
+        kind = type(of).__name__
+        own = "CustomMeasurement" if isinstance(of, Measurement) else "CustomLoss"
+        raise InputError(
+            f"{kind} takes targets of one tensor; seen {', '.join(targets.paths)}. Give "
+            f"{own}(function), whose function takes (output, targets) and knows what they mean"
+        )
+
+
 def measurement_of(given: Measurement | None, loss: Loss) -> Measurement:
     """The loss by default; a loss over positions that was given unbound takes this problem's."""
     if given is None:
@@ -125,19 +137,21 @@ def measurement_of(given: Measurement | None, loss: Loss) -> Measurement:
 
 
 def output_of_one(
-    structure: Structure, values: Mapping[str, Tensor], inputs: Tensor, model: nn.Module
-) -> Tensor:
-    """What the model returns for one example."""
+    structure: Structure, values: Mapping[str, Tensor], inputs: Batched, model: nn.Module
+) -> tuple[Tensor, tuple[str, ...]]:
+    """What the model returns for one example, and which inputs of a container it does not read."""
+    structure.forward.require_fit(structure.modules, inputs)
     watch = Watch(tensors(inside(model)))
+    read = Watch(dict(named_leaves(inputs)))
     try:
-        with torch.no_grad(), generators.preserved(), watch:
+        with torch.no_grad(), generators.preserved(), watch, read:
             output = structure(values, inputs)
     except CurvfluenceError:
         raise
     except Exception as error:
         raise InputError(
-            f"the model cannot be run on one example of shape {tuple(inputs.shape[1:])} and dtype "
-            f"{inputs.dtype}: {type(error).__name__}: {error}"
+            f"the model cannot be run on one example of {described(inputs)}: "
+            f"{type(error).__name__}: {error}{_of_ids(error, inputs)}{_of_decoder(structure.modules, inputs)}"
         ) from error
     if watch.seen:
         raise InputError(
@@ -145,6 +159,25 @@ def output_of_one(
             "was replaced by a function that holds the modules. Make it a method, or have it take "
             "the module as an argument"
         )
-    if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"the model must return a tensor of outputs; it returned {type(output)}")
-    return output
+    paths = paths_of(inputs) if isinstance(inputs, Tree) else ()
+    return output, tuple(path for path in paths if path not in read.seen)
+
+
+def _of_decoder(model: nn.Module, inputs: Batched) -> str:
+    """What a model needs that makes its decoder's inputs of the labels."""
+    two = getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True
+    if not two or "decoder_input_ids" in paths_of(inputs):
+        return ""
+    return (
+        ". Its decoder's inputs are made of the labels, which it is not given: give "
+        "decoder_input_ids too, as DataCollatorForSeq2Seq(tokenizer, model=model) makes them"
+    )
+
+
+def _of_ids(error: Exception, inputs: Batched) -> str:
+    """What an index out of range may be of."""
+    whole = [(p, x) for p, x in named_leaves(inputs) if not x.is_floating_point() and x.numel()]
+    if not isinstance(error, IndexError) or not whole:
+        return ""
+    reach = ", ".join(f"{p or 'they'} from {int(x.min())} to {int(x.max())}" for p, x in whole)
+    return f". Numbers that an embedding does not hold? In this example, {reach}"

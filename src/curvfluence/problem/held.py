@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.problem.losses import Loss
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import generators
 from curvfluence.runtime.checksum import checksum
 
@@ -24,7 +25,7 @@ class Held:
     theta: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
     loss: Loss
-    targets: Tensor
+    targets: Batched
     n_outputs: int
 
     @property
@@ -43,7 +44,7 @@ class Held:
         generator = torch.Generator().manual_seed(0)
         outputs = torch.randn(len(at), self.n_outputs, generator=generator).to(like)
         with torch.no_grad(), generators.preserved():
-            return self.loss.values(outputs, self.targets[at.to(self.targets.device)])
+            return self.loss.values(outputs, self.targets[at.to(like.device)])
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

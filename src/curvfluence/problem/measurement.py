@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from curvfluence.errors import InputError
 from curvfluence.problem.data import require_finite
 from curvfluence.problem.losses import Loss, residual
 from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
+from curvfluence.problem.tree import Batched, value_of
 
 BEYOND = 100.0  # times what a user's measurement is anywhere, that no change of it can be
 
@@ -35,17 +36,18 @@ class Measurement(ABC):
     name: str
     unit: str
     lower_is_better: bool
+    trees: ClassVar[bool] = False  # whether targets may be a container of tensors
     bound: ClassVar[str] = "the largest value of any label at the query's outputs"  # what reach is
 
-    def check(self, n_outputs: int, target: Tensor) -> None:
+    def check(self, n_outputs: int, target: Any) -> None:
         """Raise `InputError` where the queries' targets do not fit."""
         return None
 
     @abstractmethod
-    def values(self, output: Tensor, target: Tensor) -> Tensor:
+    def values(self, output: Tensor, target: Any) -> Tensor:
         """m per query, [Q]."""
 
-    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
+    def reach(self, output: Tensor, target: Any, labels: Any) -> Tensor | None:
         """What no change of m can exceed while the outputs are about these, [Q]: the largest |m| of
         any label; `labels` are the training set's. None where that is not known."""
         return None
@@ -54,7 +56,7 @@ class Measurement(ABC):
         """What `reach` is at least, whatever the outputs."""
         return 0.0
 
-    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+    def gradient(self, output: Tensor, target: Any) -> Tensor:
         """∂m/∂f per query, [Q, K]; by autograd unless a closed form is better."""
         with torch.enable_grad():
             f = output.detach().requires_grad_(True)
@@ -71,17 +73,21 @@ class LossMeasurement(Measurement):
     loss: Loss
     name = "loss"
 
+    @property
+    def trees(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.trees
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", self.loss.unit)
         object.__setattr__(self, "lower_is_better", self.loss.lower_is_better)
 
-    def values(self, output: Tensor, target: Tensor) -> Tensor:
+    def values(self, output: Tensor, target: Any) -> Tensor:
         return self.loss.values(output, target)
 
-    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+    def gradient(self, output: Tensor, target: Any) -> Tensor:
         return self.loss.gradient(output, target)
 
-    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
+    def reach(self, output: Tensor, target: Any, labels: Any) -> Tensor | None:
         return self.loss.worst(output, target, labels)
 
     def least_reach(self, n_outputs: int) -> float:
@@ -149,10 +155,11 @@ class LogProbability(Measurement):
 class CustomMeasurement(Measurement):
     """Any `function(output [Q, K], target) -> [Q]`, differentiable in the output."""
 
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[[Tensor, Any], Tensor]
     lower_is_better: bool
     name: str = "measurement"
     unit: str = "units of the measurement"
+    trees: ClassVar[bool] = True
     bound: ClassVar[str] = "a hundred times the largest value of any query"
 
     def __post_init__(self) -> None:
@@ -161,13 +168,13 @@ class CustomMeasurement(Measurement):
         kinds.text(self.name, "name")
         kinds.text(self.unit, "unit")
 
-    def values(self, output: Tensor, target: Tensor) -> Tensor:
+    def values(self, output: Tensor, target: Batched) -> Tensor:
         name = f"measurement {self.name!r}"
         with own_code(name):
-            values: object = self.function(output, target)
+            values: object = self.function(output, value_of(target))
         return require_one_each(values, output, name)
 
-    def reach(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    def reach(self, output: Tensor, target: Batched, labels: Batched) -> Tensor:
         """Not known of a user's function: a hundred times the largest |m| of the queries."""
         sizes = self.values(output, target).abs()
         return (BEYOND * sizes.max()).expand(len(sizes))

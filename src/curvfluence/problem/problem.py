@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from curvfluence import kinds
-from curvfluence.errors import InputError
+from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.problem.checks import (
     device_of,
     measurement_of,
@@ -19,20 +21,24 @@ from curvfluence.problem.checks import (
     require_autocast,
     require_kinds,
     require_per_example,
+    require_targets,
     texts,
     unweighted,
     weighted,
 )
 from curvfluence.problem.data import Examples, Source, require_finite
 from curvfluence.problem.fingerprint import fingerprint
+from curvfluence.problem.forward import Forward
 from curvfluence.problem.held import Held
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.measurement import Measurement
+from curvfluence.problem.oddities import said_of_padding, said_of_shift, said_of_unread
 from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.snapshot import require_apart, snapshot
 from curvfluence.problem.structure import Structure, inside, tensors
 from curvfluence.problem.training_mode import said_of_training
+from curvfluence.problem.tree import Batched, paths_of
 from curvfluence.runtime import generators
 from curvfluence.runtime.calls import Lowest
 
@@ -58,9 +64,12 @@ class Problem:
     `unmodelled` names what training had beside this objective (augmentation, say); results repeat
     it, and name dropout where the model has some, because J is taken without.
 
-    Examples come as (inputs, targets), a `Dataset` or a `DataLoader` that keeps its order, and are
-    moved to the weights' device and dtype. `measurement` is what is predicted of each query, by
-    default its loss.
+    Examples come as (inputs, targets), as a mapping with `labels`, a `Dataset` or a `DataLoader`
+    that keeps its order, and are moved to the weights' device and dtype. Inputs are a tensor or a
+    container of tensors [N, ...]: a tuple or list is given to the model as `model(*inputs)`, a
+    mapping as `model(**inputs)`, anything else by `forward(model, inputs)`. Outputs are what the
+    model returns, or the `logits` in it, or what `output` names or takes from it. `measurement` is
+    what is predicted of each query, by default its loss.
 
     `autocast=torch.bfloat16` runs the model's forward and backward passes under `torch.autocast`,
     as such training did: products of matrices take bfloat16, their sums and all that is made of
@@ -90,6 +99,7 @@ class Problem:
     decoupled_decay: bool
     decay_in_inverse: bool
     unmodelled: tuple[str, ...]
+    unread: tuple[str, ...]  # inputs that the model takes and does not read
     autocast: torch.dtype | None
     remember: int
 
@@ -109,6 +119,8 @@ class Problem:
         sample_weight: Tensor | None = None,
         autocast: torch.dtype | None = None,
         remember: int | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        output: str | Callable[[Any], Any] | None = None,
     ) -> None:
         require_kinds(model, loss, measurement)
         kinds.flag(decoupled_decay, "decoupled_decay")
@@ -122,7 +134,7 @@ class Problem:
         weights = None if weights is None else kinds.tensors(weights, "weights")
         require_per_example(model)
         require_apart(inside(model))
-        structure = Structure(model)
+        structure = Structure(model, Forward(forward, output))
         parameters = Parameters.of(structure.modules)
         theta, state = snapshot(structure, parameters, tensors(inside(model)), weights)
         first = next(iter(theta.values()))
@@ -132,7 +144,8 @@ class Problem:
         examples = Examples.of(train, "train").to(*place)
         if sample_weight is not None:
             examples = weighted(examples, sample_weight).to(*place)
-        one = output_of_one(structure, {**state, **theta}, examples.inputs[:1].clone(), model)
+        few = examples.inputs[:1].clone()
+        one, unread = output_of_one(structure, {**state, **theta}, few, model)
         loss = loss.bound(tuple(one.shape[1:]), examples.targets, examples.weights)
         values = {
             "model": model,
@@ -148,19 +161,22 @@ class Problem:
             "decoupled_decay": decoupled_decay,
             "decay_in_inverse": decay_in_inverse,
             "unmodelled": texts(unmodelled, "unmodelled"),
+            "unread": unread,
             "autocast": autocast,
             "remember": remembered(remember, first.device),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         with torch.no_grad(), generators.preserved():
-            output = loss.rows(one, 1)
-            self.__dict__["n_outputs"] = output.shape[-1]
+            row = loss.rows(one, 1)
+            self.__dict__["n_outputs"] = row.shape[-1]
             for name, examples in (("train", self.train), ("queries", self.queries)):
                 try:
-                    self._require_fit(output, examples)
+                    self._require_fit(row, examples)
                 except InputError as error:
                     raise type(error)(f"{name}: {error}") from error.__cause__
+        for text in self._of_inputs:
+            warnings.warn(text, CurvfluenceWarning, stacklevel=2)
 
     def _require_fit(self, output: Tensor, examples: Examples) -> None:
         """Examples, their targets, the loss and the measurement go together; `output` is that of a
@@ -173,9 +189,11 @@ class Problem:
                     f"the model returns {asked} outputs for one of them, and {count} for a "
                     "training example: give both inputs of one shape"
                 )
+        require_targets(self.loss, examples.targets)
         self.loss.check(count, examples.targets)
         self.loss.values(output, examples.targets[:1])
         if examples is self.queries:
+            require_targets(self.measurement, examples.targets)
             self.measurement.check(count, examples.targets)
             self.measurement.values(output, examples.targets[:1])
 
@@ -183,6 +201,7 @@ class Problem:
     def notes(self) -> tuple[str, ...]:
         """What training had that J lacks, as a result names it."""
         found = [f"not modelled: {text}" for text in self.unmodelled]
+        found += self._of_inputs
         v_n = self.train.weights
         if v_n is not None:
             found.append(
@@ -193,6 +212,16 @@ class Problem:
             low = str(self.autocast).removeprefix("torch.")
             found.append(f"the model ran in {low} (autocast), sums and solves in float32")
         return (*found, *self._training)
+
+    @cached_property
+    def _of_inputs(self) -> tuple[str, ...]:
+        """What is odd about the inputs, as far as one can see."""
+        found = (
+            said_of_shift(self.loss, self.train),
+            said_of_unread(self.structure, self.unread),
+            said_of_padding(self.structure.modules, self.train.inputs),
+        )
+        return tuple(text for text in found if text is not None)
 
     @cached_property
     def _training(self) -> tuple[str, ...]:
@@ -265,9 +294,10 @@ class Problem:
         known: dict[object, str] = self.__dict__.setdefault("_fingerprints", {})
         state = repr(self.structure.modules), self.train.checksum, self.held.checksum
         if state not in known:
-            train = (self.train.inputs, self.train.targets, self.train.weights)
-            tensors = (*self.theta.values(), *self.state.values(), self.decay, *train)
-            held = (state[0], self.loss, self.held.said, self.autocast, *tensors)
+            tensors = (*self.theta.values(), *self.state.values(), self.decay, *self.train.tensors)
+            paths = (paths_of(self.train.inputs), paths_of(self.train.targets))
+            said = (state[0], self.structure.forward, self.loss, self.held.said, self.autocast)
+            held = (*said, paths, self.train.weights is None, *tensors)
             known[state] = fingerprint(*held)
         return known[state]
 
@@ -313,18 +343,18 @@ class Problem:
         """v_n ℓ_n of these examples: the loss as it is where they have no weights."""
         return ScaledLoss.of(self.loss, part.weights)
 
-    def forward(self, inputs: Tensor, theta: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(self, inputs: Batched, theta: Mapping[str, Tensor] | None = None) -> Tensor:
         """Outputs [B, K] at `theta` (by default this problem's weights)."""
         everything = {**self.state, **(self.theta if theta is None else theta)}
         return self.loss.rows(self.run(everything, inputs), len(inputs))
 
-    def run(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def run(self, values: Mapping[str, Tensor], inputs: Batched) -> Tensor:
         """What the model returns with `values` in place of its tensors."""
         with own_code("the model"):
             if self.autocast is None:
                 return self.structure(values, inputs)
             # Without a cache: its casts of weights would outlive a pass that changes them.
-            with torch.autocast(inputs.device.type, dtype=self.autocast, cache_enabled=False):
+            with torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False):
                 output = self.structure(values, inputs)
             return output.to(self.dtype)
 

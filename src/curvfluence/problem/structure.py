@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence.errors import InputError
+from curvfluence.problem.forward import Forward
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime.calls import OneCode
 
 COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module that it wraps
@@ -32,20 +34,21 @@ class Structure:
     that was replaced by a function that holds the user's own modules.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, forward: Forward = Forward()) -> None:  # noqa: B008
+        self.forward = forward
         self.modules = _copied(inside(model))
         self.slots = slots(self.modules)
         self._lock = threading.RLock()
 
-    def __call__(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """The model's output with `values` (by name) at its `slots`.
+    def __call__(self, values: Mapping[str, Tensor], inputs: Batched) -> Tensor:
+        """The model's outputs with `values` (by name) at its `slots`, called by `forward`.
 
         One call at a time: two threads would leave each other's tensors in the modules.
         """
         with OneCode():
             return self.as_found(values, inputs)
 
-    def as_found(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def as_found(self, values: Mapping[str, Tensor], inputs: Batched) -> Tensor:
         """The same by whichever code torch takes, which without gradients may be another.
 
         As `torch.func.functional_call` does it, less what that does anew at each call: finding the
@@ -56,7 +59,7 @@ class Structure:
             try:
                 for held, local, name in self._places:
                     held[local] = values[name]
-                return self.modules(inputs)
+                return self.forward(self.modules, inputs)
             finally:
                 for (held, local, _), tensor in zip(self._places, before, strict=True):
                     held[local] = tensor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence.problem.structure import Structure
+from curvfluence.problem.tree import Batched, leaves
 from curvfluence.runtime import generators
 
 ROWS = 8  # examples that it is tried on
@@ -15,7 +16,7 @@ FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLaye
 
 
 def said_of_training(
-    structure: Structure, values: Mapping[str, Tensor], inputs: Tensor
+    structure: Structure, values: Mapping[str, Tensor], inputs: Batched
 ) -> tuple[str, ...]:
     """Notes on outputs that are random in training mode, or other than those of the given mode, or
     other than torch's code without gradients gives.
@@ -27,7 +28,7 @@ def said_of_training(
 
     def run(seed: int) -> Tensor:
         with torch.no_grad():
-            generators.seed(seed, few.device)
+            generators.seed(seed, leaves(few)[0].device)
             return structure({name: value.clone() for name, value in values.items()}, few.clone())
 
     with generators.preserved():
@@ -59,7 +60,7 @@ def said_of_training(
 
 
 def _of_other_code(
-    structure: Structure, values: Mapping[str, Tensor], few: Tensor, now: Tensor
+    structure: Structure, values: Mapping[str, Tensor], few: Batched, now: Tensor
 ) -> tuple[str, ...]:
     """What to say where the model, called without gradients, gives other outputs: torch has such
     code for these modules alone."""

@@ -43,7 +43,8 @@ class OneCode(Seen):
 
 
 class Watch(Seen):
-    """`seen`: the names of those of the given tensors that are used within it."""
+    """`seen`: the names of those of the given tensors that are used within it, by themselves or in
+    a list (as `torch.cat` takes them)."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -51,7 +52,9 @@ class Watch(Seen):
         self.seen: list[str] = []
 
     def before(self, given: tuple[object, ...]) -> None:
-        self.seen += [self._named[id(value)] for value in given if id(value) in self._named]
+        for value in given:
+            several: Sequence[object] = value if isinstance(value, tuple | list) else (value,)  # pyright: ignore[reportUnknownVariableType]
+            self.seen += [self._named[id(one)] for one in several if id(one) in self._named]
 
 
 class Lowest(Seen):

@@ -16,6 +16,7 @@ from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
@@ -55,7 +56,7 @@ def token_influence(
 def _each_position(count: int) -> MakeColumns:
     """∂(c_n ℓ_nt)/∂f of every position by itself, [B, T K, T]."""
 
-    def make(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
         g_btk = loss.gradient(output, target).view(len(output), count, -1)
         each = torch.diag_embed(g_btk.movedim(1, -1), dim1=1, dim2=3)  # [B, T, K, T]
         return each.flatten(1, 2)

@@ -22,7 +22,7 @@ def asked(spec: StudySpec, problem: StudyProblem) -> StudyProblem:
 
 def prepared(problem: StudyProblem, protocol: Protocol, dtype: torch.dtype) -> StudyProblem:
     """The problem in a dtype, trained as the protocol says."""
-    device = problem.train.inputs.device
+    device = problem.train.device
     recipe = protocol.recipe(problem.recipe)
     return replace(
         problem,

@@ -132,6 +132,12 @@ def measured_needs(rung: Rung, problem: Problem, damping: Damping) -> tuple[Need
     return of_fit, needs(lambda: _scores_at(problem, fitted[0], damping))
 
 
+def _seconds_of(problem: Problem, curvature: Curvature, damping: Damping) -> float:
+    start = time.perf_counter()
+    _scores_at(problem, curvature, damping)
+    return time.perf_counter() - start
+
+
 def _scores_at(problem: Problem, curvature: Curvature, damping: Damping) -> Tensor:
     """What a user pays for scores after the fit: gradients, one solve, one product."""
     layout = discover(problem)
@@ -149,11 +155,12 @@ def climb_one(
     keep: torch.dtype,
     spectra: bool,
     errors: bool,
+    timed: bool,
     with_hybrids: bool,
 ) -> ModelLadder:
     """Every rung at one model, with hybrids, spectra and overlaps, and with the errors of inverses
-    (where the ladder has the Hessian, and no weight decay is in the inverse) as asked; scores are
-    kept in `keep`, whatever the dtype of the problem."""
+    (where the ladder has the Hessian, and no weight decay is in the inverse) and the seconds of
+    scoring as asked; scores are kept in `keep`, whatever the dtype of the problem."""
     surprising = _surprising_labels(rungs.values(), problem)
     sweep = _Sweeper(problem, grid, surprising, spectra, keep)
     # the others' solutions are of no more use
@@ -169,13 +176,8 @@ def climb_one(
         # where a decomposition is needed anyway, it serves every damping
         solved = spectral[name].diagonal if measured else fitted[name]
         row = sweep(solved, spectral[name])
-        start = time.perf_counter()
-        _scores_at(problem, fitted[name], row.middle)
-        row = replace(
-            row,
-            full_name=f"{row.full_name}{_marked(name)}",
-            score_seconds=time.perf_counter() - start,
-        )
+        seconds = _seconds_of(problem, fitted[name], row.middle) if timed else None
+        row = replace(row, full_name=f"{row.full_name}{_marked(name)}", score_seconds=seconds)
         swept[name] = row if name in stepped else row.put_away()
     parts = [name for name in ("BlockGGN", "KFAC") if with_hybrids and name in spectral]
     for name, curvature in hybrids({name: spectral[name].diagonal for name in parts}).items():

@@ -81,6 +81,7 @@ def climb(
                     errors=protocol.double
                     and decomposed
                     and len(models) < _with_errors(len(at.decay)),
+                    timed=spec.costs,
                     with_hybrids=spec.hybrids,
                 )
             )
@@ -138,7 +139,7 @@ def influence_problems(
     another."""
     recipe = problem.recipe
     dtype = next(iter(trained.theta.values())).dtype if dtype is None else dtype
-    device = problem.train.inputs.device
+    device = problem.train.device
     train, queries = (part.to(device, dtype) for part in (problem.train, problem.queries))
     model = recipe.build(trained.runs[0].init_seed, dtype).eval()
     return [

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.problem.data import Examples
 from curvfluence.store.hashes import hash_tensors
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
@@ -75,15 +74,10 @@ def source_of(problem: StudyProblem, spec: StudySpec) -> Source:
         measurement=problem.measurement.name,
         train=len(problem.train),
         queries=len(problem.queries),
-        data=hash_tensors(*_tensors(problem.train), *_tensors(problem.queries)),
+        data=hash_tensors(*problem.train.tensors, *problem.queries.tensors),
         code=problem.source_hash,
         asked=Asked(spec.problem, spec.protocol, spec.variant.changes, spec.queries),
     )
-
-
-def _tensors(examples: Examples) -> tuple[Tensor, ...]:
-    weights = () if examples.weights is None else (examples.weights,)
-    return (examples.inputs, examples.targets, *weights)
 
 
 def influence_runs(spec: StudySpec, problem: StudyProblem) -> list[Run]:
@@ -98,12 +92,12 @@ def influence_runs(spec: StudySpec, problem: StudyProblem) -> list[Run]:
 def draw_subsets(spec: StudySpec, problem: StudyProblem) -> Subsets:
     """The study's random subsets. Errors: `InputError` where there are not as many, or where they
     keep fewer examples than there are classes."""
-    targets, kept = problem.train.targets, round(spec.alpha * len(problem.train))
-    if targets.ndim == 1 and not targets.is_floating_point():
-        classes = len(targets.unique())
+    labels, kept = problem.train.labels, round(spec.alpha * len(problem.train))
+    if labels is not None:
+        classes = len(labels.unique())
         if kept < classes:
             raise InputError(
-                f"alpha {spec.alpha:g} keeps {kept} of {len(targets)} examples, fewer than the "
+                f"alpha {spec.alpha:g} keeps {kept} of {len(labels)} examples, fewer than the "
                 f"{classes} classes: a subset could not hold one of each. Use a larger alpha"
             )
     (seed,) = spec.seeds("subsets", 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import table_of
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.store.hashes import hash_code, hash_json
@@ -216,8 +217,8 @@ def _arrays(
         "outputs": torch.stack([at.outputs(at.queries, "queries") for at in problems]),
         "display.train": problem.display.train,
         "display.queries": problem.display.queries,
-        "targets.train": problem.train.targets,
-        "targets.queries": problem.queries.targets,
+        "targets.train": table_of(problem.train.targets),
+        "targets.queries": table_of(problem.queries.targets),
         "query_halves": halves,
         **{f"weights.{name}": value for name, value in truth.models.trained.theta.items()},
     }

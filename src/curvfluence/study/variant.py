@@ -111,8 +111,8 @@ def _changed(problem: StudyProblem, changes: Mapping[str, Any]) -> MLP:
 
 def _with_noise(problem: StudyProblem, share: float) -> StudyProblem:
     """Set a share of the training labels to another class, the same ones at each call."""
-    targets = problem.train.targets
-    if targets.is_floating_point():
+    targets = problem.train.labels
+    if targets is None:
         raise InputError(f"label_noise needs class labels; {problem.name} is a regression")
     if problem.flipped is not None:
         raise InputError(f"{problem.name} has flipped labels already")

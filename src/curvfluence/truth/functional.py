@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence.errors import InputError
-from curvfluence.problem.losses import Loss
 from curvfluence.problem.structure import Structure
+from curvfluence.problem.tree import Batched, each, leaves, of_leaves
 from curvfluence.runtime import generators
 from curvfluence.runtime.calls import OneCode
+from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.stack import Stack
 
 
@@ -32,7 +33,7 @@ def obstacle(model: nn.Module) -> str | None:
     return None
 
 
-def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str | None:
+def probe(model: nn.Module, recipe: Recipe, inputs: Batched, targets: Batched) -> str | None:
     """Why torch.func cannot stack the model, found by trying one gradient of two copies."""
     reason = obstacle(model)
     if reason is not None:
@@ -43,9 +44,9 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     rest = {**frozen, **dict(model.named_buffers())}
     state = {n: torch.stack([b] * 2) for n, b in rest.items()}
     before = {n: b.clone() for n, b in state.items()}
-    net = FunctionalNet(model, loss, Stack.of(theta, dict.fromkeys(theta, 0.0)), state)
+    net = FunctionalNet(model, recipe, Stack.of(theta, dict.fromkeys(theta, 0.0)), state)
     rows = min(len(inputs), 2)
-    x, y = (torch.stack([t[:rows]] * 2) for t in (inputs, targets))
+    x, y = (each(t[:rows], lambda leaf: torch.stack([leaf] * 2)) for t in (inputs, targets))
     try:
         with generators.preserved():
             net.gradient_function()(x, y, next(iter(theta.values())).new_ones(2, rows))
@@ -59,7 +60,8 @@ def probe(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> str 
     if changed:
         return f"training changes the buffers {changed}"
     with torch.no_grad(), OneCode():
-        together, alone = model(inputs[:rows])[:1], model(inputs[:1])
+        together = recipe.calls(model, inputs[:rows])[:1]
+        alone = recipe.calls(model, inputs[:1])
     if not torch.allclose(together, alone, rtol=1e-3, atol=1e-5):
         # Unused rows of a partial minibatch would then count.
         return "an example's output depends on the others in its batch"
@@ -74,45 +76,50 @@ class FunctionalNet:
     """
 
     model: nn.Module
-    loss: Loss
+    recipe: Recipe
     stack: Stack
     state: Mapping[str, Tensor]
 
     @cached_property
     def _training(self) -> Structure:
-        return Structure(self.model)
+        return Structure(self.model, self.recipe.calls)
 
     @cached_property
     def _evaluated(self) -> Structure:
-        evaluated = Structure(self.model)
+        evaluated = Structure(self.model, self.recipe.calls)
         evaluated.modules.eval()
         return evaluated
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Batched) -> Tensor:
         """Outputs [M, B, K] of shared inputs [B, ...], in evaluation mode."""
         model = self._evaluated
 
         def forward(everything: dict[str, Tensor]) -> Tensor:
-            return self.loss.rows(model(everything, x), len(x))
+            return self.recipe.loss.rows(model(everything, x), len(x))
 
         everything = {**self.state, **self.stack.theta}
         return torch.func.vmap(forward, randomness="error")(everything)
 
-    def gradient_function(self) -> Callable[[Tensor, Tensor, Tensor], None]:
+    def gradient_function(self) -> Callable[[Batched, Batched, Tensor], None]:
         """`gradient(x [M, B, ...], target [M, B, ...], scale [M, B])`, into `stack.grad`."""
-        model = self._training
-
-        def objective(
-            theta: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor, s: Tensor
-        ) -> Tensor:
-            output = model({**state, **theta}, x)
-            return (self.loss.values(self.loss.rows(output, len(x)), y) * s).sum()
-
-        stacked = torch.func.vmap(torch.func.grad(objective), randomness="error")
+        model, loss = self._training, self.recipe.loss
         theta, state = dict(self.stack.theta), dict(self.state)
 
-        def gradient(x: Tensor, target: Tensor, scale_mb: Tensor) -> None:
-            for name, value in stacked(theta, state, x, target, scale_mb).items():
+        def gradient(x: Batched, target: Batched, scale_mb: Tensor) -> None:
+            def objective(
+                theta: dict[str, Tensor],
+                state: dict[str, Tensor],
+                x_leaves: tuple[Tensor, ...],
+                y_leaves: tuple[Tensor, ...],
+                s: Tensor,
+            ) -> Tensor:
+                x_b, y_b = of_leaves(x, x_leaves), of_leaves(target, y_leaves)
+                output = loss.rows(model({**state, **theta}, x_b), len(s))
+                return (loss.values(output, y_b) * s).sum()
+
+            stacked = torch.func.vmap(torch.func.grad(objective), randomness="error")
+            found = stacked(theta, state, leaves(x), leaves(target), scale_mb)
+            for name, value in found.items():
                 self.stack.grad[name].copy_(value)
 
         return gradient

@@ -12,6 +12,7 @@ from curvfluence.errors import NonFiniteError
 from curvfluence.jacobian.own_functions import ROWS, require_own_measurement
 from curvfluence.problem.data import Examples
 from curvfluence.problem.measurement import Measurement
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import precision
 from curvfluence.runtime.calls import OneCode
 from curvfluence.truth.paths import Path, network_of
@@ -42,16 +43,16 @@ def measure(
     Errors: `NonFiniteError` naming run and query.
     """
     dtype = next(iter(trained.theta.values())).dtype
-    queries = queries.to(queries.inputs.device, dtype)
-    model = recipe.build(0, dtype, queries.inputs.device)
+    queries = queries.to(queries.device, dtype)
+    model = recipe.build(0, dtype, queries.device)
 
-    def values(output: Tensor, target: Tensor) -> Tensor:
+    def values(output: Tensor, target: Batched) -> Tensor:
         return measurement.values(output.double(), target)
 
     few = queries[:ROWS]
     model.load_state_dict(trained.weights(0), strict=False)
     with torch.no_grad(), OneCode():
-        output = recipe.loss.rows(model.eval()(few.inputs), len(few))
+        output = recipe.outputs(model.eval(), few.inputs)
     with suppress(NonFiniteError):  # named by run and query when it is measured
         require_own_measurement(measurement, output.double(), few.targets)
 
@@ -69,10 +70,7 @@ def measure(
             model.load_state_dict(trained.weights(position), strict=False)
             with torch.no_grad(), OneCode():
                 output = torch.cat(
-                    [
-                        recipe.loss.rows(model(part.inputs), len(part))
-                        for _, part in queries.chunks(1024)
-                    ]
+                    [recipe.outputs(model, part.inputs) for _, part in queries.chunks(1024)]
                 )
                 rows.append(values(output, queries.targets))
         return torch.stack(rows)

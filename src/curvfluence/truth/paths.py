@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from curvfluence.errors import InputError
 from curvfluence.problem.data import Examples
+from curvfluence.problem.forward import Forward
 from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.tree import Tree, each
 from curvfluence.truth.functional import FunctionalNet, obstacle, probe
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.stack import Stack
@@ -49,13 +51,16 @@ def choose_path(recipe: Recipe, examples: Examples | None = None) -> ChosenPath:
         kind = recipe.optimizer.kind.__name__
         return ChosenPath(Path.PROCESSES, f"{kind} is not known to step element by element")
     layers = layers_of(model)
+    if recipe.calls != Forward() or (examples is not None and isinstance(examples.inputs, Tree)):
+        layers = "the model is not called on one tensor"
     if not isinstance(layers, str):
         return ChosenPath(Path.STACKED, "a chain of Linear layers and elementwise activations")
     if examples is None:
         against = obstacle(model)
     else:
         few = examples[:2]
-        against = probe(model, recipe.loss, few.inputs.cpu(), few.targets.cpu())
+        x, y = (each(rows, Tensor.cpu) for rows in (few.inputs, few.targets))
+        against = probe(model, recipe, x, y)
     if against is not None:
         return ChosenPath(Path.PROCESSES, against)
     return ChosenPath(Path.FUNCTIONAL, layers)
@@ -90,7 +95,7 @@ def network_of(
             raise InputError(f"the stacked path cannot train this: {layers}")
         arranged = StackedChain.arrange(layers, theta)
         return StackedChain(layers, Stack.of(arranged, decay), recipe.loss)
-    return FunctionalNet(model, recipe.loss, Stack.of(theta, decay), state)
+    return FunctionalNet(model, recipe, Stack.of(theta, decay), state)
 
 
 def theta_of(network: Network) -> dict[str, Tensor]:

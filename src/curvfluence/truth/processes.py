@@ -44,7 +44,8 @@ def train_one(
 
 def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
     x, y = examples.inputs, examples.targets
-    model = recipe.build(share.run.init_seed, recipe.dtype(examples), x.device)
+    device = examples.device
+    model = recipe.build(share.run.init_seed, recipe.dtype(examples), device)
     parameters = Parameters.of(model)
     decay = recipe.decay(parameters)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -53,9 +54,9 @@ def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
     )
     total = recipe.total_steps(len(share))
     with generators.preserved(), torch.enable_grad(), OneCode():
-        generators.seed(_noise_seed(share.run), x.device)
+        generators.seed(_noise_seed(share.run), device)
         for step, (index, weight) in enumerate(batches(recipe, share)):
-            output = recipe.loss.rows(model(x[index]), len(index))
+            output = recipe.outputs(model, x[index])
             value_b = recipe.loss.values(output, y[index])
             optimizer.zero_grad()
             ((value_b * weight.to(value_b)).sum() / len(index)).backward()
@@ -76,7 +77,7 @@ def _finish(
     total = 0.0
     with torch.no_grad(), OneCode():
         for index, weight in zip(share.index.split(1024), share.weight.split(1024), strict=True):
-            output = recipe.loss.rows(model(examples.inputs[index]), len(index))
+            output = recipe.outputs(model, examples.inputs[index])
             value_b = recipe.loss.values(output, examples.targets[index])
             total += float((value_b.double() * weight.to(value_b.device)).sum())
     return Trajectory(

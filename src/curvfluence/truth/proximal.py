@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from curvfluence.curvature.rung import fit
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import ScaledLoss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched, each, leaves
 from curvfluence.runtime import budget
 from curvfluence.truth.functional import obstacle
 
@@ -111,7 +113,7 @@ class Proximal:
             ]
         return torch.cat(columns, dim=1)
 
-    def _outputs(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _outputs(self, theta: Tensor, x: Batched) -> Tensor:
         """[m, B, K]."""
 
         def forward(theta: Tensor) -> Tensor:
@@ -122,7 +124,8 @@ class Proximal:
         return torch.stack([forward(row) for row in theta])
 
     def _chunks(self, examples: Examples, models: int) -> Iterator[tuple[int, Examples]]:
-        return examples.chunks(max(1, budget.MODEL_INPUTS // (models * examples.inputs[0].numel())))
+        numbers = sum(leaf[0].numel() for leaf in leaves(examples.inputs))
+        return examples.chunks(max(1, budget.MODEL_INPUTS // (models * numbers)))
 
 
 def _stackable(problem: Problem) -> bool:
@@ -141,9 +144,9 @@ def _stackable(problem: Problem) -> bool:
     return True
 
 
-def _repeat(rows: Tensor, models: int) -> Tensor:
+def _repeat(rows: Batched, models: int) -> Any:
     """[B, ...] -> [models · B, ...]."""
-    return rows.expand(models, *rows.shape).flatten(0, 1)
+    return each(rows, lambda leaf: leaf.expand(models, *leaf.shape).flatten(0, 1))
 
 
 def _cholesky(matrix: Tensor, damping: float) -> Tensor:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.data import Examples
+from curvfluence.problem.forward import Forward
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.snapshot import require_apart
+from curvfluence.problem.tree import Batched, leaves
 from curvfluence.runtime import generators
 
 _ELEMENTWISE = (
@@ -150,6 +152,9 @@ class Recipe:
     of `loss`, clips the gradient's norm to `clip_norm` if given, and hands it to `optimizer`
     with the decay of each parameter (a number, or one by name; parameters not named get 0).
 
+    The model is called on inputs, and its outputs are had, as by `Problem`: `forward` and `output`
+    are the same there.
+
     Exactly one of `epochs` and `steps`: with `steps` every retraining takes as many, whatever the
     subset's size, and its last epoch may be cut short. The last batch of an epoch may be smaller.
 
@@ -165,6 +170,8 @@ class Recipe:
     schedule: Schedule = Constant()
     weight_decay: float | Mapping[str, float] = 0.0
     clip_norm: float | None = None
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    output: str | Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.architecture, nn.Module):
@@ -191,6 +198,7 @@ class Recipe:
                 f"give exactly one of epochs and steps; seen epochs={self.epochs}, "
                 f"steps={self.steps}"
             )
+        self.calls  # noqa: B018 - refuses what is no way to call a model
         for name in ("batch_size", "epochs", "steps"):
             value = getattr(self, name)
             if value is not None or name == "batch_size":
@@ -205,6 +213,15 @@ class Recipe:
         decay = self.weight_decay
         for value in decay.values() if isinstance(decay, Mapping) else (decay,):
             kinds.number(value, "weight_decay")
+
+    @property
+    def calls(self) -> Forward:
+        """How the model is called."""
+        return Forward(self.forward, self.output)
+
+    def outputs(self, model: nn.Module, inputs: Batched) -> Tensor:
+        """The model's outputs, one row an example."""
+        return self.loss.rows(self.calls(model, inputs), len(inputs))
 
     def steps_per_epoch(self, n: int) -> int:
         return ceil(n / self.batch_size)
@@ -230,8 +247,8 @@ class Recipe:
 
     def dtype(self, examples: Examples) -> torch.dtype:
         """What runs train in: the inputs' dtype, or the model's own where those are integers."""
-        if examples.inputs.is_floating_point():
-            return examples.inputs.dtype
+        if any(leaf.is_floating_point() for leaf in leaves(examples.inputs)):
+            return examples.dtype
         held = (p.dtype for p in self._fresh(0).parameters() if p.is_floating_point())
         return next(held, torch.get_default_dtype())
 
@@ -291,6 +308,7 @@ class Recipe:
             "schedule": _plain(self.schedule),
             "weight_decay": _plain(self.weight_decay),
             "clip_norm": self.clip_norm,
+            **({} if self.calls == Forward() else {"calls": _plain(self.calls)}),
         }
 
 

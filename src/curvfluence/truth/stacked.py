@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence.problem.losses import Loss
+from curvfluence.problem.tree import Batched, each, tensor_of
 from curvfluence.truth.stack import Stack
 
 aten: Any = torch.ops.aten
@@ -118,23 +119,25 @@ class StackedChain:
             buffers.append(any_theta.new_empty(len(any_theta), rows, width))
         return buffers
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Batched) -> Tensor:
         """Outputs [M, B, K] of shared inputs [B, ...]."""
         m = len(next(iter(self.stack.theta.values())))
-        x_mbd = x.flatten(1).expand(m, -1, -1)
+        x_mbd = tensor_of(x, "inputs").flatten(1).expand(m, -1, -1)
         return self._values(x_mbd, self.workspace(*x_mbd.shape[1:]))[-1]
 
-    def gradient_function(self) -> Callable[[Tensor, Tensor, Tensor], None]:
+    def gradient_function(self) -> Callable[[Batched, Batched, Tensor], None]:
         """`gradient(x [M, B, ...], target [M, B, ...], scale [M, B])`, with buffers for one B."""
         space: list[list[Tensor]] = []
 
-        def gradient(x: Tensor, target: Tensor, scale_mb: Tensor) -> None:
-            x_mbd = x.flatten(2)
+        def gradient(x: Batched, target: Batched, scale_mb: Tensor) -> None:
+            x_mbd = tensor_of(x, "inputs").flatten(2)
             if not space:
                 space.extend(self.workspace(*x_mbd.shape[1:]) for _ in range(2))
             values = self._values(x_mbd, space[0])
             f_mbk = values[-1]
-            g_rk = self.loss.gradient(f_mbk.flatten(0, 1), target.flatten(0, 1))
+            g_rk = self.loss.gradient(
+                f_mbk.flatten(0, 1), each(target, lambda leaf: leaf.flatten(0, 1))
+            )
             g_mbk = g_rk.view_as(f_mbk) * scale_mb[:, :, None]
             self._backward(g_mbk, values, space[1])
 

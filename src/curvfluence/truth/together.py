@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.problem.data import Examples
+from curvfluence.problem.tree import Batched, each, leaves, of_leaves
 from curvfluence.truth.paths import Network
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.run import Share, stacked_batches
@@ -28,20 +29,15 @@ def train_together(
     optimizer = stack.optimizer(recipe.optimizer)
     total = recipe.total_steps(len(shares[0]))
     gradient = network.gradient_function()
-    x_nd, y = (
-        examples.inputs.flatten(1) if examples.inputs.ndim > 1 else examples.inputs,
-        examples.targets,
-    )
-    buffer = x_nd.new_empty(0)
+    taken = _Taken(examples.inputs)
     for step, (index_mb, scale_mb) in enumerate(stacked_batches(recipe, shares, any_theta)):
-        flat = index_mb.flatten()
-        buffer.resize_(len(flat), *x_nd.shape[1:])
-        x = torch.index_select(x_nd, 0, flat, out=buffer)
-        gradient(
-            x.view(*index_mb.shape, *examples.inputs.shape[1:]),
-            y.index_select(0, flat).view(*index_mb.shape, *y.shape[1:]),
-            scale_mb,
+        y = each(
+            examples.targets,
+            lambda leaf, at=index_mb: leaf.index_select(0, at.flatten()).view(
+                *at.shape, *leaf.shape[1:]
+            ),
         )
+        gradient(taken(index_mb), y, scale_mb)
         if recipe.clip_norm is not None:
             stack.clip(recipe.clip_norm)
         for group in optimizer.param_groups:
@@ -49,19 +45,42 @@ def train_together(
         optimizer.step()
 
 
+class _Taken:
+    """Rows of the inputs by index, in memory that is used again."""
+
+    def __init__(self, inputs: Batched) -> None:
+        self.inputs = inputs
+        self.rows = [leaf.flatten(1) if leaf.ndim > 1 else leaf for leaf in leaves(inputs)]
+        self.buffers = [leaf.new_empty(0) for leaf in self.rows]
+
+    def __call__(self, index_mb: Tensor) -> Batched:
+        """[M, B, ...] of each leaf; overwritten by the next call."""
+        flat = index_mb.flatten()
+        found: list[Tensor] = []
+        for leaf, row, buffer in zip(leaves(self.inputs), self.rows, self.buffers, strict=True):
+            buffer.resize_(len(flat), *row.shape[1:])
+            taken = torch.index_select(row, 0, flat, out=buffer)
+            found.append(taken.view(*index_mb.shape, *leaf.shape[1:]))
+        return of_leaves(self.inputs, found)
+
+
 def evaluate(
-    network: Network, values: Callable[[Tensor, Tensor], Tensor], examples: Examples
+    network: Network, values: Callable[[Tensor, Batched], Tensor], examples: Examples
 ) -> Tensor:
     """values(output, target) of each example under each model, [M, N]."""
     columns: list[Tensor] = []
     for _, part in examples.chunks(_ROWS):
         x, y = part.inputs, part.targets
-        spare = -len(x) % 16
-        output = network.outputs(torch.cat([x, x[:1].expand(spare, *x.shape[1:])]))
-        f_mbk = output[:, : len(x)]
-        target = y.expand(len(f_mbk), *y.shape).flatten(0, 1)
+        f_mbk = network.outputs(each(x, _filled))[:, : len(x)]
+        models = len(f_mbk)
+        target = each(y, lambda leaf, m=models: leaf.expand(m, *leaf.shape).flatten(0, 1))
         columns.append(values(f_mbk.flatten(0, 1), target).view(len(f_mbk), len(x)))
     return torch.cat(columns, dim=1)
+
+
+def _filled(x: Tensor) -> Tensor:
+    """Up to a multiple of 16 rows."""
+    return torch.cat([x, x[:1].expand(-len(x) % 16, *x.shape[1:])])
 
 
 def final_losses(

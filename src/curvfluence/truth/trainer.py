@@ -106,7 +106,7 @@ def train(
     if progress is not None:
         kinds.function(progress, "progress")
     shares = [share(run, examples, subsets) for run in runs]
-    model = recipe.build(runs[0].init_seed, recipe.dtype(examples), examples.inputs.device)
+    model = recipe.build(runs[0].init_seed, recipe.dtype(examples), examples.device)
     recipe = _fitting(recipe, model, examples)
     choice = choose_path(recipe, examples) if path is None else require_path(path, recipe, examples)
     workers = torch.get_num_threads() if threads is None else threads
@@ -144,7 +144,7 @@ def _fitting(recipe: Recipe, model: nn.Module, examples: Examples) -> Recipe:
     """The recipe with its loss bound to the examples, once both are known to fit."""
     mode, few = model.training, examples[:ROWS]
     with torch.no_grad(), OneCode(), own_code("the recipe's model"):
-        output = model.eval()(few.inputs)
+        output = recipe.calls(model.eval(), few.inputs)
     model.train(mode)
     loss = recipe.loss
     if not loss.is_bound:
@@ -179,7 +179,7 @@ def _side_by_side(
     pieces: Sequence[list[int]],
     threads: int,
 ) -> Generator[_Piece, None, None]:
-    dtype, device = recipe.dtype(examples), examples.inputs.device
+    dtype, device = recipe.dtype(examples), examples.device
     model = recipe.build(shares[0].run.init_seed, dtype, device)
     # Building draws on the global generator, so it stays in this thread.
     fresh = {seed: recipe.start(seed, dtype) for seed in {one.run.init_seed for one in shares}}

@@ -25,7 +25,9 @@ from curvfluence.curvature.places import LayerPart, layer_parts
 from curvfluence.errors import counted_from
 from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.data import Examples, require_finite
+from curvfluence.problem.forward import Forward
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import tensor_of
 
 ELEMENTWISE: Final = (
     nn.ReLU,
@@ -57,7 +59,8 @@ class Chain:
 def find_chain(problem: Problem, layout: Layout) -> Chain | None:
     """The model as a chain whose Linear layers hold every parameter, or None."""
     modules = _flat(problem.structure.modules)
-    if modules is None or not by_pairs(layout):
+    plain = problem.structure.forward == Forward() and isinstance(problem.train.inputs, Tensor)
+    if modules is None or not plain or not by_pairs(layout):
         return None
     linear = [m for m in modules if type(m) is nn.Linear]
     named = dict(problem.structure.modules.named_modules())
@@ -148,7 +151,7 @@ def chain_hessian(problem: Problem, layout: Layout, chain: Chain, chunk: int = 2
 
     def add_pairs(numbered: tuple[int, Examples], sums: Sums) -> None:
         start, part = numbered
-        layers, output = _forward(problem, chain, parts, part.inputs)
+        layers, output = _forward(problem, chain, parts, tensor_of(part.inputs, "inputs"))
         require_finite(output, "model output for training set", start)
         loss, y = problem.loss_of(part), part.targets
         with counted_from(start):

@@ -18,6 +18,7 @@ from curvfluence.curvature.estimate.second_differences import require_second_der
 from curvfluence.errors import InputError, counted_from
 from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 
 ANALYTIC = "exact, analytic for a chain of Linear layers"
 BY_PRODUCTS = "exact, from Hessian-vector products"
@@ -90,7 +91,7 @@ class _QuadraticModel:
     """θ -> Σ_n δ_nᵀ f_n + ½ (f_n − f₀)ᵀ H_n (f_n − f₀) on a chunk of examples."""
 
     problem: Problem
-    inputs: Tensor
+    inputs: Batched
     at: Tensor
     delta: Tensor
     curve: Tensor | None

@@ -20,6 +20,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import precision
 from curvfluence.runtime.autograd import pulled_back
 
@@ -109,7 +110,7 @@ class _Linearised:
     problem: Problem
     kind: Kind
     loss: Loss  # of these examples
-    targets: Tensor
+    targets: Batched
     start: int  # the number of the first of them
     theta: list[Tensor]
     output: Tensor

@@ -12,6 +12,7 @@ its relative precision.
 """
 
 from curvfluence.problem.losses.base import Loss
+from curvfluence.problem.losses.causal import CausalLM
 from curvfluence.problem.losses.cross_entropy import CrossEntropy, residual
 from curvfluence.problem.losses.custom import CustomLoss
 from curvfluence.problem.losses.elementwise import MSE, BinaryCrossEntropy
@@ -26,5 +27,6 @@ __all__ = [
     "BinaryCrossEntropy",
     "CustomLoss",
     "Positions",
+    "CausalLM",
     "ScaledLoss",
 ]

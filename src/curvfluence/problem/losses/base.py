@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Loss(ABC):
     convex: bool = True  # whether ∂²ℓ/∂f² is S Sᵀ in full: nothing negative was set to 0
     clip_negative: bool = False  # whether S leaves out what is negative, by request
     closed: bool = True  # whether its fields are all that it depends on
+    trees: bool = False  # whether targets may be a container of tensors
     full_rank: bool = True  # whether S has as many columns as its rank, for outputs in general
 
     @property
@@ -29,7 +31,7 @@ class Loss(ABC):
         """Whether `notes` may have anything to say."""
         return type(self).notes is not Loss.notes
 
-    def bound(self, shape: tuple[int, ...], targets: Tensor, weights: Tensor | None = None) -> Loss:
+    def bound(self, shape: tuple[int, ...], targets: Any, weights: Tensor | None = None) -> Loss:
         """The loss for a model whose output for one example has `shape`, trained on `targets` with
         `weights` [N].
 
@@ -59,11 +61,15 @@ class Loss(ABC):
             )
         return output
 
-    def counted(self, target: Tensor) -> Tensor | None:
+    def counted(self, target: Any) -> Tensor | None:
         """Which positions of the outputs count, [N, T]; None for a loss without positions."""
         return None
 
-    def of_rows(self, output: Tensor, target: Tensor) -> tuple[Loss, Tensor, Tensor]:
+    def counted_inside(self, target: Any) -> Tensor | None:
+        """Which positions of the model's own layers count: where their outputs do."""
+        return self.counted(target)
+
+    def of_rows(self, output: Tensor, target: Any) -> tuple[Loss, Tensor, Tensor]:
         """The loss of one row of outputs, and those rows with their targets: for a loss over
         positions that of a position, else the loss itself."""
         return self, output, target
@@ -74,56 +80,56 @@ class Loss(ABC):
         return None
 
     @abstractmethod
-    def check(self, n_outputs: int, target: Tensor) -> None:
+    def check(self, n_outputs: int, target: Any) -> None:
         """Raise `InputError` where `target` does not fit a model with `n_outputs` outputs."""
 
     @abstractmethod
-    def values(self, output: Tensor, target: Tensor) -> Tensor:
+    def values(self, output: Tensor, target: Any) -> Tensor:
         """ℓ per example, [N]; differentiable, and composed of functions that vmap understands."""
 
     @abstractmethod
-    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+    def gradient(self, output: Tensor, target: Any) -> Tensor:
         """∂ℓ/∂f per example, [N, K]."""
 
-    def label_column(self, output: Tensor, target: Tensor) -> Tensor:
+    def label_column(self, output: Tensor, target: Any) -> Tensor:
         """s with s sᵀ what the example adds to the empirical Fisher, [N, K, 1]: ∂ℓ/∂f."""
         return self.gradient(output, target)[:, :, None]
 
     @abstractmethod
-    def factor(self, output: Tensor, target: Tensor) -> Tensor:
+    def factor(self, output: Tensor, target: Any) -> Tensor:
         """S per example, [N, K, C], with S Sᵀ = ∂²ℓ/∂f²."""
 
-    def hessian(self, output: Tensor, target: Tensor) -> Tensor:
+    def hessian(self, output: Tensor, target: Any) -> Tensor:
         """∂²ℓ/∂f² per example, [N, K, K], negative eigenvalues included."""
         s_nkc = self.factor(output, target)
         return s_nkc @ s_nkc.mT
 
-    def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+    def factored_product(self, output: Tensor, target: Any, v: Tensor) -> Tensor:
         """S Sᵀ v per example, [N, K]: what `factor` stands for, without its C columns where that
         can be."""
         s_nkc = self.factor(output, target)
         return (s_nkc @ (s_nkc.mT @ v[:, :, None]))[:, :, 0]
 
-    def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+    def hessian_product(self, output: Tensor, target: Any, v: Tensor) -> Tensor:
         """∂²ℓ/∂f² v per example, [N, K], negative eigenvalues included."""
         if self.convex:
             return self.factored_product(output, target, v)
         return (self.hessian(output, target) @ v[:, :, None])[:, :, 0]
 
     @abstractmethod
-    def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
+    def coordinates(self, output: Tensor, target: Any) -> Tensor:
         """t per example, [N, C], with S t = ∂ℓ/∂f."""
 
     @abstractmethod
     def columns(self, n_outputs: int) -> int:
         """C, the number of columns of S for a model with `n_outputs` outputs."""
 
-    def rank(self, output: Tensor, target: Tensor) -> int:
+    def rank(self, output: Tensor, target: Any) -> int:
         """What the rank of S of an example is at most, as far as a few outputs [N, K] show."""
         return self.columns(output.shape[-1])
 
     def sample(
-        self, output: Tensor, target: Tensor, *, draws: int, generator: torch.Generator
+        self, output: Tensor, target: Any, *, draws: int, generator: torch.Generator
     ) -> Tensor:
         """Random columns s, [N, K, draws], scaled so that E[Σ s sᵀ] = S Sᵀ.
 
@@ -135,11 +141,11 @@ class Loss(ABC):
         ).to(s_nkc.device)
         return s_nkc @ eps / sqrt(draws)
 
-    def surprise(self, output: Tensor, target: Tensor) -> Tensor | None:
+    def surprise(self, output: Tensor, target: Any) -> Tensor | None:
         """1 − p_max per example and independent label; None where the loss has no labels."""
         return None
 
-    def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
+    def worst(self, output: Tensor, target: Any, labels: Any) -> Tensor | None:
         """The largest ℓ that any label would give these outputs, [N]; among `labels` (those of the
         training set) where they have no bound. None where that is not known."""
         return None
@@ -148,7 +154,7 @@ class Loss(ABC):
         """What `worst` is at least, whatever the outputs."""
         return 0.0
 
-    def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
+    def notes(self, output: Tensor, target: Any) -> tuple[str, ...]:
         """What a result that uses S must say about it."""
         return ()
 
@@ -173,6 +179,10 @@ class Wrapping(Loss):
     @property
     def clip_negative(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.loss.clip_negative
+
+    @property
+    def trees(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.trees
 
     @property
     def closed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -13,6 +13,8 @@ from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.losses.base import Loss
 
+ROUNDING = 1e-3  # by which probabilities may miss the sum of 1
+
 
 def _softmax(output: Tensor) -> Tensor:
     """softmax over the last axis; torch's own kernel is several times slower for few classes."""
@@ -61,16 +63,40 @@ def _complement(u_nk: Tensor) -> Tensor:
     return q_nkk.gather(2, kept[:, None, :].expand(n, k, k - 1))
 
 
+def _require_labels(target: Tensor, n_outputs: int) -> None:
+    outside = ((target < 0) | (target >= n_outputs)).nonzero().flatten()
+    if len(outside):
+        n = int(outside[0])
+        raise InputError(
+            f"label {int(target[n])} of example {n} is outside 0..{n_outputs - 1} "
+            f"({len(outside)} such labels); the model has {n_outputs} outputs"
+        )
+
+
+def _require_distributions(target: Tensor) -> None:
+    y_nk = target.double()
+    wrong = ((y_nk < 0).any(1) | ((y_nk.sum(1) - 1).abs() > ROUNDING)).nonzero().flatten()
+    if len(wrong):
+        n = int(wrong[0])
+        raise InputError(
+            f"the targets of example {n} are no distribution over the classes: they sum to "
+            f"{float(y_nk[n].sum()):.6g}, the least is {float(y_nk[n].min()):.6g} ({len(wrong)} "
+            "such examples)"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class CrossEntropy(Loss):
-    """ℓ = −Σ_c r_c log p_c with p = softmax(f), r_c = weight_c ((1 − ε) [c = y] + ε/K).
+    """ℓ = −Σ_c r_c log p_c with p = softmax(f), r_c = weight_c ((1 − ε) y_c + ε/K).
 
-    The same as torch's with reduction='none': `weight` holds a value per class and
+    A target is a label, y_c = [c = y], or a row of K probabilities y that sum to 1 (one-hot rows
+    among them). The same as torch's with reduction='none': `weight` holds a value per class and
     `label_smoothing` is ε. With R = Σ_c r_c:  ∂ℓ/∂f = R p − r,  S = √R diag(√p) Q, where Q is
     an orthonormal basis of the complement of √p: K − 1 columns, as many as the rank.
     (torch's reduction='mean' divides by Σ_n weight_{y_n}; J here divides by N.)
 
-    Units: nats. Errors: `InputError` for a label that is no integer in [0, K).
+    Units: nats. Errors: `InputError` for a label that is no integer in [0, K), or a row of targets
+    that is no distribution over the K classes.
     """
 
     label_smoothing: float = 0.0
@@ -92,18 +118,15 @@ class CrossEntropy(Loss):
                 f"CrossEntropy needs at least 2 outputs, the model has {n_outputs}: "
                 "use BinaryCrossEntropy for one logit"
             )
-        if target.ndim != 1 or target.is_floating_point() or target.is_complex():
+        if target.ndim == 2 and target.shape[1] == n_outputs:
+            _require_distributions(target)
+        elif target.ndim != 1 or target.is_floating_point() or target.is_complex():
             raise InputError(
-                f"CrossEntropy needs one integer label an example; seen targets of shape "
-                f"{tuple(target.shape)} and dtype {target.dtype}"
+                f"CrossEntropy needs one integer label an example, or {n_outputs} probabilities; "
+                f"seen targets of shape {tuple(target.shape)} and dtype {target.dtype}"
             )
-        outside = ((target < 0) | (target >= n_outputs)).nonzero().flatten()
-        if len(outside):
-            n = int(outside[0])
-            raise InputError(
-                f"label {int(target[n])} of example {n} is outside 0..{n_outputs - 1} "
-                f"({len(outside)} such labels); the model has {n_outputs} outputs"
-            )
+        else:
+            _require_labels(target, n_outputs)
         if self.weight is not None and self.weight.shape != (n_outputs,):
             raise InputError(
                 f"class weights have shape {tuple(self.weight.shape)}, the model has "
@@ -119,7 +142,7 @@ class CrossEntropy(Loss):
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(
             output,
-            target,
+            target if target.ndim == 1 else target.to(output),
             weight=self._class_weight(output),
             label_smoothing=self.label_smoothing,
             reduction="none",
@@ -128,17 +151,21 @@ class CrossEntropy(Loss):
     def _mass(self, output: Tensor, target: Tensor) -> Tensor:
         """r, [N, K]: what each class's log-probability counts."""
         eps, k = self.label_smoothing, output.shape[-1]
-        r_nk = torch.full_like(output, eps / k)
-        r_nk = r_nk.scatter(-1, target[:, None], 1 - eps + eps / k)
+        if target.ndim == 2:
+            r_nk = (1 - eps) * target.to(output) + eps / k
+        else:
+            r_nk = torch.full_like(output, eps / k)
+            r_nk = r_nk.scatter(-1, target[:, None], 1 - eps + eps / k)
         weight = self._class_weight(output)
         return r_nk if weight is None else r_nk * weight
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
-        if self.label_smoothing == 0 and self.weight is None:
+        if self.label_smoothing == 0 and self.weight is None and target.ndim == 1:
             return residual(_softmax(output), target)
         r_nk = self._mass(output, target)
         g_nk = r_nk.sum(-1, keepdim=True) * output.softmax(-1) - r_nk
-        return residual(g_nk, target)  # the rows sum to zero
+        # the rows sum to zero
+        return residual(g_nk, target if target.ndim == 1 else r_nk.argmax(-1))
 
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
         u_nk = (0.5 * output.log_softmax(-1)).exp()

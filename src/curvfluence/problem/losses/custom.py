@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from curvfluence.errors import CurvfluenceError, InputError, about
 from curvfluence.problem.data import require_finite
 from curvfluence.problem.losses.base import Loss
 from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
+from curvfluence.problem.tree import Batched, value_of
 from curvfluence.runtime.autograd import pulled_back
 
 NAME = "the custom loss"
@@ -38,6 +40,8 @@ def _second_derivative() -> Generator[None]:
 class CustomLoss(Loss):
     """Any per-example loss `function(output [N, K], target) -> [N]`, twice differentiable in f.
 
+    `target` is what the examples have, a tensor [N, ...] or a container of several.
+
     S comes from the eigendecomposition of ∂²ℓ/∂f²: S = V √max(μ, 0). A loss that is not convex in
     f has negative μ: they raise, or with `clip_negative=True` are set to 0 and named in the
     result. Cost: K backward passes through the loss and an eigendecomposition of K × K an example.
@@ -46,35 +50,36 @@ class CustomLoss(Loss):
     |μ|), or for a gradient outside the span of S where `coordinates` is asked for.
     """
 
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[[Tensor, Any], Tensor]
     clip_negative: bool = False
     unit: str = "loss"
     convex = False
     closed = False
     full_rank = False
+    trees = True
 
     def __post_init__(self) -> None:
         kinds.flag(self.clip_negative, "clip_negative")
         kinds.function(self.function, "the function of a CustomLoss")
 
-    def check(self, n_outputs: int, target: Tensor) -> None:
+    def check(self, n_outputs: int, target: Batched) -> None:
         """Nothing: what the function returns is looked at whenever it is called."""
 
     def columns(self, n_outputs: int) -> int:
         return n_outputs
 
-    def rank(self, output: Tensor, target: Tensor) -> int:
+    def rank(self, output: Tensor, target: Batched) -> int:
         """The largest of these outputs', by eigenvalues above rounding."""
         mu_nk, _ = self._curvature(output, target)
         floor = 100 * torch.finfo(mu_nk.dtype).eps * mu_nk.abs().amax(-1, keepdim=True)
         return max(1, int((mu_nk > floor).sum(-1).max()))
 
-    def values(self, output: Tensor, target: Tensor) -> Tensor:
+    def values(self, output: Tensor, target: Batched) -> Tensor:
         with own_code(NAME):
-            values: object = self.function(output, target)
+            values: object = self.function(output, value_of(target))
         return require_one_each(values, output, NAME)
 
-    def _slope(self, output: Tensor, target: Tensor, *, twice: bool) -> tuple[Tensor, Tensor]:
+    def _slope(self, output: Tensor, target: Batched, *, twice: bool) -> tuple[Tensor, Tensor]:
         """(f, ∂ℓ/∂f) per example, [N, K] each; with `twice` a slope that has one too."""
         f = output.detach().requires_grad_(True)
         values = require_differentiable(self.values(f, target), NAME)
@@ -82,11 +87,11 @@ class CustomLoss(Loss):
         total = values.sum()
         return f, torch.autograd.grad(total, f, create_graph=twice)[0]
 
-    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+    def gradient(self, output: Tensor, target: Batched) -> Tensor:
         with torch.enable_grad():
             return self._slope(output, target, twice=False)[1]
 
-    def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+    def hessian_product(self, output: Tensor, target: Batched, v: Tensor) -> Tensor:
         with torch.enable_grad():
             f, g_nk = self._slope(output, target, twice=True)
             if not g_nk.requires_grad:
@@ -95,7 +100,7 @@ class CustomLoss(Loss):
                 (row,) = pulled_back(g_nk, [f], v)
         return torch.zeros_like(output) if row is None else row
 
-    def _curvature(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _curvature(self, output: Tensor, target: Batched) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             f, g_nk = self._slope(output, target, twice=True)
             rows: list[Tensor] = []
@@ -111,7 +116,7 @@ class CustomLoss(Loss):
         require_finite(h_nkk, "∂²ℓ/∂f²")
         return torch.linalg.eigh(h_nkk)
 
-    def hessian(self, output: Tensor, target: Tensor) -> Tensor:
+    def hessian(self, output: Tensor, target: Batched) -> Tensor:
         mu_nk, v_nkk = self._curvature(output, target)
         return (v_nkk * mu_nk[:, None, :]) @ v_nkk.mT
 
@@ -120,7 +125,7 @@ class CustomLoss(Loss):
         floor = 100 * torch.finfo(mu_nk.dtype).eps
         return mu_nk < -floor * mu_nk.abs().amax(-1, keepdim=True)
 
-    def factor(self, output: Tensor, target: Tensor) -> Tensor:
+    def factor(self, output: Tensor, target: Batched) -> Tensor:
         mu_nk, v_nkk = self._curvature(output, target)
         negative = self._negative(mu_nk)
         if not self.clip_negative and bool(negative.any()):
@@ -134,7 +139,7 @@ class CustomLoss(Loss):
             )
         return v_nkk * mu_nk.clamp_min(0).sqrt()[:, None, :]
 
-    def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
+    def coordinates(self, output: Tensor, target: Batched) -> Tensor:
         s_nkc, g_nk = self.factor(output, target), self.gradient(output, target)
         t_nc = (torch.linalg.pinv(s_nkc) @ g_nk[:, :, None])[:, :, 0]
         left_n = ((s_nkc @ t_nc[:, :, None])[:, :, 0] - g_nk).norm(dim=-1)
@@ -148,7 +153,7 @@ class CustomLoss(Loss):
             )
         return t_nc
 
-    def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
+    def notes(self, output: Tensor, target: Batched) -> tuple[str, ...]:
         if not self.clip_negative:
             return ()
         mu_nk, _ = self._curvature(output, target)

@@ -90,16 +90,21 @@ class Positions(Wrapping):
             )
         return output.flatten(1)
 
+    def aligned(self, target: Tensor) -> Tensor:
+        """The target of each position, at its place: as they are."""
+        return target
+
     def counted(self, target: Tensor) -> Tensor:
         """Which positions count, [N, T]."""
         self._require_bound()
+        target = self.aligned(target)
         flat = target.reshape(len(target), self.count, -1)
         if target.is_floating_point():
             return torch.ones(flat.shape[:2], dtype=torch.bool, device=target.device)
         return (flat != self.ignore_index).all(-1)
 
     def check(self, n_outputs: int, target: Tensor) -> None:
-        if target[0].numel() % self.count:
+        if self.aligned(target)[0].numel() % self.count:
             raise InputError(
                 f"the model returns {self.count} positions an example; seen targets of shape "
                 f"{tuple(target.shape)}"
@@ -134,6 +139,7 @@ class Positions(Wrapping):
 
     def _targets(self, target: Tensor) -> Tensor:
         """Targets of single positions, [N T] or [N T, ...]; an ignored label becomes 0."""
+        target = self.aligned(target)
         size = len(target) * self.count
         y = target.reshape(size) if target.numel() == size else target.reshape(size, -1)
         return y if y.is_floating_point() else torch.where(y == self.ignore_index, 0, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,16 +34,16 @@ class ScaledLoss(Wrapping):
     def rows(self, output: Tensor, n: int) -> Tensor:
         return self.loss.rows(output, n)
 
-    def of_rows(self, output: Tensor, target: Tensor) -> tuple[Loss, Tensor, Tensor]:
+    def of_rows(self, output: Tensor, target: Any) -> tuple[Loss, Tensor, Tensor]:
         return self.loss.of_rows(output, target)
 
-    def check(self, n_outputs: int, target: Tensor) -> None:
+    def check(self, n_outputs: int, target: Any) -> None:
         self.loss.check(n_outputs, target)
 
     def columns(self, n_outputs: int) -> int:
         return self.loss.columns(n_outputs)
 
-    def rank(self, output: Tensor, target: Tensor) -> int:
+    def rank(self, output: Tensor, target: Any) -> int:
         return self.loss.rank(output, target)
 
     def _times(self, rows: Tensor, power: float = 1.0) -> Tensor:
@@ -50,41 +51,41 @@ class ScaledLoss(Wrapping):
         scale = self.weights.to(rows) if power == 1 else self.weights.to(rows).pow(power)
         return rows * scale.view(-1, *[1] * (rows.ndim - 1))
 
-    def values(self, output: Tensor, target: Tensor) -> Tensor:
+    def values(self, output: Tensor, target: Any) -> Tensor:
         return self._times(self.loss.values(output, target))
 
-    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+    def gradient(self, output: Tensor, target: Any) -> Tensor:
         return self._times(self.loss.gradient(output, target))
 
-    def label_column(self, output: Tensor, target: Tensor) -> Tensor:
+    def label_column(self, output: Tensor, target: Any) -> Tensor:
         return self._times(self.loss.label_column(output, target), 0.5)
 
-    def factor(self, output: Tensor, target: Tensor) -> Tensor:
+    def factor(self, output: Tensor, target: Any) -> Tensor:
         return self._times(self.loss.factor(output, target), 0.5)
 
-    def hessian(self, output: Tensor, target: Tensor) -> Tensor:
+    def hessian(self, output: Tensor, target: Any) -> Tensor:
         return self._times(self.loss.hessian(output, target))
 
-    def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+    def factored_product(self, output: Tensor, target: Any, v: Tensor) -> Tensor:
         return self._times(self.loss.factored_product(output, target, v))
 
-    def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+    def hessian_product(self, output: Tensor, target: Any, v: Tensor) -> Tensor:
         return self._times(self.loss.hessian_product(output, target, v))
 
-    def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
+    def coordinates(self, output: Tensor, target: Any) -> Tensor:
         return self._times(self.loss.coordinates(output, target), 0.5)
 
     def sample(
-        self, output: Tensor, target: Tensor, *, draws: int, generator: torch.Generator
+        self, output: Tensor, target: Any, *, draws: int, generator: torch.Generator
     ) -> Tensor:
         drawn = self.loss.sample(output, target, draws=draws, generator=generator)
         return self._times(drawn, 0.5)
 
-    def surprise(self, output: Tensor, target: Tensor) -> Tensor | None:
+    def surprise(self, output: Tensor, target: Any) -> Tensor | None:
         """Of the examples that count; 0 of the others."""
         found = self.loss.surprise(output, target)
         return None if found is None else found * (self.weights > 0).to(found)
 
-    def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
+    def notes(self, output: Tensor, target: Any) -> tuple[str, ...]:
         counts = self.weights > 0
         return self.loss.notes(output[counts], target[counts])

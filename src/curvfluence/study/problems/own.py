@@ -15,6 +15,7 @@ from torch import Tensor
 
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Tree, column_names, table_of
 from curvfluence.study.problems.isolation import Executed, execute
 from curvfluence.study.problems.prepare import shared_rows
 from curvfluence.study.problems.problem import SUBSETS, Display, StudyProblem
@@ -135,7 +136,7 @@ def _checking(file: Executed, name: str, finding: str) -> Generator[None]:
 
 
 def _warn_of_shared(path: Path, problem: Problem) -> None:
-    shared = shared_rows(problem.train.inputs.cpu(), problem.queries.inputs.cpu())
+    shared = shared_rows(*(table_of(x.inputs).cpu() for x in (problem.train, problem.queries)))
     if shared:
         q, n = shared[0]
         warnings.warn(
@@ -147,9 +148,12 @@ def _warn_of_shared(path: Path, problem: Problem) -> None:
 
 
 def default_display(title: str, problem: Problem) -> Display:
-    """Inputs as images where they are [N, h, w] or [N, 1, h, w], stretched from their least value
-    to their largest; else as rows of features x0, x1, … Labels are named by their numbers."""
-    train, queries = (rows.inputs.detach().cpu() for rows in (problem.train, problem.queries))
+    """A container of inputs as rows of features by name. One tensor as images where it is [N, h, w]
+    or [N, 1, h, w], stretched from its least value to its largest; else as rows of features x0, x1,
+    … Labels are named by their numbers."""
+    inputs = problem.train.inputs
+    both = (problem.train, problem.queries)
+    train, queries = (table_of(rows.inputs).detach().cpu() for rows in both)
     if train.ndim == 4 and train.shape[1] == 1:
         train, queries = train[:, 0], queries[:, 0]
     names: tuple[str, ...] = ()
@@ -159,14 +163,15 @@ def default_display(title: str, problem: Problem) -> Display:
     else:
         train, queries = (rows.flatten(1).float() for rows in (train, queries))
         names = tuple(f"x{i}" for i in range(train.shape[1]))
-    labels = problem.train.targets.ndim == 1 and not problem.train.targets.is_floating_point()
+        names = column_names(inputs) if isinstance(inputs, Tree) else names
+    labelled = problem.train.labels is not None
     return Display(
         title=title,
         description="",
         train=train,
         queries=queries,
         feature_names=names,
-        class_names=tuple(map(str, range(problem.n_outputs))) if labels else (),
+        class_names=tuple(map(str, range(problem.n_outputs))) if labelled else (),
     )
 
 

@@ -1,0 +1,77 @@
+"""What is odd about inputs and labels, though it runs: said, since only their owner can know."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from curvfluence.problem.data import Examples
+from curvfluence.problem.losses import CausalLM, Loss, Positions
+from curvfluence.problem.structure import Structure
+from curvfluence.problem.tree import Batched, Tree, leaves
+
+ROWS = 8  # examples that are looked at
+
+
+def said_of_shift(loss: Loss, examples: Examples) -> str | None:
+    """What to say where the labels are the inputs themselves and the loss does not shift them, or
+    are the inputs' next and the loss shifts them again; None otherwise."""
+    y = examples.targets
+    if not isinstance(loss, Positions) or not isinstance(y, Tensor) or y.is_floating_point():
+        return None
+    tokens = [x for x in leaves(examples.inputs) if x.shape == y.shape and _whole(x)]
+    few = slice(0, ROWS)
+    for x in tokens:
+        if isinstance(loss, CausalLM):
+            if _alike(x[few, 1:], y[few, :-1], loss.ignore_index):
+                return (
+                    "the labels are the inputs' next tokens, and CausalLM shifts them once more: "
+                    "give the tokens themselves as labels, or use Positions(CrossEntropy())"
+                )
+        elif _alike(x[few], y[few], loss.ignore_index) and not any(
+            _alike(other[few, 1:], y[few, :-1], loss.ignore_index) for other in tokens
+        ):  # a decoder that reads its labels one place later has them shifted
+            return (
+                "the labels are the inputs themselves, and Positions takes them as they stand: a "
+                "language model that predicts the next token needs CausalLM(), which shifts them"
+            )
+    return None
+
+
+def said_of_unread(structure: Structure, unread: tuple[str, ...]) -> str | None:
+    """Inputs that no operation of the model takes: keys that a forward with **kwargs swallows."""
+    if not unread:
+        return None
+    names = ", ".join(unread)
+    kind = type(structure.modules).__name__
+    return (
+        f"the model ({kind}) does not read the inputs' {names}: scores are of one that does not "
+        "see them. Rename them to what it reads, or leave them out"
+    )
+
+
+def said_of_padding(model: nn.Module, inputs: Batched) -> str | None:
+    """Token ids that end in padding, without a mask, for a model that says what its padding is."""
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if not isinstance(inputs, Tree) or not isinstance(pad, int):
+        return None
+    named = dict(zip(inputs.paths, inputs.leaves, strict=True))
+    ids = named.get("input_ids")
+    if ids is None or not _whole(ids) or any("mask" in path for path in named):
+        return None
+    padded = int((ids[:, -1] == pad).sum()) + int((ids[:, 0] == pad).sum())
+    if not padded:
+        return None
+    return (
+        f"{padded} examples are padded (token {pad}) and there is no attention_mask: the model "
+        "reads the padding as text. Give the mask that the tokenizer makes"
+    )
+
+
+def _whole(x: Tensor) -> bool:
+    return x.ndim == 2 and not x.is_floating_point() and x.dtype != torch.bool
+
+
+def _alike(x: Tensor, y: Tensor, ignored: int) -> bool:
+    counted = y != ignored
+    return bool(counted.any()) and bool(((x == y) | ~counted).all())

@@ -1,0 +1,192 @@
+"""Models of Hugging Face as they are: the same scores as from one tensor that is packed by hand.
+
+`make test-models` installs the packages and runs these; without them they are skipped.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvfluence as cf
+
+tf = pytest.importorskip("transformers")
+pytestmark = pytest.mark.xdist_group("models")
+
+N, Q, T, V = 20, 4, 10, 50
+G = torch.Generator().manual_seed(0)
+LENGTHS = torch.randint(4, T + 1, (N + Q,), generator=G)
+MASK = (torch.arange(T) < LENGTHS[:, None]).long()
+IDS = torch.where(MASK.bool(), torch.randint(5, V, (N + Q, T), generator=G), 0)
+CLASS = torch.randint(0, 3, (N + Q,), generator=G)
+TAGS = torch.where(MASK.bool(), torch.randint(0, 5, (N + Q, T), generator=G), -100)
+TOKENS = torch.where(MASK.bool(), IDS, -100)
+HIDDEN = MASK.bool() & (torch.rand(IDS.shape, generator=G) < 0.3) | (torch.arange(T) == 0)
+IMAGES = torch.randn(N + Q, 3, 8, 8, generator=G)
+SMALL = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "vocab_size": V, "max_position_embeddings": 20,
+}  # fmt: skip
+TEXT = {"input_ids": IDS, "attention_mask": MASK}
+MASKED = {"input_ids": torch.where(HIDDEN, 3, IDS), "attention_mask": MASK}
+LATE = torch.cat([torch.zeros_like(IDS[:, :1]), IDS[:, :-1]], dim=1)
+ORDER = torch.cat([IDS[:, 1:], IDS[:, :1]], dim=1)  # another text for T5 to write
+
+
+def lora() -> nn.Module:
+    peft = pytest.importorskip("peft")
+    base = tf.BertForSequenceClassification(tf.BertConfig(**SMALL, num_labels=3))
+    settings = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    model = peft.get_peft_model(base, settings)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:  # trained: at the start it is 0, and lora_A without a gradient
+            nn.init.normal_(value, std=0.1)
+    return model
+
+
+Case = tuple[Callable[[], nn.Module], cf.CrossEntropy | cf.Positions, dict[str, Tensor], Tensor]
+SEQ, ONE = cf.Positions(cf.CrossEntropy()), cf.CrossEntropy()
+CASES: dict[str, Case] = {
+    "BERT, sequences": (
+        lambda: tf.BertForSequenceClassification(tf.BertConfig(**SMALL, num_labels=3)),
+        ONE, TEXT, CLASS,
+    ),
+    "DistilBERT": (
+        lambda: tf.DistilBertForSequenceClassification(
+            tf.DistilBertConfig(
+                vocab_size=V, dim=16, hidden_dim=24, n_layers=2, n_heads=2, num_labels=3
+            )
+        ),
+        ONE, TEXT, CLASS,
+    ),
+    "RoBERTa": (
+        lambda: tf.RobertaForSequenceClassification(
+            tf.RobertaConfig(**SMALL, num_labels=3, pad_token_id=0)
+        ),
+        ONE, TEXT, CLASS,
+    ),
+    "BERT, tokens": (
+        lambda: tf.BertForTokenClassification(tf.BertConfig(**SMALL, num_labels=5)),
+        SEQ, TEXT, TAGS,
+    ),
+    "BERT, masked": (
+        lambda: tf.BertForMaskedLM(tf.BertConfig(**SMALL)),
+        SEQ, MASKED, torch.where(HIDDEN, IDS, -100),
+    ),
+    "GPT-2": (
+        lambda: tf.GPT2LMHeadModel(
+            tf.GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+        ),
+        cf.CausalLM(), TEXT, TOKENS,
+    ),
+    "Llama": (
+        lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL, num_key_value_heads=1)),
+        cf.CausalLM(), TEXT, TOKENS,
+    ),
+    "T5": (
+        lambda: tf.T5ForConditionalGeneration(
+            tf.T5Config(vocab_size=V, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+        ),
+        SEQ, {"input_ids": ORDER, "attention_mask": MASK, "decoder_input_ids": LATE}, TOKENS,
+    ),
+    "ViT": (
+        lambda: tf.ViTForImageClassification(
+            tf.ViTConfig(
+                hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+                image_size=8, patch_size=4, num_labels=3,
+            )
+        ),
+        ONE, {"pixel_values": IMAGES}, CLASS,
+    ),
+    "LoRA": (lora, ONE, TEXT, CLASS),
+}  # fmt: skip
+
+
+class Packed(nn.Module):
+    """A model on one tensor of numbers, which it takes apart again."""
+
+    def __init__(self, model: nn.Module, like: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.parts = {name: (value.shape[1:], value.dtype) for name, value in like.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        given: dict[str, Tensor] = {}
+        start = 0
+        for name, (shape, dtype) in self.parts.items():
+            size = shape.numel()
+            part = x[:, start : start + size].reshape(-1, *shape)
+            given[name] = part if dtype.is_floating_point else part.round().to(dtype)
+            start += size
+        return self.model(**given).logits
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def built(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    return case[0]().double().eval()
+
+
+@pytest.mark.parametrize("rung", [cf.KFAC(cf.Empirical()), cf.EKFAC(cf.MonteCarlo(2)), cf.GGN()])
+@pytest.mark.parametrize("name", CASES)
+def test_as_it_is(name: str, rung: cf.Rung) -> None:
+    _, loss, inputs, labels = CASES[name]
+    halves = (slice(0, N), slice(N, N + Q))
+    batches = [{k: v[at] for k, v in {**inputs, "labels": labels}.items()} for at in halves]
+    made = cf.Problem(built(CASES[name]), loss, *batches)
+    assert made.unread == ()
+    found = cf.influence(made, rung, damping=cf.Absolute(0.1))
+
+    rows = torch.cat([value.reshape(N + Q, -1).double() for value in inputs.values()], dim=1)
+    by_hand = cf.Problem(
+        Packed(built(CASES[name]), inputs), loss, *((rows[at], labels[at]) for at in halves)
+    )
+    wanted = cf.influence(by_hand, rung, damping=cf.Absolute(0.1)).values
+    assert float(wanted.norm()) > 0
+    assert torch.allclose(found.values, wanted, rtol=1e-6, atol=1e-9 * float(wanted.abs().max()))
+    names = {name for line in found.coverage for name in line.parameters}
+    assert names == {n for n, p in made.model.named_parameters() if p.requires_grad}
+
+
+def test_batches_of_a_collator() -> None:
+    """A tokenised data set and the collator that training pads by."""
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"input_ids": IDS[n, :T].tolist(), "attention_mask": MASK[n].tolist(), "labels": int(y)}
+        for n, y in enumerate(CLASS)
+    ]
+    data = datasets.Dataset.from_list(rows).with_format("torch")
+    train, queries = data.select(range(N)), data.select(range(N, N + Q))
+    case = CASES["BERT, sequences"]
+    made = cf.Problem(built(case), case[1], train, queries)
+    halves = (slice(0, N), slice(N, N + Q))
+    batches = [
+        {"input_ids": IDS[at], "attention_mask": MASK[at], "labels": CLASS[at]} for at in halves
+    ]
+    wanted = cf.Problem(built(case), case[1], *batches)
+    found = cf.influence(made, cf.EKFAC()).values
+    assert torch.allclose(found, cf.influence(wanted, cf.EKFAC()).values)
+
+
+def test_an_unread_key() -> None:
+    case = CASES["BERT, sequences"]
+    batch = {"input_ids": IDS, "mask": MASK, "labels": CLASS}
+    made = cf.Problem(built(case), case[1], batch, batch)
+    assert made.unread == ("mask",)
+
+
+def test_decoder_inputs_are_needed() -> None:
+    case = CASES["T5"]
+    batch = {"input_ids": ORDER, "attention_mask": MASK, "labels": TOKENS}
+    with pytest.raises(cf.errors.InputError, match="decoder_input_ids"):
+        cf.Problem(built(case), case[1], batch, batch)
