@@ -366,7 +366,7 @@ class TestFiles:
             cf.influence(given, cf.EKFAC(), damping=cf.Absolute(0), out=path)
         assert list(tmp_path.iterdir()) == []
         cf.influence(given, cf.EKFAC(), out=path)
-        assert [p.name for p in tmp_path.iterdir()] == ["scores.npy"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.json", "scores.npy"]
 
 
 class TestInputs:

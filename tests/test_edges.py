@@ -244,10 +244,12 @@ class TestQueries:
     def test_of_another_length(self) -> None:
         seeded()
         x, y = torch.randn(10, 5, 4).double(), torch.randint(3, (10, 5))
-        with pytest.raises(InputError, match=r"queries: the model returns 9 outputs .* and 15"):
-            cf.Problem(
-                nn.Linear(4, 3).double(),
-                cf.Positions(cf.CrossEntropy()),
-                (x, y),
-                (x[:3, :3], y[:3, :3]),
-            )
+        """As the same positions of queries of full length, of which the others do not count."""
+        model, loss = nn.Linear(4, 3).double(), cf.Positions(cf.CrossEntropy())
+        counted = y[:3].clone()
+        counted[:, 3:] = -100
+        short, long = (
+            cf.influence(cf.Problem(model, loss, (x, y), queries), cf.GGN()).values
+            for queries in ((x[:3, :3], y[:3, :3]), (x[:3], counted))
+        )
+        assert torch.allclose(short, long, rtol=1e-10)

@@ -319,7 +319,7 @@ class Short(torch.utils.data.Dataset[tuple[Tensor, int]]):
 def test_what_a_dataset_raises_is_said_with_its_cause(
     dataset: torch.utils.data.Dataset[tuple[Tensor, int]],
 ) -> None:
-    with pytest.raises(InputError, match=r"train: reading the dataset raised") as caught:
+    with pytest.raises(InputError, match=r"train: reading the data raised") as caught:
         cf.Problem(net(), cf.CrossEntropy(), dataset, (X[:4], Y[:4]))
     assert caught.value.__cause__ is not None
 

@@ -269,7 +269,7 @@ def test_soft_targets_over_positions() -> None:
     generator = torch.Generator().manual_seed(0)
     f = torch.randn(3, 5 * 4, generator=generator, dtype=torch.float64)
     y = torch.rand(3, 5, 4, generator=generator, dtype=torch.float64).softmax(-1)
-    loss = cf.Positions(cf.CrossEntropy()).bound((5, 4), y)
+    loss = cf.Positions(cf.CrossEntropy()).bound((5, 4), [(y, None)])
     loss.check(20, y)
     each = F.cross_entropy(f.view(15, 4), y.view(15, 4), reduction="none").view(3, 5)
     assert torch.allclose(loss.values(f, y), each.sum(1) / 5, rtol=1e-12)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -190,3 +191,88 @@ def test_decoder_inputs_are_needed() -> None:
     batch = {"input_ids": ORDER, "attention_mask": MASK, "labels": TOKENS}
     with pytest.raises(cf.errors.InputError, match="decoder_input_ids"):
         cf.Problem(built(case), case[1], batch, batch)
+
+
+class TestTrainer:
+    """What is taken from a `transformers.Trainer` is what it trained."""
+
+    @staticmethod
+    def rows(at: slice) -> Any:
+        datasets = pytest.importorskip("datasets")
+        lengths = LENGTHS[at].tolist()
+        return datasets.Dataset.from_dict(
+            {
+                "input_ids": [x[:n] for x, n in zip(IDS[at].tolist(), lengths, strict=True)],
+                "attention_mask": [x[:n] for x, n in zip(MASK[at].tolist(), lengths, strict=True)],
+                "label": CLASS[at].tolist(),
+                "comment": ["no input of the model"] * len(lengths),
+            }
+        )
+
+    def trainer(self, folder: str, **options: Any) -> Any:
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+            longest = max(len(row["input_ids"]) for row in rows)
+            batch = {
+                name: torch.tensor([row[name] + [0] * (longest - len(row[name])) for row in rows])
+                for name in ("input_ids", "attention_mask")
+            }
+            return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
+
+        torch.manual_seed(0)
+        settings = {
+            "weight_decay": 0.1, "label_smoothing_factor": 0.2, "num_train_epochs": 1,
+            "report_to": [], "use_cpu": True, "per_device_eval_batch_size": 7, **options,
+        }  # fmt: skip
+        return tf.Trainer(
+            model=tf.BertForSequenceClassification(tf.BertConfig(**SMALL, num_labels=3)),
+            args=tf.TrainingArguments(output_dir=folder, **settings),
+            train_dataset=self.rows(slice(0, N)),
+            data_collator=collate,
+        )
+
+    def test_after_training(self, tmp_path: Any) -> None:
+        trainer = self.trainer(str(tmp_path))
+        trainer.train()
+        model, was = trainer.model, trainer.model.training
+        made = cf.Problem.from_trainer(trainer, self.rows(slice(N, N + Q)))
+        assert model.training is was
+        assert made.decoupled_decay
+        decayed = {name for name, value in made.weight_decay.items() if value}
+        assert decayed == set(trainer.get_decay_parameter_names(model))
+        assert {made.weight_decay[name] for name in decayed} == {0.1}
+        assert made.loss.label_smoothing == 0.2
+        batches = [{**{k: v[at] for k, v in TEXT.items()}, "labels": CLASS[at]}
+                   for at in (slice(0, N), slice(N, N + Q))]  # fmt: skip
+        wanted = cf.Problem(
+            model.eval(), cf.CrossEntropy(label_smoothing=0.2), *batches, decoupled_decay=True,
+            weight_decay=made.weight_decay,
+        )  # fmt: skip
+        found = cf.influence(made, cf.GGN(), damping=cf.Absolute(0.1)).values
+        expected = cf.influence(wanted, cf.GGN(), damping=cf.Absolute(0.1)).values
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+    def test_the_loss_is_what_the_trainer_reports(self, tmp_path: Any) -> None:
+        trainer = self.trainer(str(tmp_path))
+        made = cf.Problem.from_trainer(trainer, self.rows(slice(N, N + Q)))
+        output = made.outputs(made.queries, "queries")
+        labels = torch.cat([part.targets for _, part in made.queries.chunks(100)])  # type: ignore[misc]
+        told = trainer.evaluate(self.rows(slice(N, N + Q)))["eval_loss"]
+        assert float(made.loss.values(output, labels).mean()) == pytest.approx(told, rel=1e-4)
+
+    def test_sgd_adds_its_decay(self, tmp_path: Any) -> None:
+        trainer = self.trainer(str(tmp_path), optim="sgd")
+        made = cf.Problem.from_trainer(trainer, self.rows(slice(N, N + Q)))
+        assert not made.decoupled_decay
+        assert float(made.decay.max()) == pytest.approx(0.1)
+
+    def test_a_loss_of_its_own(self, tmp_path: Any) -> None:
+        trainer = self.trainer(str(tmp_path))
+        trainer.compute_loss_func = lambda outputs, labels, **_: outputs.logits.sum()
+        with pytest.raises(cf.errors.InputError, match="computes a loss of its own: say which"):
+            cf.Problem.from_trainer(trainer, self.rows(slice(N, N + Q)))
+        made = cf.Problem.from_trainer(trainer, self.rows(slice(N, N + Q)), loss=cf.CrossEntropy())
+        assert made.loss.label_smoothing == 0
+
+    def test_no_trainer(self) -> None:
+        with pytest.raises(cf.errors.InputError, match="seen int"):
+            cf.Problem.from_trainer(3, None)

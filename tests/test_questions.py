@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
+from scipy.stats import spearmanr
 
 import curvfluence as cf
 from curvfluence.errors import InputError
 from curvfluence.fidelity import Sweep, lds, query_halves, spearman
-from curvfluence.report.questions import answer_table, write_questions
+from curvfluence.report.questions import answer_table, headline, write_questions
 from curvfluence.study import StudySpec, load
 from curvfluence.study.asked import asked
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.questions import Questions, QuestionSpec, read_questions, run_questions
+from curvfluence.study.questions.records import Answer, Question
 from curvfluence.study.retrain import draw_subsets, influence_runs
 from curvfluence.study.variant import Variant
+from curvfluence.study.words import number
 from curvfluence.truth import Run, Subsets, Weighted, leave_one_out, measure, train
 from tests.test_report import run
 
@@ -157,8 +161,34 @@ def test_page(found: Questions, folder: Path) -> None:
     for question in found.questions:
         assert question.name in text
     table = answer_table(found)
-    assert table.columns == ("Rung", *(q.name for q in found.questions))
-    assert [row[0] for row in table.rows] == ["KFAC", "Identity", "noise allows", "random removal"]
+    assert table.columns == ("Question", "KFAC", "Identity", "noise allows", "at random")
+    for question, row in zip(found.questions, table.rows, strict=True):
+        answer = question.answer("KFAC")
+        assert answer is not None
+        assert row[:2] == (question.name, number(answer.value))
+        assert row[-1] == number(question.control)
+
+
+def test_how_alike_the_questions_are(found: Questions) -> None:
+    """Ranks of the rungs' answers against those of the first question."""
+    interval, names = found.questions[0].answers[0].interval, ("GGN", "EKFAC", "KFAC", "Identity")
+
+    def asked(name: str, *values: float) -> Question:
+        answers = (Answer(r, v, interval, (0.1, 0.1)) for r, v in zip(names, values, strict=True))
+        return Question(name, "subsets", 4, tuple(answers))
+
+    alike = asked("a", 0.6, 0.5, 0.4, 0.3), asked("b", 6.0, 5.0, 4.0, 3.0)
+    said = headline(replace(found, questions=alike))
+    assert said == (
+        "Of 2 questions the best rung is GGN for 2; the order of the rungs is much the same in all "
+        "(rank correlation with that of “a”: 1.00 to 1.00)."
+    )
+    other = headline(replace(found, questions=(*alike, asked("c", 0.1, 0.4, 0.3, 0.2))))
+    rho = spearmanr([4, 3, 2, 1], [1, 4, 3, 2]).statistic
+    wanted = (
+        f"another from question to question (rank correlation with that of “a”: {number(rho, 2)}"
+    )
+    assert wanted in other
 
 
 @pytest.mark.parametrize(
@@ -184,5 +214,5 @@ def test_command(
     words += ["2", "--no-progress", "--out", str(tmp_path / "q")]
     code, out, err = run(words, monkeypatch, capsys)
     assert code == 0, err
-    assert out.startswith("The highest answer is that of ")
+    assert out.startswith("Of ")
     assert (tmp_path / "q" / "report.html").is_file()

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import curvfluence as cf
 from curvfluence.problem.measurement import LossMeasurement
+from curvfluence.problem.source import data_of
 from curvfluence.problem.tree import Tree, batched, joined, leaves, paths_of, same, value_of
 from curvfluence.truth import Recipe, Run, Subsets, measure, random_subsets, sgd, train
 from curvfluence.truth.paths import Path
@@ -236,7 +237,7 @@ class TestSources:
     def test_an_item_that_changes(self) -> None:
         noisy = Items(lambda i: ({**_fields(i), "age": torch.rand(3)}, LABEL[i]))
         with pytest.raises(cf.errors.InputError, match="the input of item 0 is another when it is"):
-            cf.Examples.of(noisy, "train")
+            data_of(noisy, "train")
 
 
 class TestTargets:
@@ -414,6 +415,17 @@ class TestSaid:
             self.made(self.IDS)
         assert made.unread == ()
 
+    def test_queries_that_are_training_examples(self) -> None:
+        train = (rows(TRAIN, FORMS["tuple"]), LABEL[TRAIN])
+        at = torch.tensor([25, 7, 26, 3])
+        asked = ((AGE[at], CITY[at], MASK[at]), LABEL[at])
+        made = cf.Problem(net(), cf.CrossEntropy(), train, asked)
+        notes = cf.influence(made, cf.EKFAC()).notes
+        said = "2 queries are in the training set too (query 1 is example 7)"
+        assert any(note.startswith(said) for note in notes)
+        apart = cf.influence(problem(FORMS["tuple"]), cf.EKFAC()).notes
+        assert not any("in the training set too" in note for note in apart)
+
     def test_ids_that_an_embedding_does_not_hold(self) -> None:
         with pytest.raises(cf.errors.InputError, match="Numbers that an embedding does not hold"):
             self.made(self.IDS + 20)
@@ -441,15 +453,15 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"a Row is no way to call a model.*forward=lambda model, inputs",
     ),
     "no labels": (
-        lambda: cf.Examples.of({"age": AGE, "label": LABEL}, "train"),
+        lambda: data_of({"age": AGE, "label": LABEL}, "train"),
         r"train: a mapping needs the targets under 'labels'; seen age, label",
     ),
     "labels alone": (
-        lambda: cf.Examples.of({"labels": LABEL}, "train"),
+        lambda: data_of({"labels": LABEL}, "train"),
         r"a mapping of 'labels' alone has no inputs",
     ),
     "three": (
-        lambda: cf.Examples.of((AGE, CITY, LABEL), "train"),
+        lambda: data_of((AGE, CITY, LABEL), "train"),
         r"seen a tuple of 3\. Several inputs stand together: \(\(first, second\), targets\)",
     ),
     "a string": (
@@ -462,13 +474,13 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"input age of example \d+ is NaN or infinite",
     ),
     "forms that differ": (
-        lambda: cf.Examples.of(
+        lambda: data_of(
             DataLoader(
                 Items(lambda i: (_fields(i) if i else {"age": AGE[i]}, LABEL[i])), batch_size=None
             ),
             "train",
         ),
-        r"inputs must have one form throughout; seen \(age\) and \(age, city, mask\)",
+        r"examples must have one form throughout; seen \(age\) and \(age, city, mask\)",
     ),
     "no tensor of outputs": (
         lambda: problem(FORMS["tuple"], net(lambda f: (f, f))),

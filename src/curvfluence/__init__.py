@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from curvfluence.problem.problem import Problem
     from curvfluence.score.groups import group_influence
     from curvfluence.score.influence import influence
+    from curvfluence.score.load import load_scores
     from curvfluence.score.scores import Scores
     from curvfluence.score.self_influence import self_influence
     from curvfluence.score.tokens import token_influence
@@ -91,6 +92,7 @@ _HOMES = {
     "group_influence": "score.groups",
     "token_influence": "score.tokens",
     "Scores": "score.scores",
+    "load_scores": "score.load",
     "plan": "forecast.make",
 }
 _NAMESPACES = {
@@ -140,6 +142,7 @@ __all__ = [
     "group_influence",
     "token_influence",
     "Scores",
+    "load_scores",
     "plan",
     "hessian",
     "hybrids",

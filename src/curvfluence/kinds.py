@@ -88,6 +88,8 @@ def tensor(value: object, what: str) -> Tensor:
     try:
         if isinstance(value, np.ndarray) and any(step < 0 for step in value.strides):
             value = np.ascontiguousarray(value)  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(value, np.ndarray) and not value.flags.writeable:
+            value = value.copy()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         found = torch.as_tensor(value)  # pyright: ignore[reportUnknownMemberType]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(

@@ -125,6 +125,11 @@ class SampleSpace(Form):
         operator = SampleSpaceOperator(rows, n, gone, trace, rank=Type2().rank(problem))
         return operator, f"exact, in the space of {operator.count:,} samples"
 
+    def refusal(self, problem: Problem) -> str | None:
+        if problem.varied and problem.loss.positions is not None:
+            return "examples of several lengths have no one number of rows: use another form"
+        return None
+
     def rule(self, problem: Problem) -> str:
         return f"exact, in the space of {len(problem.train) * _columns(problem):,} samples"
 

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
-from curvfluence.problem.data import Examples
 from curvfluence.problem.held import Held
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import Data
 
 
 class Sized(Protocol):
@@ -40,7 +40,7 @@ class CachedRows(Generic[R]):
     most `room` bytes of them."""
 
     room: int
-    examples: Examples | None = None  # what the rows are of
+    examples: Data | None = None  # what the rows are of
     held: Held | None = None  # what else they depend on
     chunks: list[Chunk[R]] = field(default_factory=list["Chunk[R]"])
     count: int = 0
@@ -94,8 +94,10 @@ class CachedRows(Generic[R]):
 
     def _chunk(self, start: int, rows: R) -> Chunk[R]:
         """Rows with what their memory and their examples' memory hold now."""
-        of = None if self.examples is None else self.examples[start : start + len(rows)]
-        return Chunk(rows, rows.versions, 0 if of is None else of.checksum)
+        part = slice(start, start + len(rows))
+        return Chunk(
+            rows, rows.versions, 0 if self.examples is None else self.examples.checksum_of(part)
+        )
 
 
 class Kind:
@@ -115,7 +117,7 @@ class RowCache:
 
     layout: Layout
     room: int
-    examples: Examples
+    examples: Data
     held: Held
     _kinds: WeakKeyDictionary[Kind, CachedRows[Rows]] = field(
         default_factory=WeakKeyDictionary[Kind, CachedRows[Rows]], init=False

@@ -40,6 +40,7 @@ class Capture:
     layers: tuple[Layer, ...]
     small: tuple[Small, ...]
     counted: Tensor | None  # positions of its layers that the loss counts, [B, T]
+    varied: bool = False  # whether they may be other than on the probe
 
     def pullback(
         self, columns_bkc: Tensor, *, summed: bool = False
@@ -96,23 +97,26 @@ class Capture:
         calls = [(k, self.uses[k]) for k in layer.uses]
         s = [_joined([_grads(layer, u, dz[k], b) for k, u in calls]) for dz in grads]
         s_bcto = s[0][:, None].contiguous() if len(s) == 1 else torch.stack(s, dim=1)
-        self._require_positions(layer, layer.positions, s_bcto.shape[2])
+        count = s_bcto.shape[2]
+        self._require_positions(layer, layer.positions, count)
         if layer.head is not None:
             lookup = self.term(replace(layer, head=None), grads, b, memo)
             assert isinstance(lookup, LookupOuter)
             return TiedOuter(lookup, _as_shared(self.term(layer.head, grads, b, memo)))
         if layer.lookup:
             ids = _joined([_arranged(u.input, b, layer.axis, 0) for _, u in calls])
-            return LookupOuter(ids, s_bcto, layer.in_features, counted=self._looked_up(layer, b))
+            return LookupOuter(
+                ids, s_bcto, layer.in_features, counted=self._looked_up(layer, b, count)
+            )
         ones = layer.bias is not None
         memo = {} if memo is None else memo
         a_bti = _joined([_inputs(layer, u, b, ones, memo) for _, u in calls])
         if layer.positions == 1:
             return Outer(a_bti[:, 0], s_bcto[:, :, 0], ones=ones)
-        return SharedOuter(a_bti, s_bcto, counted=self._counted(layer.positions), ones=ones)
+        return SharedOuter(a_bti, s_bcto, counted=self._counted(count), ones=ones)
 
     def _require_positions(self, of: Layer | Small, wanted: int, seen: int) -> None:
-        if wanted and seen != wanted:
+        if wanted and seen != wanted and not (self.varied and wanted > 1):
             raise InputError(
                 f"{of.name or 'the model'} acts on {wanted} positions an example on a "
                 f"probe, on {seen} in a batch of the data: rows cannot be told apart by example. "
@@ -124,10 +128,10 @@ class Capture:
         fits = self.counted is not None and self.counted.shape[1] == positions
         return self.counted if fits else None
 
-    def _looked_up(self, layer: Layer, b: int) -> Tensor | None:
+    def _looked_up(self, layer: Layer, b: int, count: int) -> Tensor | None:
         """Which numbers looked up count, [B, T]: not those of padding, nor those the loss ignores
         (unless they have a gradient)."""
-        counted = self._counted(layer.positions)
+        counted = self._counted(count)
         uses = [self.uses[k] for k in layer.uses]
         paddings = [cast(Lookup, use.op).padding for use in uses]
         if counted is None and all(padding is None for padding in paddings):
@@ -247,7 +251,7 @@ def capture(problem: Problem, layout: Layout, inputs: Batched, targets: Batched)
         _require_all_seen(output, theta, tracer.uses, layout)
     counted = problem.loss.counted_inside(targets)
     uses = tuple(use.to(problem.dtype) for use in tracer.uses)
-    return Capture(output, theta, uses, layout.layers, layout.small, counted)
+    return Capture(output, theta, uses, layout.layers, layout.small, counted, layout.varied)
 
 
 def _require_all_seen(

@@ -19,6 +19,7 @@ from curvfluence.jacobian.own_functions import require_own_loss, require_own_mea
 from curvfluence.jacobian.probe import Probe, require_deterministic, require_plain_mode
 from curvfluence.jacobian.terms import bias_alone
 from curvfluence.jacobian.tracing import Piece, Use
+from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.problem import Problem
@@ -50,19 +51,20 @@ def discover(problem: Problem) -> Layout:
     if len(at) == 1:
         at = at.repeat(2)  # one alone does not show which axis holds examples
     with generators.preserved():
-        probe = Probe.of(problem, problem.train.inputs[at])
-        require_deterministic(problem, probe, at)
+        few = problem.train.take(at)
+        probe = Probe.of(problem, few.inputs.clone())
+        require_deterministic(problem, probe, few.inputs)
         if probe.output.requires_grad:
             found = _Sorting(problem, probe).sorted()
         else:
             found = Layout((), dict.fromkeys(problem.parameters.names, "the output ignores it"))
         # Last, since a model may write over what its last call was given.
-        _require_own(problem, probe, at)
+        _require_own(problem, probe, few)
     _FOUND[problem] = (state, found)
     return found
 
 
-def _require_own(problem: Problem, probe: Probe, at: Tensor) -> None:
+def _require_own(problem: Problem, probe: Probe, tried: Examples) -> None:
     """The user's loss and measurement are of single examples, and the model's derivative is that of
     its values; asked once of a model, whichever its weights."""
     asked = _ASKED.setdefault(problem.structure, [])
@@ -70,8 +72,8 @@ def _require_own(problem: Problem, probe: Probe, at: Tensor) -> None:
     if any(each[0] is given[0] and each[1] is given[1] for each in asked):
         return
     require_derivative(problem, probe)
-    require_own_loss(problem.loss, probe.output, problem.train.targets[at])
-    few = problem.queries[: len(at)]
+    require_own_loss(problem.loss, probe.output, tried.targets)
+    few = problem.queries.take(slice(0, len(tried)))
     with torch.no_grad():
         output = problem.forward(few.inputs.clone())
     require_own_measurement(problem.measurement, output, few.targets)
@@ -123,6 +125,7 @@ class _Sorting:
             others={name: self.others[name] for name in names if name in self.others},
             small=tuple(self.small),
             calls=tuple((use.kind, label(use)) for use in self.probe.uses),
+            varied=self.problem.varied,
         )
         probe = self.probe
         hidden = unaccounted(probe.output, probe.leaves, probe.uses, layout.ruled)

@@ -63,7 +63,7 @@ class Type2(Fisher):
     def rank(self, problem: Problem) -> int:
         if problem.loss.full_rank:
             return super().rank(problem)
-        few = problem.train[:RANKED]
+        few = problem.train.take(slice(0, RANKED))
         with torch.no_grad(), generators.preserved():
             output = problem.forward(few.inputs.clone())
         return problem.train.distinct * problem.loss.rank(output, few.targets)
@@ -111,9 +111,13 @@ class MonteCarlo(Fisher):
         return len(problem.train) * self.draws
 
     def surprising_labels(self, problem: Problem) -> float | None:
-        outputs = problem.outputs(problem.train, "training set")
-        surprise = problem.loss_of(problem.train).surprise(outputs, problem.train.targets)
-        return None if surprise is None else float(surprise.sum()) * self.draws
+        total = 0.0
+        for part, output in problem.each_output(problem.train, "training set"):
+            surprise = problem.loss_of(part).surprise(output, part.targets)
+            if surprise is None:
+                return None
+            total += float(surprise.double().sum())
+        return total * self.draws
 
 
 @dataclass(frozen=True)

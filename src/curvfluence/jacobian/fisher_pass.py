@@ -15,9 +15,9 @@ from curvfluence.jacobian.fisher import FEW_SURPRISES, Draws, Fisher
 from curvfluence.jacobian.gradients import cached_gradients, gradient_rows
 from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Basis, Rows
-from curvfluence.problem.losses import Loss
+from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.problem import Problem
-from curvfluence.problem.tree import Batched
+from curvfluence.problem.tree import Batched, joined
 
 FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
 
@@ -137,5 +137,8 @@ def loss_notes(problem: Problem) -> tuple[str, ...]:
     if not problem.loss.speaks:
         return ()
     with torch.no_grad():
-        outputs = problem.outputs(problem.train, "training set")
-    return problem.loss_of(problem.train).notes(outputs, problem.train.targets)
+        found = list(problem.each_output(problem.train, "training set"))
+    targets = joined([part.targets for part, _ in found])
+    weights = problem.train.weights
+    loss = ScaledLoss.of(problem.loss, weights)
+    return loss.notes(torch.cat([output for _, output in found]), targets)

@@ -115,6 +115,7 @@ class Layout:
     small: tuple[Small, ...] = ()
     calls: tuple[tuple[str, str], ...] = ()  # (kind, weight or bias) of each use, in order
     proved: bool = False
+    varied: bool = False  # whether batches have other numbers of positions than the probe
 
     @property
     def ruled(self) -> tuple[str, ...]:

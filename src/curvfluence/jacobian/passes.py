@@ -18,6 +18,7 @@ from curvfluence.jacobian.unruled import rows_without_rule
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import Data
 from curvfluence.problem.tree import Batched
 from curvfluence.runtime import budget
 from curvfluence.runtime import device as machine
@@ -26,7 +27,7 @@ from curvfluence.runtime import device as machine
 def rows_in_chunks(
     problem: Problem,
     layout: Layout,
-    examples: Examples,
+    examples: Data,
     columns: Columns,
     *,
     chunk: int | None = None,

@@ -64,14 +64,14 @@ def require_plain_mode() -> None:
         )
 
 
-def require_deterministic(problem: Problem, probe: Probe, at: Tensor) -> None:
+def require_deterministic(problem: Problem, probe: Probe, inputs: Batched) -> None:
     """The same outputs again, and one example at a time; and the inputs left as they were."""
     if probe.output.dtype != problem.dtype:
         raise InputError(
             f"the model returns {probe.output.dtype} at {problem.dtype} weights: run it in one "
             "dtype, without autocast inside"
         )
-    if not same(probe.inputs, problem.train.inputs[at]):
+    if not same(probe.inputs, inputs):
         raise InputError("the model changes its inputs in place: have it work on a copy")
     with torch.no_grad():
         again = problem.forward(probe.inputs)

@@ -59,7 +59,7 @@ def _dense_rows(
 
 def _vmaps(problem: Problem, rest: tuple[str, ...]) -> bool:
     """Whether vmap takes the model, and rightly: tried on two examples against plain autograd."""
-    inputs = problem.train.inputs[:2]
+    inputs = problem.train.take(slice(0, 2)).inputs
     columns = torch.ones(len(inputs), problem.n_outputs, 1).to(problem.decay)
     wanted = _looped_rows(problem, rest, inputs, columns)
     try:

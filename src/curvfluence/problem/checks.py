@@ -10,9 +10,9 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from curvfluence import kinds
 from curvfluence.errors import CurvfluenceError, InputError
-from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.measurement import LossMeasurement, Measurement
+from curvfluence.problem.stream import Data
 from curvfluence.problem.structure import Structure, inside, tensors
 from curvfluence.problem.tree import Batched, Tree, described, named_leaves, paths_of
 from curvfluence.runtime import budget, generators
@@ -101,7 +101,7 @@ def device_of(value: object) -> torch.device:
         ) from error
 
 
-def weighted(train: Examples, weights: Tensor) -> Examples:
+def weighted(train: Data, weights: Tensor) -> Data:
     if train.weights is not None:
         raise InputError("train has weights of its own: give them there or as sample_weight")
     try:
@@ -110,7 +110,7 @@ def weighted(train: Examples, weights: Tensor) -> Examples:
         raise type(error)(f"sample_weight: {error}") from None
 
 
-def unweighted(queries: Examples) -> Examples:
+def unweighted(queries: Data) -> Data:
     if queries.weights is not None:
         raise InputError("queries: they have weights, and a measurement has none: leave them out")
     return queries
@@ -151,7 +151,8 @@ def output_of_one(
     except Exception as error:
         raise InputError(
             f"the model cannot be run on one example of {described(inputs)}: "
-            f"{type(error).__name__}: {error}{_of_ids(error, inputs)}{_of_decoder(structure.modules, inputs)}"
+            f"{type(error).__name__}: {error}{_of_ids(error, inputs)}"
+            f"{_of_decoder(structure.modules, inputs)}"
         ) from error
     if watch.seen:
         raise InputError(

@@ -13,8 +13,6 @@ from curvfluence.problem.tree import Batched
 from curvfluence.runtime import generators
 from curvfluence.runtime.checksum import checksum
 
-TRIED = 64  # examples whose labels a loss is asked about
-
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -25,7 +23,7 @@ class Held:
     theta: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
     loss: Loss
-    targets: Batched
+    targets: Batched  # of a few examples
     n_outputs: int
 
     @property
@@ -39,12 +37,11 @@ class Held:
         """ℓ of fixed outputs, [n]; None where the loss has nothing but its fields."""
         if self.loss.closed:
             return None
-        at = torch.linspace(0, len(self.targets) - 1, min(TRIED, len(self.targets))).long().unique()
         like = next(iter(self.theta.values()))
         generator = torch.Generator().manual_seed(0)
-        outputs = torch.randn(len(at), self.n_outputs, generator=generator).to(like)
+        outputs = torch.randn(len(self.targets), self.n_outputs, generator=generator).to(like)
         with torch.no_grad(), generators.preserved():
-            return self.loss.values(outputs, self.targets[at.to(like.device)])
+            return self.loss.values(outputs, self.targets)
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

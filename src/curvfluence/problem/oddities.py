@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import CausalLM, Loss, Positions
+from curvfluence.problem.stream import Data
 from curvfluence.problem.structure import Structure
 from curvfluence.problem.tree import Batched, Tree, leaves
 
@@ -36,6 +37,23 @@ def said_of_shift(loss: Loss, examples: Examples) -> str | None:
                 "language model that predicts the next token needs CausalLM(), which shifts them"
             )
     return None
+
+
+def said_of_shared(train: Data, queries: Data) -> str | None:
+    """Queries that are training examples, input and target."""
+    if type(train) is not type(queries):
+        return None  # the numbers of the one are of what was read, of the other as it is held
+    known, asked = train.contents.cpu(), queries.contents.cpu()
+    shared = torch.isin(asked, known).nonzero().flatten()
+    if not len(shared):
+        return None
+    q = int(shared[0])
+    n = int((known == asked[q]).nonzero()[0])
+    count = "one query is" if len(shared) == 1 else f"{len(shared)} queries are"
+    return (
+        f"{count} in the training set too (query {q} is example {n}): an example's influence on "
+        "itself is large whatever the model learnt"
+    )
 
 
 def said_of_unread(structure: Structure, unread: tuple[str, ...]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -26,21 +26,33 @@ from curvfluence.problem.checks import (
     unweighted,
     weighted,
 )
-from curvfluence.problem.data import Examples, Source, require_finite
+from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.forward import Forward
 from curvfluence.problem.held import Held
+from curvfluence.problem.hugging_face import of_trainer
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.measurement import Measurement
-from curvfluence.problem.oddities import said_of_padding, said_of_shift, said_of_unread
+from curvfluence.problem.oddities import (
+    said_of_padding,
+    said_of_shared,
+    said_of_shift,
+    said_of_unread,
+)
 from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.snapshot import require_apart, snapshot
+from curvfluence.problem.source import Source, data_of
+from curvfluence.problem.stream import Data, Stream, shapes
 from curvfluence.problem.structure import Structure, inside, tensors
 from curvfluence.problem.training_mode import said_of_training
 from curvfluence.problem.tree import Batched, paths_of
-from curvfluence.runtime import generators
+from curvfluence.runtime import budget, generators
 from curvfluence.runtime.calls import Lowest
+
+CHECKED = 4096  # examples that are looked at at a time
+FEW = 8  # examples that show what a model does
+TRIED = 64  # examples whose labels a loss is asked about
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -61,11 +73,14 @@ class Problem:
     problem speaks of the model as it is now, and the model itself is never called or changed, so
     other threads may train it meanwhile.
 
+    `eval_mode=True` sets the copy that is called to evaluation mode; the model stays in its own.
+
     `unmodelled` names what training had beside this objective (augmentation, say); results repeat
     it, and name dropout where the model has some, because J is taken without.
 
     Examples come as (inputs, targets), as a mapping with `labels`, a `Dataset` or a `DataLoader`
-    that keeps its order, and are moved to the weights' device and dtype. Inputs are a tensor or a
+    that keeps its order, and are moved to the weights' device and dtype; what is not in memory and
+    too large for it is read anew by every pass (`Stream`). Inputs are a tensor or a
     container of tensors [N, ...]: a tuple or list is given to the model as `model(*inputs)`, a
     mapping as `model(**inputs)`, anything else by `forward(model, inputs)`. Outputs are what the
     model returns, or the `logits` in it, or what `output` names or takes from it. `measurement` is
@@ -89,8 +104,8 @@ class Problem:
     model: nn.Module = field(repr=False)
     structure: Structure = field(repr=False)  # its modules as they were: what is called
     loss: Loss
-    train: Examples
-    queries: Examples
+    train: Data
+    queries: Data
     measurement: Measurement
     parameters: Parameters
     theta: Mapping[str, Tensor] = field(repr=False)
@@ -121,6 +136,7 @@ class Problem:
         remember: int | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         output: str | Callable[[Any], Any] | None = None,
+        eval_mode: bool = False,
     ) -> None:
         require_kinds(model, loss, measurement)
         kinds.flag(decoupled_decay, "decoupled_decay")
@@ -132,27 +148,34 @@ class Problem:
                 "examples are sample_weight"
             )
         weights = None if weights is None else kinds.tensors(weights, "weights")
-        require_per_example(model)
         require_apart(inside(model))
         structure = Structure(model, Forward(forward, output))
+        if kinds.flag(eval_mode, "eval_mode"):
+            structure.modules.eval()
+        require_per_example(structure.modules)
         parameters = Parameters.of(structure.modules)
         theta, state = snapshot(structure, parameters, tensors(inside(model)), weights)
         first = next(iter(theta.values()))
         place = (first.device, first.dtype)
         if autocast is not None and first.dtype != torch.float32:
             raise InputError(f"autocast is of a float32 model; its parameters are {first.dtype}")
-        examples = Examples.of(train, "train").to(*place)
+        hold = min(budget.HELD, remembered(remember, first.device))
+        examples = data_of(train, "train", hold).to(*place)
         if sample_weight is not None:
             examples = weighted(examples, sample_weight).to(*place)
-        few = examples.inputs[:1].clone()
+        few = examples.take(slice(0, 1)).inputs.clone()
         one, unread = output_of_one(structure, {**state, **theta}, few, model)
-        loss = loss.bound(tuple(one.shape[1:]), examples.targets, examples.weights)
+        if isinstance(examples, Stream) and examples.varied:
+            for _, part in examples.of_each_shape():
+                output_of_one(structure, {**state, **theta}, part.inputs.clone(), model)
+        parts = ((part.targets, part.weights) for _, part in examples.chunks(CHECKED))
+        loss = loss.bound(tuple(one.shape[1:]), parts)
         values = {
             "model": model,
             "structure": structure,
             "loss": loss,
             "train": examples,
-            "queries": unweighted(Examples.of(queries, "queries")).to(*place),
+            "queries": unweighted(data_of(queries, "queries", hold)).to(*place),
             "measurement": measurement_of(measurement, loss),
             "parameters": parameters,
             "theta": theta,
@@ -178,30 +201,61 @@ class Problem:
         for text in self._of_inputs:
             warnings.warn(text, CurvfluenceWarning, stacklevel=2)
 
-    def _require_fit(self, output: Tensor, examples: Examples) -> None:
+    @classmethod
+    def from_trainer(
+        cls, trainer: Any, queries: Any, *, loss: Loss | None = None, **options: Any
+    ) -> Problem:
+        """What a `transformers.Trainer` trained: its model, its training set by its own collator
+        (in order, without the columns that the model does not take), the loss of the model's kind
+        with its label smoothing, its weight decay by parameter group (decoupled, so recorded and
+        not added, unless the optimiser is SGD or the like), bfloat16 where it trained so. `queries`
+        is a data set like the training set.
+
+        The model is called in evaluation mode and left in its own. `loss` names another one where
+        the trainer computes its own; `options` are those of `Problem`, and go before what the
+        trainer says.
+
+        Errors: `InputError` for anything else than such a trainer, for labels by another name, for
+        a model whose loss is not known here, and for a collator that draws at random (masked
+        language modelling: mask the data once, and give those).
+        """
+        return cls(**{**of_trainer(trainer, queries, loss), **options})
+
+    def _require_fit(self, output: Tensor, examples: Data) -> None:
         """Examples, their targets, the loss and the measurement go together; `output` is that of a
         training example."""
         count = output.shape[-1]
+        first = examples.take(slice(0, 1))
         if examples is self.queries:
-            asked = self.forward(examples.inputs[:1].clone()).shape[-1]
-            if asked != count:
+            asked = self.forward(first.inputs.clone()).shape[-1]
+            if asked != count and self.loss.positions is None:
                 raise InputError(
                     f"the model returns {asked} outputs for one of them, and {count} for a "
                     "training example: give both inputs of one shape"
                 )
-        require_targets(self.loss, examples.targets)
-        self.loss.check(count, examples.targets)
-        self.loss.values(output, examples.targets[:1])
+        require_targets(self.loss, first.targets)
         if examples is self.queries:
-            require_targets(self.measurement, examples.targets)
-            self.measurement.check(count, examples.targets)
-            self.measurement.values(output, examples.targets[:1])
+            require_targets(self.measurement, first.targets)
+        for start, part in examples.chunks(CHECKED):
+            try:
+                self.loss.check(count, part.targets)
+                if examples is self.queries:
+                    self.measurement.check(count, part.targets)
+            except InputError as error:
+                if not start:
+                    raise
+                raise type(error)(f"from example {start} on: {error}") from error.__cause__
+        output = self.forward(first.inputs.clone())
+        self.loss.values(output, first.targets)
+        if examples is self.queries:
+            self.measurement.values(output, first.targets)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What training had that J lacks, as a result names it."""
         found = [f"not modelled: {text}" for text in self.unmodelled]
         found += self._of_inputs
+        found += [self._shared] if self._shared else []
         v_n = self.train.weights
         if v_n is not None:
             found.append(
@@ -214,25 +268,46 @@ class Problem:
         return (*found, *self._training)
 
     @cached_property
+    def varied(self) -> bool:
+        """Whether examples have other numbers of positions than each other."""
+        if self.train.varied or self.queries.varied:
+            return True
+        one, other = (data.take(slice(0, 1)) for data in (self.train, self.queries))
+        return shapes((one.inputs, one.targets)) != shapes((other.inputs, other.targets))
+
+    @property
+    def few(self) -> Examples:
+        """The first training examples, in memory."""
+        return (
+            self.train.take(slice(0, FEW))
+            if len(self.train) > FEW
+            else self.train.take(slice(None))
+        )
+
+    @cached_property
     def _of_inputs(self) -> tuple[str, ...]:
         """What is odd about the inputs, as far as one can see."""
         found = (
-            said_of_shift(self.loss, self.train),
+            said_of_shift(self.loss, self.few),
             said_of_unread(self.structure, self.unread),
-            said_of_padding(self.structure.modules, self.train.inputs),
+            said_of_padding(self.structure.modules, self.few.inputs),
         )
         return tuple(text for text in found if text is not None)
 
     @cached_property
+    def _shared(self) -> str | None:
+        return said_of_shared(self.train, self.queries)
+
+    @cached_property
     def _training(self) -> tuple[str, ...]:
         values = {**self.state, **self.theta}
-        return said_of_training(self.structure, values, self.train.inputs)
+        return said_of_training(self.structure, values, self.few.inputs)
 
     @cached_property
     def n_outputs(self) -> int:
         """K, or T K where outputs have positions: from a forward pass of one example."""
         with torch.no_grad(), generators.preserved():
-            return self.forward(self.train.inputs[:1].clone()).shape[-1]
+            return self.forward(self.train.take(slice(0, 1)).inputs.clone()).shape[-1]
 
     def to(
         self,
@@ -285,7 +360,19 @@ class Problem:
     @property
     def held(self) -> Held:
         """What its derivatives depend on beside the examples."""
-        return Held(self.theta, self.state, self.loss, self.train.targets, self.n_outputs)
+        tried = self._tried.targets if isinstance(self.train, Stream) else self._tried_now.targets
+        return Held(self.theta, self.state, self.loss, tried, self.n_outputs)
+
+    @property
+    def _tried_now(self) -> Examples:
+        """Examples whose labels a loss is asked about."""
+        count = min(len(self.train), TRIED)
+        at = torch.linspace(0, len(self.train) - 1, count).long().unique()
+        return self.train.take(at.to(self.device))
+
+    @cached_property
+    def _tried(self) -> Examples:
+        return self._tried_now
 
     @property
     def fingerprint(self) -> str:
@@ -295,7 +382,7 @@ class Problem:
         state = repr(self.structure.modules), self.train.checksum, self.held.checksum
         if state not in known:
             tensors = (*self.theta.values(), *self.state.values(), self.decay, *self.train.tensors)
-            paths = (paths_of(self.train.inputs), paths_of(self.train.targets))
+            paths = (paths_of(self.few.inputs), paths_of(self.few.targets))
             said = (state[0], self.structure.forward, self.loss, self.held.said, self.autocast)
             held = (*said, paths, self.train.weights is None, *tensors)
             known[state] = fingerprint(*held)
@@ -313,7 +400,7 @@ class Problem:
     def arithmetic(self) -> torch.dtype:
         """The coarsest dtype that the model or the loss computes in, from a pass over two examples:
         what they round to, whatever the dtype of weights and inputs."""
-        few, lowest = self.train[:2], Lowest()
+        few, lowest = self.train.take(slice(0, 2)), Lowest()
         with torch.no_grad(), generators.preserved(), lowest:
             self.loss_of(few).values(self.forward(few.inputs.clone()), few.targets)
         return lowest.dtype or self.dtype
@@ -358,12 +445,20 @@ class Problem:
                 output = self.structure(values, inputs)
             return output.to(self.dtype)
 
-    def outputs(self, examples: Examples, what: str, chunk: int = 4096) -> Tensor:
+    def outputs(self, examples: Data, what: str, chunk: int = 4096) -> Tensor:
         """Outputs of all examples, [N, K], finite or raised with the index."""
         with torch.no_grad():
             rows = torch.cat([self.forward(part.inputs) for _, part in examples.chunks(chunk)])
         require_finite(rows, f"model output for the {what}")
         return rows
+
+    def each_output(self, examples: Data, what: str) -> Iterator[tuple[Examples, Tensor]]:
+        """Some examples with their outputs at a time, [B, K], finite or raised with the index."""
+        for start, part in examples.chunks(CHECKED):
+            with torch.no_grad():
+                output = self.forward(part.inputs)
+            require_finite(output, f"model output for the {what}", start)
+            yield part, output
 
 
 def require_problem(value: object) -> None:

@@ -191,6 +191,10 @@ def value_of(x: Batched) -> Any:
 def joined(parts: Sequence[Batched], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Batched:
     """Several of one form as one, leaf by leaf."""
     first = parts[0]
+    for part in parts:
+        if paths_of(part) != paths_of(first):
+            one, other = (", ".join(paths_of(x)) or "a tensor" for x in (first, part))
+            raise InputError(f"examples must have one form throughout; seen ({one}) and ({other})")
     if not isinstance(first, Tree):
         return join([_tensor(part) for part in parts])
     columns = zip(*(leaves(part) for part in parts), strict=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
@@ -27,6 +29,9 @@ TERMS = (
 )
 
 
+SAME = 0.8  # rank correlation from which orders are called much the same
+
+
 def write_questions(found: Questions, folder: Path, *, figures: bool = True) -> Report:
     """Write `report.html` and `figures/` into the folder of the answers."""
     start = time.perf_counter()
@@ -34,28 +39,72 @@ def write_questions(found: Questions, folder: Path, *, figures: bool = True) -> 
 
 
 def headline(found: Questions) -> str:
-    """Which rung is best for which question."""
-    best: dict[str, list[str]] = {}
-    for question in found.questions:
-        best.setdefault(question.best.rung, []).append(question.name)
-    parts = [f"{rung} for {listed(names)}" for rung, names in best.items()]
-    return f"The highest answer is that of {'; '.join(parts)}."
+    """Which rungs are best, for how many questions, and how alike their order is in all of them."""
+    count = Counter(question.best.rung for question in found.questions)
+    parts = [f"{rung} for {n}" for rung, n in count.most_common()]
+    text = f"Of {len(found.questions)} questions the best rung is {listed(parts)}"
+    first, *others = found.questions
+    alike = [rho for question in others if (rho := _agreement(first, question)) is not None]
+    if not alike:
+        return f"{text}."
+    order = "much the same in all" if min(alike) >= SAME else "another from question to question"
+    return (
+        f"{text}; the order of the rungs is {order} (rank correlation with that of "
+        f"“{first.name}”: {number(min(alike), 2)} to {number(max(alike), 2)})."
+    )
+
+
+def _agreement(one: Question, other: Question) -> float | None:
+    """Spearman of what the rungs are worth for two questions; None for fewer than three."""
+    values = {answer.rung: answer.value for answer in other.answers}
+    pairs = [(a.value, values[a.rung]) for a in one.answers if a.rung in values]
+    if len(pairs) < 3:
+        return None
+    x, y = (np.argsort(np.argsort(column)) for column in zip(*pairs, strict=True))
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def answer_table(found: Questions) -> Table:
-    """Every rung's answer to every question."""
-    rungs = dict.fromkeys(a.rung for question in found.questions for a in question.answers)
-    rows = [(rung, *(_text(question, rung) for question in found.questions)) for rung in rungs]
-    allowed = tuple(number(question.best_lds) for question in found.questions)
-    control = tuple(_control(question) for question in found.questions)
-    ends = (("noise allows", *allowed), ("random removal", *control))
+    """Every rung's answer to every question, a question a row."""
+    rungs = _rungs(found.questions)
+    extra = [
+        (name, column)
+        for name, column in (
+            ("noise allows", [number(question.best_lds) for question in found.questions]),
+            ("at random", [number(question.control) for question in found.questions]),
+        )
+        if set(column) != {NONE}
+    ]
+    rows = [
+        (
+            question.name,
+            *(NONE if (a := question.answer(r)) is None else number(a.value) for r in rungs),
+            *(column[k] for _, column in extra),
+        )
+        for k, question in enumerate(found.questions)
+    ]
     return Table(
-        "Every answer with its 95% interval: LDS, and for removals the change in "
-        f"{found.unit or 'units of the measurement'}",
-        ("Rung", *(question.name for question in found.questions)),
-        (*rows, *(row for row in ends if set(row[1:]) != {NONE})),
+        "LDS; for removals the change in "
+        f"{found.unit or 'units of the measurement'}, beside that of as many random ones",
+        ("Question", *rungs, *(name for name, _ in extra)),
+        tuple(rows),
         open=True,
     )
+
+
+def interval_table(questions: Sequence[Question], caption: str) -> Table:
+    """The same with 95% intervals."""
+    rungs = _rungs(questions)
+    rows = [
+        (question.name, *(_text(question, rung) for rung in rungs), _control(question))
+        for question in questions
+    ]
+    table = Table(caption, ("Question", *rungs, "at random"), tuple(rows))
+    return table if any(row[-1] != NONE for row in rows) else table.only(("Question", *rungs))
+
+
+def _rungs(questions: Sequence[Question]) -> list[str]:
+    return list(dict.fromkeys(a.rung for question in questions for a in question.answers))
 
 
 def _text(question: Question, rung: str) -> str:
@@ -71,8 +120,8 @@ def _control(question: Question) -> str:
     return f"{number(question.control)} ({interval(question.control_interval)})"
 
 
-def _figure(found: Questions, questions: Sequence[Question], name: str, scale: str) -> Figure:
-    rungs = list(dict.fromkeys(a.rung for question in questions for a in question.answers))
+def _figure(questions: Sequence[Question], name: str, scale: str) -> Figure:
+    rungs = _rungs(questions)
     look = looks(rungs)
     shifts = beside(len(rungs))
     points = [
@@ -88,7 +137,7 @@ def _figure(found: Questions, questions: Sequence[Question], name: str, scale: s
         plot.fill(canvas.subplots())
         legend(canvas, [(rung, look[rung]) for rung in rungs])
 
-    data = answer_table(found).only(("Rung", *(question.name for question in questions)))
+    data = interval_table(questions, scale)
     return Figure(
         name=name,
         title=scale,
@@ -104,14 +153,13 @@ def _page(found: Questions) -> Page:
     lds = [question for question in found.questions if question.kind != "removal"]
     removals = [question for question in found.questions if question.kind == "removal"]
     unit = found.unit or "measurement"
-    figures = (_figure(found, removals, "removals", f"change in {unit}"),) if removals else ()
-    rungs = dict.fromkeys(a.rung for question in found.questions for a in question.answers)
-    look = looks(list(rungs))
+    figures = (_figure(removals, "removals", f"change in {unit}"),) if removals else ()
+    look = looks(_rungs(found.questions))
     return Page(
         template="page.html",
         title=f"{found.problem}: one ladder, several questions",
         verdict=Verdict(headline(found), TERMS),
-        picture=_figure(found, lds, "questions", "LDS"),
+        picture=_figure(lds, "questions", "LDS"),
         kind="Questions",
         subject=found.problem,
         description=f"mean training loss {short(found.training_loss)}",
@@ -137,14 +185,9 @@ def _page(found: Questions) -> Page:
 
 
 def show_questions(found: Questions, folder: Path, console: Console) -> None:
-    """The sentence, the table turned so that it fits, and where the rest is."""
+    """The sentence, the table, and where the rest is."""
     console.print(headline(found), highlight=False)
     console.print()
-    rungs = list(dict.fromkeys(a.rung for q in found.questions for a in q.answers))
-    rows = tuple(
-        (q.name, *(number(a.value) if (a := q.answer(rung)) else NONE for rung in rungs))
-        for q in found.questions
-    )
-    Table("Answers", ("Question", *rungs), rows).show(console)
+    answer_table(found).show(console)
     for name, file in (("Report", PAGE), ("Files", QUESTIONS)):
         console.print(f"[bold]{name:9}[/]{folder / file}", highlight=False, soft_wrap=True)

@@ -17,6 +17,9 @@ DENSE_ROWS = 2**27  # numbers in a pass's rows without a rule
 VMAPPED = 2**24  # numbers in rows made by one vmap: near 64 MiB
 REMEMBERED: Final = 16  # the share of the memory that rows are remembered in, by default: one in 16
 
+# Data -------------------------------------------------------------------------------------------
+HELD: Final = 2**27  # bytes of a data set that are held; more is read anew by every pass
+
 # Rows -------------------------------------------------------------------------------------------
 FORMED = 2**22  # numbers of per-example matrices at a time: malloc keeps the memory of such a one
 INNER = 2**22  # numbers in a temporary of products with some queries: it stays in cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -25,11 +25,13 @@ from curvfluence.runtime import budget, precision
 from curvfluence.runtime import device as machine
 from curvfluence.score.best_damping import resolved
 from curvfluence.score.certificate import Certifier, own_residuals, said_of_residuals
+from curvfluence.score.cost import ScoreCost
 from curvfluence.score.fitted import fitted
 from curvfluence.score.leverage import newton_scores
 from curvfluence.score.matrix import ScoreMatrix, require_new
 from curvfluence.score.reach import Reach
-from curvfluence.score.scores import ScoreCost, Scores
+from curvfluence.score.scores import Scores
+from curvfluence.store.records import write
 
 
 @precision.full()
@@ -54,7 +56,8 @@ def influence(
     `by_block=True` keeps each block's share in `Scores.blocks` as well. `compress` holds the solved
     queries of layers with shared positions at low rank, each within that relative error, and says
     what it came to. `out` names a new .npy file that scores are written to as they are made;
-    `Scores.values` is then a memory map of it.
+    `Scores.values` is then a memory map of it, and `cf.load_scores` reads it back by the JSON that
+    is put beside it in the end.
 
     Cost: the fit, one solve for Q vectors, and 2 Q N P operations; leverage adds a solve for each
     of the N × C rows of the factor. Queries are taken so many at a time that their solutions stay
@@ -63,6 +66,8 @@ def influence(
     """
     out = kinds.path(out, "out")
     require_new(out)
+    said = None if out is None or out.suffix != ".npy" else out.with_suffix(".json")
+    require_new(said)
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
     curvature = fitted(problem, rung, damping, strict=strict)
     run = _Run.begin(problem, curvature, damping)
@@ -79,7 +84,10 @@ def influence(
                 scores.put(first, at, run.predicted(whole, first, at))
                 if by_block:
                     scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
-    return run.scores(scores, leverage=leverage)
+    made = run.scores(scores, leverage=leverage)
+    if said is not None:
+        write(said, replace(made, blocks=None).record)
+    return made
 
 
 def _require_settings(*, leverage: bool, by_block: bool, compress: float | None) -> None:

@@ -30,7 +30,7 @@ def newton_scores(
     columns = Columns(Type2().columns(), width, "training set")
     parts: list[Tensor] = []
     for start, rows in rows_in_chunks(problem, layout, problem.train, columns, chunk=chunk):
-        part = problem.train[slice(start, start + len(rows))]
+        part = problem.train.take(slice(start, start + len(rows)))
         with torch.no_grad(), counted_from(start):
             loss = problem.loss_of(part)
             t_bc = loss.coordinates(problem.forward(part.inputs), part.targets)

@@ -31,9 +31,14 @@ class Reach:
     @cached_property
     def of_query(self) -> Tensor | None:
         """[Q], None where the measurement has no such value."""
-        outputs = self.problem.outputs(self.problem.queries, "queries")
-        targets, labels = self.problem.queries.targets, self.problem.train.targets
-        return self.problem.measurement.reach(outputs, targets, labels)
+        labels = self.problem.train.extremes
+        if labels is None:
+            return None
+        queries = self.problem.each_output(self.problem.queries, "queries")
+        measurement = self.problem.measurement
+        found = [measurement.reach(output, part.targets, labels) for part, output in queries]
+        known = [reach for reach in found if reach is not None]
+        return torch.cat(known) if len(known) == len(found) else None
 
     def look(self, values_qn: Tensor, first: int, at: int) -> None:
         """At the predictions of queries from `first` on for examples from `at` on."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from curvfluence import kinds
+from curvfluence._version import __version__
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.damping import Damping
 from curvfluence.errors import InputError
 from curvfluence.problem.data import require_finite
 from curvfluence.runtime import budget
 from curvfluence.score.certificate import Certificate
+from curvfluence.score.cost import ScoreCost
+from curvfluence.score.saved import Id, SavedScores, save
+from curvfluence.score.table import Columns, long_table, write_table
+
+if TYPE_CHECKING:
+    import pandas
+
+SHOWN = 5  # queries, and examples of each, in a notebook
 
 
 class Ranked(NamedTuple):
@@ -24,14 +35,9 @@ class Ranked(NamedTuple):
     indices: Tensor
     values: Tensor
 
-
-@dataclass(frozen=True)
-class ScoreCost:
-    """Seconds of wall clock of the fit and of the scores; bytes the curvature holds."""
-
-    fit_seconds: float
-    score_seconds: float
-    nbytes: int
+    def named(self, ids: Sequence[Id]) -> list[list[Id]]:
+        """The same examples by the names that a list has for all of them."""
+        return [[ids[n] for n in row] for row in self.indices.tolist()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +51,7 @@ class Scores:
 
     values: Tensor
     rung: str
-    damping: Damping
+    damping: Damping | str  # as it was said, where they were read back
     lambdas: tuple[tuple[str, float], ...]  # (block, λ)
     fisher: str | None
     measurement: str
@@ -58,6 +64,55 @@ class Scores:
     blocks: Mapping[str, Tensor] | None = None  # each block's share [Q, N], where asked for
     residuals: tuple[float, ...] | None = None  # of each query, where solved by iteration
     certifier: Callable[[str, torch.dtype | None], Certificate] | None = None
+    train_ids: tuple[Id, ...] | None = None  # names of the user's own, in the order of the examples
+    query_ids: tuple[Id, ...] | None = None
+
+    def with_ids(
+        self, train: Sequence[Id] | None = None, queries: Sequence[Id] | None = None
+    ) -> Scores:
+        """The same scores with names for training examples and queries, which tables, printing and
+        `scores[name]` then use. Errors: `InputError` for another number of names, or one twice."""
+        made = self
+        q, n = self.values.shape
+        for name, what, given, count in (
+            ("train_ids", "training examples", train, n),
+            ("query_ids", "queries", queries, q),
+        ):
+            if given is None:
+                continue
+            ids = tuple(_id(value) for value in given)
+            if len(ids) != count:
+                raise InputError(f"{len(ids)} names for {count} {what}")
+            if len(set(ids)) != count:
+                raise InputError(f"the names of {what} must differ: some are there twice")
+            made = replace(made, **{name: ids})
+        return made
+
+    def __getitem__(self, query: Id | slice | Sequence[int] | Tensor) -> Scores:
+        """The scores of one query, by its name or number, or of several."""
+        rows = self._rows(query)
+        return replace(
+            self,
+            values=self.values[rows],
+            blocks=None if self.blocks is None else {k: v[rows] for k, v in self.blocks.items()},
+            residuals=None if self.residuals is None else tuple(self.residuals[k] for k in rows),
+            query_ids=None if self.query_ids is None else tuple(self.query_ids[k] for k in rows),
+            certifier=None,
+        )
+
+    def _rows(self, query: Id | slice | Sequence[int] | Tensor) -> list[int]:
+        count = len(self.values)
+        if isinstance(query, slice):
+            return list(range(*query.indices(count)))
+        if self.query_ids is not None and isinstance(query, str | int) and query in self.query_ids:
+            return [self.query_ids.index(query)]
+        if isinstance(query, str):
+            raise InputError(f"no query is called {query!r}; with_ids(queries=...) names them")
+        rows = kinds.counts([query] if isinstance(query, int) else query, "queries", least=-count)
+        for row in rows:
+            if row >= count:
+                raise InputError(f"there are {count} queries, 0 to {count - 1}; seen {row}")
+        return [row % count for row in rows]
 
     def certificate(self, against: str = "GGN", dtype: torch.dtype | None = None) -> Certificate:
         """‖(A + diag(w) + λI) x − g‖/‖g‖ of every query, x by this rung's inverse and A the exact
@@ -66,7 +121,10 @@ class Scores:
         By one product, see `certify`; the model and the curvature must still be alive.
         """
         if self.certifier is None:
-            raise InputError("these scores were read back: the problem that made them is gone")
+            raise InputError(
+                "these scores were read back, or are of some queries alone: ask the scores that "
+                "influence() gave"
+            )
         return self.certifier(against, None if dtype is None else kinds.dtype(dtype, "dtype"))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,6 +189,109 @@ class Scores:
             raise InputError("a group names an example twice")
         return self.values[:, chosen].sum(1)
 
+    def to_frame(
+        self,
+        k: int | None = None,
+        *,
+        train: Columns | None = None,
+        queries: Columns | None = None,
+    ) -> pandas.DataFrame:
+        """A long table: `query`, `train`, `influence`, `rank` (from 1, the most helpful first) and
+        `help` (the influence with the sign by which more is more help), a row for each query and
+        training example, or for the `k` most helpful of each query. Ids stand where there are some.
+
+        `train` and `queries` are columns about either, by name, one value an example: they go along
+        as train_NAME and query_NAME.
+
+        Errors: `InputError` for columns of another length, for a table of more than fifty million
+        rows, and where pandas is not installed.
+        """
+        ranked = self.top(self.values.shape[1] if k is None else k)
+        return long_table(
+            ranked.indices,
+            ranked.values,
+            self.lower_is_better,
+            (self.values.shape[1], self.train_ids, train or {}),
+            (self.query_ids, queries or {}),
+        )
+
+    def to_csv(
+        self,
+        path: str | Path,
+        k: int | None = None,
+        *,
+        train: Columns | None = None,
+        queries: Columns | None = None,
+    ) -> None:
+        """`to_frame` as a file that is new."""
+        write_table(self.to_frame(k, train=train, queries=queries), Path(path), "csv")
+
+    def to_parquet(
+        self,
+        path: str | Path,
+        k: int | None = None,
+        *,
+        train: Columns | None = None,
+        queries: Columns | None = None,
+    ) -> None:
+        """`to_frame` as a file that is new; needs pyarrow."""
+        write_table(self.to_frame(k, train=train, queries=queries), Path(path), "parquet")
+
+    def save(self, path: str | Path) -> None:
+        """PATH.npy with the numbers, and PATH.json beside it with everything else: no pickle, and
+        nothing that only this code reads. `cf.load_scores` reads them back."""
+        blocks = {} if self.blocks is None else dict(self.blocks)
+        save(self.record, self.values, blocks, Path(path))
+
+    @property
+    def record(self) -> SavedScores:
+        """What is said of the numbers, as a file holds it."""
+        return SavedScores(
+            version=__version__,
+            queries=len(self.values),
+            train=self.values.shape[1],
+            rung=self.rung,
+            damping=str(self.damping),
+            lambdas=self.lambdas,
+            fisher=self.fisher,
+            measurement=self.measurement,
+            unit=self.unit,
+            lower_is_better=self.lower_is_better,
+            leverage=self.leverage,
+            coverage=self.coverage,
+            cost=self.cost,
+            notes=self.notes,
+            residuals=self.residuals,
+            train_ids=self.train_ids,
+            query_ids=self.query_ids,
+            blocks=tuple(self.blocks or ()),
+        )
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what they are, and the most helpful examples of the first queries."""
+        said = escape(str(self)).replace("\n", "<br>")
+        count = min(SHOWN, self.values.shape[1])
+        shown = self[:SHOWN].top(count)
+        names = self.train_ids or range(self.values.shape[1])
+        queries = self.query_ids or range(len(self.values))
+        rows = "".join(
+            f"<tr><th>{escape(str(query))}</th>"
+            + "".join(
+                f"<td>{escape(str(names[n]))}<br><small>{value:+.3g}</small></td>"
+                for n, value in zip(indices, values, strict=True)
+            )
+            + "</tr>"
+            for query, indices, values in zip(
+                queries, shown.indices.tolist(), shown.values.tolist(), strict=False
+            )
+        )
+        head = "".join(f"<th>{k + 1}</th>" for k in range(count))
+        return (
+            f"<p style='white-space: pre-wrap'>{said}</p><table><caption>The most helpful training "
+            f"examples, with their influence in {escape(self.unit)}</caption><thead><tr>"
+            f"<th>query</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
     def __str__(self) -> str:
         q, n = self.values.shape
         better = "lower" if self.lower_is_better else "higher"
@@ -149,6 +310,12 @@ class Scores:
         lines += [f"  {c.rule}: {', '.join(c.parameters)} ({c.count:,})" for c in self.coverage]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _id(value: object) -> Id:
+    if isinstance(value, str):
+        return value
+    return kinds.count(value, "a name that is a number", least=-(2**53))
 
 
 def _lambdas(lambdas: tuple[tuple[str, float], ...]) -> str:

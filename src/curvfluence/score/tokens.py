@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
-from curvfluence.jacobian.columns import Columns, MakeColumns
+from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.passes import rows_in_chunks
@@ -34,7 +35,8 @@ def token_influence(
 
     ℓ_n = c_n Σ_t ℓ_nt, so they add up over t to `influence(...).values`: what leaving the loss of
     one position out would change, with its token still in the context. A position that does not
-    count has 0. On the CPU. Cost: T backward passes over the training set in place of one.
+    count has 0, and so have those behind the last of a shorter example, where lengths differ. On
+    the CPU. Cost: T backward passes over the training set in place of one.
 
     Errors: `InputError` for a loss that is not `Positions`.
     """
@@ -48,17 +50,16 @@ def token_influence(
     layout, n = discover(problem), len(problem.train)
     g_q = query_gradients(problem, layout)
     x_q = curvature.solve_rows(g_q, chosen, against=Against(n * count))
-    columns = Columns(_each_position(count), count, "training set")
+    columns = Columns(_each_position, count, "training set")
     rows_of = rows_in_chunks(problem, layout, problem.train, columns)
-    return torch.cat([x_q.inner(g_nt).cpu() for _, g_nt in rows_of], dim=1) / n
+    parts = [x_q.inner(g_nt).cpu() for _, g_nt in rows_of]
+    longest = max(part.shape[2] for part in parts)
+    return torch.cat([pad(part, (0, longest - part.shape[2])) for part in parts], dim=1) / n
 
 
-def _each_position(count: int) -> MakeColumns:
+def _each_position(loss: Loss, output: Tensor, target: Batched) -> Tensor:
     """∂(c_n ℓ_nt)/∂f of every position by itself, [B, T K, T]."""
-
-    def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
-        g_btk = loss.gradient(output, target).view(len(output), count, -1)
-        each = torch.diag_embed(g_btk.movedim(1, -1), dim1=1, dim2=3)  # [B, T, K, T]
-        return each.flatten(1, 2)
-
-    return make
+    _, f_rk, _ = loss.of_rows(output, target)
+    g_btk = loss.gradient(output, target).view(len(output), -1, f_rk.shape[1])
+    each = torch.diag_embed(g_btk.movedim(1, -1), dim1=1, dim2=3)  # [B, T, K, T]
+    return each.flatten(1, 2)

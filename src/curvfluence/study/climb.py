@@ -157,6 +157,8 @@ def influence_problems(
             },
             unmodelled=problem.unmodelled,
             decay_in_inverse=problem.decay_in_inverse,
+            forward=recipe.forward,
+            output=recipe.output,
         )
         for j in range(len(trained))
     ]

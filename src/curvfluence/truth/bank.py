@@ -30,8 +30,8 @@ TRAINER = (
     *(f"truth/{name}.py" for name in ("functional", "measure", "paths", "processes", "recipe")),
     *(f"truth/{name}.py" for name in ("run", "stack", "stacked", "subsets", "together")),
     "truth/trainer.py",
+    *(f"problem/{name}.py" for name in ("forward", "measurement", "tree")),
     "problem/losses",
-    "problem/measurement.py",
 )
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 

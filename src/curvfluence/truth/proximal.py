@@ -17,6 +17,7 @@ from curvfluence.curvature.rung import fit
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import ScaledLoss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import Data, in_memory
 from curvfluence.problem.tree import Batched, each, leaves
 from curvfluence.runtime import budget
 from curvfluence.truth.functional import obstacle
@@ -52,7 +53,8 @@ class Proximal:
     @cached_property
     def anchor(self) -> tuple[Tensor, Tensor, Tensor]:
         """fˢ [N, K], ℓ(fˢ) [N] and ∇ℓ(fˢ) [N, K], as training weights them."""
-        loss, y = self.problem.loss_of(self.problem.train), self.problem.train.targets
+        train = in_memory(self.problem.train)
+        loss, y = self.problem.loss_of(train), train.targets
         f_nk = self.problem.outputs(self.problem.train, "training set")
         return f_nk, loss.values(f_nk, y), loss.gradient(f_nk, y)
 
@@ -123,8 +125,9 @@ class Proximal:
             return torch.func.vmap(forward)(theta)
         return torch.stack([forward(row) for row in theta])
 
-    def _chunks(self, examples: Examples, models: int) -> Iterator[tuple[int, Examples]]:
-        numbers = sum(leaf[0].numel() for leaf in leaves(examples.inputs))
+    def _chunks(self, examples: Data, models: int) -> Iterator[tuple[int, Examples]]:
+        one = examples.take(slice(0, 1)).inputs
+        numbers = sum(leaf.numel() for leaf in leaves(one))
         return examples.chunks(max(1, budget.MODEL_INPUTS // (models * numbers)))
 
 
@@ -132,7 +135,7 @@ def _stackable(problem: Problem) -> bool:
     """Whether torch.func can evaluate several models at once; two are tried on one example."""
     if obstacle(problem.structure.modules) is not None:
         return False
-    theta, x = problem.parameters.flatten(problem.theta), problem.train.inputs[:1]
+    theta, x = problem.parameters.flatten(problem.theta), problem.train.take(slice(0, 1)).inputs
 
     def forward(row: Tensor) -> Tensor:
         return problem.forward(x, problem.parameters.unflatten(row))

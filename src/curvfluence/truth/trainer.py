@@ -148,7 +148,7 @@ def _fitting(recipe: Recipe, model: nn.Module, examples: Examples) -> Recipe:
     model.train(mode)
     loss = recipe.loss
     if not loss.is_bound:
-        loss = loss.bound(tuple(output.shape[1:]), examples.targets, examples.weights)
+        loss = loss.bound(tuple(output.shape[1:]), [(examples.targets, examples.weights)])
     rows = loss.rows(output, len(few))
     loss.check(rows.shape[-1], examples.targets)
     require_own_loss(loss, rows, few.targets)

@@ -59,7 +59,7 @@ class Chain:
 def find_chain(problem: Problem, layout: Layout) -> Chain | None:
     """The model as a chain whose Linear layers hold every parameter, or None."""
     modules = _flat(problem.structure.modules)
-    plain = problem.structure.forward == Forward() and isinstance(problem.train.inputs, Tensor)
+    plain = problem.structure.forward == Forward() and problem.train.one_tensor
     if modules is None or not plain or not by_pairs(layout):
         return None
     linear = [m for m in modules if type(m) is nn.Linear]

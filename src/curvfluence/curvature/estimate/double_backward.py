@@ -56,7 +56,7 @@ def _calls(problem: Problem) -> dict[str, Arguments]:
         for name, module in problem.structure.modules.named_modules():
             handles.append(module.register_forward_pre_hook(keep(name), with_kwargs=True))
         with torch.no_grad(), generators.preserved():
-            problem.forward(problem.train.inputs[:2].clone())
+            problem.forward(problem.train.take(slice(0, 2)).inputs.clone())
     except Exception:  # of naming the module; what it is called for is raised in any case
         pass
     finally:

@@ -20,6 +20,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import Data
 from curvfluence.problem.tree import Batched
 from curvfluence.runtime import precision
 from curvfluence.runtime.autograd import pulled_back
@@ -59,7 +60,7 @@ class CurvatureProduct:
 
         return self._by_double_backward(v_qp, self.problem.train).div_(n)
 
-    def _by_double_backward(self, v_qp: Tensor, part: Examples) -> Tensor:
+    def _by_double_backward(self, v_qp: Tensor, part: Data) -> Tensor:
         """Σ_n over `part`, [Q, P]."""
 
         def add_products(numbered: tuple[int, Examples], sums: Sums) -> None:
@@ -80,7 +81,9 @@ class CurvatureProduct:
         u, v = torch.randn(2, count, generator=generator, dtype=torch.float64).to(
             self.problem.decay
         )
-        au, av = self._by_double_backward(torch.stack([u, v]), self.problem.train[:PROBED])
+        au, av = self._by_double_backward(
+            torch.stack([u, v]), self.problem.train.take(slice(0, PROBED))
+        )
         uav, vau = float(u.double() @ av.double()), float(v.double() @ au.double())
         size = float(u.norm() * av.norm() + v.norm() * au.norm())
         eps = max(torch.finfo(dtype).eps for dtype in (u.dtype, self.problem.arithmetic))

@@ -64,9 +64,9 @@ class _Probe:
     def of(problem: Problem) -> _Probe | None:
         double = torch.float64
         state = {n: v.to(double) if v.is_floating_point() else v for n, v in problem.state.items()}
-        part = problem.train[:PROBED].to(problem.device, double)
+        part = problem.train.take(slice(0, PROBED)).to(problem.device, double)
         theta = problem.parameters.flatten(problem.theta).to(double)
-        tracer, _, _ = record(problem, problem.train.inputs[:PROBED].clone())
+        tracer, _, _ = record(problem, problem.train.take(slice(0, PROBED)).inputs.clone())
         moved = torch.ones_like(theta)
         for name, at in padding_of(tracer.uses).items():
             moved[problem.parameters.slices[name].start + at.to(moved.device)] = 0

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from curvfluence.jacobian.terms.base import Factored, Term
 from curvfluence.jacobian.terms.formed import Formed
@@ -49,16 +50,41 @@ def joined(parts: Sequence[Term]) -> Term:
         tied = cast("Sequence[TiedOuter]", parts)
         lookup, head = joined([p.lookup for p in tied]), joined([p.head for p in tied])
         return TiedOuter(cast(LookupOuter, lookup), cast(SharedOuter, head))
-    s = cat(lambda part: cast(Factored, part).s)
     if isinstance(first, Outer):
+        s = cat(lambda part: cast(Factored, part).s)
         return replace(first, data=cat(lambda p: cast(Outer, p).data), s=s)
-    many = cast("Sequence[SharedOuter | LookupOuter]", parts)
+    many = _padded(cast("Sequence[SharedOuter | LookupOuter]", parts))
+    s = torch.cat([part.s for part in many])
     masks = [part.counted for part in many if part.counted is not None]
     counted = torch.cat(masks) if masks else None
     if isinstance(first, SharedOuter):
-        return replace(first, data=cat(lambda p: cast(SharedOuter, p).data), s=s, counted=counted)
-    lookup = cast(LookupOuter, first)
-    return replace(lookup, ids=cat(lambda p: cast(LookupOuter, p).ids), s=s, counted=counted)
+        data = torch.cat([cast(SharedOuter, part).data for part in many])
+        return replace(first, data=data, s=s, counted=counted)
+    ids = torch.cat([cast(LookupOuter, part).ids for part in many])
+    return replace(cast(LookupOuter, first), ids=ids, s=s, counted=counted)
+
+
+def _padded(parts: Sequence[SharedOuter | LookupOuter]) -> Sequence[SharedOuter | LookupOuter]:
+    """With as many positions each: further ones have no gradient and do not count."""
+    counts = [part.s.shape[2] for part in parts]
+    if len(set(counts)) == 1:
+        return parts
+    found: list[SharedOuter | LookupOuter] = []
+    for part, count in zip(parts, counts, strict=True):
+        more = max(counts) - count
+        mask = part.counted
+        if mask is None:
+            mask = part.s.new_ones(len(part.s), count, dtype=torch.bool)
+        changes: dict[str, Tensor] = {
+            "s": pad(part.s, (0, 0, 0, more)),
+            "counted": pad(mask, (0, more), value=False),
+        }
+        if isinstance(part, SharedOuter):
+            changes["data"] = pad(part.data, (0, 0, 0, more))
+        else:
+            changes["ids"] = pad(part.ids, (0, more))
+        found.append(replace(part, **changes))
+    return found
 
 
 def _formed(parts: Sequence[Term]) -> Formed:

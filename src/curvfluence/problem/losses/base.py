@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from math import sqrt
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
+
+Part: TypeAlias = "tuple[Any, Tensor | None]"  # targets, and weights where there are some
 
 
 class Loss(ABC):
@@ -31,9 +34,9 @@ class Loss(ABC):
         """Whether `notes` may have anything to say."""
         return type(self).notes is not Loss.notes
 
-    def bound(self, shape: tuple[int, ...], targets: Any, weights: Tensor | None = None) -> Loss:
-        """The loss for a model whose output for one example has `shape`, trained on `targets` with
-        `weights` [N].
+    def bound(self, shape: tuple[int, ...], parts: Iterable[Part]) -> Loss:
+        """The loss for a model whose output for one example has `shape`, trained on examples that
+        `parts` has in order, (targets, weights [n] or None) of some at a time.
 
         Only a loss over positions depends on either."""
         return self

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 from torch.nn.functional import pad
 
 from curvfluence.errors import InputError
-from curvfluence.problem.losses.base import Loss
+from curvfluence.problem.losses.base import Loss, Part
 from curvfluence.problem.losses.cross_entropy import CrossEntropy
 from curvfluence.problem.losses.positions import Positions
+
+WANTED = "CausalLM needs labels [B, T], the tokens themselves"
+OTHERWISE = "For targets that are shifted already, use Positions(CrossEntropy())"
 
 
 @dataclass(frozen=True)
@@ -27,21 +31,30 @@ class CausalLM(Positions):
 
     loss: Loss = field(default_factory=CrossEntropy)
 
-    def bound(
-        self, shape: tuple[int, ...], targets: Tensor, weights: Tensor | None = None
-    ) -> CausalLM:
+    def bound(self, shape: tuple[int, ...], parts: Iterable[Part]) -> CausalLM:
         """The same for T − 1 positions. Errors: `InputError` where labels are not [N, T]."""
-        if len(shape) != 2 or targets.ndim != 2 or targets.shape[1] != shape[0]:
+        if len(shape) != 2:
             raise InputError(
-                "CausalLM needs a model that returns [B, T, K] and labels [B, T], the tokens "
-                f"themselves; it returned {list(shape)} for an example, with labels of shape "
-                f"{tuple(targets.shape)}. For targets that are shifted already, use "
-                "Positions(CrossEntropy())"
+                f"CausalLM needs a model that returns [B, T, K]; it returned {list(shape)} for an "
+                "example"
             )
         if shape[0] < 2:
             raise InputError("CausalLM needs two tokens or more: nothing follows a single one")
-        bound = super().bound((shape[0] - 1, shape[1]), targets, weights)
-        return replace(self, count=bound.count, mean_count=bound.mean_count)
+        bound = super().bound((shape[0] - 1, shape[1]), self._with_labels(parts))
+        return replace(self, count=bound.count, size=bound.size, mean_count=bound.mean_count)
+
+    @staticmethod
+    def _with_labels(parts: Iterable[Part]) -> Iterator[Part]:
+        for labels, weights in parts:
+            if not isinstance(labels, Tensor) or labels.ndim != 2:
+                seen = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+                raise InputError(f"{WANTED}; seen {seen}. {OTHERWISE}")
+            yield labels, weights
+
+    def _misfit(self, count: int, target: Tensor) -> str:
+        """The same of labels that are not as many as the model's outputs."""
+        seen = f"{target.shape[1]} labels for {count + 1} tokens"
+        return f"{WANTED}; seen {seen}. {OTHERWISE}"
 
     def rows(self, output: Tensor, n: int) -> Tensor:
         """The outputs that predict something, [n, (T − 1) K]."""

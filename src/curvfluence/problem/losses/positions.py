@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError, numbered
-from curvfluence.problem.losses.base import Loss, Wrapping
+from curvfluence.problem.losses.base import Loss, Part, Wrapping
 
 Reduction = Literal["token_mean", "sum", "mean"]
 
@@ -32,13 +33,16 @@ class Positions(Wrapping):
     positions, √c_n S_nt: T (K − 1) columns for cross-entropy. A sampled Fisher draws a label at
     every position at once, independently, so one draw is one column: E[s sᵀ] = S Sᵀ.
 
-    Units: those of `loss`. `bound` fixes T and the mean count; `Problem` and `train` call it.
+    Units: those of `loss`. `bound` fixes K and the mean count; `Problem` and `train` call it. T is
+    that of each batch, where batches are padded to lengths of their own; `count` is the first's.
     """
 
     loss: Loss
     reduction: Reduction = "token_mean"
     ignore_index: int = -100
     count: int = field(default=0, repr=False)  # T, once bound
+    axes: int = field(default=1, repr=False)  # of positions
+    size: int = field(default=0, repr=False)  # K
     # of counted positions, over the training set, once bound
     mean_count: float = field(default=0.0, repr=False)
 
@@ -56,18 +60,19 @@ class Positions(Wrapping):
                 f"{self.reduction!r}"
             )
 
-    def bound(
-        self, shape: tuple[int, ...], targets: Tensor, weights: Tensor | None = None
-    ) -> Positions:
+    def bound(self, shape: tuple[int, ...], parts: Iterable[Part]) -> Positions:
         if len(shape) < 2:
             raise InputError(
                 f"Positions needs a model that returns [B, T, K]; it returned {list(shape)} for an "
                 "example. Without positions, use the loss itself"
             )
-        bound = replace(self, count=prod(shape[:-1]))
-        counted_n = bound.counted(targets).sum(1).double()
-        v_n = torch.ones_like(counted_n) if weights is None else weights
-        return replace(bound, mean_count=float((v_n * counted_n).sum() / v_n.sum()))
+        bound = replace(self, count=prod(shape[:-1]), axes=len(shape) - 1, size=shape[-1])
+        counted = total = 0.0
+        for targets, weights in parts:
+            counted_n = bound.counted(targets).sum(1).double()
+            v_n = torch.ones_like(counted_n) if weights is None else weights
+            counted, total = counted + float((v_n * counted_n).sum()), total + float(v_n.sum())
+        return replace(bound, mean_count=counted / total)
 
     @property
     def positions(self) -> int:
@@ -80,7 +85,13 @@ class Positions(Wrapping):
     def bound_as(self, other: Loss) -> Loss:
         if not isinstance(other, Positions):
             raise InputError(f"{self} needs outputs with positions; the loss is {other}")
-        return replace(self, count=other.count, mean_count=other.mean_count)
+        return replace(
+            self,
+            count=other.count,
+            axes=other.axes,
+            size=other.size,
+            mean_count=other.mean_count,
+        )
 
     def rows(self, output: Tensor, n: int) -> Tensor:
         if output.ndim < 3 or len(output) != n:
@@ -98,13 +109,22 @@ class Positions(Wrapping):
         """Which positions count, [N, T]."""
         self._require_bound()
         target = self.aligned(target)
-        flat = target.reshape(len(target), self.count, -1)
+        flat = target.reshape(len(target), self._length(target), -1)
         if target.is_floating_point():
             return torch.ones(flat.shape[:2], dtype=torch.bool, device=target.device)
         return (flat != self.ignore_index).all(-1)
 
+    def _length(self, aligned: Tensor) -> int:
+        """T of targets: of their axes of positions, or as bound where those are flattened."""
+        held = aligned[0].numel()
+        if aligned.ndim <= self.axes:
+            return self.count if held % self.count == 0 else held
+        length = prod(aligned.shape[1 : 1 + self.axes])
+        vectors = aligned.is_floating_point() and self.size > 1 and aligned.ndim == 1 + self.axes
+        return self.count if vectors and held % self.count == 0 else length
+
     def check(self, n_outputs: int, target: Tensor) -> None:
-        if self.aligned(target)[0].numel() % self.count:
+        if self.aligned(target)[0].numel() % self._length(self.aligned(target)):
             raise InputError(
                 f"the model returns {self.count} positions an example; seen targets of shape "
                 f"{tuple(target.shape)}"
@@ -116,9 +136,9 @@ class Positions(Wrapping):
                 f"example {int(empty[0])} has no counted position: all its targets are "
                 f"{self.ignore_index} ({len(empty)} such examples)"
             )
-        y, keep = self._targets(target), counted_nt.flatten()
+        y, keep = self._targets(target, counted_nt.shape[1]), counted_nt.flatten()
         try:
-            self.loss.check(n_outputs // self.count, y[keep])
+            self.loss.check(self.size, y[keep])
         except InputError as error:
             raise type(error)(f"at the counted positions, in order: {error}") from None
 
@@ -128,28 +148,44 @@ class Positions(Wrapping):
         return self.loss.of_rows(f_rk[keep], y_r[keep])
 
     def columns(self, n_outputs: int) -> int:
-        return self.count * self.loss.columns(n_outputs // self.count)
+        return n_outputs // self.size * self.loss.columns(self.size)
 
     def rank(self, output: Tensor, target: Tensor) -> int:
-        return self.count * self.loss.rank(*self._single(output, target))
+        return self._positions_of(output) * self.loss.rank(*self._single(output, target))
 
     def _require_bound(self) -> None:
         if not self.count:
             raise InputError("this Positions has no training set yet: Problem or train give it one")
 
-    def _targets(self, target: Tensor) -> Tensor:
+    def _positions_of(self, output: Tensor) -> int:
+        """T of outputs [N, T K]."""
+        self._require_bound()
+        return output.shape[-1] // self.size
+
+    def _targets(self, target: Tensor, count: int) -> Tensor:
         """Targets of single positions, [N T] or [N T, ...]; an ignored label becomes 0."""
-        target = self.aligned(target)
-        size = len(target) * self.count
+        given, target = target, self.aligned(target)
+        size = len(target) * count
+        if target.numel() % size or not target.numel():
+            raise InputError(self._misfit(count, given))
         y = target.reshape(size) if target.numel() == size else target.reshape(size, -1)
         return y if y.is_floating_point() else torch.where(y == self.ignore_index, 0, y)
 
-    def _single(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return output.reshape(len(output) * self.count, -1), self._targets(target)
+    def _misfit(self, count: int, target: Tensor) -> str:
+        """What to say of targets that do not go with T = `count` positions of outputs."""
+        return (
+            f"the model returns {count} positions for examples whose targets have shape "
+            f"{tuple(target.shape[1:])}"
+        )
 
-    def _by_example(self) -> AbstractContextManager[None]:
+    def _single(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        count = self._positions_of(output)
+        return output.reshape(len(output) * count, -1), self._targets(target, count)
+
+    def _by_example(self, output: Tensor) -> AbstractContextManager[None]:
         """Errors about the loss of a position are raised as about its example."""
-        return numbered(lambda row: row // self.count)
+        count = self._positions_of(output)
+        return numbered(lambda row: row // count)
 
     def _scale(self, target: Tensor, like: Tensor) -> Tensor:
         """c_n where counted, 0 elsewhere, [N, T]."""
@@ -161,19 +197,19 @@ class Positions(Wrapping):
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         self._require_bound()
-        each_nt = self.loss.values(*self._single(output, target)).view(-1, self.count)
+        each_nt = self.loss.values(*self._single(output, target)).view(len(output), -1)
         return (each_nt * self._scale(target, output)).sum(1)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
-        with self._by_example():
+        with self._by_example(output):
             each = self.loss.gradient(*self._single(output, target))
         return self._scaled(each, output, target)
 
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
-        with self._by_example():
+        with self._by_example(output):
             s_rkc = self.loss.factor(*self._single(output, target))
         root_nt = self._scale(target, output).sqrt()
-        n, t, (_, k, c) = len(output), self.count, s_rkc.shape
+        n, t, (_, k, c) = len(output), self._positions_of(output), s_rkc.shape
         s_ntkc = s_rkc.reshape(n, t, k, c) * root_nt[:, :, None, None]
         out = output.new_zeros(n, t, k, t, c)
         at = torch.arange(t, device=output.device)
@@ -181,51 +217,52 @@ class Positions(Wrapping):
         return out.reshape(n, t * k, t * c)
 
     def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
-        v_rk = v.reshape(len(v) * self.count, -1)
-        with self._by_example():
+        v_rk = v.reshape(len(v) * self._positions_of(v), -1)
+        with self._by_example(output):
             each = self.loss.factored_product(*self._single(output, target), v_rk)
         return self._scaled(each, output, target)
 
     def hessian_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
-        v_rk = v.reshape(len(v) * self.count, -1)
-        with self._by_example():
+        v_rk = v.reshape(len(v) * self._positions_of(v), -1)
+        with self._by_example(output):
             each = self.loss.hessian_product(*self._single(output, target), v_rk)
         return self._scaled(each, output, target)
 
     def _scaled(self, each_rk: Tensor, output: Tensor, target: Tensor) -> Tensor:
-        each_ntk = each_rk.view(len(output), self.count, -1)
+        each_ntk = each_rk.view(*output.shape[:1], self._positions_of(output), -1)
         scale_nt = self._scale(target, output)
         if bool((scale_nt == 1).all()):  # a sum over positions that all count
             return each_ntk.flatten(1)
         return (each_ntk * scale_nt[:, :, None]).flatten(1)
 
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
-        with self._by_example():
+        with self._by_example(output):
             t_ntc = self.loss.coordinates(*self._single(output, target))
         root_nt = self._scale(target, output).sqrt()
-        return (t_ntc.view(len(output), self.count, -1) * root_nt[:, :, None]).flatten(1)
+        return (t_ntc.view(*root_nt.shape, -1) * root_nt[:, :, None]).flatten(1)
 
     def sample(
         self, output: Tensor, target: Tensor, *, draws: int, generator: torch.Generator
     ) -> Tensor:
         f_rk, y_r = self._single(output, target)
-        with self._by_example():
+        with self._by_example(output):
             s_rkd = self.loss.sample(f_rk, y_r, draws=draws, generator=generator)
         root_nt = self._scale(target, output).sqrt()
-        s_ntkd = s_rkd.view(len(output), self.count, -1, draws) * root_nt[:, :, None, None]
+        s_ntkd = s_rkd.view(*root_nt.shape, -1, draws) * root_nt[:, :, None, None]
         return s_ntkd.flatten(1, 2)
 
     def surprise(self, output: Tensor, target: Tensor) -> Tensor | None:
         each = self.loss.surprise(*self._single(output, target))
         if each is None:
             return None
-        return (each.view(len(output), self.count) * self.counted(target)).sum(1)
+        return (each.view(len(output), -1) * self.counted(target)).sum(1)
 
     def worst(self, output: Tensor, target: Tensor, labels: Tensor) -> Tensor | None:
-        each = self.loss.worst(*self._single(output, target), self._targets(labels))
+        among = self._targets(labels, self._length(self.aligned(labels)))
+        each = self.loss.worst(*self._single(output, target), among)
         if each is None:
             return None
-        return (each.view(-1, self.count) * self._scale(target, output)).sum(1)
+        return (each.view(len(output), -1) * self._scale(target, output)).sum(1)
 
     def notes(self, output: Tensor, target: Tensor) -> tuple[str, ...]:
         keep = self.counted(target).flatten()

@@ -55,6 +55,11 @@ def middle(table: Table1) -> tuple[CellResult, ...]:
     return tuple(cell for cell in table.cells if cell.alpha == FRACTION)
 
 
+def net_label(cell: CellResult) -> str:
+    """1×16, 100 epochs."""
+    return f"{cell.depth}×{cell.width}{'b' if cell.bias else ''}, {cell.epochs:,} epochs"
+
+
 def short_label(cell: CellResult) -> str:
     """depth 1, width 16, 100 epochs."""
     return cell.label.removesuffix(f", α = {cell.alpha:g}")

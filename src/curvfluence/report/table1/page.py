@@ -14,7 +14,7 @@ from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import PAGE, Page, Report, Section, Verdict, write_page
 from curvfluence.report.parts.style import looks, variable
 from curvfluence.report.parts.table import Table
-from curvfluence.report.table1.cells import BELOW, LADDER, middle, short_label
+from curvfluence.report.table1.cells import BELOW, LADDER, middle, net_label
 from curvfluence.report.table1.figures import errors, lds, sampled, steps
 from curvfluence.study.claims.claim import FAILS, HOLDS, OPEN
 from curvfluence.study.claims.table1_run import CellResult, Table1, Table1Run
@@ -56,9 +56,29 @@ def headline(table: Table1) -> str:
     return f"Provisional (a quick run): {text}" if table.quick else sentence
 
 
-def rows_of(table: Table1, statement: str) -> list[ClaimRow]:
-    """A claim in every cell."""
-    return [row for cell in table.cells for row in cell.claims if row.claim == statement]
+def rows_of(table: Table1, statement: str, epochs: int | None = None) -> list[ClaimRow]:
+    """A claim in every cell, or in those of a training length."""
+    cells = [cell for cell in table.cells if epochs in (None, cell.epochs)]
+    return [row for cell in cells for row in cell.claims if row.claim == statement]
+
+
+MAIN = 6  # claims at the head of the list that the paper is about; its majority is another
+
+
+def summary(table: Table1) -> Table:
+    """The paper's own claims: in how many cells of each training length each holds."""
+    lengths = sorted({cell.epochs for cell in table.cells})
+    main = [s for k, s in enumerate(table.statements) if k < MAIN or s == MAJORITY]
+    lines = (
+        (
+            statement,
+            *(_counts(rows_of(table, statement, length)) for length in lengths),
+        )
+        for statement in main
+    )
+    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
+    columns = ("Claim", *(f"{length:,} epochs" for length in lengths))
+    return Table(f"In how many cells: {signs}", columns, tuple(lines), open=True)
 
 
 def verdicts(table: Table1) -> Table:
@@ -73,8 +93,11 @@ def verdicts(table: Table1) -> Table:
         for statement in table.statements
     )
     signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
-    caption = f"{signs}. All cells: of how many; then each net and length at α = 0.5."
-    columns = ("Claim", "all cells", *map(short_label, shown))
+    caption = (
+        f"{signs}: in how many of all cells, then at α = 0.5 in each net (depth × width, b with "
+        "biases) and training length"
+    )
+    columns = ("Claim", "all cells", *map(net_label, shown))
     return Table(caption, columns, tuple(lines), open=True)
 
 
@@ -161,7 +184,7 @@ def _page(run: Table1Run) -> Page:
             "schedule, batches of 32, no weight decay: depth 1, 4 and 8 at width 16, width 32, 64 "
             "and 128 at depth 1."
         ),
-        beside=(verdicts(table),),
+        beside=(summary(table),),
         facts=(
             ("Cells", f"{len(table.cells)}"),
             ("Retrainings", f"{sum(c.models * c.subsets for c in table.cells):,}"),
@@ -176,8 +199,14 @@ def _page(run: Table1Run) -> Page:
                 figures=_figures(table),
             ),
             Section(
+                "verdicts",
+                "Every claim in every cell",
+                "A claim is judged by its 95% interval in each cell by itself.",
+                tables=(verdicts(table),),
+            ),
+            Section(
                 "cells",
-                "Every cell and every claim",
+                "The numbers",
                 "The numbers that the verdicts come from.",
                 tables=(lds_table(table), *claim_tables(table)),
             ),
@@ -214,7 +243,15 @@ def show_table1(run: Table1Run, console: Console) -> None:
     table = run.table
     console.print(headline(table), highlight=False)
     console.print()
-    lds_table(table).show(console)
+    names = [n for n in (*LADDER, *BELOW) if any(cell.rung(n) for cell in table.cells)]
+    rows = tuple(
+        (
+            f"{net_label(cell)}, α {cell.alpha:g}",
+            *(NONE if (rung := cell.rung(n)) is None else number(rung.lds) for n in names),
+        )
+        for cell in table.cells
+    )
+    Table("LDS of every cell", ("Cell", *names), rows).show(console)
     for name, files in (("Tables", MARKDOWN), ("Report", PAGE), ("Banks", "banks/")):
         place: Path = run.path / files
         console.print(f"[bold]{name:9}[/]{place}", highlight=False, soft_wrap=True)

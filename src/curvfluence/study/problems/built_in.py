@@ -365,7 +365,7 @@ def text() -> StudyProblem:
     rows = split(windows, share=0.9)
     parts = rows.of(windows)
     train, queries = (Examples(part[:, :-1], part[:, 1:]) for part in parts)
-    loss = Positions(CrossEntropy()).bound((WINDOW - 1, len(common) + 1), parts[0][:, 1:], None)
+    loss = Positions(CrossEntropy()).bound((WINDOW - 1, len(common) + 1), [(parts[0][:, 1:], None)])
     recipe = Recipe(
         architecture=ByteTransformer(len(common) + 1, WINDOW - 1),
         loss=loss,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import in_memory
 from curvfluence.problem.tree import Tree, column_names, table_of
 from curvfluence.study.problems.isolation import Executed, execute
 from curvfluence.study.problems.prepare import shared_rows
@@ -74,8 +75,8 @@ def load_file(path: Path) -> StudyProblem:
     with _checking(file, "display", "does not fit `problem`"):
         return StudyProblem(
             name=path.stem,
-            train=problem.train,
-            queries=problem.queries,
+            train=in_memory(problem.train),
+            queries=in_memory(problem.queries),
             recipe=recipe,
             measurement=problem.measurement,
             display=display,
@@ -136,7 +137,9 @@ def _checking(file: Executed, name: str, finding: str) -> Generator[None]:
 
 
 def _warn_of_shared(path: Path, problem: Problem) -> None:
-    shared = shared_rows(*(table_of(x.inputs).cpu() for x in (problem.train, problem.queries)))
+    shared = shared_rows(
+        *(table_of(in_memory(x).inputs).cpu() for x in (problem.train, problem.queries))
+    )
     if shared:
         q, n = shared[0]
         warnings.warn(
@@ -151,8 +154,8 @@ def default_display(title: str, problem: Problem) -> Display:
     """A container of inputs as rows of features by name. One tensor as images where it is [N, h, w]
     or [N, 1, h, w], stretched from its least value to its largest; else as rows of features x0, x1,
     … Labels are named by their numbers."""
-    inputs = problem.train.inputs
-    both = (problem.train, problem.queries)
+    both = (in_memory(problem.train), in_memory(problem.queries))
+    inputs = both[0].inputs
     train, queries = (table_of(rows.inputs).detach().cpu() for rows in both)
     if train.ndim == 4 and train.shape[1] == 1:
         train, queries = train[:, 0], queries[:, 0]
@@ -164,7 +167,7 @@ def default_display(title: str, problem: Problem) -> Display:
         train, queries = (rows.flatten(1).float() for rows in (train, queries))
         names = tuple(f"x{i}" for i in range(train.shape[1]))
         names = column_names(inputs) if isinstance(inputs, Tree) else names
-    labelled = problem.train.labels is not None
+    labelled = both[0].labels is not None
     return Display(
         title=title,
         description="",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import in_memory
 from curvfluence.truth import Recipe, Run, Trained, train
 
 TOLERANCE = 1e-3  # of ‖θ_recipe − θ_given‖ / ‖θ_given‖
@@ -24,7 +25,7 @@ def require_same_setting(problem: Problem, recipe: Recipe) -> None:
             "cf.Problem"
         )
     _require_parameters(problem, recipe)
-    target, trained = problem.train.targets, recipe.loss.bound_as(problem.loss)
+    target, trained = in_memory(problem.train).targets, recipe.loss.bound_as(problem.loss)
     trained.check(problem.n_outputs, target)
     output = problem.outputs(problem.train, "training set")
     ours, theirs = problem.loss.values(output, target), trained.values(output, target)
@@ -70,7 +71,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def one_step(problem: Problem, recipe: Recipe, run: Run) -> Trained:
     """The shortest retraining. Errors: whatever the architecture, the loss or the step raises."""
-    return train(replace(recipe, epochs=None, steps=1), problem.train, [run])
+    return train(replace(recipe, epochs=None, steps=1), in_memory(problem.train), [run])
 
 
 def require_same_function(problem: Problem, stepped: Trained) -> None:
@@ -89,7 +90,7 @@ def require_same_function(problem: Problem, stepped: Trained) -> None:
 
 def require_reproduced(problem: Problem, recipe: Recipe, run: Run) -> None:
     """Training by the recipe gives the weights of the problem, to a relative distance of 1e-3."""
-    trained = train(recipe, problem.train, [run])
+    trained = train(recipe, in_memory(problem.train), [run])
     given = {**problem.state, **problem.theta}
     distance, worst = _distance(trained, given)
     if distance <= TOLERANCE:
@@ -119,7 +120,7 @@ def _plain(run: Run) -> str:
 def _loss(problem: Problem, weights: Mapping[str, Tensor]) -> float:
     at = problem.at(weights)
     output = at.outputs(at.train, "training set")
-    value_n = at.loss.values(output, at.train.targets).double()
+    value_n = at.loss.values(output, in_memory(at.train).targets).double()
     v_n = torch.ones_like(value_n) if at.train.weights is None else at.train.weights
     return float((value_n * v_n).sum() / v_n.sum())
 
