@@ -30,9 +30,18 @@ test: .venv/test
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
-# Models of Hugging Face as they are, of random weights: nothing is downloaded but packages.
-test-models: .venv/models
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_models.py $(PYTEST)
+# Models of Hugging Face as they are, of random weights: nothing is downloaded but packages. In an
+# environment of their own: a torchvision of another build than torch, which the tests' has, breaks them.
+test-models: build/models/made
+	HF_HUB_OFFLINE=1 build/models/bin/python -m pytest -n auto tests/test_models.py $(PYTEST)
+
+build/models/made: constraints.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt torch || \
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt \
+	  --extra-index-url $(TORCH_INDEX) torch
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -e .[models]
+	touch $@
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -87,10 +96,6 @@ clean:
 
 .venv/test: .venv/run
 	$(PIP) install -q -c .venv/constraints.txt -e .[test]
-	touch $@
-
-.venv/models: .venv/test
-	$(PIP) install -q -c .venv/constraints.txt -e .[test,models]
 	touch $@
 
 .venv/lint: .venv/test
