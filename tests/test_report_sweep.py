@@ -24,7 +24,7 @@ from curvfluence.report.parts.style import Look
 from curvfluence.report.sweep.effects import effects
 from curvfluence.report.sweep.figures import lds
 from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
-from curvfluence.report.sweep.tables import BEST, TIED, heat, step_counts
+from curvfluence.report.sweep.tables import BEST, TIED, heat, overview, step_counts
 from curvfluence.report.sweep.verdict import verdict
 from curvfluence.store import records
 from curvfluence.study.results import Decomposition, DecompositionStep, Results, Step
@@ -553,3 +553,18 @@ def _other_code(root: Path) -> None:
         found = json.loads(file.read_text())
         found["made_by"]["code"] = "fedcba9876543210"
         file.write_text(json.dumps(found))
+
+
+def test_the_terminal_shows_axes_of_names(tmp_path: Path) -> None:
+    """An activation or a yes is a value of an axis as a number is."""
+    sweep = make_sweep(tmp_path / "x", OWN)
+    named_cells = tuple(
+        dataclasses.replace(study, cell={"activation": name, "bias": k > 1})
+        for k, (study, name) in enumerate(
+            zip(sweep.studies, ("gelu", "tanh", "gelu", "tanh"), strict=True)
+        )
+    )
+    table = overview(dataclasses.replace(sweep, studies=named_cells))
+    assert [row[:2] for row in table.rows] == [
+        ("gelu", "no"), ("tanh", "no"), ("gelu", "yes"), ("tanh", "yes"),
+    ]  # fmt: skip

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import curvfluence as cf
 from curvfluence.problem.source import data_of
 from curvfluence.problem.stream import Stream
+from curvfluence.problem.tree import leaves
 from tests.problems import mlp, seeded
 
 N, Q = 50, 6
@@ -102,10 +103,9 @@ class TestSources:
     def test_held_where_it_is_small(self, source: str, tmp_path: Path) -> None:
         data = data_of(SOURCES[source](tmp_path), "train")
         assert isinstance(data, cf.Examples)
-        x = data.inputs["input"] if isinstance(data.inputs, dict) else data.inputs
-        if isinstance(x, Tensor):
-            assert torch.equal(x, X[:N])
-        assert torch.equal(data.targets, Y[:N])  # type: ignore[arg-type]
+        (x,), (y,) = leaves(data.inputs), leaves(data.targets)
+        assert torch.equal(x, X[:N])
+        assert torch.equal(y, Y[:N])
 
 
 class TestStream:
@@ -152,10 +152,17 @@ class TestStream:
         cf.influence(made, curvature, damping=cf.Absolute(0.1))
         assert N <= data.read <= N + 16  # and a few that notes are found by
 
-    def test_what_is_remembered_is_not_read_again(self) -> None:
+    def test_what_is_remembered_is_not_read_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Gradients that a fit with the labels leaves are what scores read."""
+        monkeypatch.setattr("curvfluence.runtime.budget.HELD", 0)
         data = Counted()
         made = cf.Problem(model(), cf.CrossEntropy(), data, QUERIES, remember=2**20)
-        assert isinstance(made.train, cf.Examples)  # smaller than what may be remembered
+        assert isinstance(made.train, Stream)
+        curvature = cf.fit(made, cf.KFAC(cf.Empirical()))
+        cf.influence(made, curvature)  # with what notes are found by
+        data.read = 0
+        cf.influence(made, curvature)
+        assert data.read == 0
 
     def test_data_that_change_are_found(self) -> None:
         made, data = self.streamed()
@@ -186,11 +193,38 @@ class TestStream:
         assert torch.equal(picked.inputs, X[[13, 15]])  # type: ignore[arg-type]
 
     def test_the_random_state_is_left_as_found(self) -> None:
+        """Between chunks too, and by a pass that is given up and forgotten later."""
         made, _ = self.streamed()
         before = torch.get_rng_state()
-        for _ in made.train.chunks(8):
-            pass
+        passing = made.train.chunks(8)
+        next(passing)
         assert torch.equal(before, torch.get_rng_state())
+        drawn = torch.rand(3)
+        next(passing)
+        del passing
+        after = torch.rand(3)
+        torch.set_rng_state(before)
+        assert torch.equal(torch.rand(6), torch.cat([drawn, after]))
+
+    def test_a_map_that_is_copied_on_write_keeps_what_was_written(self, tmp_path: Path) -> None:
+        inputs, targets = memory_maps(tmp_path)
+        held = np.memmap(tmp_path / "x", inputs.dtype, "c", shape=inputs.shape)
+        held[3] = 7.0
+        data = data_of((held, targets), "train", hold=0)
+        assert isinstance(data, Stream)
+        for start, part in data.chunks(N):
+            assert start == 0
+            assert (leaves(part.inputs)[0][3] == 7).all()
+        assert (held[3] == 7).all()
+        assert np.array_equal(inputs, X[:N].numpy())
+
+    def test_workers_start_as_the_loader_says(self) -> None:
+        loader = DataLoader(
+            Started(), batch_size=10, num_workers=1, worker_init_fn=lambda _: Started.start()
+        )
+        data = data_of(loader, "train", hold=10**6)
+        assert isinstance(data, cf.Examples)
+        assert bool((leaves(data.targets)[0] == 1).all())
 
     def test_a_fingerprint_tells_data_apart(self) -> None:
         one, _ = self.streamed()
@@ -198,6 +232,28 @@ class TestStream:
         other.changed = 2
         assert problem(other).fingerprint != one.fingerprint
         assert problem(Counted()).fingerprint == one.fingerprint
+
+
+class Started(Dataset[Any]):
+    """Gives 1 where a worker was started as asked; read in this process too, for a few."""
+
+    begun = False
+
+    @classmethod
+    def start(cls) -> None:
+        cls.begun = True
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        at_home = torch.utils.data.get_worker_info() is None
+        return X[index], int(self.begun or at_home)
+
+
+class Doubling(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return ((2 * x, y) for x, y in super().__iter__())
 
 
 class Shifted(Dataset[Any]):
@@ -227,6 +283,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "has 50 items, and its batches hold 100 examples",
     ),
+    "batches that the loader changes": (
+        lambda: Doubling(Counted(), batch_size=5),
+        "Doubling makes other batches than its collate function does of its items",
+    ),
+    "complex targets": (
+        lambda: [(x, y * 1j) for x, y in zip(X[:N], Y[:N], strict=True)],
+        "targets must be real",
+    ),
     "not finite": (
         lambda: [(x / (k != 17), y) for k, (x, y) in enumerate(zip(X[:N], Y[:N], strict=True))],
         "input of example 17 is NaN or infinite",
@@ -247,6 +311,28 @@ class Listed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.items[index]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_example_far_on_is_named_by_its_number(streamed: bool) -> None:
+    """Whichever chunk it is in, and for a loss over positions by its example too."""
+    n, at = 9000, 8123
+    x, y = torch.zeros(n, 5), torch.zeros(n, dtype=torch.long)
+    y[at] = 9
+    remember = 0 if streamed else None
+    source = TensorDataset(x, y) if streamed else (x, y)
+    with pytest.raises(cf.errors.InputError, match=f"train: label 9 of example {at} is outside"):
+        cf.Problem(mlp(5, 4, 3), cf.CrossEntropy(), source, QUERIES, remember=remember)
+    ids, labels = torch.zeros(n, 4, dtype=torch.long), torch.zeros(n, 4, dtype=torch.long)
+    labels[:, 1] = -100
+    labels[at, 2] = 9
+    source = TensorDataset(ids, labels) if streamed else (ids, labels)
+    seeded()
+    net = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 3))
+    with pytest.raises(cf.errors.InputError, match=f"train: label 9 of example {at} is outside"):
+        cf.Problem(
+            net, cf.Positions(cf.CrossEntropy()), source, (ids[:2], labels[:2]), remember=remember
+        )
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,11 @@ import curvfluence as cf
 from curvfluence.problem.measurement import LossMeasurement
 from curvfluence.problem.source import data_of
 from curvfluence.problem.tree import Tree, batched, joined, leaves, paths_of, same, value_of
+from curvfluence.study.costs import forecasts
+from curvfluence.study.run import run_study
+from curvfluence.study.spec import StudySpec
 from curvfluence.truth import Recipe, Run, Subsets, measure, random_subsets, sgd, train
-from curvfluence.truth.paths import Path
+from curvfluence.truth.paths import Path as TrainingPath
 from tests.problems import seeded
 
 N, Q = 24, 5
@@ -291,7 +295,7 @@ class TestRetraining:
         runs = [Run(0, 1), Run(0, 1, 0), Run(3, 2, 1)]
         alone = Recipe(lambda: Packed(Net()), cf.CrossEntropy(), sgd(0.1), batch_size=8, epochs=3)
         wanted = train(alone, by_hand, runs, subsets)
-        for path in (Path.FUNCTIONAL, Path.PROCESSES):
+        for path in (TrainingPath.FUNCTIONAL, TrainingPath.PROCESSES):
             found = train(self.recipe(), examples, runs, subsets, path=path)
             for name, value in found.theta.items():
                 assert torch.allclose(value, wanted.theta[f"net.{name}"], atol=1e-5), (path, name)
@@ -311,6 +315,58 @@ class TestRetraining:
             assert torch.equal(value, wanted.theta[name])
         assert "calls" in recipe.describe()
         assert "calls" not in self.recipe().describe()
+
+
+OWN = """
+import torch
+from torch import nn
+import curvfluence as cf
+from curvfluence.study.costs import forecasts
+from curvfluence.study.run import run_study
+from curvfluence.study.spec import StudySpec
+from curvfluence.truth import Recipe, Run, sgd, train as train_all
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(4, 3), nn.Linear(5, 3)
+
+    def forward(self, numbers, kind):
+        return {"scores": self.head(torch.cat([numbers, self.embed(kind)], dim=-1))}
+
+
+def forward(model, x):
+    return model(x["a"], x["b"])
+
+
+generator = torch.Generator().manual_seed(0)
+x = {"a": torch.randn(30, 2, generator=generator),
+     "b": torch.randint(0, 4, (30,), generator=generator)}
+y = torch.randint(0, 3, (30,), generator=generator)
+train = cf.Examples({k: v[:24] for k, v in x.items()}, y[:24])
+queries = cf.Examples({k: v[24:] for k, v in x.items()}, y[24:])
+recipe = Recipe(Net, cf.CrossEntropy(), sgd(0.1), batch_size=8, epochs=2,
+                forward=forward, output="scores")
+trained = train_all(recipe, train, [Run(0, 0)])
+problem = cf.Problem(recipe.build(0), cf.CrossEntropy(), train, queries,
+                     weights=trained.weights(0), forward=forward, output="scores")
+"""
+
+
+def test_a_study_and_a_plan_of_ones_own(tmp_path: Path) -> None:
+    """A file whose model is called in its own way: wherever a problem is made of it again."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    assert forecasts(str(file), ("KFAC",), queries=None, dtype="float32")[0].seconds > 0
+    spec = StudySpec(
+        str(file), 6, models=2, orders=1, rungs=("GGN", "KFAC"), dampings=(0.01, 0.1),
+        replicates=200, bregman=False, hybrids=False, costs=False,
+    )  # fmt: skip
+    results = run_study(spec, tmp_path / "out", threads=1).results
+    assert [rung.name for rung in results.rungs] == ["GGN", "KFAC"]
+    assert results.display is not None
+    assert results.display.names == ("a 0", "a 1", "b")
 
 
 class TestTree:
@@ -402,8 +458,14 @@ class TestSaid:
     def test_padding_without_a_mask(self) -> None:
         ids = self.IDS.clone()
         ids[:7, -2:] = 0
-        said = r"7 examples are padded \(token 0\) and there is no attention_mask"
+        said = rf"7 of {N} examples end or begin in padding \(token 0\), and there is no"
         with pytest.warns(cf.errors.CurvfluenceWarning, match=said):
+            self.made(ids)
+
+    def test_padding_beyond_the_first_examples(self) -> None:
+        ids = self.IDS.clone()
+        ids[15, -1] = ids[15, 0] = 0
+        with pytest.warns(cf.errors.CurvfluenceWarning, match=f"^1 of {N} examples"):
             self.made(ids)
 
     def test_nothing_is_said_of_what_is_right(self) -> None:

@@ -79,6 +79,16 @@ def dtype(value: object, what: str) -> torch.dtype:
     return value
 
 
+class _View:
+    """The memory of an array that may not be written to, for torch, which warns of such a one and
+    can say no more. Nobody writes: what a model is run on are copies."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array  # keeps its memory, or the file that it lies in
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
 def tensor(value: object, what: str) -> Tensor:
     """A dense tensor with values: of a tensor, a NumPy array or numbers in lists."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
@@ -89,7 +99,7 @@ def tensor(value: object, what: str) -> Tensor:
         if isinstance(value, np.ndarray) and any(step < 0 for step in value.strides):
             value = np.ascontiguousarray(value)  # pyright: ignore[reportUnknownArgumentType]
         if isinstance(value, np.ndarray) and not value.flags.writeable:
-            value = value.copy()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            value = np.asarray(_View(value))  # pyright: ignore[reportUnknownArgumentType]
         found = torch.as_tensor(value)  # pyright: ignore[reportUnknownMemberType]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(

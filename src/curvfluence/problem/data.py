@@ -45,15 +45,9 @@ class Examples:
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
             object.__setattr__(self, name, batched(getattr(self, name), name))
-        require_lengths(self.inputs, self.targets)
-        for path, leaf in named_leaves(self.targets):
-            if leaf.is_complex():
-                raise InputError(f"{leaf_name('targets', path)} must be real; seen {leaf.dtype}")
+        require_sound(self.inputs, self.targets)
         if len(self.inputs) == 0:
             raise InputError("no examples: the set is empty")
-        for what, rows in (("input", self.inputs), ("target", self.targets)):
-            for path, leaf in named_leaves(rows):
-                require_finite(leaf, leaf_name(what, path))
         if self.weights is not None:
             object.__setattr__(self, "weights", weights_of(self.weights, len(self)))
 
@@ -188,6 +182,18 @@ def _ordinary(x: Tensor) -> Tensor:
 
 def leaf_name(what: str, path: str) -> str:
     return f"{what} {path}" if path else what
+
+
+def require_sound(inputs: Batched, targets: Batched, start: int = 0) -> None:
+    """Every leaf is of the same examples and finite, and targets are real; `start` is the number of
+    the first."""
+    require_lengths(inputs, targets)
+    for path, leaf in named_leaves(targets):
+        if leaf.is_complex():
+            raise InputError(f"{leaf_name('targets', path)} must be real; seen {leaf.dtype}")
+    for what, rows in (("input", inputs), ("target", targets)):
+        for path, leaf in named_leaves(rows):
+            require_finite(leaf, leaf_name(what, path), start)
 
 
 def require_lengths(inputs: Batched, targets: Batched) -> None:

@@ -19,6 +19,7 @@ from curvfluence.problem.losses import (
 )
 from curvfluence.problem.readers import LABELS
 from curvfluence.problem.structure import inside
+from curvfluence.runtime import generators
 
 COUPLED = ("sgd", "adagrad", "rmsprop")  # optimisers to whose gradient the decay is added
 WHOLE = ("ForSequenceClassification", "ForImageClassification", "ForVideoClassification",
@@ -44,7 +45,9 @@ def of_trainer(trainer: Any, queries: Any, loss: Loss | None) -> dict[str, Any]:
     train = trainer.get_eval_dataloader(trainer.train_dataset)  # in order, by its own collator
     if loss is None:
         _require_own_loss(trainer)
-        loss = _loss_of(inside(model), smoothing, next(iter(train)))
+        with generators.preserved():  # a loader draws a seed
+            batch = next(iter(train))
+        loss = _loss_of(inside(model), smoothing, batch)
     decay = float(getattr(args, "weight_decay", 0.0))
     optimiser = str(getattr(getattr(args, "optim", ""), "value", getattr(args, "optim", "")))
     decayed = set(trainer.get_decay_parameter_names(model)) if decay else set[str]()

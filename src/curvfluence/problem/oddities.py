@@ -68,8 +68,9 @@ def said_of_unread(structure: Structure, unread: tuple[str, ...]) -> str | None:
     )
 
 
-def said_of_padding(model: nn.Module, inputs: Batched) -> str | None:
-    """Token ids that end in padding, without a mask, for a model that says what its padding is."""
+def said_of_padding(model: nn.Module, inputs: Batched, n: int) -> str | None:
+    """Token ids that begin or end in padding, without a mask, for a model that says what its
+    padding is; `inputs` are those of some of the n training examples, or of all."""
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     if not isinstance(inputs, Tree) or not isinstance(pad, int):
         return None
@@ -77,12 +78,13 @@ def said_of_padding(model: nn.Module, inputs: Batched) -> str | None:
     ids = named.get("input_ids")
     if ids is None or not _whole(ids) or any("mask" in path for path in named):
         return None
-    padded = int((ids[:, -1] == pad).sum()) + int((ids[:, 0] == pad).sum())
+    padded = int(((ids[:, -1] == pad) | (ids[:, 0] == pad)).sum())
     if not padded:
         return None
+    of = n if len(ids) == n else f"the first {len(ids)}"
     return (
-        f"{padded} examples are padded (token {pad}) and there is no attention_mask: the model "
-        "reads the padding as text. Give the mask that the tokenizer makes"
+        f"{padded} of {of} examples end or begin in padding (token {pad}), and there is no "
+        "attention_mask: the model reads it as text. Give the mask that the tokenizer makes"
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence import kinds
-from curvfluence.errors import CurvfluenceWarning, InputError
+from curvfluence.errors import CurvfluenceWarning, InputError, counted_from
 from curvfluence.problem.checks import (
     device_of,
     measurement_of,
@@ -43,7 +43,7 @@ from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.snapshot import require_apart, snapshot
 from curvfluence.problem.source import Source, data_of
-from curvfluence.problem.stream import Data, Stream, shapes
+from curvfluence.problem.stream import Data, Stream, in_memory, shapes
 from curvfluence.problem.structure import Structure, inside, tensors
 from curvfluence.problem.training_mode import said_of_training
 from curvfluence.problem.tree import Batched, paths_of
@@ -237,14 +237,10 @@ class Problem:
         if examples is self.queries:
             require_targets(self.measurement, first.targets)
         for start, part in examples.chunks(CHECKED):
-            try:
+            with counted_from(start):
                 self.loss.check(count, part.targets)
                 if examples is self.queries:
                     self.measurement.check(count, part.targets)
-            except InputError as error:
-                if not start:
-                    raise
-                raise type(error)(f"from example {start} on: {error}") from error.__cause__
         output = self.forward(first.inputs.clone())
         self.loss.values(output, first.targets)
         if examples is self.queries:
@@ -275,22 +271,25 @@ class Problem:
         one, other = (data.take(slice(0, 1)) for data in (self.train, self.queries))
         return shapes((one.inputs, one.targets)) != shapes((other.inputs, other.targets))
 
+    def in_memory(self) -> Problem:
+        """The same problem with all of its examples held: itself where they are."""
+        if not isinstance(self.train, Stream) and not isinstance(self.queries, Stream):
+            return self
+        return self._with(train=in_memory(self.train), queries=in_memory(self.queries))
+
     @property
     def few(self) -> Examples:
         """The first training examples, in memory."""
-        return (
-            self.train.take(slice(0, FEW))
-            if len(self.train) > FEW
-            else self.train.take(slice(None))
-        )
+        return self.train.take(slice(0, FEW))
 
     @cached_property
     def _of_inputs(self) -> tuple[str, ...]:
-        """What is odd about the inputs, as far as one can see."""
+        """What is odd about the inputs, as far as one can see without another reading."""
+        held = self.few if isinstance(self.train, Stream) else self.train
         found = (
             said_of_shift(self.loss, self.few),
             said_of_unread(self.structure, self.unread),
-            said_of_padding(self.structure.modules, self.few.inputs),
+            said_of_padding(self.structure.modules, held.inputs, len(self.train)),
         )
         return tuple(text for text in found if text is not None)
 

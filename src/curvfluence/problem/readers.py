@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from mmap import mmap
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,14 +20,20 @@ from torch.utils.data import (
 from torch.utils.data import default_collate as collate_default
 
 from curvfluence.errors import InputError
-from curvfluence.problem.tree import Batched, batched, each, joined
+from curvfluence.problem.own_code import own_code
+from curvfluence.problem.tree import Batched, batched, each, joined, same
+from curvfluence.runtime import generators
 
 LABELS = "labels"  # what collators call the targets
 PIECE = 256  # items that are read at a time where the source does not say
 ROWS = 1024  # rows of a memory map
-MADV_DONTNEED = 4
+GIVE_BACK: int | None = getattr(mmap, "MADV_DONTNEED", None)  # not on every system
+
+# of a loader, beside its data set, batches, collate function and number of workers
+SETTINGS = ("worker_init_fn", "multiprocessing_context", "timeout")
 
 Pair = tuple[Batched, Batched]
+T = TypeVar("T")
 
 
 class Reader(ABC):
@@ -44,6 +50,18 @@ class Reader(ABC):
     @abstractmethod
     def take(self, numbers: Sequence[int]) -> Pair:
         """Some examples by number."""
+
+
+def reading(pieces: Iterator[T]) -> Iterator[T]:
+    """The same one after another: what reading each draws at random is undone before it is handed
+    on, and what the source raises is said to be its own."""
+    while True:
+        with generators.preserved(), own_code("reading the data"):
+            try:
+                piece = next(pieces)
+            except StopIteration:
+                return
+        yield piece
 
 
 @dataclass(frozen=True)
@@ -65,12 +83,13 @@ class _Batches:
 @dataclass(frozen=True, eq=False)
 class Items(Reader):
     """A map-style data set, put together into batches as its loader does it: `size` items by
-    `collate`, read by `workers` processes."""
+    `collate`, read by `workers` processes that are started as `settings` of a loader say."""
 
     dataset: Any
     collate: Callable[[list[Any]], Any] = collate_default
     size: int = PIECE
     workers: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -82,6 +101,7 @@ class Items(Reader):
             batch_sampler=cast("Any", batches),
             collate_fn=self.collate,
             num_workers=self.workers,
+            **self.settings,
         )
         skip = first % self.size
         for batch in loader:
@@ -100,7 +120,7 @@ class Slices(Reader):
 
     inputs: Batched
     targets: Batched
-    files: tuple[mmap, ...]
+    files: tuple[mmap.mmap, ...]
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -108,9 +128,9 @@ class Slices(Reader):
     def read(self, first: int) -> Iterator[Pair]:
         for start in range(first, len(self), ROWS):
             yield self._rows(slice(start, start + ROWS))
-            if hasattr(mmap, "madvise"):
+            if GIVE_BACK is not None:
                 for file in self.files:
-                    file.madvise(MADV_DONTNEED)
+                    file.madvise(GIVE_BACK)
 
     def take(self, numbers: Sequence[int]) -> Pair:
         return self._rows(torch.tensor(list(map(int, numbers))))
@@ -141,15 +161,39 @@ def reader_of(source: object) -> Reader | None:
         if isinstance(loader.dataset, IterableDataset):
             return None
         collate = cast("Callable[[Any], Any]", loader.collate_fn)
+        settings = {name: getattr(loader, name) for name in SETTINGS}
         if loader.batch_sampler is None:
-            return Items(loader.dataset, _Single(collate), workers=loader.num_workers)
-        size = int(cast("Any", loader.batch_sampler).batch_size)
-        return Items(loader.dataset, collate, size, loader.num_workers)
+            collate, size = _Single(collate), PIECE
+        else:
+            size = int(cast("Any", loader.batch_sampler).batch_size)
+        items = Items(loader.dataset, collate, size, loader.num_workers, settings)
+        if type(loader).__iter__ is not DataLoader.__iter__ and loader.batch_sampler is not None:
+            _require_plain(loader, items)
+        return items
     if isinstance(source, IterableDataset):
         return None
     if isinstance(source, Dataset) or _is_map_style(source):
         return Items(source)
     return None
+
+
+def _require_plain(loader: DataLoader[Any], items: Items) -> None:
+    """A loader with an iteration of its own gives the batches of its items all the same."""
+    given, read = (next(reading(pieces), None) for pieces in (_own(loader), items.read(0)))
+    if given is None or read is None:
+        return
+    for own, plain in zip(given, read, strict=True):
+        if not same(each(own, Tensor.cpu), plain):
+            raise InputError(
+                f"{type(loader).__name__} makes other batches than its collate function does of "
+                "its items, and other passes would not see what it does: do it in the data set or "
+                "in the collate function"
+            )
+
+
+def _own(loader: DataLoader[Any]) -> Iterator[Pair]:
+    for batch in loader:
+        yield _pair(batch)
 
 
 def _is_map_style(source: object) -> bool:

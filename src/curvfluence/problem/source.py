@@ -11,23 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from curvfluence.errors import InputError, counted_from
-from curvfluence.problem.data import (
-    Examples,
-    leaf_name,
-    require_finite,
-    require_lengths,
-    row_sums,
-)
+from curvfluence.errors import InputError
+from curvfluence.problem.data import Examples, require_lengths, require_sound, row_sums
 from curvfluence.problem.own_code import own_code
-from curvfluence.problem.readers import Pair, Reader, Slices, reader_of, split
+from curvfluence.problem.readers import Pair, Reader, Slices, reader_of, reading, split
 from curvfluence.problem.stream import AGAIN, Data, Stream, shapes
 from curvfluence.problem.tree import (
     Batched,
     batched,
     joined,
     leaves,
-    named_leaves,
     paths_of,
     same,
 )
@@ -77,31 +70,12 @@ def _mapped(source: object) -> Reader | None:
     if not maps:
         return None
     x, y = split(source, "expected (inputs, targets)")
-    inputs, targets = batched(_viewed(x), "inputs"), batched(_viewed(y), "targets")
+    inputs, targets = batched(x, "inputs"), batched(y, "targets")
     require_lengths(inputs, targets)
-    files = {id(part._mmap): part._mmap for part in maps}  # pyright: ignore[reportAttributeAccessIssue]
+    # "c" is copied on write: its pages may hold what is in no file
+    shared = [part for part in maps if getattr(part, "mode", "c") != "c"]
+    files = {id(part._mmap): part._mmap for part in shared}  # pyright: ignore[reportAttributeAccessIssue]
     return Slices(inputs, targets, tuple(file for file in files.values() if file is not None))
-
-
-class _View:
-    """The memory of an array for torch, which takes none that may not be written to. Nobody writes:
-    `Slices` copies the rows that it reads."""
-
-    def __init__(self, array: Any) -> None:
-        self.array = array  # keeps the file open
-        address = array.__array_interface__["data"][0]
-        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
-
-
-def _viewed(value: Any) -> Any:
-    """The same with arrays in files as they may be viewed."""
-    if isinstance(value, np.memmap):
-        return np.asarray(_View(value))  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(value, Mapping):
-        return {key: _viewed(part) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    if isinstance(value, tuple | list):
-        return type(value)(_viewed(part) for part in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return value
 
 
 def _flat(value: Any) -> Iterator[Any]:
@@ -131,12 +105,8 @@ class _FirstReading:
     high: list[Tensor] = field(default_factory=list[Tensor])
 
     def add(self, x: Batched, y: Batched) -> None:
-        require_lengths(x, y)
         self._require_form(x, y)
-        for what, rows in (("input", x), ("target", y)):
-            for path, leaf in named_leaves(rows):
-                with counted_from(self.count):
-                    require_finite(leaf, leaf_name(what, path))
+        require_sound(x, y, self.count)
         self.sums.append(row_sums(x, y).cpu())
         self.shapes.setdefault(shapes((x, y)), self.count)
         self.bytes += sum(leaf.nbytes for rows in (x, y) for leaf in leaves(rows))
@@ -176,17 +146,17 @@ class _FirstReading:
 def _read(reader: Reader, hold: int) -> Data:
     seen = _FirstReading(hold)
     last: Batched | None = None
+    for x, y in reading(reader.read(0)):
+        seen.add(x, y)
+        last = y
+    if last is None:
+        raise InputError("no examples: the set is empty")
+    if seen.count != len(reader):
+        raise InputError(
+            f"the source has {len(reader)} items, and its batches hold {seen.count} examples: "
+            "one of each, or scores would not line up with indices"
+        )
     with generators.preserved(), own_code("reading the data"):
-        for x, y in reader.read(0):
-            seen.add(x, y)
-            last = y
-        if last is None:
-            raise InputError("no examples: the set is empty")
-        if seen.count != len(reader):
-            raise InputError(
-                f"the source has {len(reader)} items, and its batches hold {seen.count} examples: "
-                "one of each, or scores would not line up with indices"
-            )
         data = _taken(reader, seen, last)
         _require_repeatable(reader, data)
     return data
@@ -213,6 +183,7 @@ def _leaves_of(reader: Reader) -> tuple[Tensor, ...]:
 
 def _require_repeatable(reader: Reader, data: Data) -> None:
     """A few examples are the same when they are read once more."""
+    torch.rand(1)  # or what is drawn at random would be drawn as it was
     n = len(data)
     for i in sorted({0, n // 3, n // 2, n - 1}):
         found = reader.take([i])
@@ -232,25 +203,24 @@ def _collected(loader: DataLoader[Any], hold: int) -> Examples:
     """A stream without length, which is read once more from its beginning."""
     seen = _FirstReading(hold)
     single = loader.batch_sampler is None
+    for pair in reading(_batches(loader, single)):
+        seen.add(*pair)
+        if seen.held is None:
+            raise InputError(
+                f"a stream (IterableDataset) has no examples to come back to, and after "
+                f"{seen.count} of them it is too large to be held ({seen.bytes:,} bytes) or of "
+                "more than one shape: give a map-style Dataset, with __len__ and __getitem__"
+            )
+    if not seen.held:
+        raise InputError("no examples: the set is empty")
+    xs, ys = zip(*seen.held, strict=True)
     with generators.preserved(), own_code("reading the data"):
-        for pair in _batches(loader, single):
-            seen.add(*pair)
-            if seen.held is None:
-                raise InputError(
-                    f"a stream (IterableDataset) has no examples to come back to, and after "
-                    f"{seen.count} of them it is too large to be held ({seen.bytes:,} bytes) or of "
-                    "more than one shape: give a map-style Dataset, with __len__ and __getitem__"
-                )
-        if not seen.held:
-            raise InputError("no examples: the set is empty")
-        xs, ys = zip(*seen.held, strict=True)
-        examples = Examples(joined(xs), joined(ys))
-        for pair in _batches(loader, single):
-            for what, again, rows in zip(("input", "target"), pair, (xs[0], ys[0]), strict=True):
-                if not same(again, rows):
-                    raise InputError(f"the {what} of item 0 {AGAIN}")
-            break
-    return examples
+        torch.rand(1)  # or what is drawn at random would be drawn alike
+        first = next(_batches(loader, single))
+    for what, again, rows in zip(("input", "target"), first, (xs[0], ys[0]), strict=True):
+        if not same(again, rows):
+            raise InputError(f"the {what} of item 0 {AGAIN}")
+    return Examples(joined(xs), joined(ys))
 
 
 def _batches(loader: DataLoader[Any], single: bool) -> Iterator[Pair]:

@@ -19,7 +19,7 @@ from curvfluence.problem.data import (
     weights_of,
 )
 from curvfluence.problem.own_code import own_code
-from curvfluence.problem.readers import Pair, Reader
+from curvfluence.problem.readers import Pair, Reader, reading
 from curvfluence.problem.tree import Batched, Tree, joined, leaves
 from curvfluence.runtime import generators
 from curvfluence.runtime.checksum import checksum
@@ -101,16 +101,15 @@ class Stream:
     def _pieces(self) -> Iterator[Pair]:
         """As the source gives them, each the same as at the first reading."""
         at = self.first
-        with generators.preserved(), own_code("reading the data"):
-            for x, y in self.reader.read(self.first):
-                found, wanted = row_sums(x, y).cpu(), self.sums[at : at + len(x)]
-                if len(found) > len(wanted):
-                    raise InputError(f"the source had {len(self.sums)} examples before, more now")
-                if not torch.equal(found, wanted):
-                    n = int((found != wanted).int().argmax())
-                    raise InputError(f"example {at + n} {AGAIN}")
-                yield x, y
-                at += len(x)
+        for x, y in reading(self.reader.read(self.first)):
+            found, wanted = row_sums(x, y).cpu(), self.sums[at : at + len(x)]
+            if len(found) > len(wanted):
+                raise InputError(f"the source had {len(self.sums)} examples before, more now")
+            if not torch.equal(found, wanted):
+                n = int((found != wanted).int().argmax())
+                raise InputError(f"example {at + n} {AGAIN}")
+            yield x, y
+            at += len(x)
         if at != len(self.sums):
             raise InputError(f"the source had {len(self.sums)} examples before, {at} now")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from curvfluence.errors import InputError
-from curvfluence.score.saved import SavedScores, numpy_file
+from curvfluence.score.saved import ALIKE, SavedScores, numpy_file
 from curvfluence.score.scores import Scores
 from curvfluence.store.records import read
 
@@ -39,21 +39,9 @@ def load_scores(path: str | Path) -> Scores:
             }
     return Scores(
         values=torch.from_numpy(values),
-        rung=said.rung,
         damping=said.damping,
-        lambdas=said.lambdas,
-        fisher=said.fisher,
-        measurement=said.measurement,
-        unit=said.unit,
-        lower_is_better=said.lower_is_better,
-        leverage=said.leverage,
-        coverage=said.coverage,
-        cost=said.cost,
-        notes=said.notes,
         blocks=blocks,
-        residuals=said.residuals,
-        train_ids=said.train_ids,
-        query_ids=said.query_ids,
+        **{name: getattr(said, name) for name in ALIKE},
     )
 
 

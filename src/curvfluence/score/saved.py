@@ -44,6 +44,13 @@ class SavedScores(Record, frozen=True):
     blocks: tuple[str, ...]
 
 
+# Fields that a file holds as `Scores` has them.
+ALIKE = (
+    "rung", "lambdas", "fisher", "measurement", "unit", "lower_is_better", "leverage", "coverage",
+    "cost", "notes", "residuals", "train_ids", "query_ids",
+)  # fmt: skip
+
+
 def save(record: SavedScores, values: Tensor, blocks: Mapping[str, Tensor], path: Path) -> None:
     """Write `values` [Q, N] to PATH (.npy), what they are of beside it (.json), and the share of
     each block where there are any (.blocks.npz). Nothing that is there is overwritten.

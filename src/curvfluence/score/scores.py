@@ -20,7 +20,7 @@ from curvfluence.problem.data import require_finite
 from curvfluence.runtime import budget
 from curvfluence.score.certificate import Certificate
 from curvfluence.score.cost import ScoreCost
-from curvfluence.score.saved import Id, SavedScores, save
+from curvfluence.score.saved import ALIKE, Id, SavedScores, save
 from curvfluence.score.table import Columns, long_table, write_table
 
 if TYPE_CHECKING:
@@ -250,21 +250,9 @@ class Scores:
             version=__version__,
             queries=len(self.values),
             train=self.values.shape[1],
-            rung=self.rung,
             damping=str(self.damping),
-            lambdas=self.lambdas,
-            fisher=self.fisher,
-            measurement=self.measurement,
-            unit=self.unit,
-            lower_is_better=self.lower_is_better,
-            leverage=self.leverage,
-            coverage=self.coverage,
-            cost=self.cost,
-            notes=self.notes,
-            residuals=self.residuals,
-            train_ids=self.train_ids,
-            query_ids=self.query_ids,
             blocks=tuple(self.blocks or ()),
+            **{name: getattr(self, name) for name in ALIKE},
         )
 
     def _repr_html_(self) -> str:

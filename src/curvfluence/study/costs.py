@@ -32,5 +32,7 @@ def forecasts(
         measurement=loaded.measurement,
         weight_decay=recipe.weight_decay,
         decoupled_decay=recipe.optimizer.decoupled,
+        forward=recipe.forward,
+        output=recipe.output,
     )
     return tuple(plan(problem, known[rung], queries=queries) for rung in chosen)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curvfluence import kinds
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, about
 from curvfluence.problem.losses.base import Loss
 
 ROUNDING = 1e-3  # by which probabilities may miss the sum of 1
@@ -67,9 +67,11 @@ def _require_labels(target: Tensor, n_outputs: int) -> None:
     outside = ((target < 0) | (target >= n_outputs)).nonzero().flatten()
     if len(outside):
         n = int(outside[0])
-        raise InputError(
-            f"label {int(target[n])} of example {n} is outside 0..{n_outputs - 1} "
-            f"({len(outside)} such labels); the model has {n_outputs} outputs"
+        raise about(
+            n,
+            InputError,
+            f"label {int(target[n])} of example {{n}} is outside 0..{n_outputs - 1} "
+            f"({len(outside)} such labels); the model has {n_outputs} outputs",
         )
 
 
@@ -78,10 +80,12 @@ def _require_distributions(target: Tensor) -> None:
     wrong = ((y_nk < 0).any(1) | ((y_nk.sum(1) - 1).abs() > ROUNDING)).nonzero().flatten()
     if len(wrong):
         n = int(wrong[0])
-        raise InputError(
-            f"the targets of example {n} are no distribution over the classes: they sum to "
+        raise about(
+            n,
+            InputError,
+            "the targets of example {n} are no distribution over the classes: they sum to "
             f"{float(y_nk[n].sum()):.6g}, the least is {float(y_nk[n].min()):.6g} ({len(wrong)} "
-            "such examples)"
+            "such examples)",
         )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, about
 from curvfluence.problem.losses.base import Loss
 
 
@@ -76,9 +76,11 @@ class BinaryCrossEntropy(Loss):
         rows = target.reshape(len(target), -1)
         outside = ((rows < 0) | (rows > 1)).any(-1).nonzero().flatten()
         if len(outside):
-            raise InputError(
-                f"BinaryCrossEntropy needs targets in [0, 1]; example {int(outside[0])} holds "
-                f"{rows[int(outside[0])].tolist()} ({len(outside)} such examples)"
+            raise about(
+                int(outside[0]),
+                InputError,
+                "BinaryCrossEntropy needs targets in [0, 1]; example {n} holds "
+                f"{rows[int(outside[0])].tolist()} ({len(outside)} such examples)",
             )
 
     def columns(self, n_outputs: int) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from curvfluence.errors import InputError, numbered
+from curvfluence.errors import InputError, about, numbered
 from curvfluence.problem.losses.base import Loss, Part, Wrapping
 
 Reduction = Literal["token_mean", "sum", "mean"]
@@ -132,15 +132,16 @@ class Positions(Wrapping):
         counted_nt = self.counted(target)
         empty = (counted_nt.sum(1) == 0).nonzero().flatten()
         if len(empty):
-            raise InputError(
-                f"example {int(empty[0])} has no counted position: all its targets are "
-                f"{self.ignore_index} ({len(empty)} such examples)"
+            raise about(
+                int(empty[0]),
+                InputError,
+                "example {n} has no counted position: all its targets are "
+                f"{self.ignore_index} ({len(empty)} such examples)",
             )
-        y, keep = self._targets(target, counted_nt.shape[1]), counted_nt.flatten()
-        try:
+        count = counted_nt.shape[1]
+        y, keep = self._targets(target, count), counted_nt.flatten().nonzero().flatten()
+        with numbered(lambda row: int(keep[row]) // count):
             self.loss.check(self.size, y[keep])
-        except InputError as error:
-            raise type(error)(f"at the counted positions, in order: {error}") from None
 
     def of_rows(self, output: Tensor, target: Tensor) -> tuple[Loss, Tensor, Tensor]:
         keep = self.counted(target).flatten()

@@ -27,7 +27,7 @@ def overview(sweep: Sweep) -> Table:
         steps = (results.eigenvalue_step(part.fisher) for part in parts)
         rows.append(
             (
-                *(f"{value:g}" for value in study.cell.values()),
+                *map(setting, study.cell.values()),
                 *(number(lds.get(name)) for name in _MAIN),
                 *(NONE if step is None else percent(step.share) for step in steps),
             )

@@ -57,6 +57,7 @@ def load_file(path: Path) -> StudyProblem:
     """
     file = execute(path)
     problem, recipe = _named(file, "problem", Problem), _named(file, "recipe", Recipe)
+    problem = problem.in_memory()  # which retraining needs
     run = _named(file, "run", Run, Run(0, 0), lambda run: run.subset is None)
     subsets = _named(file, "subsets", int, SUBSETS, lambda m: m >= 3)
     title = _named(file, "name", str, path.stem, lambda name: bool(name.strip()))
