@@ -273,7 +273,7 @@ class TestScores:
             "type2",
             "nats",
             "lower is better",
-            "Relative(value=0.1)",
+            "Relative(0.1)",
             "0.weight",
         ):
             assert said in text

@@ -15,6 +15,7 @@ from curvfluence._version import __version__
 
 if TYPE_CHECKING:
     from curvfluence import errors, fidelity, truth
+    from curvfluence.auditing.audit import audit
     from curvfluence.curvature import hessian, hybrids, inversion
     from curvfluence.curvature.block_ggn import BlockGGN
     from curvfluence.curvature.curvature import Curvature
@@ -94,6 +95,8 @@ _HOMES = {
     "Scores": "score.scores",
     "load_scores": "score.load",
     "plan": "forecast.make",
+    # what follows from it
+    "audit": "auditing.audit",
 }
 _NAMESPACES = {
     "hessian": "curvature.hessian",
@@ -144,6 +147,7 @@ __all__ = [
     "Scores",
     "load_scores",
     "plan",
+    "audit",
     "hessian",
     "hybrids",
     "inversion",

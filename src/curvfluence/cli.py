@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Generator
@@ -371,6 +372,140 @@ def questions(
     show_questions(found, folder, Console(width=None if sys.stdout.isatty() else WIDTH))
 
 
+RungName = Annotated[str, typer.Option(help="A rung: EKFAC, or EKFAC[mc(1)] with its Fisher type.")]
+DampingName = Annotated[
+    str, typer.Option(help="relative(0.1), times the mean eigenvalue, or a number such as 1e-3.")
+]
+
+
+@app.command()
+def attribute(
+    problem: Annotated[
+        str, typer.Argument(help="A Python file that defines `problem`, or a built-in problem.")
+    ],
+    query: Annotated[
+        list[int] | None, typer.Option(help="Number of a query; again for more. All unless given.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Examples at either end of a list.")] = 10,
+    rung: RungName = "EKFAC",
+    damping: DampingName = "relative(0.1)",
+    beside: Annotated[
+        str,
+        typer.Option(
+            help="A second rung to compare with; auto: the highest that is forecast to take half "
+            "a minute at most; none."
+        ),
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("explorer.html"),
+    table: Annotated[
+        Path | None, typer.Option(help="Write the lists as a table too: a new FILE.csv.")
+    ] = None,
+    threads: Threads = None,
+    no_progress: NoProgress = False,
+) -> None:
+    """Which training examples are behind an answer: a table here, and a page to look at them.
+
+    Of a file nothing is trained again; a built-in problem is trained once.
+    """
+    from curvfluence.curvature.named import damping_named, rung_named
+    from curvfluence.explore import answer, companion
+    from curvfluence.report.explorer import show_answers, write_explorer
+    from curvfluence.report.parts.page import require_own
+    from curvfluence.report.terminal import WIDTH
+    from curvfluence.study.problems.given import given
+
+    chosen, at = rung_named(rung), damping_named(damping)
+    second = None if beside in ("auto", "none") else rung_named(beside)
+    require_own(out)
+    _set_threads(threads)
+    plain = Console(width=None if sys.stdout.isatty() else WIDTH)
+    with _watching(no_progress) as watch, watch("load the problem", 3) as done:
+        asked = given(problem)
+        done(1)
+        why = ""
+        if beside == "auto":
+            second, why = companion(asked.problem, chosen)
+        found = answer(asked, query, rung=chosen, beside=second, damping=at, top=top)
+        done(2)
+        page = write_explorer(found, out, command=_command())
+    show_answers(found, plain)
+    if table is not None:
+        found.asked.with_ids(queries=found.queries).to_csv(table, top)
+        plain.print(f"[bold]Table[/]  {table}", highlight=False, soft_wrap=True)
+    if why:
+        plain.print(Text(f"beside: {second.name if second else 'nothing'}, {why}", style="dim"))
+    plain.print(f"[bold]Page[/]  {page.path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def audit(
+    problem: Annotated[
+        str, typer.Argument(help="A Python file that defines `problem`, or a built-in problem.")
+    ],
+    rung: RungName = "EKFAC",
+    damping: DampingName = "relative(0.1)",
+    neighbours: Annotated[int, typer.Option(help="That an example is compared with.")] = 20,
+    examined: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples whose neighbours are looked for; all of 5,000 or fewer, else 2,000."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("audit.html"),
+    json: Annotated[Path | None, typer.Option(help="Write every number: FILE.json.")] = None,
+    threads: Threads = None,
+    no_progress: NoProgress = False,
+) -> None:
+    """Which labels look wrong, which examples harm, which are there twice; beside plain loss."""
+    from curvfluence.auditing import audit as run_audit
+    from curvfluence.auditing.record import record_of
+    from curvfluence.curvature.named import damping_named, rung_named
+    from curvfluence.report.audit import show_audit, write_audit
+    from curvfluence.report.parts.page import require_own
+    from curvfluence.report.terminal import WIDTH
+    from curvfluence.store.records import write
+    from curvfluence.study.problems.given import given
+
+    chosen, at = rung_named(rung), damping_named(damping)
+    require_own(out)
+    if json is not None:
+        _require_folder(json, "--json")
+    _set_threads(threads)
+    with _watching(no_progress) as watch, watch("audit", 3) as done:
+        asked = given(problem)
+        done(1)
+        found = run_audit(
+            asked.problem,
+            chosen,
+            damping=at,
+            k=neighbours,
+            examined=examined,
+            flipped=asked.flipped,
+        )
+        done(2)
+        page = write_audit(found, asked, out, command=_command())
+    plain = Console(width=None if sys.stdout.isatty() else WIDTH)
+    show_audit(found, asked, plain)
+    if json is not None:
+        write(json, record_of(found, problem))
+        plain.print(f"[bold]Numbers[/]  {json}", highlight=False, soft_wrap=True)
+    plain.print(f"[bold]Page[/]  {page.path}", highlight=False, soft_wrap=True)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        from curvfluence import kinds
+
+        torch.set_num_threads(kinds.count(threads, "threads"))
+
+
+def _command() -> str:
+    """As it was typed."""
+    return shlex.join(["curvfluence", *sys.argv[1:]])
+
+
 @app.command()
 def plan(
     problem: ProblemName,
@@ -422,9 +557,9 @@ def report(
         plain.print(f"[bold]Report[/]  {write_again(folder)}", highlight=False, soft_wrap=True)
 
 
-def _require_folder(docs: Path) -> None:
-    if not docs.parent.is_dir():
-        raise InputError(f"{docs.parent} is no folder: --docs names a file in one that exists")
+def _require_folder(file: Path, option: str = "--docs") -> None:
+    if not file.parent.is_dir():
+        raise InputError(f"{file.parent} is no folder: {option} names a file in one that exists")
 
 
 @app.command()

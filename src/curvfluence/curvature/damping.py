@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
@@ -54,6 +54,11 @@ class Damping(ABC):
     def note(self, curvature: Damped) -> str | None:
         """What a result must say of λ."""
         return None
+
+    def __str__(self) -> str:
+        """As a user writes it."""
+        values = (f"{getattr(self, field.name)!r}" for field in fields(self))  # pyright: ignore[reportArgumentType]
+        return f"{type(self).__name__}({', '.join(values)})"
 
 
 @dataclass(frozen=True)

@@ -340,6 +340,25 @@ class Problem:
         theta, state = snapshot(self.structure, self.parameters, held, given)
         return self._with(theta=theta, state=state)
 
+    def asking(self, queries: Sequence[int]) -> Problem:
+        """The same problem with some of its queries, by their numbers, in that order."""
+        rows = kinds.counts(queries, "queries")
+        for row in rows:
+            if row >= len(self.queries):
+                raise InputError(
+                    f"there are {len(self.queries)} queries, 0 to {len(self.queries) - 1}; seen "
+                    f"{row}"
+                )
+        if not rows:
+            raise InputError("asking() needs a query or more; seen none")
+        return self._with(queries=self.queries.take(torch.tensor(rows, device=self.device)))
+
+    def about(self, queries: Examples, measurement: Measurement) -> Problem:
+        """The same problem with examples of it as queries, under another measurement."""
+        return self._with(
+            queries=Examples(queries.inputs, queries.targets), measurement=measurement
+        )
+
     def _with(self, **changes: object) -> Problem:
         """The same problem with some fields changed; what follows from them is found anew."""
         other = object.__new__(Problem)

@@ -31,6 +31,7 @@ AGAIN = (
 )
 
 
+LABELS = 4096  # examples whose labels are read at a time
 TRIED = 8  # shapes that a model is tried on
 
 
@@ -177,6 +178,17 @@ Data: TypeAlias = "Examples | Stream"
 def in_memory(data: Data) -> Examples:
     """All of it, held: what retraining needs."""
     return data if isinstance(data, Examples) else data.take(slice(None))
+
+
+def labels_of(data: Data) -> Tensor | None:
+    """The targets where they are one class of each example, [N] on the CPU; of what is not in
+    memory by one reading."""
+    if isinstance(data, Examples):
+        return None if data.labels is None else data.labels.cpu()
+    if data.take(slice(0, 1)).labels is None:
+        return None
+    found = [labels for _, part in data.chunks(LABELS) if (labels := part.labels) is not None]
+    return torch.cat(found).cpu()
 
 
 def shapes(pair: Pair) -> tuple[torch.Size, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.operators.operator import Against
@@ -15,6 +18,7 @@ from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.passes import rows_in_chunks
+from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched
@@ -30,13 +34,15 @@ def token_influence(
     *,
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
     strict: bool = False,
+    examples: Sequence[int] | None = None,
 ) -> Tensor:
     """(1/N) g_qᵀ (C + diag(w) + λI)⁻¹ ∇(c_n ℓ_nt), [Q, N, T]: the share of target t of example n.
 
     ℓ_n = c_n Σ_t ℓ_nt, so they add up over t to `influence(...).values`: what leaving the loss of
     one position out would change, with its token still in the context. A position that does not
     count has 0, and so have those behind the last of a shorter example, where lengths differ. On
-    the CPU. Cost: T backward passes over the training set in place of one.
+    the CPU. `examples` names some training examples, of which alone it is then, [Q, len, T]. Cost:
+    T backward passes over them in place of one.
 
     Errors: `InputError` for a loss that is not `Positions`.
     """
@@ -51,10 +57,21 @@ def token_influence(
     g_q = query_gradients(problem, layout)
     x_q = curvature.solve_rows(g_q, chosen, against=Against(n * count))
     columns = Columns(_each_position, count, "training set")
-    rows_of = rows_in_chunks(problem, layout, problem.train, columns)
+    asked = problem.train if examples is None else _some(problem, examples)
+    rows_of = rows_in_chunks(problem, layout, asked, columns)
     parts = [x_q.inner(g_nt).cpu() for _, g_nt in rows_of]
     longest = max(part.shape[2] for part in parts)
     return torch.cat([pad(part, (0, longest - part.shape[2])) for part in parts], dim=1) / n
+
+
+def _some(problem: Problem, examples: Sequence[int]) -> Examples:
+    rows = kinds.counts(examples, "examples")
+    if not rows or max(rows) >= len(problem.train):
+        raise InputError(
+            f"examples are numbers of training examples, one or more of 0 to "
+            f"{len(problem.train) - 1}; seen {rows}"
+        )
+    return problem.train.take(torch.tensor(rows, device=problem.device))
 
 
 def _each_position(loss: Loss, output: Tensor, target: Batched) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import pairwise
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
-from curvfluence.report.parts.figure import Drawn, Figure, level, render
+from curvfluence.report.parts.figure import Figure, level, render
 from curvfluence.report.parts.style import css_variables, looks, variable
 from curvfluence.report.parts.table import Table
 from curvfluence.study.results import Results
@@ -101,20 +101,40 @@ def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -
 
     Errors: `InputError`, with nothing written, where `path` is anybody else's or cannot be written.
     """
+    require_own(path)
+    sections = [section for section in page.sections if section.shown]
+    rows = [level(row) for section in sections for row in section.rows]
+    drawn = [render(f) for f in (page.picture, *(f for row in rows for f in row))]
+    inline = {one.figure.name: one.inline for one in drawn}
+    values = {"page": page, "sections": sections, "drawn": inline, **page.more}
+    text = _render(page.template, values)
+    try:
+        if figures:
+            (path.parent / FIGURES).mkdir(parents=True, exist_ok=True)
+            for figure in drawn:
+                figure.save(path.parent / FIGURES)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
+    return _written(text, path, start)
+
+
+def write_plain(template: str, values: Mapping[str, Any], path: Path, *, start: float) -> Report:
+    """Write a page without figures, from a template and its values. Errors: as `write_page`."""
+    require_own(path)
+    return _written(_render(template, values), path, start)
+
+
+def require_own(path: Path) -> None:
+    """Errors: `InputError` where something that is no page of ours stands at `path`."""
     if path.is_dir() or (path.is_file() and MARK not in path.read_text(errors="replace")[:200]):
         raise InputError(
             f"{path} exists and is no page of curvfluence: move it, or name another file"
         )
-    sections = [section for section in page.sections if section.shown]
-    rows = [level(row) for section in sections for row in section.rows]
-    drawn = [render(f) for f in (page.picture, *(f for row in rows for f in row))]
-    text = _render(page, sections, drawn)
+
+
+def _written(text: str, path: Path, start: float) -> Report:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if figures:
-            (path.parent / FIGURES).mkdir(exist_ok=True)
-            for figure in drawn:
-                figure.save(path.parent / FIGURES)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -123,7 +143,7 @@ def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -
     return Report(path, time.perf_counter() - start, path.stat().st_size)
 
 
-def _render(page: Page, sections: Sequence[Section], drawn: Sequence[Drawn]) -> str:
+def _render(template: str, values: Mapping[str, Any]) -> str:
     """The template with the styles that all pages share. Values are escaped."""
     environment = Environment(
         loader=PackageLoader("curvfluence.report", "web"),
@@ -133,16 +153,13 @@ def _render(page: Page, sections: Sequence[Section], drawn: Sequence[Drawn]) -> 
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     light, dark = css_variables()
-    return environment.get_template(page.template).render(
-        page=page,
-        sections=sections,
-        drawn={one.figure.name: one.inline for one in drawn},
+    return environment.get_template(template).render(
         mark=Markup(MARK),
         version=__version__,
         css=source("report.css"),
         light=Markup(light),
         dark=Markup(dark),
-        **page.more,
+        **values,
     )
 
 

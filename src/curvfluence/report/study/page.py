@@ -82,6 +82,7 @@ def _page(study: Study) -> Page:
             "model": "the model under study"
             if results.own_model == 0
             else "the first influence model",
+            "parts_script": source("parts.js"),
             "script": source("explorer.js"),
         },
     )

@@ -1,14 +1,6 @@
 "use strict";
 (() => {
-  const copy = document.getElementById("copy");
-  if (copy && navigator.clipboard) {
-    copy.hidden = false;
-    copy.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(document.getElementById("command").textContent);
-      copy.textContent = "Copied";
-    });
-  }
-
+  const { make, shown, fixed, raised, option } = parts;
   const source = document.getElementById("explorer-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
@@ -16,29 +8,6 @@
   const slot = new Map(data.train.map((n, k) => [n, k]));
   const wrong = new Map(Object.entries(data.wrong));
   const pickers = [$("rung-0"), $("rung-1")];
-
-  const make = (tag, name = "", text = "") => {
-    const element = document.createElement(tag);
-    if (name) element.className = name;
-    if (text !== "") element.textContent = text;
-    return element;
-  };
-
-  // Numbers with a true minus sign and the digits they were given.
-  const shown = (value, signed = false) => {
-    const size = Math.abs(value);
-    const text = size !== 0 && (size < 1e-3 || size >= 1e5)
-      ? size.toExponential(1).replace("e", "·10^").replace("^+", "^")
-      : String(Number(size.toPrecision(3)));
-    const sign = value < 0 ? "−" : signed && value > 0 ? "+" : "";
-    return sign + text.replace(/\^(-?\d+)/, (_, power) => raised(power));
-  };
-
-  const fixed = (value) => {
-    const size = Math.abs(value);
-    const text = size.toFixed(size < 9.995 ? 2 : size < 99.95 ? 1 : 0);
-    return (value < 0 ? "−" : value > 0 ? "+" : "") + text;
-  };
 
   const named = (target) => {
     if (target === undefined || target === null) return "";
@@ -156,8 +125,6 @@
     return largest > 0 ? 3 * Math.floor(Math.log10(largest) / 3 + 1e-9) : 0;
   };
 
-  const raised = (power) => [...String(power)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
-
   const unitOf = (rung, power) => {
     const scale = power ? `10${raised(power)}` : "";
     const words = [scale, rung.units ? data.unit : ""].filter(Boolean).join(" ");
@@ -235,12 +202,6 @@
     const options = $("query").options;
     $("previous").disabled = $("query").selectedIndex === 0;
     $("next").disabled = $("query").selectedIndex === options.length - 1;
-  };
-
-  const option = (value, text) => {
-    const element = make("option", "", text);
-    element.value = value;
-    return element;
   };
 
   const groups = { "The model is wrong": [], "The model is right": [], "": [] };

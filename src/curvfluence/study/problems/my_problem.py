@@ -7,6 +7,8 @@ how it was trained, so that the study can train it again without some of the dat
 really changes. Before any work it trains once by the recipe and checks that it gets your weights.
 """
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
@@ -16,7 +18,8 @@ import curvfluence as cf
 # The data: 569 tumours with 30 measurements each, malignant (0) or benign (1). Yours can be any
 # tensors of inputs and targets. What is learnt from data, here mean and spread, comes from the
 # training rows alone.
-features, labels = load_breast_cancer(return_X_y=True)
+data: Any = load_breast_cancer()
+features, labels = data.data, data.target
 x, y = torch.as_tensor(features, dtype=torch.float32), torch.as_tensor(labels)
 order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
 training, held_out = order[:455], order[455:]
@@ -60,3 +63,13 @@ problem = cf.Problem(
 # Optional: a title, and how many random subsets to retrain on.
 name = "Breast cancer, a small net"
 subsets = 40
+
+
+# Optional: what a person sees of an example, on the pages of `curvfluence attribute` and `audit`. A
+# mapping of features; or a text, a list of tokens, an image (an array [h, w] or [h, w, 3]).
+class_names = list(data.target_names)
+
+
+def show(inputs: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
+    values = (inputs * spread + mean).tolist()
+    return dict(zip(data.feature_names, values, strict=True))

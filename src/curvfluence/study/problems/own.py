@@ -56,12 +56,12 @@ def load_file(path: Path) -> StudyProblem:
     training examples.
     """
     file = execute(path)
-    problem, recipe = _named(file, "problem", Problem), _named(file, "recipe", Recipe)
+    problem, recipe = named(file, "problem", Problem), named(file, "recipe", Recipe)
     problem = problem.in_memory()  # which retraining needs
-    run = _named(file, "run", Run, Run(0, 0), lambda run: run.subset is None)
-    subsets = _named(file, "subsets", int, SUBSETS, lambda m: m >= 3)
-    title = _named(file, "name", str, path.stem, lambda name: bool(name.strip()))
-    display = _named(file, "display", Display, default_display(title, problem))
+    run = named(file, "run", Run, Run(0, 0), lambda run: run.subset is None)
+    subsets = named(file, "subsets", int, SUBSETS, lambda m: m >= 3)
+    title = named(file, "name", str, path.stem, lambda name: bool(name.strip()))
+    display = named(file, "display", Display, default_display(title, problem))
     with _checking(file, "recipe", "cannot build its model"):
         recipe.build(run.init_seed)
     with _checking(file, "problem", "does not go with `recipe`"):
@@ -88,7 +88,7 @@ def load_file(path: Path) -> StudyProblem:
         )
 
 
-def _named(
+def named(
     file: Executed,
     name: str,
     kind: type[T],

@@ -1,0 +1,1 @@
+"""Examples as a person sees them: pictures, words, text, rows of features."""

@@ -1,0 +1,87 @@
+"""Examples as the page's scripts take them."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from curvfluence.problem.tree import Batched, Tree, leaves, paths_of
+from curvfluence.report.examples.seen import Features, Picture, Seen, Text, Words
+from curvfluence.report.examples.shown import is_label, numbers_of
+
+PIXELS = 64  # longest side of a picture on a page
+LONG = 600  # tokens of a text on a page
+
+
+def cards(seen: Sequence[Seen]) -> list[dict[str, Any]]:
+    """What a script draws, for each example."""
+    return [_card(one) for one in seen]
+
+
+def _card(seen: Seen) -> dict[str, Any]:
+    if isinstance(seen, Picture):
+        height, width = seen.pixels.shape[:2]
+        return {"image": uri(seen.pixels), "width": width, "height": height}
+    if isinstance(seen, Words):
+        more = len(seen.words) - LONG
+        return {"words": list(seen.words[:LONG]), **({"more": more} if more > 0 else {})}
+    if isinstance(seen, Text):
+        return {"text": seen.text}
+    return {"row": [[name, _short(value)] for name, value in seen.values]}
+
+
+def scales(seen: Sequence[Seen]) -> dict[str, list[float]]:
+    """Mean and standard deviation of each feature over those that are shown, by its name."""
+    mean, std = numbers_of([one for one in seen if isinstance(one, Features)])
+    return {name: [_rounded(mean[name]), _rounded(std[name])] for name in mean}
+
+
+def uri(pixels: NDArray[np.uint8]) -> str:
+    """A small PNG in a data URI."""
+    image = Image.fromarray(pixels)
+    longest = max(image.size)
+    if longest > PIXELS:
+        width, height = (max(1, round(side * PIXELS / longest)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BOX)
+    out = BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
+
+
+def label(target: Batched, unit: tuple[float, float] = (0.0, 1.0)) -> Any:
+    """A class as its number; numbers as numbers, y in its own unit offset + scale · y; what has
+    many parts as None."""
+    if is_label(target):
+        assert isinstance(target, Tensor)
+        return int(target)
+    values = [
+        float(value) for leaf in leaves(target) if leaf.is_floating_point() for value in _few(leaf)
+    ]
+    if not values or len(values) > 12:
+        return None
+    if isinstance(target, Tree):
+        return [
+            f"{path} {value:.4g}" for path, value in zip(paths_of(target), values, strict=False)
+        ]
+    return [_rounded(unit[0] + unit[1] * value, 4) for value in values]
+
+
+def _few(leaf: Tensor) -> list[float]:
+    return leaf.double().flatten()[:13].tolist()
+
+
+def _short(value: float | str) -> float | str:
+    if isinstance(value, str):
+        return value if len(value) <= 80 else f"{value[:80]} …"
+    return _rounded(value)
+
+
+def _rounded(value: float, digits: int = 3) -> float:
+    return float(f"{value:.{digits}g}")

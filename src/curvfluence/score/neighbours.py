@@ -1,0 +1,112 @@
+"""The training examples that a training example has most in common with, as the model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence import kinds
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Damping, Relative
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.rung import Rung
+from curvfluence.errors import InputError
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.gradients import gradient_rows, query_gradients
+from curvfluence.problem.measurement import LossMeasurement
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import budget, precision
+from curvfluence.score.best_damping import require_named
+from curvfluence.score.fitted import fitted
+from curvfluence.score.self_influence import self_influence
+
+BLOCK = 1024  # examples whose neighbours are looked for at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """For each of `examples` [E] its k neighbours, nearest first: `indices` [E, k] and `cosines`
+    [E, k], positive where a neighbour pulls the weights the same way, negative where it pulls
+    against."""
+
+    examples: Tensor
+    indices: Tensor
+    cosines: Tensor
+
+    @property
+    def disagreement(self) -> Tensor:
+        """−Σ cos / Σ |cos| over the neighbours, [E]: 1 where all of them pull against, −1 where all
+        pull along; 0 without any."""
+        size = self.cosines.abs().sum(1)
+        return torch.where(size > 0, -self.cosines.sum(1) / size, 0.0)
+
+
+@precision.full()
+def neighbours(
+    problem: Problem,
+    rung: Rung | Curvature,
+    examples: Tensor,
+    *,
+    damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
+    k: int = 20,
+    itself: Tensor | None = None,
+) -> Neighbours:
+    """cos(e, n) = g_eᵀ A g_n / √(g_eᵀ A g_e · g_nᵀ A g_n), A = (C + diag(w) + λI)⁻¹: the k training
+    examples n ≠ e of the largest |cos|.
+
+    Influence itself is no measure of likeness: its largest values go to the examples of the largest
+    gradients, whatever they are about (Barshan et al. 2020 divide by one of the two norms).
+    Examples without a gradient, or of weight 0, have cosines of 0. `itself` [N] is `self_influence`
+    where that is known. Cost: a solve and 2 N P operations for each of E; E × k numbers are kept.
+    Errors: as `self_influence`.
+    """
+    curvature = fitted(problem, rung, damping, strict=False)
+    chosen = require_named(curvature, damping, "BestOf chooses by queries", "neighbours")
+    n = len(problem.train)
+    k = min(kinds.count(k, "k"), n - 1)
+    if k < 1:
+        raise InputError("a single training example has no neighbours")
+    if itself is None:
+        itself = self_influence(problem, curvature, damping=damping)
+    v_n = None if problem.train.weights is None else problem.train.weights.double().cpu()
+    norm = (itself.double() * n).clamp_min(0)  # g_nᵀ A g_n v_n², see `self_influence`
+    norm = (norm if v_n is None else norm * v_n).sqrt()
+    layout = discover(problem)
+    loss = LossMeasurement(problem.loss)
+    step = max(1, min(BLOCK, budget.SOLVED // curvature.parameters.count))
+    parts: list[tuple[Tensor, Tensor]] = []
+    for rows in examples.split(step):
+        asked = problem.train.take(rows.to(problem.device))
+        g_e = query_gradients(problem.about(asked, loss), layout)
+        x_e = curvature.solve_rows(g_e, chosen, against=Against(n))
+        own = norm[rows] if v_n is None else norm[rows] / v_n[rows].clamp_min(1e-300)
+        best = _Best(rows, k)
+        for start, g_n in gradient_rows(problem, layout):
+            tile = x_e.inner(g_n)[..., 0].cpu().double()
+            other = norm[start : start + tile.shape[1]]
+            scale = own[:, None] * other
+            best.add(start, torch.where(scale > 0, tile / scale, 0.0))
+        parts.append((best.indices, best.values))
+    indices, cosines = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Neighbours(examples, indices, cosines)
+
+
+class _Best:
+    """The k largest in size so far, of tiles of columns."""
+
+    def __init__(self, rows: Tensor, k: int) -> None:
+        self.rows, self.k = rows, k
+        self.indices = torch.empty(len(rows), 0, dtype=torch.long)
+        self.values = torch.empty(len(rows), 0, dtype=torch.float64)
+
+    def add(self, start: int, tile: Tensor) -> None:
+        columns = torch.arange(start, start + tile.shape[1])
+        own = columns == self.rows[:, None]
+        numbers = torch.cat([self.indices, columns.expand(len(self.rows), -1)], 1)
+        values = torch.cat([self.values, tile], 1)
+        gone = torch.cat([torch.zeros_like(self.indices, dtype=torch.bool), own], 1)
+        best = values.abs().masked_fill(gone, -1.0).topk(min(self.k + 1, values.shape[1]), 1)
+        kept = best.indices[:, : self.k]
+        self.indices, self.values = numbers.gather(1, kept), values.gather(1, kept)

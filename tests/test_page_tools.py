@@ -1,0 +1,254 @@
+"""The pages that a person works on, of answers and of an audit, in a real browser, offline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from playwright.sync_api import Browser
+from playwright.sync_api import Page as Tab
+from torch import nn
+
+import curvfluence as cf
+from curvfluence.explore import Answers, answer
+from curvfluence.report.audit import write_audit
+from curvfluence.report.explorer import write_explorer
+from curvfluence.study.problems.given import Given, given
+from tests.problems import chain_problem
+from tests.test_report_browser import (
+    ALONE,
+    CONTRAST,
+    SCHEMES,
+    WIDE,
+    WIDTHS,
+    Opened,
+    browser,  # noqa: F401 - a fixture
+    require_outline,
+    show,
+)
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page_tools")]
+NAMES = ("images", "rows", "words", "audit", "audit-rows")
+
+
+def words() -> Given:
+    """A language model of letters, whose examples are lists of tokens."""
+    torch.manual_seed(0)
+    text = "the quick brown fox jumps over the lazy dog and runs away from all of it "
+    ids = torch.tensor([[ord(c) - 32 for c in text[k : k + 12]] for k in range(40)])
+    net = nn.Sequential(nn.Embedding(96, 6), nn.Linear(6, 96))
+    problem = cf.Problem(net, cf.CausalLM(), (ids[:34], ids[:34]), (ids[34:], ids[34:]))
+
+    def letters(inputs: torch.Tensor, target: torch.Tensor) -> list[str]:
+        return [chr(32 + int(c)) for c in inputs]
+
+    return Given("words", "Letters", problem, show=letters)
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, Answers]:
+    chain = Given("chain", "A chain of three layers", chain_problem())
+    noisy = given("digits-noisy")
+    return {
+        "images": answer(noisy, range(0, 180, 9), rung=cf.EKFAC(), beside=cf.KFAC()),
+        "rows": answer(chain, rung=cf.EKFAC(), beside=cf.GGN(), top=5),
+        "words": answer(words(), rung=cf.EKFAC(), top=4),
+    }
+
+
+@pytest.fixture(scope="module")
+def pages(answers: dict[str, Answers], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pages")
+    made = {
+        name: write_explorer(found, root / f"{name}.html", command=f"curvfluence attribute {name}")
+        for name, found in answers.items()
+    }
+    noisy = answers["images"].given
+    audit = cf.audit(noisy.problem, cf.KFAC(), flipped=noisy.flipped)
+    made["audit"] = write_audit(audit, noisy, root / "audit.html", command="curvfluence audit x")
+    x = torch.arange(30.0).reshape(10, 3)
+    x[7], x[9] = x[2], x[2]
+    y = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 0])
+    few = cf.Problem(nn.Sequential(nn.Linear(3, 2)), cf.CrossEntropy(), (x, y), (x[:2] + 50, y[:2]))
+    rows = Given("few", "Few rows", few)
+    made["audit-rows"] = write_audit(cf.audit(few, cf.KFAC(), k=3), rows, root / "few.html")
+    return {name: report.path for name, report in made.items()}
+
+
+@pytest.fixture(scope="module")
+def tabs(browser: Browser, pages: dict[str, Path]) -> Callable[[str], Opened]:  # noqa: F811
+    return cache(lambda name: show(browser, pages[name]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_opens_offline_and_is_legible(
+    tabs: Callable[[str], Opened], pages: dict[str, Path], name: str, scheme: Any, width: int
+) -> None:
+    opened = tabs(name)
+    tab = opened.tab
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.emulate_media(color_scheme=scheme)
+    assert opened.said == []
+    asked = [url for url in opened.asked if not url.startswith("data:")]
+    assert asked == [pages[name].as_uri()]
+    for state in ("false", "true"):
+        tab.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {state})")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate(WIDE) == []
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) > 384) == (scheme == "light")
+    for selector in ("h1", ".lead p", "#status", ".small"):
+        assert tab.evaluate(CONTRAST, [selector, "body"]) >= 4.5, selector
+    require_outline(tab)
+    assert tab.evaluate(ALONE) == []
+
+
+def listed(tab: Tab, end: int) -> list[int]:
+    items = tab.locator(f"#answer-{end} li[data-example]")
+    return [int(n) for n in items.evaluate_all("all => all.map(e => e.dataset.example)")]
+
+
+def test_answers_are_those_of_the_scores(
+    tabs: Callable[[str], Opened], answers: dict[str, Answers]
+) -> None:
+    tab, found = tabs("images").tab, answers["images"]
+    place = 4
+    tab.get_by_label("Query", exact=True).select_option(str(place))
+    for r, one in enumerate(found.answers):
+        tab.get_by_label("Rung").select_option(str(r))
+        assert listed(tab, 0) == one.scores.top(10).indices[place].tolist()
+        assert listed(tab, 1) == one.scores.bottom(10).indices[place].tolist()
+    tab.get_by_label("Rung").select_option("0")
+    tab.get_by_label("Example label").select_option("3")
+    labels = found.given.problem.train.labels  # pyright: ignore[reportAttributeAccessIssue]
+    members = (labels == 3).nonzero()[:, 0]
+    best = found.asked.values[place, members].argsort(descending=True)[:5]
+    assert listed(tab, 0) == members[best].tolist()
+    assert "among examples labelled 3" in tab.locator("#status").inner_text()
+    tab.get_by_label("Example label").select_option("")
+
+
+def test_a_link_leads_to_its_query(
+    browser: Browser,  # noqa: F811
+    pages: dict[str, Path],
+    answers: dict[str, Answers],
+) -> None:
+    opened = show(browser, pages["images"])
+    tab, found = opened.tab, answers["images"]
+    tab.goto(f"{pages['images'].as_uri()}#query=81&rung=KFAC&labelled=2")
+    tab.reload()
+    assert tab.locator("#asked h2").inner_text() == "Query 81"
+    assert tab.get_by_label("Rung").input_value() == "1"
+    assert tab.get_by_label("Example label").input_value() == "2"
+    tab.get_by_label("Example label").select_option("")
+    tab.get_by_role("button", name="Next query").click()
+    here = tab.evaluate("location.hash")
+    shown = int(tab.locator("#asked h2").inner_text().split()[1])
+    assert f"query={shown}" in here
+    assert shown in found.queries
+    assert opened.said == []
+    tab.context.close()
+
+
+def test_queries_of_one_class(tabs: Callable[[str], Opened]) -> None:
+    tab = tabs("images").tab
+    every = tab.locator("#query option").count()
+    tab.get_by_label("Query label").select_option("7")
+    some = tab.locator("#query option").all_inner_texts()
+    assert 0 < len(some) < every
+    assert all(": 7" in text for text in some)
+    tab.get_by_label("Query label").select_option("")
+
+
+def test_trust_is_on_the_page(tabs: Callable[[str], Opened], answers: dict[str, Answers]) -> None:
+    tab, told = tabs("rows").tab, answers["rows"].agreement
+    assert told is not None
+    tab.get_by_label("Query", exact=True).select_option("1")
+    text = tab.locator("#trust").inner_text()
+    assert f"{float(told.correlation[1]):.2f}".replace("-", "−") in text
+    assert f"{int(told.top[1])} of 10" in text
+    assert "relative residual against the exact GGN" in text
+
+
+def test_tokens_are_coloured(tabs: Callable[[str], Opened], answers: dict[str, Answers]) -> None:
+    """The deepest colour is at the target of the largest influence; the first letter is nobody's
+    target."""
+    tab = tabs("words").tab
+    tab.get_by_label("Query", exact=True).select_option("0")
+    examples, values = answers["words"].tokens[0]
+    row, at = divmod(int(values.abs().argmax()), values.shape[1])
+    item = tab.locator(f"[data-example='{examples[row]}'] .token")
+    titles = item.evaluate_all("all => all.map(e => e.title)")
+    assert titles[0] == ""
+    assert "1 of the largest" in titles[at + 1]
+    assert titles[at + 1].startswith("helps" if values[row, at] > 0 else "harms")
+
+
+def test_an_audit_is_worked_through(
+    browser: Browser,  # noqa: F811
+    pages: dict[str, Path],
+) -> None:
+    opened = show(browser, pages["audit"])
+    tab = opened.tab
+    assert tab.get_by_role("button", name="Save as JSON").is_disabled()
+    first = [int(n) for n in tab.locator("#list > li").evaluate_all(
+        "all => all.map(e => e.dataset.example)")]  # fmt: skip
+    assert len(first) == 30
+    tab.locator(f"#example-{first[3]} input").check()
+    tab.locator(f"#example-{first[0]} input").check()
+    tab.get_by_role("button", name="Show more").click()
+    assert tab.locator("#list > li").count() == 60
+    tab.get_by_label("Listed by").select_option("loss")
+    assert "by loss" in tab.locator("#status").inner_text()
+    tab.get_by_label("Show", exact=True).select_option("marked")
+    with tab.expect_download() as kept:
+        tab.get_by_role("button", name="Save as JSON").click()
+    assert json.loads(Path(kept.value.path()).read_text()) == {
+        "examples": sorted([first[0], first[3]])
+    }
+    with tab.expect_download() as kept:
+        tab.get_by_role("button", name="Save as CSV").click()
+    rows = Path(kept.value.path()).read_text().splitlines()
+    assert rows[0] == "example,label,suggested"
+    assert [int(row.split(",")[0]) for row in rows[1:]] == sorted([first[0], first[3]])
+    tab.get_by_label("Show", exact=True).select_option("")
+    tab.get_by_label("Label", exact=True).select_option("4")
+    labels = tab.locator("#list .label").all_inner_texts()
+    assert set(labels) == {"label 4"}
+    assert "labelled=4" in tab.evaluate("location.hash")
+    assert opened.said == []
+    tab.context.close()
+
+
+def test_duplicates_are_shown(tabs: Callable[[str], Opened]) -> None:
+    text = tabs("audit-rows").tab.locator("#duplicates").inner_text()
+    assert "3 examples in 1 group of equal inputs, 1 of them with different targets" in text
+    assert "no. 2" in text
+    assert "no. 9" in text
+
+
+def test_a_hundred_thousand_examples(
+    browser: Browser,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Lists of the ends alone are embedded, so the page stays small and quick."""
+    torch.manual_seed(0)
+    x, y = torch.randn(100_040, 8), torch.randint(0, 4, (100_040,))
+    net = nn.Sequential(nn.Linear(8, 4))
+    problem = cf.Problem(net, cf.CrossEntropy(), (x[40:], y[40:]), (x[:40], y[:40]))
+    found = answer(Given("many", "Many", problem), rung=cf.EKFAC(), beside=cf.KFAC())
+    report = write_explorer(found, tmp_path / "many.html")
+    assert report.bytes < 20_000_000
+    opened = show(browser, report.path)
+    assert listed(opened.tab, 0) == found.asked.top(10).indices[
+        int(opened.tab.get_by_label("Query", exact=True).input_value())
+    ].tolist()  # fmt: skip
+    assert opened.said == []
+    opened.tab.context.close()
