@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from curvfluence.curvature.tkfac import TKFAC
     from curvfluence.forecast.make import plan
     from curvfluence.jacobian.fisher import Empirical, MonteCarlo, Type2
+    from curvfluence.judge.run import judge
     from curvfluence.problem.data import Examples
     from curvfluence.problem.losses import (
         MSE,
@@ -101,6 +102,7 @@ _NAMESPACES = {
     "inversion": "curvature.inversion",
     "truth": "truth",
     "fidelity": "fidelity",
+    "judge": "judge",  # called as a function, with what belongs to it inside
     "errors": "errors",
 }
 
@@ -144,6 +146,7 @@ __all__ = [
     "Scores",
     "load_scores",
     "plan",
+    "judge",
     "hessian",
     "hybrids",
     "inversion",
