@@ -29,6 +29,7 @@ from curvfluence.judge import (
 from curvfluence.judge.baselines import last_layer_cosine, random_scores, trac_in, trak
 from curvfluence.judge.files import found, read_safetensors
 from curvfluence.judge.given import Asked, Meaning, given
+from curvfluence.judge.holdings import Holdings
 from curvfluence.judge.subject import Subject
 from curvfluence.report.judge import headline, method_table, removal_table
 from curvfluence.study import StudySpec, run_study
@@ -36,8 +37,10 @@ from curvfluence.study.climb import influence_problems
 from curvfluence.study.progress import silent
 from curvfluence.study.results import Results
 from curvfluence.study.retrain import make_truth, train_models
+from curvfluence.study.variant import Variant
 from curvfluence.study.words import number
 from curvfluence.truth import Run, Subsets, measure, train
+from curvfluence.truth.bank import Bank
 from tests.test_report import run
 
 pytestmark = pytest.mark.xdist_group("judge")
@@ -107,6 +110,7 @@ class TestAgainstAStudy:
         assert judged.best_lds == results.truth.best_lds
         assert judged.reliability == results.truth.noise_ceiling
         assert judged.retrainings == results.truth.retrainings == 48
+        assert judged.trained == 0
 
     def test_given_scores_are_its_sweep_at_their_damping(
         self, studied: tuple[Results, Judgement]
@@ -527,7 +531,7 @@ class TestBaselines:
         names = [m.name for m in all_models.methods]
         assert names == [
             "judged", "GGN", "GGN at 0.1", "EKFAC", "EKFAC at 0.1", "KFAC", "KFAC at 0.1",
-            "random", "cosine", "TracIn", "TRAK",
+            "random", "cosine", "TracIn (last)", "TRAK",
         ]  # fmt: skip
         assert [m.kind for m in all_models.methods[-4:]] == ["baseline"] * 4
         assert all_models.method("TRAK").said == "of the margin, 20 dimensions, seed 3, 4 models"
@@ -537,7 +541,7 @@ class TestBaselines:
         interval = all_models.method("random").interval
         assert interval.low < 0 < interval.high
         assert all_models.judged.less is None
-        assert all_models.method("TracIn").calibration is None
+        assert all_models.method("TracIn (last)").calibration is None
 
 
 def small(p: cf.Problem) -> cf.Problem:
@@ -559,11 +563,11 @@ class TestRegression:
             settings=Settings(4, models=1, orders=1), beside=Beside(("Identity",)),
         )  # fmt: skip
         names = [m.name for m in judged.methods]
-        assert names == ["judged", "Identity", "random", "cosine", "TracIn"]
+        assert names == ["judged", "Identity", "random", "cosine", "TracIn (last)"]
         assert any("TRAK is not beside them: TRAK is of margins" in note for note in judged.notes)
         assert any("no noise ceiling for the matched question" in note for note in judged.notes)
         assert judged.judged.lds_independent is None
-        assert judged.method("TracIn").lds == judged.method("Identity").lds
+        assert judged.method("TracIn (last)").lds == judged.method("Identity").lds
 
 
 @pytest.fixture(scope="module")
@@ -644,6 +648,29 @@ class TestSubject:
         judged = cf.judge(scores, bank=WINE, positive="helps", beside=ALONE)
         assert judged.judged.lds == all_models.judged.lds
 
+    def test_a_bank_says_how_large_its_truth_is(self, bank: Path) -> None:
+        """Also one that was added to, in batches that overlap."""
+        spec = Subject.of(None, Settings(), bank).spec
+        assert (spec.subsets, spec.models, spec.orders) == (5, 2, 1)
+        assert Subject.of("wine", Settings(9, models=4), bank).spec.subsets == 9
+        make_bank([StudySpec("wine", 7, models=2, orders=1)], bank, threads=1)
+        assert Holdings.of(Bank.read(bank), 0.5) == Holdings(2, 7, 1)
+        assert Holdings.of(Bank.read(bank), 0.9) == Holdings(2, 0, 0)
+
+    def test_a_bank_of_another_training(self, tmp_path: Path) -> None:
+        """Its protocol, variant and queries are those that made it; what it lacks is counted."""
+        variant = Variant(epochs=2)
+        made = StudySpec(
+            "wine", 4, models=1, orders=1, protocol="paper", variant=variant, queries=9
+        )
+        make_bank([made], tmp_path / "bank", threads=1)
+        judged = cf.judge(
+            np.ones((9, N)), bank=tmp_path / "bank", positive="helps", beside=Beside(("EKFAC",)),
+            settings=Settings(6), threads=1,
+        )  # fmt: skip
+        assert judged.settings.protocol == "paper"
+        assert (judged.retrainings, judged.trained) == (6, 6)
+
     @pytest.mark.parametrize(
         ("settings", "said"),
         [
@@ -652,7 +679,7 @@ class TestSubject:
             ({"beside": Beside(("KFACC",))}, "there is no rung 'KFACC'"),
             ({"problem": "breast_cancer"}, "retrainings of another problem or recipe"),
             ({"out": "nowhere/x.json"}, "nowhere is no folder: out names a file"),
-            ({"name": "TracIn"}, "'TracIn' is what another method is called"),
+            ({"name": "TRAK"}, "'TRAK' is what another method is called"),
         ],
     )
     def test_refused(self, settings: dict[str, Any], said: str) -> None:

@@ -420,9 +420,16 @@ def judge(
     ] = False,
     queries: Annotated[int, typer.Option(help="Queries of the removal, the first ones.")] = 20,
     seed: Seed = 0,
-    subsets: SubsetCount = None,
-    models: Models = 4,
-    orders: Orders = 2,
+    subsets: Annotated[
+        int | None, typer.Option(help="Random subsets; the bank's number, or the problem's own.")
+    ] = None,
+    models: Annotated[
+        int | None, typer.Option(help="Influence models of the truth; the bank's number, or 4.")
+    ] = None,
+    orders: Annotated[
+        int | None,
+        typer.Option(help="Minibatch orders of each subset; the bank's number, or 2."),
+    ] = None,
     alpha: Annotated[float, typer.Option(help="Fraction of the data that a subset keeps.")] = 0.5,
     bank: Annotated[
         Path | None,

@@ -108,8 +108,8 @@ def baselines_of(
             "cosine of the last Linear layer's inputs",
             lambda: torch.stack([last_layer_cosine(problem) for problem in problems]),
         ),
-        "TracIn": (
-            "g_q · g_n at the last checkpoint, which is Identity",
+        "TracIn (last)": (
+            "g_q · g_n at the last checkpoint, the only one there is: the rung Identity",
             lambda: torch.stack([trac_in(problem) for problem in problems]),
         ),
         "TRAK": (

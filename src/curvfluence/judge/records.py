@@ -57,9 +57,10 @@ class Method(Record, frozen=True):
 class Judgement(Record, frozen=True):
     """What scores are worth: `methods` has them first, then rungs of ours and baselines.
 
-    `models` are the influence models that the scores are of; `best_lds` is what the truth's noise
-    allows under each question, `reliability` its square or so. `control` is what leaving out as
-    many random examples does. `notes` is what a reader must know of these numbers.
+    Of the `retrainings` of the truth, and of its influence models, `trained` were not in the bank
+    before. `models` are the influence models that the scores are of; `best_lds` is what the truth's
+    noise allows under each question, about the root of `reliability`. `control` is what leaving
+    out as many random examples does. `notes` is what a reader must know of these numbers.
     """
 
     version_at = ("environment", "curvfluence")
@@ -72,6 +73,7 @@ class Judgement(Record, frozen=True):
     settings: StudySettings
     bank: str
     retrainings: AtLeastOne
+    trained: Count
     models: tuple[Count, ...]
     scores: tuple[str, ...]
     positive: str

@@ -10,21 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
-from curvfluence.fidelity import (
-    Calibration,
-    Replicates,
-    calibrate,
-    paired_difference,
-    query_halves,
-)
+from curvfluence.fidelity import query_halves
 from curvfluence.judge.baselines import Trak
 from curvfluence.judge.contenders import Contender, baselines_of, rungs_of
 from curvfluence.judge.files import Source
 from curvfluence.judge.given import Asked, Given, Meaning, given
+from curvfluence.judge.methods import chosen, method_of, removed_of
 from curvfluence.judge.records import Judgement, Method, Removed
 from curvfluence.judge.subject import Settings, Subject, require_models
 from curvfluence.runtime.threads import limited
@@ -34,9 +28,9 @@ from curvfluence.study.climb import influence_problems
 from curvfluence.study.compare import Measured, RungFidelity, noise_ceilings
 from curvfluence.study.environment import environment
 from curvfluence.study.progress import Watcher, silent
-from curvfluence.study.questions.removal import Removal, means
+from curvfluence.study.questions.removal import Removal
 from curvfluence.study.results.truth import ByQuestion
-from curvfluence.study.retrain import Models, Truth, make_truth, train_models
+from curvfluence.study.retrain import Models, Truth, lacking, make_truth, train_models
 from curvfluence.study.words import interval
 
 JUDGED = "judged"  # what the scores are called, unless they are named
@@ -151,6 +145,7 @@ class _Judge:
 
     def judgement(self, start: float) -> Judgement:
         subject, spec, problem = self.subject, self.subject.spec, self.subject.problem
+        lacked = lacking(spec, problem, subject.bank)
         subject.claim()
         trained = train_models(spec, problem, subject.bank, self.watch)
         truth = make_truth(spec, problem, trained, subject.bank, self.watch)
@@ -167,7 +162,9 @@ class _Judge:
         removed, control = self._removals(trained, contenders, fidelity, halves)
         first = fidelity[contenders[0].name]
         methods = tuple(
-            _method(one, fidelity[one.name], first.replicates, measured, removed.get(one.name, ()))
+            method_of(
+                one, fidelity[one.name], first.replicates, measured, removed.get(one.name, ())
+            )
             for one in contenders
         )
         ceilings, reasons = noise_ceilings(spec, truth)
@@ -180,6 +177,7 @@ class _Judge:
             settings=spec.settings,
             bank=str(subject.bank.path),
             retrainings=truth.retrainings,
+            trained=lacked,
             models=tuple(self.models),
             scores=self.given.said,
             positive=self.given.positive,
@@ -255,7 +253,7 @@ class _Judge:
             return {}, ()
         sign = 1.0 if subject.problem.measurement.lower_is_better else -1.0
         helps = {
-            one.name: sign * _chosen(one, fidelity[one.name], torch.from_numpy(halves))
+            one.name: sign * chosen(one, fidelity[one.name], torch.from_numpy(halves))
             for one in contenders
             if one.name != "random"  # the control
         }
@@ -264,58 +262,5 @@ class _Judge:
         change_rkjq = removal.changes(
             subject.spec, subject.problem, runs, helps, subject.removals, self.watch
         )
-        rows = [_removed(change, removal, len(subject.problem.train)) for change in change_rkjq]
+        rows = [removed_of(change, removal, len(subject.problem.train)) for change in change_rkjq]
         return dict(zip(helps, rows, strict=False)), rows[-1]
-
-
-def _chosen(one: Contender, measured: RungFidelity, halves: Tensor) -> Tensor:
-    """[J, Q, N] at the damping that each half of the queries was given."""
-    first, second = (list(one.dampings).index(at) for at in measured.matched.dampings)
-    return torch.where(halves[:, None], one.scores[:, first], one.scores[:, second])
-
-
-def _removed(change_kjq: NDArray[np.float64], removal: Removal, n: int) -> tuple[Removed, ...]:
-    values, intervals = means(change_kjq)
-    return tuple(
-        Removed(share, count, float(value), each)
-        for share, count, value, each in zip(
-            removal.shares, removal.counts(n), values, intervals, strict=True
-        )
-    )
-
-
-def _method(
-    one: Contender,
-    found: RungFidelity,
-    judged: Replicates,
-    measured: Measured,
-    removed: tuple[Removed, ...],
-) -> Method:
-    gap = None if one.kind == "judged" else paired_difference(judged, found.replicates)
-    return Method(
-        name=one.name,
-        kind=one.kind,
-        said=one.said,
-        lds=found.matched.value,
-        interval=found.intervals.crossed,
-        interval_subsets=found.intervals.subsets,
-        interval_queries=found.intervals.queries,
-        lds_independent=None if found.independent is None else found.independent.value,
-        less=None if gap is None else gap.value,
-        less_interval=None if gap is None else gap.interval,
-        calibration=_calibration(one, found, measured),
-        dampings=None if one.fixed else found.matched.dampings,
-        undefined=found.matched.undefined,
-        removed=removed,
-    )
-
-
-def _calibration(one: Contender, found: RungFidelity, measured: Measured) -> Calibration | None:
-    """Of what has units: at the chosen dampings as a study has it, or at the one that there is.
-    None where all predictions are the same."""
-    if not one.units:
-        return None
-    if not one.fixed:
-        return found.calibration
-    predicted = found.sweep.predicted[0]
-    return None if np.ptp(predicted) == 0 else calibrate(predicted, measured.change)

@@ -10,13 +10,14 @@ from torch import nn
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
+from curvfluence.judge.holdings import Holdings
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.threads import limited
 from curvfluence.study.asked import asked
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
-from curvfluence.study.retrain import draw_subsets, held, source_of, train_models
+from curvfluence.study.retrain import draw_subsets, lacking, source_of, train_models
 from curvfluence.study.spec import StudySpec
 from curvfluence.study.variant import Variant
 from curvfluence.truth.bank import BANK, Bank
@@ -27,13 +28,14 @@ REMOVALS = "removals"
 
 @dataclass(frozen=True)
 class Settings:
-    """The study whose truth scores are held against; its own defaults. None is the problem's own
-    number of subsets."""
+    """The study whose truth scores are held against. None is as many as the bank has that is
+    named, and otherwise what `curvfluence study` takes: the problem's own number of subsets, 4
+    influence models, 2 minibatch orders."""
 
     subsets: int | None = None
     seed: int = 0
-    models: int = 4
-    orders: int = 2
+    models: int | None = None
+    orders: int | None = None
     alpha: float = 0.5
 
 
@@ -58,9 +60,9 @@ class Subject:
 
         Errors: `InputError` where the bank is of another problem, or there is no such problem.
         """
-        how = None
-        if bank is not None and bank.exists():
-            how = Bank.read(bank).source.asked
+        made = Bank.read(bank) if bank is not None and bank.exists() else None
+        how = None if made is None else made.source.asked
+        has = Holdings(0, 0, 0) if made is None else Holdings.of(made, settings.alpha)
         if name is None and how is None:
             raise InputError("name the problem that the scores are of, such as problem='digits'")
         name = how.problem if name is None and how is not None else name
@@ -68,10 +70,10 @@ class Subject:
         loaded = load(name)
         spec = StudySpec(
             name,
-            loaded.subsets if settings.subsets is None else settings.subsets,
+            _first(settings.subsets, has.subsets, loaded.subsets),
             seed=settings.seed,
-            models=settings.models,
-            orders=settings.orders,
+            models=_first(settings.models, has.models, 4),
+            orders=_first(settings.orders, has.orders, 2),
             alpha=settings.alpha,
             bregman=False,
             hybrids=False,
@@ -105,10 +107,15 @@ class Subject:
             self.bank.claim()
 
 
+def _first(said: int | None, held: int, otherwise: int) -> int:
+    return said if said is not None else held or otherwise
+
+
 def _serves(bank: Bank, spec: StudySpec, problem: StudyProblem) -> bool:
     """Whether a bank that lies about is of this problem and lacks nothing."""
     try:
-        return Bank.read(bank.path).source.key == bank.source.key and held(spec, problem, bank)
+        same = Bank.read(bank.path).source.key == bank.source.key
+        return same and not lacking(spec, problem, bank)
     except InputError:
         return False
 

@@ -104,7 +104,8 @@ def _facts(found: Judgement) -> list[tuple[str, str]]:
         (
             "Truth",
             f"{found.bank}: {found.retrainings:,} retrainings of {settings.models} models on "
-            f"{settings.subsets} subsets that keep {settings.alpha:g}; seed {settings.seed}",
+            f"{settings.subsets} subsets that keep {settings.alpha:g}, seed {settings.seed}; "
+            + (f"{found.trained:,} trained now" if found.trained else "all read"),
         ),
         (
             "Scores",

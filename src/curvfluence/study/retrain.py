@@ -177,12 +177,14 @@ class Retrained:
     seconds: float
 
 
-def held(spec: StudySpec, problem: StudyProblem, bank: Bank) -> bool:
-    """Whether a bank has the influence models and every retraining of a study. Reads none."""
+def lacking(spec: StudySpec, problem: StudyProblem, bank: Bank) -> int:
+    """How many trainings of a study a bank does not have, its influence models among them. Reads
+    no numbers."""
     full = influence_runs(spec, problem)
     subsets = draw_subsets(spec, problem)
     parts = _parts(spec.dtype, _starts(spec, full), subsets, spec.alpha)
-    return all(map(bank.has, (_batch_of(spec, full), *(part.batch for part in parts))))
+    models = 0 if bank.has(_batch_of(spec, full)) else len(full)
+    return models + sum(len(part.runs) for part in parts if not bank.has(part.batch))
 
 
 def make_truth(
