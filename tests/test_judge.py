@@ -284,6 +284,8 @@ class TestMeaning:
             InputError, match=r"scores are a file, an array, a tensor, or cf.Scores"
         ):
             read([[0.1, 0.2]], positive="helps")
+        with pytest.raises(InputError, match=r"cf.Scores, or a list of them, .* seen NoneType"):
+            read(None, positive="helps")
         with pytest.raises(InputError, match="there are no scores to judge"):
             read([], positive="helps")
         with pytest.raises(InputError, match="each is of one model"):
@@ -669,6 +671,7 @@ class TestSubject:
             settings=Settings(6), threads=1,
         )  # fmt: skip
         assert judged.settings.protocol == "paper"
+        assert judged.settings.rungs == ("EKFAC",)
         assert (judged.retrainings, judged.trained) == (6, 6)
 
     @pytest.mark.parametrize(
@@ -677,6 +680,7 @@ class TestSubject:
             ({"model": 4}, "there is no influence model 4: the truth has 4, 0 to 3; models=5"),
             ({"model": [0, 1]}, "scores are of 1 models, and model names 2"),
             ({"beside": Beside(("KFACC",))}, "there is no rung 'KFACC'"),
+            ({"problem": 5}, "problem is a name such as 'digits', or a Python file; seen int"),
             ({"problem": "breast_cancer"}, "retrainings of another problem or recipe"),
             ({"out": "nowhere/x.json"}, "nowhere is no folder: out names a file"),
             ({"name": "TRAK"}, "'TRAK' is what another method is called"),

@@ -22,6 +22,7 @@ from curvfluence.study.results.rung import NO_UNITS
 from curvfluence.study.variant import LIMIT
 from curvfluence.truth import Trained
 
+RANDOM = "random"
 DEFAULT = Relative(0.1)  # the damping of `influence`, which no truth has chosen
 
 
@@ -36,6 +37,7 @@ class Contender:
     scores: Tensor
     dampings: tuple[float | None, ...] = (None,)
     units: bool = False
+    rung: str | None = None  # of ours
 
     @property
     def fixed(self) -> bool:
@@ -70,7 +72,8 @@ def rungs_of(
         ]
         said = f"{rung.full_name} at λ = {DEFAULT.value:g} of the mean eigenvalue"
         name = f"{rung.name} at {DEFAULT.value:g}"
-        found.append(Contender(name, "ours", said, torch.stack(rows)[:, None], units=True))
+        scores = torch.stack(rows)[:, None]
+        found.append(Contender(name, "ours", said, scores, units=True, rung=rung.name))
     return found, notes
 
 
@@ -90,7 +93,7 @@ def _of_rung(rung: RungScores) -> Contender:
     fixed = rung.dampings == (None,)
     said = rung.full_name + ("" if fixed else ", λ cross-fitted on the truth as in a study")
     units = rung.name != NO_UNITS
-    return Contender(rung.name, "ours", said, rung.scores, rung.dampings, units)
+    return Contender(rung.name, "ours", said, rung.scores, rung.dampings, units, rung.name)
 
 
 def baselines_of(
@@ -100,7 +103,7 @@ def baselines_of(
     missing."""
     count = len(problems)
     ways: dict[str, tuple[str, Callable[[], Tensor]]] = {
-        "random": (
+        RANDOM: (
             f"standard normal, seed {seed}",
             lambda: torch.stack([random_scores(p, seed + j) for j, p in enumerate(problems)]),
         ),

@@ -84,6 +84,11 @@ def given(sources: Source | Sequence[Source], meaning: Meaning, asked: Asked) ->
     it, or where the shape is not that of the problem; `NonFiniteError` names the entries.
     """
     single = isinstance(sources, str | Path | Scores | Tensor | np.ndarray)
+    if not single and not isinstance(sources, list | tuple):
+        raise InputError(
+            "scores are a file, an array, a tensor, cf.Scores, or a list of them, one a model; "
+            f"seen {type(sources).__name__}"
+        )
     several: list[Source] = [sources] if single else list(sources)
     if not several:
         raise InputError("there are no scores to judge: name a file, or give an array")

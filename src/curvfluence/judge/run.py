@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.fidelity import query_halves
 from curvfluence.judge.baselines import Trak
-from curvfluence.judge.contenders import Contender, baselines_of, rungs_of
+from curvfluence.judge.contenders import RANDOM, Contender, baselines_of, rungs_of
 from curvfluence.judge.files import Source
 from curvfluence.judge.given import Asked, Given, Meaning, given
 from curvfluence.judge.methods import chosen, method_of, removed_of
@@ -174,7 +175,7 @@ class _Judge:
             problem=problem.name,
             unit=problem.measurement.unit,
             lower_is_better=problem.measurement.lower_is_better,
-            settings=spec.settings,
+            settings=structs.replace(spec.settings, rungs=_rungs(contenders)),
             bank=str(subject.bank.path),
             retrainings=truth.retrainings,
             trained=lacked,
@@ -255,7 +256,7 @@ class _Judge:
         helps = {
             one.name: sign * chosen(one, fidelity[one.name], torch.from_numpy(halves))
             for one in contenders
-            if one.name != "random"  # the control
+            if one.kind != "baseline" or one.name != RANDOM  # the control
         }
         subject.removals.claim()
         runs = {j: models.trained.runs[j] for j in self.models}
@@ -264,3 +265,7 @@ class _Judge:
         )
         rows = [removed_of(change, removal, len(subject.problem.train)) for change in change_rkjq]
         return dict(zip(helps, rows, strict=False)), rows[-1]
+
+
+def _rungs(contenders: Sequence[Contender]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.rung for one in contenders if one.rung is not None))

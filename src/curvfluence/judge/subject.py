@@ -60,7 +60,11 @@ class Subject:
 
         Errors: `InputError` where the bank is of another problem, or there is no such problem.
         """
-        made = Bank.read(bank) if bank is not None and bank.exists() else None
+        if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                f"problem is a name such as 'digits', or a Python file; seen {type(name).__name__}"
+            )
+        made = Bank.read(bank) if bank is not None and (bank / BANK).exists() else None
         how = None if made is None else made.source.asked
         has = Holdings(0, 0, 0) if made is None else Holdings.of(made, settings.alpha)
         if name is None and how is None:
