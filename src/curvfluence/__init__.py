@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from curvfluence.curvature.tkfac import TKFAC
     from curvfluence.forecast.make import plan
     from curvfluence.jacobian.fisher import Empirical, MonteCarlo, Type2
+    from curvfluence.judging.run import judge
     from curvfluence.problem.data import Examples
     from curvfluence.problem.losses import (
         MSE,
@@ -97,6 +98,7 @@ _HOMES = {
     "plan": "forecast.make",
     # what follows from it
     "audit": "auditing.audit",
+    "judge": "judging.run",
 }
 _NAMESPACES = {
     "hessian": "curvature.hessian",
@@ -148,6 +150,7 @@ __all__ = [
     "load_scores",
     "plan",
     "audit",
+    "judge",
     "hessian",
     "hybrids",
     "inversion",

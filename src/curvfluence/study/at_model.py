@@ -109,9 +109,14 @@ class RungScores:
 
     def sweep(self, left_out_mn: Tensor) -> Sweep:
         """The predicted change of each query: the sum of influences of what a subset leaves out."""
-        predicted_jdqm = self.scores @ left_out_mn.to(self.scores).T
-        predicted_djmq = predicted_jdqm.double().permute(1, 0, 3, 2)
-        return Sweep(self.dampings, np.ascontiguousarray(predicted_djmq.numpy()))
+        return swept(self.scores, self.dampings, left_out_mn)
+
+
+def swept(scores_jdqn: Tensor, dampings: tuple[float | None, ...], left_out_mn: Tensor) -> Sweep:
+    """Σ_n left_out[m, n] I[q, n], summed in the dtype of the scores."""
+    predicted_jdqm = scores_jdqn @ left_out_mn.to(scores_jdqn).T
+    predicted_djmq = predicted_jdqm.double().permute(1, 0, 3, 2)
+    return Sweep(dampings, np.ascontiguousarray(predicted_djmq.numpy()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -90,11 +91,11 @@ def compare(
     """LDS with crossed intervals (damping selection repeated inside), paired between rungs."""
     (half_seed,) = spec.seeds("query halves", 1)
     halves = query_halves(truth.values.shape[-1], half_seed)
-    judge = _Judge(spec, truth, halves)
+    measure = Measured(spec, truth, halves)
     measured: list[RungFidelity] = []
     with watch("compare", len(rungs)) as done:
         for rung in rungs:
-            measured.append(judge(rung))
+            measured.append(measure(rung.name, rung.sweep(measure.left_out)))
             done(len(measured))
     replicates = {rung.name: rung.replicates for rung in measured}
     gaps = {
@@ -102,7 +103,7 @@ def compare(
         for a, b in combinations(replicates, 2)
     }
     ladder, lost = _lost(spec, protocol, replicates)
-    ceilings, notes = _ceilings(spec, truth)
+    ceilings, notes = noise_ceilings(spec, truth)
     return LadderFidelity(
         halves=halves,
         rungs=tuple(measured),
@@ -153,23 +154,35 @@ def _lds_shares(
     return shares
 
 
-class _Judge:
-    """Measures one rung after another against the same truths, on the same draws."""
+class Measured:
+    """Measures one sweep of predictions after another against the same truths, on the same draws.
 
-    def __init__(self, spec: StudySpec, truth: Truth, halves: NDArray[np.bool_]) -> None:
+    `models` are the influence models that predictions are made at, by number; all unless given.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        truth: Truth,
+        halves: NDArray[np.bool_],
+        models: Sequence[int] | None = None,
+    ) -> None:
+        at = list(range(len(truth.values)) if models is None else models)
         self.halves, self.left_out = halves, truth.subsets.left_out
-        self.target = matched(truth.values).numpy()
-        self.others = independent(truth.values).numpy() if len(truth.values) > 1 else None
-        self.change = self.target - truth.models.base.numpy()[:, None]
-        self.drawn = {axes: _resamples(spec, halves, axes) for axes in (Axes.CROSSED, *_SINGLE)}
+        self.target = matched(truth.values).numpy()[at]
+        self.others = independent(truth.values).numpy()[at] if len(truth.values) > 1 else None
+        self.change = self.target - truth.models.base.numpy()[at][:, None]
+        self.drawn = {
+            axes: _resamples(spec, len(at), halves, axes) for axes in (Axes.CROSSED, *_SINGLE)
+        }
 
-    def __call__(self, rung: RungScores) -> RungFidelity:
-        sweep, target, halves = rung.sweep(self.left_out), self.target, self.halves
+    def __call__(self, name: str, sweep: Sweep) -> RungFidelity:
+        target, halves = self.target, self.halves
         replicates = {a: bootstrap_lds(sweep, target, halves, d) for a, d in self.drawn.items()}
         result = lds(sweep, target, halves)
         mean = Sweep(sweep.dampings, sweep.predicted.mean(axis=1, keepdims=True))
         return RungFidelity(
-            name=rung.name,
+            name=name,
             sweep=sweep,
             replicates=replicates[Axes.CROSSED],
             matched=result,
@@ -182,10 +195,10 @@ class _Judge:
         )
 
 
-def _resamples(spec: StudySpec, halves: NDArray[np.bool_], axes: Axes) -> Resamples:
+def _resamples(spec: StudySpec, models: int, halves: NDArray[np.bool_], axes: Axes) -> Resamples:
     (seed,) = spec.seeds("bootstrap", 1)
     return resamples(
-        spec.models, spec.subsets, halves=halves, seed=seed, replicates=spec.replicates, axes=axes
+        models, spec.subsets, halves=halves, seed=seed, replicates=spec.replicates, axes=axes
     )
 
 
@@ -199,7 +212,10 @@ def _calibration(
     return calibrate(np.where(halves, at[0], at[1]), change_jmq)
 
 
-def _ceilings(spec: StudySpec, truth: Truth) -> tuple[dict[str, Ceiling | None], tuple[str, ...]]:
+def noise_ceilings(
+    spec: StudySpec, truth: Truth
+) -> tuple[dict[str, Ceiling | None], tuple[str, ...]]:
+    """The reliability of each question's truth, by its name, and why there is none."""
     (seed,) = spec.seeds("splits", 1)
     ceilings: dict[str, Ceiling | None] = {}
     notes: list[str] = []

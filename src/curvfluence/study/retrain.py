@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -47,6 +47,17 @@ class Models:
     trained: Trained
     base: Tensor  # [J, Q]: the queries' measurements before anything was left out
     seconds: float
+
+    def checkpoints(self, models: Sequence[int]) -> Trained:
+        """Some of them, by number."""
+        at, trained = list(models), self.trained
+        return replace(
+            trained,
+            runs=tuple(trained.runs[j] for j in at),
+            theta={name: value[at] for name, value in trained.theta.items()},
+            state={name: value[at] for name, value in trained.state.items()},
+            final_loss=trained.final_loss[at],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +119,7 @@ def train_models(spec: StudySpec, problem: StudyProblem, bank: Bank, watch: Watc
     """Train J models on everything, or read them where the bank has them."""
     start = time.perf_counter()
     full = influence_runs(spec, problem)
-    batch = Batch(
-        MODELS, spec.dtype, tuple(r.init_seed for r in full), tuple(r.order_seed for r in full)
-    )
+    batch = _batch_of(spec, full)
     found = bank.find(batch)
     if found is not None:
         entry, arrays = found
@@ -121,6 +130,12 @@ def train_models(spec: StudySpec, problem: StudyProblem, bank: Bank, watch: Watc
     models = Models(trained, base.to(torch.float64), time.perf_counter() - start)
     bank.keep(batch, _kept(models), models.seconds)
     return models
+
+
+def _batch_of(spec: StudySpec, full: Sequence[Run]) -> Batch:
+    """The influence models, as a bank knows them."""
+    seeds = tuple(r.init_seed for r in full), tuple(r.order_seed for r in full)
+    return Batch(MODELS, spec.dtype, *seeds)
 
 
 def _kept(models: Models) -> dict[str, Tensor]:
@@ -145,6 +160,13 @@ def _trained(runs: list[Run], arrays: dict[str, Tensor], seconds: float) -> Trai
     return Trained(tuple(runs), of("theta"), of("state"), final_loss, path, reason, seconds)
 
 
+def _starts(spec: StudySpec, runs: Sequence[Run]) -> list[tuple[int, tuple[int, ...]]]:
+    """Each influence model's initialisation, and the orders that it is retrained in."""
+    r = spec.orders
+    seeds = spec.seeds("order", spec.models * r)
+    return [(run.init_seed, tuple(seeds[j * r : (j + 1) * r])) for j, run in enumerate(runs)]
+
+
 @dataclass(frozen=True, eq=False)
 class Retrained:
     """`values` [J, r, m, Q] and `final_loss` [J, r, m] of runs from J initialisations in r orders
@@ -155,6 +177,16 @@ class Retrained:
     seconds: float
 
 
+def lacking(spec: StudySpec, problem: StudyProblem, bank: Bank) -> int:
+    """How many trainings of a study a bank does not have, its influence models among them. Reads
+    no numbers."""
+    full = influence_runs(spec, problem)
+    subsets = draw_subsets(spec, problem)
+    parts = _parts(spec.dtype, _starts(spec, full), subsets, spec.alpha)
+    models = 0 if bank.has(_batch_of(spec, full)) else len(full)
+    return models + sum(len(part.runs) for part in parts if not bank.has(part.batch))
+
+
 def make_truth(
     spec: StudySpec, problem: StudyProblem, models: Models, bank: Bank, watch: Watcher
 ) -> Truth:
@@ -163,12 +195,7 @@ def make_truth(
     Each initialisation has minibatch orders of its own: shared ones would make the repeats of
     different initialisations agree for that reason.
     """
-    subsets, r = draw_subsets(spec, problem), spec.orders
-    seeds = spec.seeds("order", spec.models * r)
-    starts = [
-        (run.init_seed, tuple(seeds[j * r : (j + 1) * r]))
-        for j, run in enumerate(models.trained.runs)
-    ]
+    subsets, starts = draw_subsets(spec, problem), _starts(spec, models.trained.runs)
     made = retrain(spec, problem, starts, subsets, bank, watch, alpha=spec.alpha)
     path = models.trained.path.name.lower()  # a matter of the recipe
     return Truth(models, subsets, made.values, made.final_loss, path, made.seconds)

@@ -107,11 +107,13 @@ class Entry(Record, frozen=True):
 @dataclass(frozen=True)
 class Bank:
     """The retrainings of `source` in the folder `path`, by what each batch depends on. With `anew`
-    nothing that it holds is read: batches are made again, and replace it."""
+    nothing that it holds is read: batches are made again, and replace it. With `as_made` a batch is
+    read whichever code and torch trained it: retraining would differ by rounding."""
 
     path: Path
     source: Source
     anew: bool = False
+    as_made: bool = False
 
     @staticmethod
     def read(path: Path) -> Bank:
@@ -155,9 +157,18 @@ class Bank:
     def find(self, batch: Batch) -> tuple[Entry, dict[str, Tensor]] | None:
         """The batch where it is kept. Errors: `InputError` where its numbers are not those that
         were written."""
-        file = self.path / ENTRIES / f"{self.key(batch)}.json"
-        entry = None if self.anew else read(file, Entry)
+        entry = None if self.anew else self._entry(batch)
         return None if entry is None else (entry, self.arrays(entry))
+
+    def has(self, batch: Batch) -> bool:
+        """Whether `find` will find it. Reads no numbers."""
+        return not self.anew and self._entry(batch) is not None
+
+    def _entry(self, batch: Batch) -> Entry | None:
+        own = read(self.path / ENTRIES / f"{self.key(batch)}.json", Entry)
+        if own is not None or not self.as_made:
+            return own
+        return next((entry for entry in self.entries() if entry.batch == batch), None)
 
     def keep(self, batch: Batch, arrays: Mapping[str, Tensor], seconds: float) -> None:
         """Write a batch: its arrays, each replacing atomically, and then its record."""

@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
-from curvfluence.fidelity import Interval
 from curvfluence.runtime.threads import limited
 from curvfluence.store.records import write
 from curvfluence.study.asked import asked
@@ -26,6 +24,7 @@ from curvfluence.study.environment import environment
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.questions.records import QUESTIONS, Answer, Kind, Question, Questions
+from curvfluence.study.questions.removal import Removal, at_chosen, means
 from curvfluence.study.results.rung import Dampings
 from curvfluence.study.retrain import (
     Models,
@@ -37,10 +36,8 @@ from curvfluence.study.retrain import (
     train_models,
 )
 from curvfluence.study.spec import StudySpec
-from curvfluence.truth import Kept, Subsets, Weighted, leave_one_out, random_subsets
+from curvfluence.truth import Weighted, leave_one_out
 from curvfluence.truth.bank import Bank
-
-DRAWS = 2_000  # of the bootstrap over models and queries of a removal
 
 
 @dataclass(frozen=True)
@@ -165,36 +162,19 @@ class _Asker:
 
     def _removals(self, own: LadderFidelity) -> tuple[Question, ...]:
         """The change of a query after leaving out what each rung says helps it most."""
-        study, halves = self.spec.study, torch.from_numpy(own.halves)
-        n, queries = len(self.problem.train), range(min(self.spec.queries, len(halves)))
-        counts = [max(1, round(share * n)) for share in self.spec.removed]
-        scores = {
-            rung.name: _chosen(rung, judged.matched.dampings, halves)
+        halves, queries = torch.from_numpy(own.halves), min(self.spec.queries, len(own.halves))
+        sign = 1.0 if self.problem.measurement.lower_is_better else -1.0
+        helps = {
+            rung.name: sign * at_chosen(rung, judged.matched.dampings, halves)
             for rung, judged in zip(self.rungs, own.rungs, strict=True)
         }
-        sign = 1.0 if self.problem.measurement.lower_is_better else -1.0
-        (seed,) = study.seeds("removals", 1)
-        shape = (len(scores) + 1, len(counts), study.models, len(queries))
-        change = np.empty(shape)
-        for j, run in enumerate(self.models.trained.runs):
-            masks = [torch.ones(1, n, dtype=torch.bool)]
-            for score_jqn in scores.values():
-                order_qn = (sign * score_jqn[j]).argsort(dim=1, descending=True)
-                masks += [_without(n, order_qn[q, :k]) for k in counts for q in queries]
-            for k in counts:  # the control: as many at random, for each query
-                drawn = random_subsets(n, keep=1 - k / n, count=len(queries), seed=seed + j)
-                masks.append(drawn.weights)
-            start = (run.init_seed, tuple(study.seeds(f"removals of model {j}", 1)))
-            subsets = Subsets(torch.cat(masks), Kept())
-            made = retrain(study, self.problem, [start], subsets, self.bank, self.watch)
-            base_q, rest = made.values[0, 0, 0], made.values[0, 0, 1:]
-            per = rest.view(len(scores) + 1, len(counts), len(queries), -1)
-            for i, q in enumerate(queries):
-                change[:, :, j, i] = (per[:, :, i, q] - base_q[q]).numpy()
-        names = list(scores)
+        removal = Removal(self.spec.removed, queries)
+        runs = dict(enumerate(self.models.trained.runs))
+        study, problem = self.spec.study, self.problem
+        change_rkjq = removal.changes(study, problem, runs, helps, self.bank, self.watch)
         dampings = {r.name: r.matched.dampings for r in own.rungs}
         return tuple(
-            self._removal(share, change[:, k], names, dampings)
+            self._removal(share, change_rkjq[:, k], list(helps), dampings)
             for k, share in enumerate(self.spec.removed)
         )
 
@@ -205,7 +185,7 @@ class _Asker:
         names: Sequence[str],
         dampings: dict[str, Dampings],
     ) -> Question:
-        values, intervals = _means(change_rjq)
+        values, intervals = means(change_rjq)
         answers = tuple(
             Answer(name, float(values[k]), intervals[k], dampings[name])
             for k, name in enumerate(names)
@@ -232,27 +212,3 @@ def _answered(name: str, kind: Kind, truth: Truth, judged: LadderFidelity) -> Qu
     )
     best = judged.best_lds.matched
     return Question(name, kind, truth.retrainings, answers, best)
-
-
-def _chosen(rung: RungScores, dampings: Dampings, halves: Tensor) -> Tensor:
-    """[J, Q, N] at the damping that each half of the queries was given."""
-    first, second = (list(rung.dampings).index(damping) for damping in dampings)
-    return torch.where(halves[:, None], rung.scores[:, first], rung.scores[:, second])
-
-
-def _without(n: int, index: Tensor) -> Tensor:
-    mask = torch.ones(1, n, dtype=torch.bool)
-    mask[0, index] = False
-    return mask
-
-
-def _means(change_rjq: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Interval]]:
-    """The mean of each row over models and queries, with its crossed bootstrap interval."""
-    _, models, queries = change_rjq.shape
-    generator = np.random.default_rng(0)
-    of_models = generator.multinomial(models, np.full(models, 1 / models), DRAWS) / models
-    of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), DRAWS) / queries
-    drawn = np.einsum("bj,rjq,bq->rb", of_models, change_rjq, of_queries, optimize=True)
-    ends = np.quantile(drawn, (0.025, 0.975), axis=1)
-    means = change_rjq.mean((1, 2))
-    return means, [Interval(float(low), float(high)) for low, high in ends.T]
