@@ -15,6 +15,7 @@ from curvfluence._version import __version__
 
 if TYPE_CHECKING:
     from curvfluence import errors, fidelity, truth
+    from curvfluence.advising.advise import advise
     from curvfluence.auditing.audit import audit
     from curvfluence.curvature import hessian, hybrids, inversion
     from curvfluence.curvature.block_ggn import BlockGGN
@@ -98,6 +99,7 @@ _HOMES = {
     "plan": "forecast.make",
     # what follows from it
     "audit": "auditing.audit",
+    "advise": "advising.advise",
     "judge": "judging.run",
 }
 _NAMESPACES = {
@@ -150,6 +152,7 @@ __all__ = [
     "load_scores",
     "plan",
     "audit",
+    "advise",
     "judge",
     "hessian",
     "hybrids",

@@ -13,7 +13,7 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.rung import Rung, fit
 from curvfluence.errors import InputError
-from curvfluence.forecast.make import LADDER, plan
+from curvfluence.forecast.make import LADDER, plans
 from curvfluence.problem.problem import Problem
 from curvfluence.score.agreement import Agreement, agreement
 from curvfluence.score.certificate import Certificate
@@ -97,10 +97,8 @@ def answer(
 def companion(problem: Problem, rung: Rung, seconds: float = SECONDS) -> tuple[Rung | None, str]:
     """(the highest rung of the ladder beside `rung` that is forecast to fit this machine and
     `seconds`, why that one). The Hessian is left out: it is no positive matrix to compare with."""
-    for other in LADDER[1:-1]:
-        if type(other) is type(rung):
-            continue
-        forecast = plan(problem, other)
+    others = [other for other in LADDER[1:-1] if type(other) is not type(rung)]
+    for other, forecast in zip(others, plans(problem, others), strict=True):
         if forecast.fits and forecast.seconds <= seconds:
             return other, f"the highest rung within {seconds:g} s here"
     return None, f"no other rung is forecast to take at most {seconds:g} s here"

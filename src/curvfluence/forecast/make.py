@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from curvfluence import kinds
@@ -34,12 +35,25 @@ def plan(problem: Problem, rung: Rung, *, queries: int | None = None) -> Plan:
     Cost: the probe of `discover`, passes over at most 1,024 examples, and a few small products.
     Errors: `InputError` for a rung that states no stages (a hybrid).
     """
+    return plans(problem, (rung,), queries=queries)[0]
+
+
+@precision.full()
+def plans(
+    problem: Problem, rungs: Sequence[Rung], *, queries: int | None = None
+) -> tuple[Plan, ...]:
+    """`plan` of several rungs; the machine's rates are measured once."""
     require_problem(problem)
-    if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
+    for rung in rungs:
+        if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     count = len(problem.queries) if queries is None else queries
     kinds.count(count, "queries (how many there will be)")
     sizes = Sizes(problem, discover(problem), Rates.measured(problem), count)
+    return tuple(_or_cheaper(sizes, rung) for rung in rungs)
+
+
+def _or_cheaper(sizes: Sizes, rung: Rung) -> Plan:
     first = _plan(sizes, rung)
     if first.fits:
         return first

@@ -353,6 +353,11 @@ class Problem:
             raise InputError("asking() needs a query or more; seen none")
         return self._with(queries=self.queries.take(torch.tensor(rows, device=self.device)))
 
+    def trained_on(self, rows: Tensor) -> Problem:
+        """The same weights and queries with some of the training examples, in memory: what a
+        curvature of a part of the data is fitted on."""
+        return self._with(train=self.train.take(rows.to(self.device)))
+
     def about(self, queries: Examples, measurement: Measurement) -> Problem:
         """The same problem with examples of it as queries, under another measurement."""
         return self._with(

@@ -50,7 +50,7 @@ def agreement(one: Scores, other: Scores, k: int = TOP) -> Agreement:
     k = min(kinds.count(k, "k"), one.values.shape[1])
     return Agreement(
         torch.tensor(
-            [_spearman(a, b) for a, b in zip(one.help, other.help, strict=True)],
+            [spearman(a, b) for a, b in zip(one.help, other.help, strict=True)],
             dtype=torch.float64,
         ),
         _shared(one.top(k).indices, other.top(k).indices),
@@ -63,7 +63,7 @@ def _shared(a_qk: Tensor, b_qk: Tensor) -> Tensor:
     return (a_qk[:, :, None] == b_qk[:, None, :]).any(2).sum(1)
 
 
-def _spearman(a_n: Tensor, b_n: Tensor) -> float:
+def spearman(a_n: Tensor, b_n: Tensor) -> float:
     """Pearson's of the ranks, ties averaged; NaN where a side is constant."""
     a, b = (_ranks(row) for row in (a_n, b_n))
     size = (a.square().sum() * b.square().sum()).sqrt()

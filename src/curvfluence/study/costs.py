@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from curvfluence.errors import InputError
-from curvfluence.forecast import LADDER, Plan, plan
+from curvfluence.forecast import LADDER, Plan, plans
 from curvfluence.problem.problem import Problem
 from curvfluence.study.asked import prepared
 from curvfluence.study.problems import load
@@ -35,4 +35,4 @@ def forecasts(
         forward=recipe.forward,
         output=recipe.output,
     )
-    return tuple(plan(problem, known[rung], queries=queries) for rung in chosen)
+    return plans(problem, [known[rung] for rung in chosen], queries=queries)
