@@ -66,12 +66,12 @@ for _ in range(400):
 problem = cf.Problem(model, cf.CrossEntropy(), train, queries, weight_decay=5e-3)
 scores = cf.influence(problem, cf.GGN(), damping=cf.Absolute(1e-3))
 names = ["Mr. Hi", "Officer"]
-print("member  half     P(half)  helped most by                  hurt most by")
+print("member  half     P(half)  helped most by                    hurt most by")
 sure = model(**queries[0]).softmax(1)[range(len(asked)), queries[1]]
 for q, n in enumerate(asked):
     sides = []
     for ranked in (scores.top(2), scores.bottom(2)):
         others = [known[k] for k in ranked.indices[q].tolist()]
         sides.append(", ".join(f"{m} ({names[half[m]]}, {distance[n][m]})" for m in others))
-    print(f"{n:6d}  {names[half[n]]:7s}  {sure[q]:7.2f}  {sides[0]:30s}  {sides[1]}")
+    print(f"{n:6d}  {names[half[n]]:7s}  {sure[q]:7.2f}  {sides[0]:32s}  {sides[1]}")
 print(f"seconds: {perf_counter() - start:.1f}")

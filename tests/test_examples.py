@@ -1,4 +1,4 @@
-"""The scripts of the gallery run as they are, without a warning, and what they say of themselves holds.
+"""The scripts of the gallery run as they are, without a warning, and what they say is so.
 
 Those on models of Hugging Face are in test_models.py.
 """

