@@ -18,7 +18,7 @@ BANKS := wine diabetes
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
 
-.PHONY: study test test-slow test-models lint format banks bench bench-peers clean
+.PHONY: study test test-slow test-models lint format docs docs-serve banks bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -52,6 +52,15 @@ format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of docs/ as a site that opens from disk, site/index.html; --strict: a broken link is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+# The same at http://127.0.0.1:8000, anew after every change.
+docs-serve: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --watch src --watch examples
+
 # The truths that ship with the repository: made where they are missing, then verified.
 banks: .venv/run
 	for name in $(BANKS); do \
@@ -74,7 +83,7 @@ build/peers/%/made: benchmarks/peers/%.txt
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site
 
 # Changes when TORCH does, so that another torch is really installed.
 .venv/torch-$(subst /,_,$(subst =,_,$(TORCH))).wanted:
@@ -96,6 +105,10 @@ clean:
 
 .venv/test: .venv/run
 	$(PIP) install -q -c .venv/constraints.txt -e .[test]
+	touch $@
+
+.venv/docs: .venv/run
+	$(PIP) install -q -c .venv/constraints.txt -e .[docs]
 	touch $@
 
 .venv/lint: .venv/test

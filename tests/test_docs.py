@@ -7,11 +7,23 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
+import torch
 
 import curvfluence as cf
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+WITH_CODE = [page for page in PAGES if page.parent != ROOT and "\n```python\n" in page.read_text()]
+
+
+def run_blocks(page: Path, fence: str = "python") -> None:
+    """All blocks of a page, in their order, as a reader would type them into one session."""
+    blocks = re.findall(rf"^```{fence}\n(.*?)^```", page.read_text(), re.M | re.S)
+    assert blocks
+    names: dict[str, object] = {"__name__": "page"}
+    with torch.random.fork_rng():
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -30,15 +42,30 @@ class TestPages:
             assert set(target) - {""} <= known
 
 
-@pytest.mark.parametrize("page", ["docs/data.md"])
-def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks of a page, in their order, as a reader would type them into one session."""
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
-    assert blocks
-    names: dict[str, object] = {"__name__": "page"}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+    run_blocks(page)
+
+
+def test_every_block_is_run() -> None:
+    """No other fence of Python than those that are run here or, as they say, in test_models.py."""
+    for page in PAGES:
+        fences = set(re.findall(r"^ *```(py.*)$", page.read_text(), re.M))
+        assert fences <= {"python", 'python title="with transformers"'}, page
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = re.findall(r"^ +- ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert len(listed) == len(set(listed))
+    own = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
+    assert set(listed) == own | {"CONTRIBUTING.md", "CHANGELOG.md"}
+
+
+def test_every_name_is_in_the_reference() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    for name in set(cf.__all__) - {"__version__"}:
+        assert f"::: curvfluence.{name}\n" in text or f"## cf.{name}\n" in text, name
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/structure.md"])

