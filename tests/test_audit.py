@@ -245,3 +245,16 @@ class TestCommand:
         done = CliRunner().invoke(app, ["audit", "wine", "--out", str(tmp_path / "mine.html")])
         assert isinstance(done.exception, InputError)
         assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_a_form_for_as_many_solves_as_examples() -> None:
+    """For a few queries `GGN()` iterates; self-influence solves for every example, so it takes the
+    form for those: a matrix, to its accuracy."""
+    seeded()
+    made = make(mlp(20, 16, 3), cf.CrossEntropy(), shape=(20,), n=300, q=1)
+    assert isinstance(cf.GGN().form_of(made), cf.inversion.ConjugateGradients)
+    assert cf.GGN().for_solves(made, 300) == EXACT
+    own = cf.self_influence(made, cf.GGN(), damping=cf.Absolute(LAMBDA))
+    wanted = cf.self_influence(made, EXACT, damping=cf.Absolute(LAMBDA))
+    torch.testing.assert_close(own, wanted, rtol=1e-10, atol=0)
+    assert cf.KFAC().for_solves(made, 300) == cf.KFAC()

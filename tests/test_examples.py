@@ -49,6 +49,14 @@ def test_graph_net() -> None:
     assert left["scores"].values.shape == (8, 26)
 
 
+def test_judging() -> None:
+    """Somebody's scores are worse than ours and better than none, on the truth that is shipped."""
+    found = run("judging")["found"]
+    assert found.trained == 0
+    assert found.method("random").lds < found.judged.lds < found.method("EKFAC").lds
+    assert found.judged.less is None
+
+
 @pytest.mark.slow
 def test_byte_lm() -> None:
     left = run("byte_lm")

@@ -18,7 +18,7 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_batches, query_gradients
 from curvfluence.jacobian.rows import Rows
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.problem.stream import labels_of
 from curvfluence.runtime import generators, precision
 from curvfluence.score.best_damping import require_named
@@ -54,7 +54,8 @@ def audit(
     `self_influence`.
     """
     start = time.perf_counter()
-    curvature = fitted(problem, rung, damping, strict=False)
+    require_problem(problem)
+    curvature = fitted(problem, rung, damping, strict=False, solves=len(problem.train))
     chosen = require_named(curvature, damping, "BestOf chooses by queries", "an audit")
     loss = _losses(problem)
     own = self_influence(problem, curvature, damping=chosen).double()

@@ -40,6 +40,9 @@ class GGN(Rung):
     def form_of(self, problem: Problem, queries: int = 0) -> Form:
         return cheapest(problem, queries) if self.form is None else self.form
 
+    def for_solves(self, problem: Problem, count: int) -> GGN:
+        return GGN(self.form_of(problem, count))
+
     def build(self, problem: Problem) -> Curvature:
         operator, rule = self.form_of(problem).operator(problem)
         return Curvature(

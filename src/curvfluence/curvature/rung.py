@@ -73,6 +73,10 @@ class Rung(ABC):
         """What scores after a fit find."""
         return LeftBehind()
 
+    def for_solves(self, problem: Problem, count: int) -> Rung:
+        """The same rung in the form that suits so many solves, where it has a choice of forms."""
+        return self
+
     def rotations(self, work: Workload, formed: frozenset[str]) -> float:
         """Operations that take solved queries and rows to common coordinates; `formed` are the
         weights whose rows are there already."""

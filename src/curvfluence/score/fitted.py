@@ -11,15 +11,22 @@ from curvfluence.problem.problem import Problem, require_problem
 
 
 def fitted(
-    problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool
+    problem: Problem,
+    rung: Rung | Curvature,
+    damping: Damping,
+    *,
+    strict: bool,
+    solves: int | None = None,
 ) -> Curvature:
-    """The curvature of `problem` under `rung`, or the given one where it is this problem's."""
+    """The curvature of `problem` under `rung`, or the given one where it is this problem's; of a
+    rung that has a choice of forms in the one for `solves`, by default as many as queries."""
     require_problem(problem)
     kinds.flag(strict, "strict")
     require_damping(damping)
     if not isinstance(rung, Curvature):
         if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
             _require_regular(problem, rung, damping)
+            rung = rung if solves is None else rung.for_solves(problem, solves)
         return fit(problem, rung, strict=strict)
     if rung.parameters != problem.parameters:
         raise InputError("the curvature was fitted on a model with other parameters")

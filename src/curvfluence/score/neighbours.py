@@ -16,7 +16,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_rows, query_gradients
 from curvfluence.problem.measurement import LossMeasurement
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import budget, precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
@@ -62,7 +62,8 @@ def neighbours(
     where that is known. Cost: a solve and 2 N P operations for each of E; E × k numbers are kept.
     Errors: as `self_influence`.
     """
-    curvature = fitted(problem, rung, damping, strict=False)
+    require_problem(problem)
+    curvature = fitted(problem, rung, damping, strict=False, solves=len(problem.train))
     chosen = require_named(curvature, damping, "BestOf chooses by queries", "neighbours")
     n = len(problem.train)
     k = min(kinds.count(k, "k"), n - 1)

@@ -10,7 +10,7 @@ from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.rung import Rung
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_rows
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
@@ -33,7 +33,8 @@ def self_influence(
     Cost: a pass over the training set, and in a Kronecker eigenbasis N (o² + i² + o i) a layer
     where no position is shared; a solve for each example otherwise.
     """
-    curvature = fitted(problem, rung, damping, strict=strict)
+    require_problem(problem)
+    curvature = fitted(problem, rung, damping, strict=strict, solves=len(problem.train))
     chosen = require_named(curvature, damping, "BestOf chooses by queries", "self-influence")
     parts: list[Tensor] = []
     for start, g_n in gradient_rows(problem, discover(problem)):

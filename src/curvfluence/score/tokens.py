@@ -38,6 +38,8 @@ def token_influence(
 ) -> Tensor:
     """(1/N) g_qᵀ (C + diag(w) + λI)⁻¹ ∇(c_n ℓ_nt), [Q, N, T]: the share of target t of example n.
 
+    Under `CausalLM` target t is the token at t + 1, and T − 1 of them are counted.
+
     ℓ_n = c_n Σ_t ℓ_nt, so they add up over t to `influence(...).values`: what leaving the loss of
     one position out would change, with its token still in the context. A position that does not
     count has 0, and so have those behind the last of a shorter example, where lengths differ. On

@@ -1,7 +1,7 @@
 """What are another library's scores worth? kronfluence's EK-FAC, judged beside ours.
 
 pip install curvfluence kronfluence
-python examples/judge_kronfluence.py digits runs/kronfluence
+python benchmarks/judge_kronfluence.py digits runs/kronfluence
 """
 
 from __future__ import annotations
