@@ -186,6 +186,13 @@ class TestAdvice:
         with pytest.raises(InputError, match="no criterion 'luck' for a damping; there are rel"):
             advise(problem, "5m", by="luck")
 
+    def test_a_single_example(self) -> None:
+        seeded()
+        alone = make(mlp(5, 4, 3), cf.CrossEntropy(), n=1)
+        found = advise(alone, "5m")
+        assert found.tried == ()
+        assert any("one example has no halves" in note for note in found.notes)
+
     def test_some_queries_stand_for_all(self, problem: Problem) -> None:
         found = advise(problem, "5m", queries=2)
         assert (found.asked, found.queries) == (2, 5)

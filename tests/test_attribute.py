@@ -206,6 +206,13 @@ class TestPage:
         page = write_explorer(found, tmp_path / "p.html")
         assert f"{held.left_out} of 4 queries are left out" in page.path.read_text()
 
+    def test_features_that_are_no_numbers(self, asked: Given, tmp_path: Path) -> None:
+        odd = Given(
+            "odd", "Odd", asked.problem, show=lambda x, y: {"v": float("nan"), "w": float("inf")}
+        )
+        page = write_explorer(answer(odd, rung=cf.KFAC(), top=2), tmp_path / "odd.html")
+        assert '["v","nan"],["w","inf"]' in page.path.read_text()
+
     def test_outputs_are_probabilities(self, asked: Given) -> None:
         said = believed(asked.problem, asked.problem.queries, [2, 0])
         assert said is not None

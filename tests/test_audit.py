@@ -162,6 +162,10 @@ class TestLists:
             found.ranking("luck")
         with pytest.raises(InputError, match="at most 12"):
             found.suspects(13)
+        with pytest.raises(InputError, match="flipped names training examples, 0 to 11; seen 12"):
+            cf.audit(problem, cf.KFAC(), k=2, flipped=[12])
+        all_of_them = cf.audit(problem, cf.KFAC(), k=50)
+        assert any("only 11 neighbours" in note for note in all_of_them.notes)
         blank = cf.audit(problem, cf.KFAC(), k=2)
         with pytest.raises(InputError, match="no labels are known"):
             blank.recall()

@@ -178,6 +178,8 @@ def _dampings(
     curvature = runs.fitted[best.name]
     if curvature.fixed_damping is not None:
         return (), (f"{best.name} has no damping to choose",)
+    if len(problem.train) < 2:
+        return (), ("λ was not chosen by the data: one example has no halves",)
     start = time.perf_counter()
     curvature.solve(query_gradients(problem, discover(problem)).to_dense()[:, 0], Absolute(GRID[0]))
     each = time.perf_counter() - start

@@ -15,6 +15,7 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.ekfac import EKFAC
 from curvfluence.curvature.rung import Rung
+from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_batches, query_gradients
 from curvfluence.jacobian.rows import Rows
@@ -57,6 +58,7 @@ def audit(
     require_problem(problem)
     curvature = fitted(problem, rung, damping, strict=False, solves=len(problem.train))
     chosen = require_named(curvature, damping, "BestOf chooses by queries", "an audit")
+    wrong = None if flipped is None else _flipped(flipped, len(problem.train))
     loss = _losses(problem)
     own = self_influence(problem, curvature, damping=chosen).double()
     rows = _examined(loss, own, examined)
@@ -65,6 +67,8 @@ def audit(
     disagreement[rows] = near.disagreement
     labels = labels_of(problem.train)
     notes = list(curvature.notes_at(chosen))
+    if k >= len(loss):
+        notes.append(f"there are only {len(loss) - 1} neighbours to an example, fewer than {k}")
     if len(rows) < len(loss):
         notes.append(
             f"neighbours were looked for of {len(rows):,} examples of {len(loss):,}, those of the "
@@ -83,13 +87,20 @@ def audit(
         duplicates=duplicates(problem),
         labels=labels,
         suggested=None if labels is None else _suggested(len(loss), labels, near),
-        flipped=None if flipped is None else tuple(sorted(kinds.counts(flipped, "flipped"))),
+        flipped=wrong,
         rung=curvature.name,
         damping=str(chosen),
         unit=problem.loss.unit,
         notes=tuple(notes),
         seconds=time.perf_counter() - start,
     )
+
+
+def _flipped(flipped: Sequence[int], count: int) -> tuple[int, ...]:
+    rows = sorted(set(kinds.counts(flipped, "flipped")))
+    if rows and rows[-1] >= count:
+        raise InputError(f"flipped names training examples, 0 to {count - 1}; seen {rows[-1]}")
+    return tuple(rows)
 
 
 def _losses(problem: Problem) -> Tensor:

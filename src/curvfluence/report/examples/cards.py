@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def _few(leaf: Tensor) -> list[float]:
 def _short(value: float | str) -> float | str:
     if isinstance(value, str):
         return value if len(value) <= 80 else f"{value[:80]} …"
-    return _rounded(value)
+    return _rounded(value) if isfinite(value) else str(value)
 
 
 def _rounded(value: float, digits: int = 3) -> float:

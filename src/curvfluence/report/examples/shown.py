@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from torch import Tensor
@@ -157,7 +158,7 @@ def numbers_of(seen: Sequence[Seen]) -> tuple[dict[str, float], dict[str, float]
     columns: dict[str, list[float]] = {}
     for one in seen:
         for name, value in one.values if isinstance(one, Features) else ():
-            if isinstance(value, float):
+            if isinstance(value, float) and isfinite(value):
                 columns.setdefault(name, []).append(value)
     mean = {name: float(np.mean(values)) for name, values in columns.items()}
     return mean, {name: float(np.std(values)) for name, values in columns.items()}
