@@ -293,6 +293,8 @@ class TestCommand:
             ("show = 3", "`show` must be a function of"),
             ("class_names = 'no'", "`class_names` must be a list of strings"),
             ("flipped = [99]", "`flipped` must be numbers of training examples, 0 to 23"),
+            ("flipped = [True, False]", "flipped"),
+            ("flipped = [1.5]", "flipped"),
             ("del problem", "defines no `problem`"),
         ],
     )

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 from curvfluence.study.problems.built_in import BUILT_IN
@@ -126,8 +127,8 @@ def _flipped_of(file: Executed, count: int) -> tuple[int, ...] | None:
     found: Any = file.names.get("flipped")
     if found is None:
         return None
-    rows = [int(n) for n in found]
-    if any(not 0 <= n < count for n in rows):
+    rows = kinds.counts(found, f"{file.source.path}: flipped")
+    if any(n >= count for n in rows):
         raise InputError(
             f"{file.source.path}: `flipped` must be numbers of training examples, 0 to "
             f"{count - 1}; seen {rows}"
