@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from curvfluence.report.table1 import markdown, write_table1
 from curvfluence.study import StudySpec, load, run_study
 from curvfluence.study.asked import asked
 from curvfluence.study.claims import table1, table1_run
-from curvfluence.study.claims.table1 import BIASED, DENSE, NETS, Cell, Extent, Net, cells
+from curvfluence.study.claims.table1 import BIASED, DENSE, NETS, Cell, Extent, Net, Part, cells
 from curvfluence.study.claims.table1_claims import table1_claims
-from curvfluence.study.claims.table1_run import Table1Run, read_table1, run_table1
+from curvfluence.study.claims.table1_run import Table1, Table1Run, joined, read_table1, run_table1
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import MLP
 from curvfluence.study.protocols import PROTOCOLS
@@ -236,15 +237,91 @@ def cut_errors(h: Tensor, m: Tensor, v_np: Tensor, *, signed: bool) -> Tensor:
 def table(tmp_path_factory: pytest.TempPathFactory) -> Table1Run:
     """The whole command on cells of nothing: two nets, of which one counts as wide."""
     patch = pytest.MonkeyPatch()
+    small_protocol(patch)
+    made = run_table1("digits", tmp_path_factory.mktemp("table") / "t", jobs=1)
+    patch.undo()
+    return made
+
+
+def small_protocol(patch: pytest.MonkeyPatch) -> None:
     extent = {1: Extent(2, 6, (0.5, 0.8)), 2: Extent(2, 6, (0.5,))}
     patch.setattr(table1, "FULL", extent)
     patch.setattr(table1, "NETS", (Net(1, 4), Net(2, 4)))
     patch.setattr(table1, "BIASED", ())
     patch.setattr(table1, "DENSE", 200)
     patch.setattr(table1, "DAMPINGS", (1e-2, 1e-1))
-    made = run_table1("digits", tmp_path_factory.mktemp("table") / "t", jobs=1)
-    patch.undo()
-    return made
+
+
+def part_of(table: Table1, depth: int) -> Table1:
+    cells = tuple(cell for cell in table.cells if cell.depth == depth)
+    return msgspec.structs.replace(table, cells=cells, parts=(table1_run.PartAsked(depth),))
+
+
+class TestParts:
+    """Cells run apart, in several sittings or on several machines, and put together."""
+
+    def test_cells_of_a_part(self) -> None:
+        every = cells("digits")
+        assert cells("digits", part=Part(depth=8, epochs=10)) == tuple(
+            c for c in every if c.net.depth == 8 and c.epochs == 10
+        )
+        parts = [cells("digits", part=Part(epochs=e)) for e in (10, 100, 1000)]
+        assert tuple(c for part in parts for c in part) == every
+        with pytest.raises(InputError, match="table1 has no cell of depth 4, width 32: its nets"):
+            cells("digits", part=Part(depth=4, width=32))
+        with pytest.raises(InputError, match="depth must be"):
+            Part(depth=0)
+
+    def test_a_run_of_a_part(
+        self, table: Table1Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        small_protocol(monkeypatch)
+        made = run_table1("digits", tmp_path / "p", jobs=1, part=Part(depth=2, epochs=2))
+        found = read_table1(made.path / "table1.json").table
+        assert found == made.table
+        assert (found.parts[0].depth, found.parts[0].width, found.parts[0].epochs) == (2, None, 2)
+        whole = [cell for cell in table.table.cells if (cell.depth, cell.epochs) == (2, 2)]
+        assert list(found.cells) == whole
+
+    def test_joined_is_the_whole(self, table: Table1Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        small_protocol(monkeypatch)
+        found = [part_of(table.table, depth) for depth in (2, 1)]
+        assert "A part of the cells: " in markdown(found[0])
+        assert "--protocol table1 --depth 2\n" in markdown(found[0])
+        whole = joined(found)
+        assert whole == msgspec.structs.replace(table.table, seconds=2 * table.table.seconds)
+        assert joined([table.table]) == table.table
+        assert [part.depth for part in joined(found[:1]).parts] == [2]
+
+    def test_refused(self, table: Table1Run) -> None:
+        with pytest.raises(InputError, match="two parts hold the same cell: depth 1, width 4, 1 "):
+            joined([table.table, table.table])
+        with pytest.raises(InputError, match="agree in seed; seen 0 and 1"):
+            joined([table.table, msgspec.structs.replace(table.table, seed=1)])
+        other = msgspec.structs.replace(table.table.environment, torch="1.0")
+        with pytest.raises(InputError, match=r"made by the same code; seen .*'torch': '1.0'"):
+            joined([table.table, msgspec.structs.replace(table.table, environment=other)])
+
+    def test_command(
+        self, table: Table1Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        """A table that was copied out of its folder is as good for the documentation."""
+        copy, docs = tmp_path / "part.json", tmp_path / "docs.md"
+        copy.write_bytes((table.path / "table1.json").read_bytes())
+        code, _, err = run(["report", str(copy), "--docs", str(docs)], monkeypatch, capsys)
+        assert (code, err) == (0, "")
+        assert docs.read_text() == markdown(table.table)
+        code, _, err = run(["report", str(copy)], monkeypatch, capsys)
+        assert code == 2
+        assert "a table alone has no page" in err
+        words = ["claims", "digits", "--protocol", "table1", "--depth", "3"]
+        code, _, err = run(words, monkeypatch, capsys)
+        assert code == 2
+        assert "table1 has no cell of depth 3" in err
+        code, _, err = run(["claims", "digits", "--epochs", "3"], monkeypatch, capsys)
+        assert code == 2
+        assert "seen --epochs alone" in err
 
 
 class TestTable:
@@ -293,13 +370,13 @@ class TestTable:
 
     def test_page_and_text(self, table: Table1Run) -> None:
         done = write_table1(table)
-        page, text = done.path.read_text(), markdown(table)
+        page, text = done.path.read_text(), markdown(table.table)
         assert (table.path / "figures" / "lds.svg").is_file()
         for statement in table.table.statements:
             assert statement.replace(">", "&gt;").replace("'", "&#39;") in page
             assert statement in text
         assert "Provisional" not in text
-        assert "Made by `curvfluence claims digits --protocol table1`" in text
+        assert "Made by:\n\n```sh\ncurvfluence claims digits --protocol table1\n```" in text
 
     def test_command(
         self, table: Table1Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

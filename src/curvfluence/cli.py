@@ -261,6 +261,11 @@ def claims(
         bool,
         typer.Option("--quick", help="With table1: a part of the cells, verdicts provisional."),
     ] = False,
+    depth: Annotated[int | None, typer.Option(help="With table1: cells of that depth.")] = None,
+    width: Annotated[int | None, typer.Option(help="With table1: cells of that width.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="With table1: cells trained for so many epochs.")
+    ] = None,
     seed: Seed = 0,
     models: Annotated[
         int | None, typer.Option(help="Influence models of each study, 8 (the least) or more.")
@@ -282,11 +287,13 @@ def claims(
     from curvfluence.report.claims import markdown, show_claims, write_claims
     from curvfluence.report.terminal import WIDTH
     from curvfluence.study.claims import Settings, run_claims
+    from curvfluence.study.claims.table1 import Part
     from curvfluence.study.claims.table1_run import run_table1
 
     if docs is not None:
         _require_folder(docs)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    part = Part(depth, width, epochs)
     if protocol == "table1":
         fixed = {"models": models, "subsets": subsets, "variant-subsets": variant_subsets}
         given = [f"--{name}" for name, value in fixed.items() if value is not None]
@@ -295,15 +302,18 @@ def claims(
             raise InputError(f"the cells of table1 are fixed: it does not take {what}")
         folder = out or Path("runs/table1")
         with _watching(no_progress) as watch:
-            cells = run_table1(problems[0], folder, quick=quick, seed=seed, jobs=jobs, watch=watch)
+            cells = run_table1(
+                problems[0], folder, quick=quick, seed=seed, part=part, jobs=jobs, watch=watch
+            )
             with watch("write the report", 1):
                 table1.write_table1(cells)
         if docs is not None:
-            docs.write_text(table1.markdown(cells), encoding="utf-8")
+            docs.write_text(table1.markdown(cells.table), encoding="utf-8")
         table1.show_table1(cells, console)
         return
-    if protocol is not None or quick:
-        seen = f"--protocol {protocol}" if protocol is not None else "--quick alone"
+    if protocol is not None or quick or part.given:
+        alone = "--quick" if quick else f"--{next(iter(part.given), '')}"
+        seen = f"--protocol {protocol}" if protocol is not None else f"{alone} alone"
         raise InputError(f"claims are of clean and paper together, or of table1; seen {seen}")
     models, variant_subsets = models or LEAST_MODELS, variant_subsets or VARIANT_SUBSETS
     if models < LEAST_MODELS:
@@ -704,8 +714,10 @@ def report(
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
     if docs is not None:
         _require_folder(docs)
-        docs.write_text("\n".join(map(text_of, folders)), encoding="utf-8")
+        docs.write_text(text_of(folders), encoding="utf-8")
     for folder in folders:
+        if docs is not None and folder.suffix == ".json":
+            continue  # a table alone: it is in the text
         plain.print(f"[bold]Report[/]  {write_again(folder)}", highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from curvfluence.errors import InputError
@@ -11,7 +12,7 @@ from curvfluence.report.questions import write_questions
 from curvfluence.report.study.page import write_report
 from curvfluence.report.sweep.page import write_sweep_report
 from curvfluence.study.claims import is_claims, read_claims
-from curvfluence.study.claims.table1_run import is_table1, read_table1
+from curvfluence.study.claims.table1_run import is_table1, joined, read_table1
 from curvfluence.study.questions import read_questions
 from curvfluence.study.questions.records import QUESTIONS
 from curvfluence.study.sweep import is_sweep, read_sweep
@@ -31,6 +32,8 @@ def write_again(folder: Path) -> str:
 
 
 def _report(folder: Path) -> Report:
+    if folder.suffix == ".json":
+        raise InputError(f"{folder}: a table alone has no page; --docs FILE.md writes its text")
     if is_table1(folder):
         return table1.write_table1(read_table1(folder))
     if (folder / QUESTIONS).is_file():
@@ -38,10 +41,15 @@ def _report(folder: Path) -> Report:
     return write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
 
 
-def text_of(folder: Path) -> str:
-    """A table of claims as Markdown. Errors: `InputError` for a folder of anything else."""
-    if is_table1(folder):
-        return table1.markdown(read_table1(folder))
+def text_of(folders: Sequence[Path]) -> str:
+    """Tables of claims as Markdown, one after another; parts of the paper's own cells are put
+    together first. Errors: `InputError` for a folder of anything else."""
+    parts = [read_table1(folder).table for folder in folders if is_table1(folder)]
+    texts = [table1.markdown(joined(parts))] if parts else []
+    return "\n".join([*texts, *map(_text_of, (f for f in folders if not is_table1(f)))])
+
+
+def _text_of(folder: Path) -> str:
     if is_claims(folder):
         return claims.markdown(read_claims(folder))
     raise InputError(f"{folder} holds no table of claims, which is what --docs writes")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import asdict
 from rich.console import Console
 
 from curvfluence.report.claims import SIGNS
@@ -17,7 +18,7 @@ from curvfluence.report.parts.table import Table
 from curvfluence.report.table1.cells import BELOW, LADDER, middle, net_label
 from curvfluence.report.table1.figures import errors, lds, sampled, steps
 from curvfluence.study.claims.claim import FAILS, HOLDS, OPEN
-from curvfluence.study.claims.table1_run import CellResult, Table1, Table1Run
+from curvfluence.study.claims.table1_run import CellResult, PartAsked, Table1, Table1Run
 from curvfluence.study.results import ClaimRow
 from curvfluence.study.words import NONE, interval, number, short
 
@@ -35,7 +36,7 @@ TERMS = (
 def write_table1(run: Table1Run, *, figures: bool = True) -> Report:
     """Write `report.html`, `figures/` and `table1.md` into the run's folder."""
     start = time.perf_counter()
-    (run.path / MARKDOWN).write_text(markdown(run), encoding="utf-8")
+    (run.path / MARKDOWN).write_text(markdown(run.table), encoding="utf-8")
     return write_page(_page(run), run.path / PAGE, start=start, figures=figures)
 
 
@@ -52,8 +53,11 @@ def headline(table: Table1) -> str:
             f"{seen[FAILS]} and not resolved in {seen[OPEN]}"
         )
     text = f"{parts[0]}; {parts[1]}."
-    sentence = text[0].upper() + text[1:]
-    return f"Provisional (a quick run): {text}" if table.quick else sentence
+    if table.quick:
+        return f"Provisional (a quick run): {text}"
+    if table.parts:
+        return f"A part of the cells: {text}"
+    return text[0].upper() + text[1:]
 
 
 def rows_of(table: Table1, statement: str, epochs: int | None = None) -> list[ClaimRow]:
@@ -217,21 +221,24 @@ def _page(run: Table1Run) -> Page:
 
 
 def command(table: Table1) -> str:
-    """What makes the table again."""
+    """What makes the table again: one line for each part that it was put together from."""
     words = ["curvfluence claims", table.problem, "--protocol table1"]
     words += ["--quick"] * table.quick + [f"--seed {table.seed}"] * bool(table.seed)
-    return " ".join(words)
+    return "\n".join(" ".join([*words, *_options(part)]) for part in table.parts or (PartAsked(),))
 
 
-def markdown(run: Table1Run) -> str:
+def _options(part: PartAsked) -> list[str]:
+    return [f"--{key} {value}" for key, value in asdict(part).items() if value is not None]
+
+
+def markdown(table: Table1) -> str:
     """The whole of it as text."""
-    table = run.table
     every = [verdicts(table), lds_table(table)]
     found = errors(table)
     parts = [
         "# The paper's own cells\n",
         f"{headline(table)} {TERMS}\n",
-        f"Made by `{command(table)}`.\n",
+        f"Made by:\n\n```sh\n{command(table)}\n```\n",
     ]
     for one in (*every, *([found.data] if found else []), *claim_tables(table)):
         parts += [f"\n## {one.caption}\n", one.markdown]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
+from curvfluence import kinds
+from curvfluence.errors import InputError
 from curvfluence.study.asked import asked
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.spec import GRID, StudySpec
@@ -61,6 +63,30 @@ QUICK: Mapping[int, Extent] = MappingProxyType(
 
 
 @dataclass(frozen=True)
+class Part:
+    """The cells of one depth, width and training length, each of any where None."""
+
+    depth: int | None = None
+    width: int | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given.items():
+            kinds.count(value, name)
+
+    @property
+    def given(self) -> dict[str, int]:
+        """What it asks for."""
+        asks = {"depth": self.depth, "width": self.width, "epochs": self.epochs}
+        return {name: value for name, value in asks.items() if value is not None}
+
+    def holds(self, net: Net, epochs: int) -> bool:
+        """Whether such a cell is of this part."""
+        has = {"depth": net.depth, "width": net.width, "epochs": epochs}
+        return all(has[name] == value for name, value in self.given.items())
+
+
+@dataclass(frozen=True)
 class Cell:
     """One net, trained for a length, with subsets that keep a fraction.
 
@@ -94,17 +120,31 @@ class Cell:
         return PurePosixPath("banks") / self.training
 
 
-def cells(problem: str, *, quick: bool = False, seed: int = 0) -> tuple[Cell, ...]:
-    """Every cell, by length, net and fraction kept. Errors: `InputError` for a problem whose net
-    has no depth and width to change."""
-    loaded = load(problem)
-    made = (
+def cells(
+    problem: str, *, quick: bool = False, seed: int = 0, part: Part | None = None
+) -> tuple[Cell, ...]:
+    """Every cell of a part, or of all of them, by length, net and fraction kept.
+
+    Errors: `InputError` for a problem whose net has no depth and width to change, and for a part
+    without a cell.
+    """
+    loaded, asks = load(problem), part or Part()
+    made = tuple(
         _cell(problem, loaded, net, epochs, extent, alpha, seed)
         for epochs, extent in (QUICK if quick else FULL).items()
         for net in ((*NETS, *BIASED) if extent.whole else NETS)
+        if asks.holds(net, epochs)
         for alpha in extent.alphas
     )
-    return tuple(made)
+    if not made:
+        lengths = ", ".join(f"{epochs:,}" for epochs in (QUICK if quick else FULL))
+        nets = ", ".join(f"{net.depth} × {net.width}" for net in NETS)
+        seen = ", ".join(f"{name} {value:,}" for name, value in asks.given.items())
+        raise InputError(
+            f"table1 has no cell of {seen}: its nets, depth × width, are {nets}, each trained for "
+            f"{lengths} epochs"
+        )
+    return made
 
 
 def _cell(

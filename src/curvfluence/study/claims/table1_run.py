@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
+import msgspec
 from joblib import Parallel, delayed
 from msgspec import Meta
 
 from curvfluence.errors import InputError
 from curvfluence.fidelity import Interval
+from curvfluence.store.hashes import hash_code
 from curvfluence.store.records import Record, read, require_inside, write
 from curvfluence.study.cells import processes, run_cells
 from curvfluence.study.claims.claim import OPEN
 from curvfluence.study.claims.rows import claim_row
-from curvfluence.study.claims.table1 import Cell, cells
+from curvfluence.study.claims.table1 import Cell, Part, cells
 from curvfluence.study.claims.table1_claims import CellClaim, table1_claims
 from curvfluence.study.environment import environment
 from curvfluence.study.make_bank import make_bank
@@ -80,8 +83,18 @@ class CellResult(Record, frozen=True):
         return next((rung for rung in self.rungs if rung.name == name), None)
 
 
+class PartAsked(Record, frozen=True):
+    """Which cells a run was asked for: those of one depth, width and training length, each of any
+    where None."""
+
+    depth: AtLeastOne | None = None
+    width: AtLeastOne | None = None
+    epochs: AtLeastOne | None = None
+
+
 class Table1(Record, frozen=True):
-    """`table1.json`: every cell. `quick` marks a run whose verdicts are provisional."""
+    """`table1.json`: its cells. `quick` marks a run whose verdicts are provisional; `parts` name
+    the runs that it was put together from, none for a run of every cell."""
 
     version_at = ("environment", "curvfluence")
     remedy = "run the same claims again"
@@ -92,6 +105,7 @@ class Table1(Record, frozen=True):
     seed: Count
     seconds: Seconds
     cells: Annotated[tuple[CellResult, ...], Meta(min_length=1)]
+    parts: tuple[PartAsked, ...] = ()
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -113,20 +127,23 @@ def run_table1(
     *,
     quick: bool = False,
     seed: int = 0,
+    part: Part | None = None,
     jobs: int | None = None,
     watch: Watcher = silent,
 ) -> Table1Run:
-    """Retrain for every cell of protocol `table1`, climb its ladder, and judge each claim there.
+    """Retrain for every cell of protocol `table1`, climb its ladder, and judge each claim there;
+    with `part`, for the cells of that part alone.
 
     First all retrainings, a bank for each training in `out/banks/`, then the studies in
     `out/cells/`, `jobs` at a time with one thread each. What is there already is read back: batches
     of retrainings by what they depend on, studies made by this very code. Writes
     `out/table1.json`.
 
-    Errors: `InputError` before any work, for a problem that has no nets of a depth and a width.
+    Errors: `InputError` before any work, for a problem that has no nets of a depth and a width, and
+    for a part without a cell.
     """
     start = time.perf_counter()
-    every = cells(problem, quick=quick, seed=seed)
+    every = cells(problem, quick=quick, seed=seed, part=part)
     _retrain(every, out, jobs, watch)
     folders = {cell.spec: out / "cells" / cell.folder for cell in every}
     folders |= {c.exact: out / "cells" / f"{c.folder}{EXACT}" for c in every if c.exact}
@@ -137,22 +154,61 @@ def run_table1(
         order, [folders[s] for s in order], jobs=jobs, banks=[banks[s] for s in order], watch=watch
     )
     found = tuple(_result(cell, folders, out) for cell in every)
-    table = Table1(environment({}), problem, quick, seed, time.perf_counter() - start, found)
+    asks = part or Part()
+    parts = (PartAsked(asks.depth, asks.width, asks.epochs),) if asks.given else ()
+    seconds = time.perf_counter() - start
+    table = Table1(environment({"code": hash_code()}), problem, quick, seed, seconds, found, parts)
     write(out / TABLE1, table)
     return Table1Run(table, out)
 
 
-def read_table1(folder: Path) -> Table1Run:
-    """The table in `folder`. Errors: `InputError` where there is none, or where it does not fit."""
-    table = read(folder / TABLE1, Table1)
+def read_table1(path: Path) -> Table1Run:
+    """The table in a folder, or in a file that was copied from one. Errors: `InputError` where
+    there is none, or where it does not fit."""
+    file = path if path.suffix == ".json" else path / TABLE1
+    table = read(file, Table1)
     if table is None:
-        raise InputError(f"{folder} holds no table of the paper's cells: there is no {TABLE1}")
-    return Table1Run(table, folder)
+        raise InputError(f"{path} holds no table of the paper's cells: there is no {file.name}")
+    return Table1Run(table, file.parent)
 
 
-def is_table1(folder: Path) -> bool:
-    """Whether the folder holds a table of the paper's cells."""
-    return (folder / TABLE1).is_file()
+def is_table1(path: Path) -> bool:
+    """Whether that is a folder with a table of the paper's cells, or a file of one."""
+    return path.suffix == ".json" or (path / TABLE1).is_file()
+
+
+def joined(tables: Sequence[Table1]) -> Table1:
+    """One table of parts that were run apart, its cells in the protocol's order. `seconds` are
+    those of all runs; the environment is the first one's.
+
+    Errors: `InputError` where they are of different problems, seeds, extents or versions, or where
+    two hold the same cell.
+    """
+    first = tables[0]
+    for other in tables[1:]:
+        for what in ("problem", "quick", "seed"):
+            if getattr(other, what) != getattr(first, what):
+                seen = f"{getattr(first, what)!r} and {getattr(other, what)!r}"
+                raise InputError(f"parts of one table agree in {what}; seen {seen}")
+        if _made_by(other) != _made_by(first):
+            seen = f"{_made_by(first)} and {_made_by(other)}"
+            raise InputError(f"parts of one table are made by the same code; seen {seen}")
+    every = [cell for table in tables for cell in table.cells]
+    twice = [label for label, n in Counter(cell.label for cell in every).items() if n > 1]
+    if twice:
+        raise InputError(f"two parts hold the same cell: {twice[0]}")
+    place = {c.label: k for k, c in enumerate(cells(first.problem, quick=first.quick))}
+    every.sort(key=lambda cell: place.get(cell.label, len(place)))
+    parts = () if len(every) >= len(place) else tuple(p for table in tables for p in table.parts)
+    seconds = sum(table.seconds for table in tables)
+    return msgspec.structs.replace(first, cells=tuple(every), parts=parts, seconds=seconds)
+
+
+def _made_by(table: Table1) -> dict[str, str]:
+    """All that changes numbers: versions, and the hash of the project's code."""
+    by = table.environment
+    versions = {"torch": by.torch, "numpy": by.numpy, "scipy": by.scipy}
+    return {"curvfluence": by.curvfluence, **versions, **by.hashes}
 
 
 def _retrain(every: Sequence[Cell], out: Path, jobs: int | None, watch: Watcher) -> None:
