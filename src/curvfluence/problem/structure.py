@@ -129,7 +129,7 @@ def inside(model: nn.Module) -> nn.Module:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(trainer): None for trainer in _trainers(model)}
     for tensor in (*model.parameters(), *model.buffers()):
         memo[id(tensor)] = _without_memory(tensor)
     for module in model.modules():
@@ -155,6 +155,15 @@ def _copied(model: nn.Module) -> nn.Module:
                 False  # how gradients are stored, which torch adds up but not multiplies
             )
     return found
+
+
+def _trainers(model: nn.Module) -> Iterator[object]:
+    """The trainers that Lightning modules hold on to: they lead to data sets and optimisers, and a
+    module without one computes the same."""
+    for module in model.modules():
+        trainer = vars(module).get("_trainer")
+        if trainer is not None and hasattr(module, "configure_optimizers"):
+            yield trainer
 
 
 def _without_memory(tensor: Tensor) -> Tensor:
