@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,21 +28,29 @@ from curvfluence.judging import (
     problem_of,
     read_judgement,
 )
-from curvfluence.judging.baselines import last_layer_cosine, random_scores, trac_in, trak
+from curvfluence.judging.baselines import (
+    last_layer_cosine,
+    random_scores,
+    trac_in,
+    trac_in_of_training,
+    trak,
+)
+from curvfluence.judging.baselines.trac_in import parts_of
 from curvfluence.judging.files import found, read_safetensors
 from curvfluence.judging.given import Asked, Meaning, given
 from curvfluence.judging.holdings import Holdings
 from curvfluence.judging.subject import Subject
 from curvfluence.report.judge import headline, method_table, removal_table
-from curvfluence.study import StudySpec, run_study
+from curvfluence.study import StudySpec, load, run_study
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.progress import silent
 from curvfluence.study.results import Results
 from curvfluence.study.retrain import make_truth, train_models
 from curvfluence.study.variant import Variant
 from curvfluence.study.words import number
-from curvfluence.truth import Run, Subsets, measure, train
+from curvfluence.truth import Constant, Cosine, Recipe, Run, Subsets, measure, train
 from curvfluence.truth.bank import Bank
+from curvfluence.truth.run import batches, share
 from tests.test_report import run
 
 pytestmark = pytest.mark.xdist_group("judge")
@@ -495,7 +505,53 @@ class TestBaselines:
     def test_trac_in(self, pair: list[cf.Problem]) -> None:
         loss = torch.nn.CrossEntropyLoss(reduction="none")
         g_q, g_n = (dense_rows(pair[0], loss, d) for d in (pair[0].queries, pair[0].train))
-        assert torch.allclose(trac_in(pair[0]).double(), g_q @ g_n.T / 40, rtol=1e-3, atol=1e-8)
+        assert torch.allclose(trac_in(pair[:1]).double(), g_q @ g_n.T / 40, rtol=1e-3, atol=1e-8)
+        h_q, h_n = (dense_rows(pair[1], loss, d) for d in (pair[1].queries, pair[1].train))
+        wanted = (0.5 * g_q @ g_n.T + 0.1 * h_q @ h_n.T) / 40
+        found = trac_in(pair, [0.5, 0.1]).double()
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-8)
+        with pytest.raises(InputError, match="checkpoints and as many rates; seen 2 and 1"):
+            trac_in(pair, [1.0])
+        with pytest.raises(InputError, match="seen 0 and 0"):
+            trac_in([])
+
+    @pytest.mark.parametrize("schedule", [Constant(), Cosine()])
+    def test_parts_of_a_training(self, schedule: Constant | Cosine) -> None:
+        """A part ends where the whole training was at that step, under the whole's schedule."""
+        problem = load("wine")
+        recipe = replace(problem.recipe, epochs=5, schedule=schedule)
+        n = len(problem.train)
+        parts = parts_of(recipe, n, 5)
+        per = recipe.steps_per_epoch(n)
+        assert [part.recipe.steps for part in parts] == [per * k for k in (1, 2, 3, 4, 5)]
+        rates = [recipe.learning_rate(step, 5 * per) for step in range(5 * per)]
+        wanted = [fmean(rates[k * per : (k + 1) * per]) for k in range(5)]
+        assert [part.rate for part in parts] == pytest.approx(wanted)
+        runs = [Run(3, 4)]
+        whole, last = (train(r, problem.train, runs) for r in (recipe, parts[-1].recipe))
+        for name, value in whole.theta.items():
+            assert torch.equal(value, last.theta[name])
+        by_hand = stepped(recipe, problem.train, runs[0], 2 * per)
+        second = train(parts[1].recipe, problem.train, runs)
+        for name, value in by_hand.items():
+            assert torch.allclose(second.theta[name][0], value, rtol=1e-4, atol=1e-6)
+
+    def test_few_steps(self) -> None:
+        recipe = replace(load("wine").recipe, epochs=None, steps=3)
+        assert [part.recipe.steps for part in parts_of(recipe, 100, 5)] == [1, 2, 3]
+
+    def test_trac_in_of_a_training(self) -> None:
+        problem = load("wine")
+        runs = [Run(0, 1), Run(2, 3)]
+        trained = train(problem.recipe, problem.train, runs)
+        found = torch.stack(list(trac_in_of_training(problem, trained, 3)))
+        parts = parts_of(problem.recipe, len(problem.train), 3)
+        wanted = torch.zeros_like(found)
+        for part in parts:
+            at = influence_problems(problem, train(part.recipe, problem.train, runs))
+            wanted += part.rate * torch.stack([trac_in([p]) for p in at])
+        assert torch.allclose(found, wanted, rtol=1e-5)
+        assert not torch.allclose(found[0], found[1])
 
     def test_trak(self, pair: list[cf.Problem]) -> None:
         """τ = (mean φ_q (ΦᵀΦ)⁻¹ Φᵀ) · (mean of 1 − p), with projections drawn here."""
@@ -534,9 +590,10 @@ class TestBaselines:
         names = [m.name for m in all_models.methods]
         assert names == [
             "judged", "GGN", "GGN at 0.1", "EKFAC", "EKFAC at 0.1", "KFAC", "KFAC at 0.1",
-            "random", "cosine", "TracIn (last)", "TRAK",
+            "random", "cosine", "TracIn (last)", "TracIn",
+            "TRAK",
         ]  # fmt: skip
-        assert [m.kind for m in all_models.methods[-4:]] == ["baseline"] * 4
+        assert [m.kind for m in all_models.methods[-5:]] == ["baseline"] * 5
         assert all_models.method("TRAK").said == "of the margin, 20 dimensions, seed 3, 4 models"
         wanted = trak(problems, Trak(20, 3)).expand(4, -1, -1)
         again = cf.judge(wanted, bank=WINE, positive="helps", beside=ALONE)
@@ -545,6 +602,24 @@ class TestBaselines:
         assert interval.low < 0 < interval.high
         assert all_models.judged.less is None
         assert all_models.method("TracIn (last)").calibration is None
+
+
+def stepped(recipe: Recipe, data: cf.Examples, run: Run, steps: int) -> dict[str, Tensor]:
+    """The weights after so many steps of the whole training, by torch's own optimiser."""
+    model = recipe.build(run.init_seed, data.dtype)
+    decay = recipe.weight_decay
+    assert isinstance(decay, float)
+    groups = [{"params": list(model.parameters()), "weight_decay": decay}]
+    optimizer = recipe.optimizer.build(groups)
+    shared = share(run, data, None)
+    for step, (index, _) in enumerate(islice(batches(recipe, shared), steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(step, recipe.total_steps(len(data)))
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(data.inputs[index]), data.targets[index])
+        loss.backward()
+        optimizer.step()
+    return {name: value.detach() for name, value in model.named_parameters()}
 
 
 def small(p: cf.Problem) -> cf.Problem:
@@ -566,7 +641,7 @@ class TestRegression:
             settings=Settings(4, models=1, orders=1), beside=Beside(("Identity",)),
         )  # fmt: skip
         names = [m.name for m in judged.methods]
-        assert names == ["judged", "Identity", "random", "cosine", "TracIn (last)"]
+        assert names == ["judged", "Identity", "random", "cosine", "TracIn (last)", "TracIn"]
         assert any("TRAK is not beside them: TRAK is of margins" in note for note in judged.notes)
         assert any("no noise ceiling for the matched question" in note for note in judged.notes)
         assert judged.judged.lds_independent is None

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.damping import Relative
-from curvfluence.errors import InputError
-from curvfluence.judging.baselines import Trak, last_layer_cosine, random_scores, trac_in, trak
+from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.judging.baselines import (
+    CHECKPOINTS,
+    Trak,
+    last_layer_cosine,
+    random_scores,
+    trac_in,
+    trac_in_of_training,
+    trak,
+)
 from curvfluence.judging.subject import Subject
 from curvfluence.problem.problem import Problem
 from curvfluence.score.influence import influence
@@ -97,10 +105,10 @@ def _of_rung(rung: RungScores) -> Contender:
 
 
 def baselines_of(
-    problems: Sequence[Problem], settings: Trak, seed: int
+    subject: Subject, trained: Trained, problems: Sequence[Problem], settings: Trak, seed: int
 ) -> tuple[list[Contender], list[str]]:
     """Random scores, the cosine of the last layer's features, TracIn and TRAK; and why one is
-    missing."""
+    missing. `problems` are those of `trained`."""
     count = len(problems)
     ways: dict[str, tuple[str, Callable[[], Tensor]]] = {
         RANDOM: (
@@ -112,8 +120,12 @@ def baselines_of(
             lambda: torch.stack([last_layer_cosine(problem) for problem in problems]),
         ),
         "TracIn (last)": (
-            "g_q · g_n at the last checkpoint, the only one there is: the rung Identity",
-            lambda: torch.stack([trac_in(problem) for problem in problems]),
+            "g_q · g_n at the last checkpoint: the rung Identity",
+            lambda: torch.stack([trac_in([problem]) for problem in problems]),
+        ),
+        "TracIn": (
+            f"g_q · g_n times the learning rate, over {CHECKPOINTS} evenly spaced checkpoints",
+            lambda: torch.stack(list(trac_in_of_training(subject.problem, trained))),
         ),
         "TRAK": (
             f"of the margin, {settings.of(problems[0])} dimensions, seed {settings.seed}, "
@@ -126,6 +138,6 @@ def baselines_of(
     for name, (said, scores) in ways.items():
         try:
             found.append(Contender(name, "baseline", said, scores()[:, None]))
-        except InputError as error:
+        except (InputError, NonFiniteError) as error:
             missing.append(f"{name} is not beside them: {error}")
     return found, missing

@@ -209,7 +209,7 @@ class _Judge:
         base, missing = ([], [])
         if self.beside.baselines:
             (seed,) = self.subject.spec.seeds("random scores", 1)
-            base, missing = baselines_of(problems, self.beside.trak, seed)
+            base, missing = baselines_of(self.subject, trained, problems, self.beside.trak, seed)
         every = [first, *ours, *base]
         names = [one.name for one in every]
         if len(set(names)) < len(names):

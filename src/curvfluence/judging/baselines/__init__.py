@@ -3,7 +3,16 @@ sign of influence: the predicted change of the measurement when an example is le
 
 from curvfluence.judging.baselines.cosine import last_features, last_layer_cosine
 from curvfluence.judging.baselines.random import random_scores
-from curvfluence.judging.baselines.trac_in import trac_in
+from curvfluence.judging.baselines.trac_in import CHECKPOINTS, trac_in, trac_in_of_training
 from curvfluence.judging.baselines.trak import Trak, trak
 
-__all__ = ["Trak", "last_features", "last_layer_cosine", "random_scores", "trac_in", "trak"]
+__all__ = [
+    "CHECKPOINTS",
+    "Trak",
+    "last_features",
+    "last_layer_cosine",
+    "random_scores",
+    "trac_in",
+    "trac_in_of_training",
+    "trak",
+]
