@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,7 +15,8 @@ from msgspec.structs import replace
 from curvfluence import __version__
 from curvfluence.fidelity import Calibration, Interval
 from curvfluence.store import records
-from curvfluence.store.folder import ARRAYS, RESULTS, SPEC, Header, MadeBy
+from curvfluence.store.folder import RESULTS, SPEC, Header, MadeBy
+from curvfluence.store.manifest import ARRAYS, write_manifest
 from curvfluence.study.results import (
     BlockSpectrum,
     ByQuestion,
@@ -86,15 +88,38 @@ def make_study(
         arrays |= _shown(rng, Size(train, queries), kind, side)
     for name, array in arrays.items():
         np.save(folder / ARRAYS / f"{name}.npy", array)
-    write(folder, results)
+    return write(folder, results)
+
+
+def write(folder: Path, results: Results) -> Results:
+    """The JSON files of a study, with a manifest of the arrays that are there."""
+    header = Header(key="k", spec=msgspec.to_builtins(results.spec), made_by=results.made_by)
+    records.write(folder / SPEC, header)
+    arrays = {file.stem: np.load(file) for file in sorted((folder / ARRAYS).glob("*.npy"))}
+    results = replace(results, manifest=write_manifest(folder, header, {}, arrays))
+    records.write(folder / RESULTS, results)
     return results
 
 
-def write(folder: Path, results: Results) -> None:
-    """Both JSON files of a study."""
-    header = Header(key="k", spec=msgspec.to_builtins(results.spec), made_by=results.made_by)
-    records.write(folder / SPEC, header)
-    records.write(folder / RESULTS, results)
+def restock(folder: Path) -> None:
+    """List the arrays that are there now, as if the study had written them."""
+    found = records.read(folder / RESULTS, Results)
+    assert found is not None
+    write(folder, found)
+
+
+def resealed(file: Path, old: str, new: str) -> None:
+    """Change a record's text and seal it again, as if this code had written it so."""
+    value = json.loads(file.read_text().replace(old, new, 1))
+    reseal(file, value)
+
+
+def reseal(file: Path, value: Any) -> None:
+    """Write a record's value with a seal that fits, whatever it is."""
+    if isinstance(value, dict):
+        value.pop(records.SEAL, None)
+        value = {records.SEAL: records.seal(value), **value}
+    file.write_text(json.dumps(value))
 
 
 def with_rung(results: Results, name: str, **changes: Any) -> Results:

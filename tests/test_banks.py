@@ -18,6 +18,7 @@ from curvfluence.study.progress import silent
 from curvfluence.study.retrain import Truth, make_truth, source_of, train_models
 from curvfluence.study.variant import Variant
 from curvfluence.truth.bank import BANK, ENTRIES, TRAINER, Bank, Batch, packed, unpacked
+from tests.studies import resealed
 from tests.test_report import run
 
 pytestmark = pytest.mark.xdist_group("banks")
@@ -257,8 +258,7 @@ class TestVerify:
 
     def test_of_another_version_of_the_problem(self, tmp_path: Path) -> None:
         make_bank([SPEC], tmp_path)
-        text = (tmp_path / BANK).read_text()
-        (tmp_path / BANK).write_text(text.replace('"batch_size": 32', '"batch_size": 16'))
+        resealed(tmp_path / BANK, '"batch_size": 32', '"batch_size": 16')
         with pytest.raises(InputError, match="wine with another recipe, data or measurement"):
             verify_bank(tmp_path, again=1)
 

@@ -22,7 +22,7 @@ from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.report.study.verdict import verdict
 from curvfluence.store.folder import Header, MadeBy
 from curvfluence.store.hashes import hash_tensors
-from curvfluence.store.records import Record, as_json, read, write
+from curvfluence.store.records import LARGEST, SEAL, Record, as_json, read, write
 from curvfluence.study.claims import Settings, read_claims
 from curvfluence.study.claims.table import TABLE, ClaimedStudy, ClaimsTable, ProblemClaims
 from curvfluence.study.results import BlockSpectrum, Results, RungResult
@@ -31,7 +31,7 @@ from curvfluence.study.study import read_study
 from curvfluence.study.sweep.index import IndexedCell, SweepIndex
 from curvfluence.study.variant import Variant
 from curvfluence.study.words import short
-from tests.studies import CLAIMS, ENVIRONMENT, make_results, make_study
+from tests.studies import CLAIMS, ENVIRONMENT, make_results, make_study, reseal
 
 Place = tuple[str | int, ...]
 
@@ -49,7 +49,7 @@ def table() -> ClaimsTable:
 def index() -> SweepIndex:
     axes = {"depth": (1, 2), "weight_decay": (0.0, 3e-3)}
     cells = tuple(
-        IndexedCell({"depth": d, "weight_decay": w}, f"cells/{d}-{w}")
+        IndexedCell({"depth": d, "weight_decay": w}, f"cells/{d}-{w}", "")
         for d in axes["depth"]
         for w in axes["weight_decay"]
     )
@@ -98,6 +98,15 @@ MADE: dict[str, Record] = {
     "header": Header("k", {"problem": "x", "rungs": ["a"]}, MadeBy("c", "t")),
     "settings": StudySpec("wine", 5, variant=Variant(depth=2), fishers=("mc(1)",)).settings,
 }
+
+
+def others(value: Any) -> tuple[Any, ...]:
+    """Values of the same type."""
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, int | float):
+        return (value + 1, value - 1)
+    return ("other", "another") if isinstance(value, str) else ()
 
 
 def places(value: Any, at: Place = ()) -> Iterator[Place]:
@@ -157,7 +166,7 @@ class TestRoundTrips:
         results = make_results(full=False)
         required = {field.name for field in msgspec.structs.fields(Results) if field.required}
         least = {key: value for key, value in as_json(results).items() if key in required}
-        (tmp_path / "x.json").write_text(json.dumps(least))
+        reseal(tmp_path / "x.json", least)
         found = read(tmp_path / "x.json", Results)
         assert found is not None
         assert (found.claims, found.decompositions, found.hybrids) == ((), (), ())
@@ -249,7 +258,7 @@ class TestHostileFiles:
         for found in list(alike(kept))[::every]:
             ends = ((found[0], HOSTILE), (found[-1], HOSTILE[:3] if len(found) > 1 else ()))
             for at, value in ((at, value) for at, values in ends for value in values):
-                path.write_text(json.dumps(changed(kept, at, value)))
+                reseal(path, changed(kept, at, value))
                 again = self.read_or_named(path, type(record))
                 if again is None:
                     refused += 1
@@ -284,12 +293,56 @@ class TestHostileFiles:
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
     def test_bytes_turned_over(self, tmp_path: Path, flips: list[tuple[float, int]]) -> None:
-        text = bytearray(json.dumps(as_json(MADE["results"])).encode())
+        write(tmp_path / "x.json", MADE["results"])
+        text = bytearray((tmp_path / "x.json").read_bytes())
         for where, byte in flips:
             text[int(where * (len(text) - 1))] = byte
         (tmp_path / "x.json").write_bytes(text)
         found = self.read_or_named(tmp_path / "x.json", Results)
-        assert found is None or isinstance(found, Results)
+        assert found is None or found == MADE["results"]  # a blank for another, say
+
+    @pytest.mark.parametrize("name", MADE)
+    def test_an_edit_that_fits_is_refused(self, name: str, tmp_path: Path) -> None:
+        """Whatever number, word or flag is changed, its seal is of other content."""
+        path = tmp_path / "x.json"
+        write(path, MADE[name])
+        whole = json.loads(path.read_text())
+        kept = {key: value for key, value in whole.items() if key != SEAL}
+        tried = 0
+        for at in [place for found in alike(kept) for place in found[:1]]:
+            value = kept
+            for key in at:
+                value = value[key]
+            other = next((v for v in others(value) if v != value), None)
+            if other is None:
+                continue
+            path.write_text(json.dumps({SEAL: whole[SEAL], **changed(kept, at, other)}))
+            with pytest.raises(InputError, match=r"x\.json"):
+                read(path, type(MADE[name]))
+            tried += 1
+        assert tried > 0
+
+    def test_without_a_seal(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.json"
+        path.write_text(json.dumps(as_json(MADE["header"])))
+        with pytest.raises(InputError, match="has no sha256 of its content: an older version or"):
+            read(path, Header)
+
+    def test_a_link_is_not_followed(self, tmp_path: Path) -> None:
+        write(tmp_path / "there.json", MADE["header"])
+        (tmp_path / "x.json").symlink_to(tmp_path / "there.json")
+        with pytest.raises(InputError, match="is a link"):
+            read(tmp_path / "x.json", Header)
+        write(tmp_path / "x.json", MADE["settings"])  # replaces the link, not what it leads to
+        assert read(tmp_path / "there.json", Header) == MADE["header"]
+        assert not (tmp_path / "x.json").is_symlink()
+
+    def test_a_file_that_is_too_large(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.json"
+        with path.open("wb") as file:
+            file.truncate(LARGEST + 1)
+        with pytest.raises(InputError, match="has more than"):
+            read(path, Header)
 
 
 class TestWholeStudies:
@@ -309,7 +362,7 @@ class TestWholeStudies:
         path = tmp_path / "x" / "results.json"
         kept = json.loads(path.read_text())
         kept["rungs"][1]["name"] = name
-        path.write_text(json.dumps(kept))
+        reseal(path, kept)
         with pytest.raises(InputError, match=said):
             read_study(tmp_path / "x")
 
@@ -317,7 +370,7 @@ class TestWholeStudies:
     def test_a_sweep_names_no_study_outside(self, folder: str, tmp_path: Path) -> None:
         kept = json.loads(json.dumps(as_json(index())))
         kept["cells"][1]["folder"] = folder
-        (tmp_path / "sweep.json").write_text(json.dumps(kept))
+        reseal(tmp_path / "sweep.json", kept)
         with pytest.raises(InputError, match="a folder outside of its own"):
             read(tmp_path / "sweep.json", SweepIndex)
 
@@ -329,7 +382,7 @@ class TestWholeStudies:
             kept["problems"][name] = kept["problems"].pop("digits")
         else:
             kept["problems"]["digits"]["studies"][0]["folder"] = name
-        (tmp_path / TABLE).write_text(json.dumps(kept))
+        reseal(tmp_path / TABLE, kept)
         with pytest.raises(InputError, match="it names a folder"):
             read_claims(tmp_path)
 
@@ -337,7 +390,7 @@ class TestWholeStudies:
         write(tmp_path / TABLE, table())
         kept = json.loads((tmp_path / TABLE).read_text())
         kept["settings"]["dampings"] = []
-        (tmp_path / TABLE).write_text(json.dumps(kept))
+        reseal(tmp_path / TABLE, kept)
         with pytest.raises(InputError, match="no dampings"):
             read_claims(tmp_path)
 

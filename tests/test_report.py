@@ -43,6 +43,8 @@ from tests.studies import (
     MADE_BY,
     make_results,
     make_study,
+    reseal,
+    restock,
     with_rung,
     write,
 )
@@ -500,6 +502,7 @@ def cut_array(folder: Path) -> None:
 
 def other_array(folder: Path) -> None:
     np.save(folder / "arrays" / "subsets.npy", np.ones((3, 3)))
+    restock(folder)
 
 
 def changed_json(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -532,7 +535,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 def begin_again(folder: Path) -> None:
     settings = {"key": "k", "spec": {}, "made_by": {"code": "f" * 16, "torch": MADE_BY.torch}}
-    (folder / "study.json").write_text(json.dumps(settings))
+    reseal(folder / "study.json", settings)
 
 
 # What may be wrong with results.json, and what is said of it.
@@ -622,7 +625,7 @@ class TestRefusals:
             (lose_settings, "holds no study: there is no study.json"),
             (break_json, "not readable as JSON"),
             (lose_array, "scores.KFAC.npy is missing"),
-            (cut_array, "no readable array"),
+            (cut_array, "truth.npy is not what was written"),
             (other_array, r"subsets.npy has shape \(3, 3\)"),
             (other_version, f"made by curvfluence 9.9 and this is {cf.__version__}"),
             (lose_section, "missing required field `steps`"),

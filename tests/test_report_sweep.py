@@ -27,8 +27,10 @@ from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
 from curvfluence.report.sweep.tables import BEST, TIED, heat, overview, step_counts
 from curvfluence.report.sweep.verdict import verdict
 from curvfluence.store import records
+from curvfluence.store.folder import MadeBy
 from curvfluence.study.results import Decomposition, DecompositionStep, Results, Step
 from curvfluence.study.spec import GRID, StudySpec
+from curvfluence.study.study import read_study
 from curvfluence.study.sweep import (
     STUDY_AXES,
     Cell,
@@ -42,7 +44,7 @@ from curvfluence.study.sweep.index import INDEX, SweepIndex
 from curvfluence.study.sweep.run import index_of
 from curvfluence.study.variant import Variant
 from curvfluence.study.words import number
-from tests.studies import around, make_results, make_study, with_rung, write
+from tests.studies import around, make_results, make_study, reseal, with_rung, write
 from tests.test_report import Page, run
 
 pytestmark = pytest.mark.xdist_group("report_sweep")  # its fixtures are made once
@@ -65,7 +67,7 @@ def make_sweep(root: Path, axes: dict[str, list[Any]], *, split: bool = True) ->
         folder = root / "cells" / names[-1]
         results = make_study(folder, full=False, train=20, queries=6)
         results = _varied(results, cell, rng, split=split)
-        write(folder, results)
+        results = write(folder, results)
         studies.append(SweptStudy(cell, results))
     sweep = Sweep(tuple(studies), root)
     records.write(root / INDEX, index_of(sweep, axes, names))
@@ -459,7 +461,10 @@ class TestFolder:
         [
             (lambda root: (root / "sweep.json").unlink(), "unfinished sweep.*sweep.json"),
             (lambda root: (root / "cells/study2/results.json").unlink(), "unfinished study"),
-            (lambda root: (root / "cells/study1/arrays/truth.npy").unlink(), "half written"),
+            (
+                lambda root: (root / "cells/study1/arrays/truth.npy").unlink(),
+                r"truth\.npy is missing",
+            ),
             (lambda root: _edit(root, curvfluence="0.0.1"), "made by curvfluence 0.0.1"),
             (lambda root: _edit(root, cells=[]), "at cells: expected `array` of length >= 1"),
             (
@@ -532,12 +537,13 @@ class TestFolder:
 
 def _edit(root: Path, **changes: Any) -> None:
     index = json.loads((root / "sweep.json").read_text())
-    (root / "sweep.json").write_text(json.dumps({**index, **changes}))
+    reseal(root / "sweep.json", {**index, **changes})
 
 
 def _swap(root: Path) -> None:
     cells = json.loads((root / "sweep.json").read_text())["cells"]
-    cells[0]["folder"], cells[1]["folder"] = cells[1]["folder"], cells[0]["folder"]
+    for name in ("folder", "digest"):
+        cells[0][name], cells[1][name] = cells[1][name], cells[0][name]
     _edit(root, cells=cells)
 
 
@@ -548,11 +554,9 @@ def _outside(root: Path) -> None:
 
 
 def _other_code(root: Path) -> None:
-    for name in ("study.json", "results.json"):
-        file = root / "cells/study3" / name
-        found = json.loads(file.read_text())
-        found["made_by"]["code"] = "fedcba9876543210"
-        file.write_text(json.dumps(found))
+    folder = root / "cells/study3"
+    found = read_study(folder).results
+    write(folder, replace(found, made_by=MadeBy("fedcba9876543210", found.made_by.torch)))
 
 
 def test_the_terminal_shows_axes_of_names(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from curvfluence.report.study.figures.inverses import inverse_table
 from curvfluence.report.study.figures.ladder import hybrids, step_table
 from curvfluence.report.study.tables import rung_table
 from curvfluence.report.sweep.tables import overview
-from curvfluence.store.folder import ARRAYS, RESULTS
+from curvfluence.store.folder import RESULTS
+from curvfluence.store.manifest import ARRAYS
 from curvfluence.study.results import Results
 from curvfluence.study.study import Study
 from curvfluence.study.sweep import Sweep

@@ -30,8 +30,8 @@ from curvfluence.score.fitted import fitted
 from curvfluence.score.leverage import newton_scores
 from curvfluence.score.matrix import ScoreMatrix, require_new
 from curvfluence.score.reach import Reach
+from curvfluence.score.saved import write_record
 from curvfluence.score.scores import Scores
-from curvfluence.store.records import write
 
 
 @precision.full()
@@ -86,7 +86,7 @@ def influence(
                     scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
     made = run.scores(scores, leverage=leverage)
     if said is not None:
-        write(said, replace(made, blocks=None).record)
+        write_record(replace(made, blocks=None).record, said)
     return made
 
 

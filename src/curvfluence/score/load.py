@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from curvfluence import kinds
 from curvfluence.errors import InputError
-from curvfluence.score.saved import ALIKE, SavedScores, numpy_file
+from curvfluence.score.saved import ALIKE, NUMBERS, SHARES, SavedScores, numpy_file
 from curvfluence.score.scores import Scores
+from curvfluence.store.arrays import hash_file
+from curvfluence.store.files import require_no_link
 from curvfluence.store.records import read
 
 
-def load_scores(path: str | Path) -> Scores:
+def load_scores(path: str | Path, *, verify: bool = True) -> Scores:
     """Scores that `Scores.save` wrote, their numbers read from the file as they are asked for (a
     memory map, of which changes stay in memory). They make no certificate: the problem is gone.
 
+    All of the file is read once against its SHA-256; with `verify=False` it is not.
     Errors: `InputError` naming the file that is missing, damaged, or of other scores.
     """
+    kinds.flag(verify, "verify")
     path = numpy_file(Path(path))
     said = read(path.with_suffix(".json"), SavedScores)
     if said is None:
@@ -30,6 +35,8 @@ def load_scores(path: str | Path) -> Scores:
             f"{path} holds an array of shape {values.shape}, and its JSON is of "
             f"{said.queries} queries and {said.train} training examples"
         )
+    if verify:
+        _require_written(path, said)
     blocks = None
     if said.blocks:
         shares: Any = _array(path.with_suffix(".blocks.npz"))
@@ -43,6 +50,16 @@ def load_scores(path: str | Path) -> Scores:
         blocks=blocks,
         **{name: getattr(said, name) for name in ALIKE},
     )
+
+
+def _require_written(path: Path, said: SavedScores) -> None:
+    for end in (NUMBERS, *([SHARES] if said.blocks else [])):
+        file = path.with_suffix(end)
+        require_no_link(file)
+        if not file.is_file():
+            raise InputError(f"{file} is not there")
+        if hash_file(file) != said.files.get(end):
+            raise InputError(f"{file} is not what was written: {SavedScores.remedy}")
 
 
 def _array(path: Path) -> Any:

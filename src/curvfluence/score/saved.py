@@ -6,20 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
+from msgspec import structs
 from torch import Tensor
 
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.errors import InputError
 from curvfluence.score.cost import ScoreCost
 from curvfluence.score.matrix import require_new
+from curvfluence.store.arrays import hash_file
+from curvfluence.store.files import replace_file
 from curvfluence.store.records import Record, write
 
 Id: TypeAlias = "str | int"
+NUMBERS, SHARES = ".npy", ".blocks.npz"
 
 
 class SavedScores(Record, frozen=True):
-    """Everything of `Scores` but its numbers. `damping` is as it was said."""
+    """Everything of `Scores` but its numbers. `damping` is as it was said; `files` are the SHA-256
+    of the files beside it by ending, .npy and, where there are shares of blocks, .blocks.npz."""
 
     version_at = ("version",)
     remedy = "save the scores again"
@@ -42,6 +48,7 @@ class SavedScores(Record, frozen=True):
     train_ids: tuple[Id, ...] | None
     query_ids: tuple[Id, ...] | None
     blocks: tuple[str, ...]
+    files: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
 
 # Fields that a file holds as `Scores` has them.
@@ -58,18 +65,26 @@ def save(record: SavedScores, values: Tensor, blocks: Mapping[str, Tensor], path
     Errors: `InputError` for another ending, or where one of the files exists.
     """
     path = numpy_file(path)
-    shares = path.with_suffix(".blocks.npz")
+    shares = path.with_suffix(SHARES)
     for each in (path, path.with_suffix(".json"), shares):
         require_new(each)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if blocks:
             arrays = {f"block{k}": value.numpy() for k, value in enumerate(blocks.values())}
-            np.savez(shares, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
-        np.save(path, values.numpy(), allow_pickle=False)
+            replace_file(shares, lambda file: np.savez(file, allow_pickle=False, **arrays))  # pyright: ignore[reportArgumentType]
+        replace_file(path, lambda file: np.save(file, values.numpy(), allow_pickle=False))
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
-    write(path.with_suffix(".json"), record)  # last: what has no JSON is not finished
+    write_record(record, path)
+
+
+def write_record(record: SavedScores, path: Path) -> None:
+    """Write what is said of the scores in PATH beside them, with the SHA-256 of each of their
+    files: last, for what has no JSON is not finished."""
+    ends = [NUMBERS, *([SHARES] if record.blocks else [])]
+    files = {end: hash_file(path.with_suffix(end)) for end in ends}
+    write(path.with_suffix(".json"), structs.replace(record, files=files))
 
 
 def numpy_file(path: Path) -> Path:

@@ -2,26 +2,103 @@
 
 from __future__ import annotations
 
+import hashlib
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
+from msgspec import Meta
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from curvfluence.errors import InputError
+from curvfluence.store.files import replace_file, require_no_link
+from curvfluence.store.records import Record
 
 REMEDY = "run the study again with --rerun"
+Size = Annotated[int, Meta(ge=0, le=2**53)]
+CHUNK = 2**22
 
 
-def read_array(path: Path, *, finite: bool) -> NDArray[Any] | None:
+class StoredArray(Record, frozen=True):
+    """What a .npy file holds: the shape and dtype of its array, and the file's length and SHA-256.
+    `key` is a hash of everything that the array depends on."""
+
+    key: str
+    shape: tuple[Size, ...]
+    dtype: str
+    bytes: Size
+    sha256: str
+
+
+def write_array(path: Path, array: NDArray[Any], key: str) -> StoredArray:
+    """Replace `path` atomically, and say what it holds now. Nothing is pickled."""
+    array = np.ascontiguousarray(array).reshape(np.shape(array))  # the former makes 0 axes 1
+    told = _Hashed()
+
+    def fill(file: BinaryIO) -> None:
+        told.file = file
+        np.save(told, array, allow_pickle=False)  # pyright: ignore[reportArgumentType]
+
+    replace_file(path, fill)
+    return StoredArray(key, array.shape, str(array.dtype), told.bytes, told.digest.hexdigest())
+
+
+class _Hashed:
+    """A file to write to, that hashes what goes into it."""
+
+    def __init__(self) -> None:
+        self.digest, self.bytes = hashlib.sha256(), 0
+        self.file: BinaryIO | None = None
+
+    def write(self, data: bytes) -> int:
+        assert self.file is not None
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+
+def read_stored(path: Path, said: StoredArray, *, finite: bool, remedy: str = REMEDY) -> Any:
+    """The array that was written as `said`. Errors: `InputError` where the file is missing, or
+    anything but what was written; and as `read_array`."""
+    require_stored(path, said, remedy=remedy)
+    array = read_array(path, finite=finite, remedy=remedy)
+    if array is None or (array.shape, str(array.dtype)) != (said.shape, said.dtype):
+        raise InputError(f"{path} is not what was written: {remedy}")
+    return array
+
+
+def require_stored(path: Path, said: StoredArray, *, remedy: str = REMEDY) -> None:
+    """Errors: `InputError` where the file is missing, a link, or not what was written. Reads all of
+    it."""
+    require_no_link(path)
+    try:
+        same = path.stat().st_size == said.bytes and hash_file(path) == said.sha256
+    except OSError as error:
+        said_so = "is missing" if isinstance(error, FileNotFoundError) else f"({error.strerror})"
+        raise InputError(f"{path} {said_so}: {remedy}") from None
+    if not same:
+        raise InputError(f"{path} is not what was written: {remedy}")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, a piece at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_array(path: Path, *, finite: bool, remedy: str = REMEDY) -> NDArray[Any] | None:
     """The array in a .npy file, or None where there is no such file.
 
     The header is believed only where the file is as long as it says, and nothing pickled is read.
-    Errors: `InputError` for what is no such file, for anything but booleans, integers and floats,
-    and with `finite` for a NaN or infinity.
+    Errors: `InputError` for a link, for what is no such file, for anything but booleans, integers
+    and floats, and with `finite` for a NaN or infinity.
     """
+    require_no_link(path)
     try:
         if not path.is_file():
             return None
@@ -32,9 +109,9 @@ def read_array(path: Path, *, finite: bool) -> NDArray[Any] | None:
             raise ValueError(f"it is not as long as an array of shape {shape}")
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
-        raise InputError(f"{path} is no readable array ({error}): {REMEDY}") from None
+        raise InputError(f"{path} is no readable array ({error}): {remedy}") from None
     if finite and kind.kind == "f" and not bool(np.isfinite(array).all()):
-        raise InputError(f"{path} holds a NaN or infinity: {REMEDY}")
+        raise InputError(f"{path} holds a NaN or infinity: {remedy}")
     return array
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from torch import Tensor
 
 from curvfluence.errors import InputError
-from curvfluence.store.records import Record, read, write
+from curvfluence.store.files import inside
+from curvfluence.store.manifest import ARRAYS, MANIFEST, write_manifest
+from curvfluence.store.records import Record, as_json, read, write
 
-SPEC, RESULTS, ARRAYS = "study.json", "results.json", "arrays"
+SPEC, RESULTS = "study.json", "results.json"
 
 
 class MadeBy(Record, frozen=True):
@@ -58,9 +59,11 @@ class Folder:
         """Make the folder this study's. Errors: `InputError` where it holds anything else."""
         self.require_free()
         with writing(self.path):
-            (self.path / ARRAYS).mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            inside(self.path, ARRAYS).mkdir(exist_ok=True)
             # Results of an earlier run must not stand beside the arrays of this one.
             (self.path / RESULTS).unlink(missing_ok=True)
+            (self.path / MANIFEST).unlink(missing_ok=True)
             write(self.path / SPEC, self.header)
 
     def require_free(self) -> None:
@@ -91,12 +94,18 @@ class Folder:
         )
         return read(self.path / RESULTS, kind) if mine else None
 
-    def save(self, results: Record, arrays: Mapping[str, Tensor]) -> None:
-        """Write the arrays, then the results."""
+    def save(self, arrays: Mapping[str, Tensor], results: Callable[[str], T]) -> T:
+        """Write the arrays, then their manifest, then the results, which are told its seal."""
         with writing(self.path):
-            for name, array in arrays.items():
-                np.save(self.path / ARRAYS / f"{name}.npy", array.numpy(), allow_pickle=False)
-            write(self.path / RESULTS, results)
+            seal = write_manifest(
+                self.path,
+                self.header,
+                {"study": self.header.key, **as_json(self.header.made_by)},
+                {name: array.numpy() for name, array in arrays.items()},
+            )
+            found = results(seal)
+            write(self.path / RESULTS, found)
+        return found
 
 
 @contextmanager

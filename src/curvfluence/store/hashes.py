@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,20 @@ def hash_tensors(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def hash_code(*only: str) -> str:
+@cache
+def hash_code(*only: str, reports: bool = False) -> str:
     """Of this package's source files, less the report's: results are only reused by the code that
-    made them. With `only`, of these files and folders."""
+    made them. With `only`, of these files and folders; with `reports`, of all of the report's files
+    too, whatever they are."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted(root.rglob("*" if reports else "*.py")):
         place = file.relative_to(root)
-        if "report" in place.parts or (only and not any(map(place.is_relative_to, only))):
+        if not file.is_file() or "__pycache__" in place.parts:
             continue
-        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+        if "report" in place.parts and not reports:
+            continue
+        if only and not any(map(place.is_relative_to, only)):
+            continue
+        digest.update(str(place).encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from math import isfinite
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import msgspec
 
 from curvfluence._version import __version__
 from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.store.files import replace_bytes, require_no_link
 
-LONGEST = 200  # letters of a folder's name
 DEEPEST = 24  # levels of nesting; a record has 7, and a recipe describes itself in a few more
+LARGEST = 2**28  # bytes of a file
+SEAL = "sha256"  # the first key of every file: of all the rest
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,24 +35,28 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 T = TypeVar("T", bound=Record)
 
 
-def require_inside(folder: str) -> None:
-    """Refuse a path that leads out of the folder whose file names it, or that can be none."""
-    inside = PurePosixPath(folder)
-    if not folder or inside.is_absolute() or ".." in inside.parts or "\0" in folder:
-        raise ValueError(f"it names a folder outside of its own, {_short(repr(folder))}")
-    if max(map(len, inside.parts), default=0) > LONGEST:
-        raise ValueError(f"it names a folder of more than {LONGEST} letters, {_short(folder)}")
-
-
-def write(path: Path, record: Record) -> None:
-    """Replace `path` atomically. NaN is refused, by its name: a missing number is null."""
+def write(path: Path, record: Record) -> str:
+    """Replace `path` atomically, with a seal over all that it holds, which is returned. NaN is
+    refused, by its name: a missing number is null."""
     value = as_json(record)
     unfit = _fault(value)
     if unfit is not None:
         raise NonFiniteError(f"{path.name} would hold {unfit}, which is no number to keep")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    sealed = seal(value)
+    text = json.dumps({SEAL: sealed, **value}, indent=2, allow_nan=False) + "\n"
+    replace_bytes(path, text.encode())
+    return sealed
+
+
+def seal_of(record: Record) -> str:
+    """The seal that `write` gives a record: the SHA-256 of its JSON."""
+    return seal(as_json(record))
+
+
+def seal(value: Mapping[str, Any]) -> str:
+    """The SHA-256 of JSON, as `write` gives it: of keys and values, not of their layout."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def as_json(record: Record) -> dict[str, Any]:
@@ -61,10 +67,14 @@ def as_json(record: Record) -> dict[str, Any]:
 def read(path: Path, kind: type[T]) -> T | None:
     """The record in `path`, or None where there is no such file.
 
-    Errors: `InputError` names the file, the place in it and what was seen, for text that is no
-    JSON, for what another version made, and for everything that the schema does not allow.
+    Errors: `InputError` names the file, the place in it and what was seen, for a link, for text
+    that is no JSON, for what another version made, for everything that the schema does not allow,
+    and for a file that is not what was written, whatever still fits in it.
     """
+    require_no_link(path)
     try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} has more than {LARGEST:,} bytes: {kind.remedy}")
         text = path.read_bytes().decode()
     except FileNotFoundError:
         return None
@@ -77,12 +87,23 @@ def read(path: Path, kind: type[T]) -> T | None:
         raise InputError(f"{path} is not readable as JSON ({error}): {kind.remedy}") from None
     if unfit is not None:
         raise InputError(f"{path} does not fit: it holds {unfit}; {kind.remedy}")
+    sealed = cast("dict[str, Any]", value).pop(SEAL, None) if isinstance(value, dict) else None
     _require_version(path, kind, value)
     try:
-        return msgspec.convert(value, kind)
+        found = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         said = _placed(str(error), value)
         raise InputError(f"{path} does not fit: {said}; {kind.remedy}") from None
+    if sealed is None:
+        raise InputError(
+            f"{path} has no {SEAL} of its content: an older version or somebody else made it; "
+            f"{kind.remedy}"
+        )
+    if sealed != seal(value):
+        raise InputError(
+            f"{path} is not what was written: its {SEAL} is of other content; {kind.remedy}"
+        )
+    return found
 
 
 def _built_in(value: object) -> object:

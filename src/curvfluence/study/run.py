@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from curvfluence.errors import InputError
@@ -193,8 +194,8 @@ def _compare(request: Request, common: Common, watch: Watcher) -> Results:
     stages = Stages(truth, common.ladder, fidelity, response, seconds, total)
     made_by = request.folder.header.made_by
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)
-    request.folder.save(results, _arrays(problem, problems, stages, kept=spec.scores))
-    return results
+    arrays = _arrays(problem, problems, stages, kept=spec.scores)
+    return request.folder.save(arrays, lambda seal: structs.replace(results, manifest=seal))
 
 
 def _require_threads(threads: int | None) -> None:

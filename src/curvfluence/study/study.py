@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from curvfluence.errors import InputError
-from curvfluence.store.arrays import read_array
-from curvfluence.store.folder import ARRAYS, RESULTS, SPEC, Header
+from curvfluence.store.folder import RESULTS, SPEC, Header
+from curvfluence.store.manifest import (
+    ARRAYS,
+    Manifest,
+    read_listed,
+    read_manifest,
+    verify_arrays,
+)
 from curvfluence.store.records import read
 from curvfluence.study.results import Results
 
@@ -26,12 +33,18 @@ class Study:
     results: Results
     reused: bool = True
 
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What its arrays are. Errors: `InputError` where it is not that of these results."""
+        return read_manifest(self.path, _header_of(self.path), self.results.manifest)
+
     def array(self, name: str) -> NDArray[Any] | None:
         """`arrays/<name>.npy`, or None where the study kept no such array.
 
-        Errors: `InputError` for a file that holds anything but numbers of its stated size, or a
-        NaN or infinity where results have none."""
-        return read_array(self.path / ARRAYS / f"{name}.npy", finite=not name.startswith(WITH_GAPS))
+        Errors: `InputError` for a file that is not what was written, or that holds a NaN or
+        infinity where results have none."""
+        finite = not name.startswith(WITH_GAPS)
+        return read_listed(self.path, self.manifest, name, finite=finite)
 
     def scores(self, name: str) -> NDArray[Any] | None:
         """[J, Q, N] of a rung, at the dampings that its LDS is reported for."""
@@ -46,9 +59,7 @@ def read_study(folder: Path) -> Study:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name the folder of a study, such as runs/digits")
-    header = read(folder / SPEC, Header)
-    if header is None:
-        raise InputError(f"{folder} holds no study: there is no {SPEC} in it")
+    header = _header_of(folder)
     results = read(folder / RESULTS, Results)
     if results is None:
         raise InputError(
@@ -60,8 +71,16 @@ def read_study(folder: Path) -> Study:
             "finished: run the study again"
         )
     study = Study(folder, results)
+    verify_arrays(folder, study.manifest)
     _require_arrays(study)
     return study
+
+
+def _header_of(folder: Path) -> Header:
+    header = read(folder / SPEC, Header)
+    if header is None:
+        raise InputError(f"{folder} holds no study: there is no {SPEC} in it")
+    return header
 
 
 def _require_arrays(study: Study) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,9 +18,10 @@ from torch import Tensor
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
 from curvfluence.store.arrays import read_array
+from curvfluence.store.files import inside, replace_file, require_inside
 from curvfluence.store.folder import writing
 from curvfluence.store.hashes import hash_code, hash_json
-from curvfluence.store.records import Record, as_json, read, require_inside, write
+from curvfluence.store.records import Record, as_json, read, write
 
 BANK, ENTRIES = "bank.json", "entries"
 MODELS, RETRAINED, WEIGHTED = "models", "retrained", "weighted"  # the kinds of batches
@@ -100,7 +100,9 @@ class Entry(Record, frozen=True):
     curvfluence: str
 
     def __post_init__(self) -> None:
-        for name in self.arrays:
+        for name in (*self.arrays, self.key):
+            if "/" in name:
+                raise ValueError(f"no array can be named {name!r}")
             require_inside(name)
 
 
@@ -140,7 +142,8 @@ class Bank:
         """Make the folder this bank's. Errors: `InputError` where it holds anything else."""
         self.require_free()
         with writing(self.path):
-            (self.path / ENTRIES).mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            inside(self.path, ENTRIES).mkdir(exist_ok=True)
             write(self.path / BANK, self.source)
 
     def key(self, batch: Batch) -> str:
@@ -165,7 +168,7 @@ class Bank:
         return not self.anew and self._entry(batch) is not None
 
     def _entry(self, batch: Batch) -> Entry | None:
-        own = read(self.path / ENTRIES / f"{self.key(batch)}.json", Entry)
+        own = read(inside(self.path, ENTRIES) / f"{self.key(batch)}.json", Entry)
         if own is not None or not self.as_made:
             return own
         return next((entry for entry in self.entries() if entry.batch == batch), None)
@@ -183,7 +186,7 @@ class Bank:
 
     def entries(self) -> Iterator[Entry]:
         """Every finished batch, by key."""
-        for file in sorted((self.path / ENTRIES).glob("*.json")):
+        for file in sorted(inside(self.path, ENTRIES).glob("*.json")):
             entry = read(file, Entry)
             if entry is None or entry.key != file.stem:
                 raise InputError(f"{file} speaks of another batch than its name: remove it")
@@ -195,7 +198,7 @@ class Bank:
         found: dict[str, Tensor] = {}
         for name, said in entry.arrays.items():
             file = self._file(entry.key, name)
-            array = read_array(file, finite=True)
+            array = read_array(file, finite=True, remedy=Entry.remedy)
             if array is None or _described(array) != said:
                 state = "is missing" if array is None else "is not what was written"
                 raise InputError(f"{file} {state}: {Entry.remedy}")
@@ -203,7 +206,7 @@ class Bank:
         return found
 
     def _file(self, key: str, name: str) -> Path:
-        return self.path / ENTRIES / f"{key}.{name}.npy"
+        return inside(self.path, ENTRIES) / f"{key}.{name}.npy"
 
 
 def packed(weights_mn: Tensor) -> Tensor:
@@ -234,7 +237,4 @@ def _sha256(array: NDArray[Any]) -> str:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    temporary.replace(path)
+    replace_file(path, lambda file: np.save(file, array, allow_pickle=False))

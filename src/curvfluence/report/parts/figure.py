@@ -18,6 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from curvfluence.report.parts.labels import lay_out
 from curvfluence.report.parts.style import SETTINGS, WIDTH, variable
 from curvfluence.report.parts.table import Table
+from curvfluence.store.files import replace_bytes, replace_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +57,14 @@ class Drawn:
 
     def save(self, folder: Path) -> None:
         """`<name>.svg` and `<name>.pdf` in `folder`."""
-        (folder / f"{self.figure.name}.svg").write_bytes(self.svg)
-        with mpl.rc_context(dict(SETTINGS)), (folder / f"{self.figure.name}.pdf").open("wb") as out:
-            metadata = {"CreationDate": None, "Title": self.figure.title}
-            FigureCanvasPdf(self.canvas).print_pdf(out, metadata=metadata)
+        replace_bytes(folder / f"{self.figure.name}.svg", self.svg)
+        metadata = {"CreationDate": None, "Title": self.figure.title}
+        with mpl.rc_context(dict(SETTINGS)):
+            canvas = FigureCanvasPdf(self.canvas)
+            replace_file(
+                folder / f"{self.figure.name}.pdf",
+                lambda file: canvas.print_pdf(file, metadata=metadata),
+            )
 
 
 def level(figures: Sequence[Figure]) -> tuple[Figure, ...]:

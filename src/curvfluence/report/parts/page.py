@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,8 @@ from curvfluence.errors import InputError
 from curvfluence.report.parts.figure import Figure, level, render
 from curvfluence.report.parts.style import css_variables, looks, variable
 from curvfluence.report.parts.table import Table
+from curvfluence.store.files import inside, replace_bytes, require_no_link
+from curvfluence.store.hashes import hash_code
 from curvfluence.study.results import Results
 
 PAGE, FIGURES = "report.html", "figures"
@@ -95,9 +97,11 @@ class Report:
     bytes: int
 
 
-def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -> Report:
+def write_page(
+    page: Page, path: Path, *, start: float, figures: bool = False, of: str = ""
+) -> Report:
     """Write the page to `path`, and with `figures` each figure as SVG and PDF in `figures/` beside
-    it. `start` is when the work on the page began.
+    it. `start` is when the work on the page began; `of` names what it shows (`is_current`).
 
     Errors: `InputError`, with nothing written, where `path` is anybody else's or cannot be written.
     """
@@ -110,12 +114,14 @@ def write_page(page: Page, path: Path, *, start: float, figures: bool = False) -
     text = _render(page.template, values)
     try:
         if figures:
-            (path.parent / FIGURES).mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = inside(path.parent, FIGURES)
+            folder.mkdir(exist_ok=True)
             for figure in drawn:
-                figure.save(path.parent / FIGURES)
+                figure.save(folder)
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
-    return _written(text, path, start)
+    return _written(text, path, start, of)
 
 
 def write_plain(template: str, values: Mapping[str, Any], path: Path, *, start: float) -> Report:
@@ -126,18 +132,40 @@ def write_plain(template: str, values: Mapping[str, Any], path: Path, *, start: 
 
 def require_own(path: Path) -> None:
     """Errors: `InputError` where something that is no page of ours stands at `path`."""
-    if path.is_dir() or (path.is_file() and MARK not in path.read_text(errors="replace")[:200]):
+    require_no_link(path)
+    if path.is_dir() or (path.is_file() and MARK not in _head(path)):
         raise InputError(
             f"{path} exists and is no page of curvfluence: move it, or name another file"
         )
 
 
-def _written(text: str, path: Path, start: float) -> Report:
+def is_current(path: Path, of: str) -> bool:
+    """Whether `path` is the page that this very code makes `of` that, as it was written."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    first, mark, rest = path.read_text(encoding="utf-8", errors="replace").partition(MARK)
+    stamp, newline, text = rest.partition("\n")
+    whole = first + mark + newline + text
+    return bool(mark) and stamp == _stamp(whole, of)
+
+
+def _stamp(text: str, of: str) -> str:
+    """What stands behind the mark of a page of that text: what it shows, and by which code."""
+    made = hash_code("report", reports=True)
+    digest = sha256(f"{of}\n{made}\n{text}".encode()).hexdigest()
+    return f"<!-- of {of or 'itself'}, by {made}, sha256 {digest} -->"
+
+
+def _head(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(200)
+
+
+def _written(text: str, path: Path, start: float, of: str = "") -> Report:
+    stamped = text.replace(MARK, MARK + _stamp(text, of), 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        replace_bytes(path, stamped.encode())
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
     return Report(path, time.perf_counter() - start, path.stat().st_size)

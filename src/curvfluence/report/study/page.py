@@ -7,7 +7,15 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from curvfluence.report.parts.page import PAGE, Page, Report, chips, source, write_page
+from curvfluence.report.parts.page import (
+    PAGE,
+    Page,
+    Report,
+    chips,
+    is_current,
+    source,
+    write_page,
+)
 from curvfluence.report.parts.repeat import study_call
 from curvfluence.report.parts.settings import settings_tables
 from curvfluence.report.study.explorer import explore
@@ -16,7 +24,7 @@ from curvfluence.report.study.sections import missing, sections
 from curvfluence.report.study.tables import coverage_table, losses_table, seconds_table
 from curvfluence.report.study.verdict import chosen, verdict
 from curvfluence.store.folder import RESULTS
-from curvfluence.store.records import write
+from curvfluence.store.records import seal_of, write
 from curvfluence.study.results import Results
 from curvfluence.study.study import Study, read_study
 from curvfluence.study.words import number, seconds
@@ -34,19 +42,28 @@ def write_report(folder: Path, *, figures: bool = True) -> Report:
     """
     start = time.perf_counter()
     study = read_study(folder)
-    return write_page(_page(study), folder / PAGE, start=start, figures=figures)
+    return write_page(
+        _page(study), folder / PAGE, start=start, figures=figures, of=_shown(study.results)
+    )
 
 
 def with_report(study: Study, *, figures: bool = True) -> Study:
-    """The study with its page, written where these results have none yet; its results then tell the
-    seconds that it took. `figures` as in `write_report`."""
-    if study.results.report_seconds is not None and (study.path / PAGE).is_file():
+    """The study with its page, written unless the one that is there is what this code makes of
+    these results; they then tell the seconds that it took. `figures` as in `write_report`."""
+    if study.results.report_seconds is not None and is_current(
+        study.path / PAGE, _shown(study.results)
+    ):
         return study
     results = replace(
         study.results, report_seconds=write_report(study.path, figures=figures).seconds
     )
     write(study.path / RESULTS, results)
     return Study(study.path, results, study.reused)
+
+
+def _shown(results: Results) -> str:
+    """What a page shows of results: all but the seconds that the page itself took."""
+    return seal_of(replace(results, report_seconds=None))
 
 
 def _page(study: Study) -> Page:

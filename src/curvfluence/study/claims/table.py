@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curvfluence.errors import InputError
-from curvfluence.store.records import Record, read, require_inside
+from curvfluence.store.files import require_inside
+from curvfluence.store.records import Record, read
 from curvfluence.study.claims.plan import Settings
 from curvfluence.study.results import ClaimRow, Environment
 

@@ -16,8 +16,9 @@ from msgspec import Meta
 
 from curvfluence.errors import InputError
 from curvfluence.fidelity import Interval
+from curvfluence.store.files import require_inside
 from curvfluence.store.hashes import hash_code
-from curvfluence.store.records import Record, read, require_inside, write
+from curvfluence.store.records import Record, read, write
 from curvfluence.study.cells import processes, run_cells
 from curvfluence.study.claims.claim import OPEN
 from curvfluence.study.claims.rows import claim_row

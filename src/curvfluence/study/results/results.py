@@ -33,7 +33,8 @@ from curvfluence.study.results.step import (
 from curvfluence.study.results.truth import ResponseSummary, StageSeconds, TruthSummary
 from curvfluence.study.words import plain
 
-MEASURED = frozenset({"digest", "seconds", "peak_bytes", "pareto"})  # and every "..._seconds"
+# What differs between two runs of the same study, and every "..._seconds".
+MEASURED = frozenset({"digest", "manifest", "seconds", "peak_bytes", "pareto"})
 
 
 def _unmeasured(value: Any) -> Any:
@@ -58,7 +59,7 @@ class Results(Record, frozen=True):
     `refused` are the rungs that were left out, with the reason. `own_model` is the influence model
     that is the problem's own, where it has one. `digest` is the
     SHA-256 of all of it but what was measured (seconds, memory, and which rungs these put ahead):
-    equal for equal numbers.
+    equal for equal numbers. `manifest` is the seal of the manifest that lists its arrays.
     """
 
     version_at = ("environment", "curvfluence")
@@ -93,6 +94,7 @@ class Results(Record, frozen=True):
     report_seconds: Seconds | None = None
     claims: tuple[ClaimRow, ...] = ()
     digest: str = ""
+    manifest: str = ""
 
     def sealed(self) -> Results:
         """With the digest of what it holds now: to be taken before it is written."""

@@ -10,8 +10,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from curvfluence.errors import InputError
+from curvfluence.store.files import inside, require_inside
 from curvfluence.store.folder import SPEC
-from curvfluence.store.records import Record, read, require_inside
+from curvfluence.store.records import Record, read
 from curvfluence.study.results import Results
 from curvfluence.study.study import read_study
 from curvfluence.study.sweep.grid import CELLS, Cell
@@ -21,10 +22,12 @@ Kept = bool | Annotated[int, Meta(ge=0, le=2**53)] | float | str
 
 
 class IndexedCell(Record, frozen=True):
-    """The settings of a cell, and the folder of its study inside the sweep's."""
+    """The settings of a cell, the folder of its study inside the sweep's, and the digest of its
+    results."""
 
     settings: dict[str, Kept]
     folder: str
+    digest: str
 
 
 class SweepIndex(Record, frozen=True):
@@ -105,7 +108,12 @@ def read_sweep(folder: Path) -> Sweep:
 
 def _study(folder: Path, cell: IndexedCell, axes: list[str]) -> SweptStudy:
     """One study, whose settings must be those that the sweep speaks of."""
-    results = read_study(folder / cell.folder).results
+    results = read_study(inside(folder, cell.folder)).results
+    if results.digest != cell.digest:
+        raise InputError(
+            f"{folder / cell.folder} holds other results than {INDEX} was made of: run the sweep "
+            "again"
+        )
     spec = results.spec
     settings: dict[str, Kept] = {**spec.variant, "seed": spec.seed, "alpha": spec.alpha}
     for name, value in cell.settings.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
+from curvfluence.store.files import replace_file
 from curvfluence.store.hashes import hash_json
 from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
@@ -74,7 +75,7 @@ def index_of(sweep: Sweep, axes: Mapping[str, Sequence[Value]], names: Sequence[
         __version__,
         {name: tuple(values) for name, values in axes.items()},
         tuple(
-            IndexedCell(study.cell, f"{CELLS}/{name}")
+            IndexedCell(study.cell, f"{CELLS}/{name}", study.results.digest)
             for study, name in zip(sweep.studies, names, strict=True)
         ),
     )
@@ -149,4 +150,5 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    table = pa.Table.from_pylist(rows)
+    replace_file(path, lambda file: pq.write_table(table, file))
