@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ from rich.console import Console
 from rich.text import Text
 
 from curvfluence._version import __version__
-from curvfluence.errors import CurvfluenceError, CurvfluenceWarning, InputError
+from curvfluence.errors import CurvfluenceError, CurvfluenceWarning, InputError, NotKeptError
+from curvfluence.runtime.child import is_child
 
 if TYPE_CHECKING:
     from curvfluence.study.progress import Watcher
@@ -50,6 +53,9 @@ ProtocolName = Annotated[
 DType = Annotated[str, typer.Option(help="float32 or float64.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores unless given.")]
 Jobs = Annotated[int | None, typer.Option(help="Studies at a time; as many as cores unless given.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for another command that writes to the folder.")
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bars.")]
 
 app = typer.Typer(
@@ -109,12 +115,13 @@ def study(
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Compute again what the folder already holds.")
     ] = False,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Train, retrain without data, climb the ladder of curvatures, compare with the truth."""
     # Imported here so that --help and a wrong option answer at once.
     from curvfluence.report import with_report
-    from curvfluence.report.terminal import WIDTH, show_study
+    from curvfluence.report.terminal import WIDTH, show_results, show_study
     from curvfluence.study import StudySpec, load, run_study
     from curvfluence.study.variant import Variant
 
@@ -133,12 +140,23 @@ def study(
         bregman=bregman,
     )
     plain = Console(width=None if sys.stdout.isatty() else WIDTH)
-    with _watching(no_progress) as watch:
-        done = run_study(
-            spec, out, problem=loaded, threads=threads, rerun=rerun, bank=bank, watch=watch
-        )
-        with watch("write the report", 1):
-            done = with_report(done)
+    try:
+        with _watching(no_progress) as watch:
+            done = run_study(
+                spec,
+                out,
+                problem=loaded,
+                threads=threads,
+                rerun=rerun,
+                bank=bank,
+                wait=wait,
+                watch=watch,
+            )
+            with watch("write the report", 1):
+                done = with_report(done)
+    except NotKeptError as error:
+        show_results(error.results, plain)
+        raise
     if done.reused:
         plain.print(
             f"This study is already in {done.path}, made by this code; --rerun computes it again.",
@@ -176,6 +194,7 @@ def sweep(
         Path | None, typer.Option(help="Folder; runs/PROBLEM-sweep unless given.")
     ] = None,
     jobs: Jobs = None,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Study every cell of a grid, in parallel processes, into one tidy table and a page."""
@@ -209,7 +228,7 @@ def sweep(
     )
     folder = Path("runs") / f"{Path(problem).stem}-sweep" if out is None else out
     with _watching(no_progress) as watch:
-        done = run_sweep(base, axes, folder, jobs=jobs, watch=watch)
+        done = run_sweep(base, axes, folder, jobs=jobs, wait=wait, watch=watch)
         with watch("write the report", 1):
             write_sweep_report(done)
     show_sweep(done, Console(width=None if sys.stdout.isatty() else WIDTH))
@@ -279,6 +298,7 @@ def claims(
     ] = None,
     docs: Annotated[Path | None, typer.Option(help="Write the tables there too: FILE.md.")] = None,
     jobs: Jobs = None,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Test what the paper says: both protocols, across width, depth and training length; or with
@@ -303,7 +323,14 @@ def claims(
         folder = out or Path("runs/table1")
         with _watching(no_progress) as watch:
             cells = run_table1(
-                problems[0], folder, quick=quick, seed=seed, part=part, jobs=jobs, watch=watch
+                problems[0],
+                folder,
+                quick=quick,
+                seed=seed,
+                part=part,
+                jobs=jobs,
+                wait=wait,
+                watch=watch,
             )
             with watch("write the report", 1):
                 table1.write_table1(cells)
@@ -320,7 +347,8 @@ def claims(
         raise InputError(f"a claim needs {LEAST_MODELS} influence models or more; seen {models}")
     settings = Settings(seed=seed, models=models, subsets=subsets, variant_subsets=variant_subsets)
     with _watching(no_progress) as watch:
-        done = run_claims(problems, out or Path("runs/claims"), settings, jobs=jobs, watch=watch)
+        folder = out or Path("runs/claims")
+        done = run_claims(problems, folder, settings, jobs=jobs, wait=wait, watch=watch)
         write_claims(done, watch=watch)
     if docs is not None:
         docs.write_text(markdown(done), encoding="utf-8")
@@ -348,6 +376,7 @@ def questions(
     rungs: RungNames = None,
     protocol: ProtocolName = "clean",
     threads: Threads = None,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Ask one ladder several questions: other fractions kept, one example left out, the most
@@ -376,7 +405,7 @@ def questions(
     folder = Path("runs") / f"{loaded.name}-questions" if out is None else out
     asks = QuestionSpec(spec, alphas, left_out=left_out, queries=queries)
     with _watching(no_progress) as watch:
-        found = run_questions(asks, folder, problem=loaded, threads=threads, watch=watch)
+        found = run_questions(asks, folder, problem=loaded, threads=threads, wait=wait, watch=watch)
         with watch("write the report", 1):
             write_questions(found, folder)
     show_questions(found, folder, Console(width=None if sys.stdout.isatty() else WIDTH))
@@ -764,6 +793,7 @@ def bank_make(
     epochs: Epochs = None,
     protocol: ProtocolName = "clean",
     threads: Threads = None,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Train the influence models of a study and retrain on its subsets: its truth, without its
@@ -787,7 +817,7 @@ def bank_make(
         for part in alpha.split(",")
     ]
     with _watching(no_progress) as watch:
-        make_bank(specs, folder, problem=loaded, threads=threads, watch=watch)
+        make_bank(specs, folder, problem=loaded, threads=threads, wait=wait, watch=watch)
     found = verify_bank(folder)
     typer.echo(f"{folder} holds {found.retrainings:,} retrainings in {found.batches} batches")
 
@@ -817,9 +847,37 @@ def _shown(otherwise: Callable[..., None], message: Warning | str, *about: Any) 
         otherwise(message, *about)
 
 
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM: nothing below turns it into something else, as frameworks do with
+    KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """Ctrl-C and SIGTERM end what is inside; handlers are as before afterwards."""
+
+    def stop(number: int, _: object) -> None:
+        raise _Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main() -> None:
-    """Entry point: a request that cannot be carried out ends with its reason and exit code 2."""
-    with warnings.catch_warnings():
+    """The command line in this process: a request that cannot be carried out ends with its reason
+    and exit code 2, Ctrl-C with 130, SIGTERM with 143."""
+    with warnings.catch_warnings(), _stoppable():
         warnings.showwarning = partial(_shown, warnings.showwarning)
         _run()
 
@@ -832,8 +890,9 @@ def _run() -> None:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}:[/] ", end="")
         Console(stderr=True, soft_wrap=True).print(str(error), highlight=False, markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "interrupted: the same command goes on with the retrainings that were finished"
-        )
-        sys.exit(130)
+    except _Stopped as stopped:
+        if not is_child():  # the supervisor says so
+            Console(stderr=True).print(
+                "stopped: what is finished is kept, whole; the same command goes on from there"
+            )
+        sys.exit(128 + stopped.number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 __all__ = [
     "CoverageError",
@@ -11,6 +12,7 @@ __all__ = [
     "CurvfluenceWarning",
     "InputError",
     "NonFiniteError",
+    "NotKeptError",
     "SingularError",
 ]
 
@@ -27,6 +29,15 @@ class CurvfluenceError(ValueError):
 
 class InputError(CurvfluenceError):
     """Data, model, loss or settings that do not fit together."""
+
+
+class NotKeptError(InputError):
+    """Results that could not be written where they were to be kept: a full disk, say. They are in
+    `results`."""
+
+    def __init__(self, message: str, results: Any) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 class NonFiniteError(InputError):

@@ -34,6 +34,15 @@ _RUNGS = (
 def show_study(study: Study, console: Console) -> None:
     """The rungs, the steps between them, the noise ceiling, and where the files are."""
     results = study.results
+    show_results(results, console)
+    if (study.path / PAGE).is_file():
+        _named(console, "Report", f"{study.path}/{PAGE}", wrap=False)
+    spent = f"  ({results.study_seconds or 0.0:.1f} s)"
+    _named(console, "Files", f"{study.path}/{RESULTS}, {study.path}/{ARRAYS}/{spent}", wrap=False)
+
+
+def show_results(results: Results, console: Console) -> None:
+    """What a study found, wherever it is kept."""
     truth = results.truth
     console.print(
         Text(results.problem, style="bold")
@@ -59,10 +68,6 @@ def show_study(study: Study, console: Console) -> None:
         _named(console, name, text)
     for text in cautions([results]):
         console.print(Text(text, style="yellow"))
-    if (study.path / PAGE).is_file():
-        _named(console, "Report", f"{study.path}/{PAGE}", wrap=False)
-    spent = f"  ({results.study_seconds or 0.0:.1f} s)"
-    _named(console, "Files", f"{study.path}/{RESULTS}, {study.path}/{ARRAYS}/{spent}", wrap=False)
 
 
 def show_sweep(sweep: Sweep, console: Console) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.store.files import inside
+from curvfluence.store.lock import own
 from curvfluence.store.manifest import ARRAYS, MANIFEST, write_manifest
 from curvfluence.store.records import Record, as_json, read, write
 
@@ -70,7 +71,7 @@ class Folder:
         """Refuse a folder that holds another study, or files that are no study. Writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder with --out")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or all(map(own, self.path.iterdir())):
             return
         held = read(self.path / SPEC, Header)
         if held is None:

@@ -13,6 +13,7 @@ from joblib import Parallel, delayed
 
 from curvfluence import kinds
 from curvfluence.errors import CurvfluenceWarning
+from curvfluence.runtime.child import end_with_parent
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import Results
 from curvfluence.study.run import run_together
@@ -87,6 +88,7 @@ def batches(specs: Sequence[StudySpec], jobs: int) -> list[tuple[int, ...]]:
 
 
 def _run(batch: _Batch) -> list[Results]:
+    end_with_parent()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CurvfluenceWarning)  # results name all of them
         studies = run_together(batch.specs, batch.folders, threads=1, bank=batch.bank)

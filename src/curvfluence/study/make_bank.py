@@ -7,6 +7,7 @@ from pathlib import Path
 
 from curvfluence.errors import InputError
 from curvfluence.runtime.threads import limited
+from curvfluence.store.lock import held
 from curvfluence.study.asked import asked
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
@@ -21,6 +22,7 @@ def make_bank(
     *,
     problem: StudyProblem | None = None,
     threads: int | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Bank:
     """Train the influence models of `specs` and retrain on their subsets, into the bank at `path`;
@@ -41,8 +43,9 @@ def make_bank(
                 f"one bank holds the retrainings of one recipe on one data set; {spec.problem} "
                 f"with {spec.variant} is another than {specs[0].problem} with {specs[0].variant}"
             )
-    bank.claim()
-    with limited(threads):
+    bank.require_free()
+    with held(path, wait=wait), limited(threads):
+        bank.claim()
         for spec, at in zip(specs, problems, strict=True):
             models = train_models(spec, at, bank, watch)
             make_truth(spec, at, models, bank, watch)

@@ -11,12 +11,13 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, NotKeptError
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import table_of
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.store.hashes import hash_code, hash_json
+from curvfluence.store.lock import held
 from curvfluence.store.records import as_json
 from curvfluence.study.asked import asked
 from curvfluence.study.climb import Ladder, climb, influence_problems
@@ -76,6 +77,7 @@ def run_study(
     threads: int | None = None,
     rerun: bool = False,
     bank: Path | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Study:
     """Run the study that `spec` describes, or read it where `out` holds it already.
@@ -86,17 +88,21 @@ def run_study(
     `curvfluence.report.write_report(out)` makes its page. A finished study with the same settings,
     data, code and torch is read back unless `rerun`. Retrainings are kept as they come in `bank`,
     by default a folder in `out`, which other studies of the problem can share: a study that was
-    interrupted goes on with what is there.
+    interrupted goes on with what is there. While it works nobody else writes to `out`: another
+    command is refused there, or with `wait` waits.
 
     Errors: `InputError` before any work, with nothing written, where the settings make no study or
-    `out` holds anything else.
+    `out` holds anything else; `NotKeptError`, which has the results, where they cannot be written.
     """
     _require_threads(threads)
     request = _open(spec, out, problem, bank, rerun=rerun)
     finished = None if rerun else request.folder.finished(Results)
     if finished is not None:
         return Study(request.folder.path, finished)
-    with limited(threads):
+    with held(request.folder.path, wait=wait), limited(threads):
+        finished = None if rerun else request.folder.finished(Results)  # while we waited
+        if finished is not None:
+            return Study(request.folder.path, finished)
         request.claim()
         results = _compare(request, _common(request, watch), watch)
     return Study(request.folder.path, results, reused=False)
@@ -128,9 +134,10 @@ def run_together(
             results = request.folder.finished(Results)
             reused = results is not None
             if results is None:
-                request.claim()
-                common = _common(request, silent) if common is None else common
-                results = _compare(request, common, silent)
+                with held(request.folder.path):
+                    request.claim()
+                    common = _common(request, silent) if common is None else common
+                    results = _compare(request, common, silent)
             studies.append(Study(request.folder.path, results, reused=reused))
     return tuple(studies)
 
@@ -195,7 +202,10 @@ def _compare(request: Request, common: Common, watch: Watcher) -> Results:
     made_by = request.folder.header.made_by
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)
     arrays = _arrays(problem, problems, stages, kept=spec.scores)
-    return request.folder.save(arrays, lambda seal: structs.replace(results, manifest=seal))
+    try:
+        return request.folder.save(arrays, lambda seal: structs.replace(results, manifest=seal))
+    except InputError as error:
+        raise NotKeptError(str(error), results) from error
 
 
 def _require_threads(threads: int | None) -> None:

@@ -21,6 +21,7 @@ from curvfluence.store.arrays import read_array
 from curvfluence.store.files import inside, replace_file, require_inside
 from curvfluence.store.folder import writing
 from curvfluence.store.hashes import hash_code, hash_json
+from curvfluence.store.lock import own
 from curvfluence.store.records import Record, as_json, read, write
 
 BANK, ENTRIES = "bank.json", "entries"
@@ -130,7 +131,7 @@ class Bank:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder for the retrainings")
         held = read(self.path / BANK, Source)
-        if held is None and self.path.is_dir() and any(self.path.iterdir()):
+        if held is None and self.path.is_dir() and not all(map(own, self.path.iterdir())):
             raise InputError(f"{self.path} holds files that are no bank: name another folder")
         if held is not None and held.key != self.source.key:
             raise InputError(
@@ -177,12 +178,13 @@ class Bank:
         """Write a batch: its arrays, each replacing atomically, and then its record."""
         key = self.key(batch)
         files: dict[str, ArrayFile] = {}
-        for name, value in arrays.items():
-            array = np.ascontiguousarray(value.detach().cpu().numpy())
-            _save(self._file(key, name), array)
-            files[name] = ArrayFile(array.shape, str(array.dtype), _sha256(array))
-        made = Entry(key, batch, files, seconds, str(torch.__version__), __version__)
-        write(self.path / ENTRIES / f"{key}.json", made)
+        with writing(self.path):
+            for name, value in arrays.items():
+                array = np.ascontiguousarray(value.detach().cpu().numpy())
+                _save(self._file(key, name), array)
+                files[name] = ArrayFile(array.shape, str(array.dtype), _sha256(array))
+            made = Entry(key, batch, files, seconds, str(torch.__version__), __version__)
+            write(self.path / ENTRIES / f"{key}.json", made)
 
     def entries(self) -> Iterator[Entry]:
         """Every finished batch, by key."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from curvfluence.errors import InputError
 from curvfluence.store.folder import RESULTS
+from curvfluence.store.lock import held
 from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
 from curvfluence.study.claims.plan import PROTOCOL_NAMES, Plan, Settings, plan
@@ -29,6 +30,7 @@ def run_claims(
     settings: Settings | None = None,
     *,
     jobs: int | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Claims:
     """Study each problem under both protocols, with variants along each axis, and judge the claims.
@@ -46,20 +48,21 @@ def run_claims(
     work = {spec: (cost, one) for one in plans for spec, cost in one.work.items()}
     order = sorted(work, key=lambda spec: -work[spec][0])
     places = {spec: study_folder(out, work[spec][1], spec) for spec in order}
-    run_cells(order, list(places.values()), jobs=jobs, watch=watch)
+    with held(out, wait=wait):
+        run_cells(order, list(places.values()), jobs=jobs, watch=watch)
 
-    @cache
-    def study(spec: StudySpec) -> Study:
-        return read_study(places[spec])
+        @cache
+        def study(spec: StudySpec) -> Study:
+            return read_study(places[spec])
 
-    tables: dict[str, list[ClaimRow]] = {}
-    for one in plans:
-        tables.setdefault(one.problem, []).extend(rows(one, study, settings.axes))
-    for one in plans:
-        _insert(study(one.base), tuple(tables[one.problem]))
-    judged = {name: _problem(out, name, plans, rows_of) for name, rows_of in tables.items()}
-    table = ClaimsTable(environment({}), settings, judged)
-    write(out / TABLE, table)
+        tables: dict[str, list[ClaimRow]] = {}
+        for one in plans:
+            tables.setdefault(one.problem, []).extend(rows(one, study, settings.axes))
+        for one in plans:
+            _insert(study(one.base), tuple(tables[one.problem]))
+        judged = {name: _problem(out, name, plans, rows_of) for name, rows_of in tables.items()}
+        table = ClaimsTable(environment({}), settings, judged)
+        write(out / TABLE, table)
     return Claims(table, out)
 
 

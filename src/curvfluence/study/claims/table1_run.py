@@ -16,8 +16,10 @@ from msgspec import Meta
 
 from curvfluence.errors import InputError
 from curvfluence.fidelity import Interval
+from curvfluence.runtime.child import end_with_parent
 from curvfluence.store.files import require_inside
 from curvfluence.store.hashes import hash_code
+from curvfluence.store.lock import held
 from curvfluence.store.records import Record, read, write
 from curvfluence.study.cells import processes, run_cells
 from curvfluence.study.claims.claim import OPEN
@@ -130,6 +132,7 @@ def run_table1(
     seed: int = 0,
     part: Part | None = None,
     jobs: int | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Table1Run:
     """Retrain for every cell of protocol `table1`, climb its ladder, and judge each claim there;
@@ -145,6 +148,20 @@ def run_table1(
     """
     start = time.perf_counter()
     every = cells(problem, quick=quick, seed=seed, part=part)
+    with held(out, wait=wait):
+        found = _cells(every, out, jobs, watch)
+        asks = part or Part()
+        parts = (PartAsked(asks.depth, asks.width, asks.epochs),) if asks.given else ()
+        seconds = time.perf_counter() - start
+        code = environment({"code": hash_code()})
+        table = Table1(code, problem, quick, seed, seconds, found, parts)
+        write(out / TABLE1, table)
+    return Table1Run(table, out)
+
+
+def _cells(
+    every: Sequence[Cell], out: Path, jobs: int | None, watch: Watcher
+) -> tuple[CellResult, ...]:
     _retrain(every, out, jobs, watch)
     folders = {cell.spec: out / "cells" / cell.folder for cell in every}
     folders |= {c.exact: out / "cells" / f"{c.folder}{EXACT}" for c in every if c.exact}
@@ -154,13 +171,7 @@ def run_table1(
     run_cells(
         order, [folders[s] for s in order], jobs=jobs, banks=[banks[s] for s in order], watch=watch
     )
-    found = tuple(_result(cell, folders, out) for cell in every)
-    asks = part or Part()
-    parts = (PartAsked(asks.depth, asks.width, asks.epochs),) if asks.given else ()
-    seconds = time.perf_counter() - start
-    table = Table1(environment({"code": hash_code()}), problem, quick, seed, seconds, found, parts)
-    write(out / TABLE1, table)
-    return Table1Run(table, out)
+    return tuple(_result(cell, folders, out) for cell in every)
 
 
 def read_table1(path: Path) -> Table1Run:
@@ -226,6 +237,7 @@ def _retrain(every: Sequence[Cell], out: Path, jobs: int | None, watch: Watcher)
 
 
 def _bank(specs: Sequence[StudySpec], path: Path) -> None:
+    end_with_parent()
     make_bank(specs, path, threads=1)
 
 

@@ -7,9 +7,11 @@ import hashlib
 import importlib.util
 import os
 import random
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 
 from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.runtime import generators
+from curvfluence.runtime.guards import one_process, own_streams, time_limit
 
 _SHOWN = 60  # characters of a line of code in a message
 
@@ -100,7 +103,10 @@ def execute(path: Path) -> Executed:
 
     Its folder heads `sys.path` meanwhile, so that it can import what lies beside it. Afterwards
     `sys.path`, `sys.modules` (the file and what came from its folder), the working directory, the
-    random states, torch's default dtype, threads and gradient mode are as before.
+    environment, signal handlers and alarms, the random states, torch's default dtype, threads and
+    gradient mode are as before. A copy of the process that the file forks ends with the file. On
+    the command line the standard streams are as before too, and the file has `CURVFLUENCE_IMPORT`
+    seconds (3600 unless set).
 
     Errors: `InputError` where there is no such file or running it fails, with the line.
     """
@@ -117,7 +123,8 @@ def execute(path: Path) -> Executed:
     name = f"curvfluence_own_{path.stem}_{digest.hexdigest()[:8]}"
     with _global_state(), _imports_from(path.resolve().parent) as imported:
         try:
-            names = _run(code, name, path.resolve())
+            with one_process(f"{path}"), own_streams(), time_limit(f"{path}"):
+                names = _run(code, name, path.resolve())
         except (Exception, SystemExit) as error:
             at = source.where(source.line_of(error))
             raise InputError(f"{at}: the file cannot be imported: {source.reason(error)}") from None
@@ -197,13 +204,34 @@ def _global_state() -> Generator[None]:
         np.random.get_state(),  # noqa: NPY002
         random.getstate(),
     )
+    environment, handlers = dict(os.environ), _handlers()
     with generators.preserved():
         try:
             yield
         finally:
             os.chdir(cwd)
+            os.environ.clear()
+            os.environ.update(environment)
+            _set_handlers(handlers)
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
             torch.set_grad_enabled(grad)
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def _handlers() -> dict[int, Any]:
+    """Who handles which signal; nobody but the main thread can change that."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
+def _set_handlers(handlers: Mapping[int, Any]) -> None:
+    if not handlers:
+        return
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

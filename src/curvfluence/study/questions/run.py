@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.runtime.threads import limited
+from curvfluence.store.folder import writing
+from curvfluence.store.lock import held
 from curvfluence.store.records import write
 from curvfluence.study.asked import asked
 from curvfluence.study.at_model import RungScores
@@ -71,6 +73,7 @@ def run_questions(
     problem: StudyProblem | None = None,
     threads: int | None = None,
     bank: Path | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Questions:
     """Climb the ladder once at every influence model, and hold it against each question's truth.
@@ -87,24 +90,25 @@ def run_questions(
     for alpha in spec.alphas:
         draw_subsets(replace(study, alpha=alpha), ready)
     kept = Bank(out / "bank" if bank is None else bank, source_of(ready, study))
-    kept.claim()
-    with limited(threads):
+    kept.require_free()
+    with held(out, wait=wait), limited(threads):
+        kept.claim()
         models = train_models(study, ready, kept, watch)
         ladder = climb(study, ready, models.trained, study.plan, watch)
         asker = _Asker(spec, ready, models, ladder, kept, watch)
         questions = asker.questions()
-    out.mkdir(parents=True, exist_ok=True)
-    found = Questions(
-        environment=environment({"data": kept.source.data}),
-        problem=ready.name,
-        unit=ready.measurement.unit,
-        lower_is_better=ready.measurement.lower_is_better,
-        settings=study.settings,
-        training_loss=float(models.trained.final_loss.mean()),
-        questions=questions,
-        seconds=time.perf_counter() - start,
-    )
-    write(out / QUESTIONS, found)
+        found = Questions(
+            environment=environment({"data": kept.source.data}),
+            problem=ready.name,
+            unit=ready.measurement.unit,
+            lower_is_better=ready.measurement.lower_is_better,
+            settings=study.settings,
+            training_loss=float(models.trained.final_loss.mean()),
+            questions=questions,
+            seconds=time.perf_counter() - start,
+        )
+        with writing(out):
+            write(out / QUESTIONS, found)
     return found
 
 

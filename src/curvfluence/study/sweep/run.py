@@ -11,6 +11,7 @@ from curvfluence._version import __version__
 from curvfluence.errors import InputError
 from curvfluence.store.files import replace_file
 from curvfluence.store.hashes import hash_json
+from curvfluence.store.lock import held
 from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
 from curvfluence.study.progress import Watcher, silent
@@ -29,6 +30,7 @@ def run_sweep(
     out: Path,
     *,
     jobs: int | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Sweep:
     """Run every cell in `out/cells/`, `jobs` at a time with one thread each; cells that are
@@ -43,15 +45,16 @@ def run_sweep(
     _require_pyarrow()
     cells = grid(base, axes)
     folders = [cell_folder(out, spec) for _, spec in cells]
-    (out / INDEX).unlink(missing_ok=True)  # an earlier grid is not this one
     specs = [spec for _, spec in cells]
     banks = [out / BANKS / trained_as(spec) for spec in specs]
-    results = run_cells(specs, folders, jobs=jobs, banks=banks, watch=watch)
-    studies = (SweptStudy(c, r) for (c, _), r in zip(cells, results, strict=True))
-    sweep = Sweep(tuple(studies), out)
-    _write(rung_rows(sweep), out / "table.parquet")
-    _write(step_rows(sweep), out / "steps.parquet")
-    write(out / INDEX, index_of(sweep, axes, [folder.name for folder in folders]))
+    with held(out, wait=wait):
+        (out / INDEX).unlink(missing_ok=True)  # an earlier grid is not this one
+        results = run_cells(specs, folders, jobs=jobs, banks=banks, watch=watch)
+        studies = (SweptStudy(c, r) for (c, _), r in zip(cells, results, strict=True))
+        sweep = Sweep(tuple(studies), out)
+        _write(rung_rows(sweep), out / "table.parquet")
+        _write(step_rows(sweep), out / "steps.parquet")
+        write(out / INDEX, index_of(sweep, axes, [folder.name for folder in folders]))
     return sweep
 
 
