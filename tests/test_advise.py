@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 import curvfluence as cf
 from curvfluence.advising import Advice, advise, seconds_of
+from curvfluence.advising.advice import Candidate
 from curvfluence.advising.dampings import GRID, chosen, try_all, usual
 from curvfluence.advising.retrained import Retrained, retrained
 from curvfluence.cli import app
@@ -137,12 +140,35 @@ class TestBudget:
             MODULE, "plans", lambda _, rungs: tuple(_Forecast(1e-6, 1) for _ in rungs)
         )
         found = advise(problem, 1e-5)
-        ran = [one.name for one in found.candidates if one.seconds is not None]
-        assert ran == ["GGN"]  # which took longer than twice the budget
-        assert all("used by higher rungs" in one.reason for one in found.candidates[1:])
-        assert found.tried == ()
-        assert any("λ was not chosen by the data" in note for note in found.notes)
-        assert found.damping == cf.Relative(1.0)
+        taken = {one.name: one.seconds for one in found.candidates}
+        assert None not in taken.values()  # none was within the budget, so the next was tried
+        assert found.name == min(taken, key=lambda name: taken[name] or 0.0)
+        assert "more than the budget of" in found.sentence
+        assert "within" not in found.sentence
+
+    def test_the_rung_took_no_more_than_the_budget(
+        self, problem: Problem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever was forecast: here GGN is slow, and what is below it is not."""
+        run = MODULE._Runs.run
+
+        def slow(self: Any, one: Candidate) -> Candidate:
+            found = run(self, one)
+            self.kept = found.name != "GGN"
+            return dataclasses.replace(found, seconds=9.0 if found.name == "GGN" else 1.0)
+
+        monkeypatch.setattr(MODULE._Runs, "run", slow)
+        found = advise(problem, 5)
+        assert found.name == "BlockGGN"
+        assert "within the budget of 5.0 s" in found.sentence
+
+    def test_once_one_is_within_the_others_wait(self, problem: Problem) -> None:
+        runs = MODULE._Runs(problem, 1.0, 1.0)
+        one = Candidate("KFAC", cf.KFAC(), 0.5, 1, True, "")
+        assert runs.run(one).seconds is not None
+        assert runs.kept
+        runs.spent = 1.9
+        assert "used by higher rungs" in runs.run(one).reason
 
 
 class _Forecast:

@@ -18,7 +18,7 @@ SOURCE = Path(cf.__file__).parent
 WINGS = (
     "errors", "_version", "kinds", "store", "runtime", "problem", "jacobian", "curvature", "score",
     "forecast", "truth", "fidelity", "study", "banks", "explore", "auditing", "advising", "judging",
-    "report", "cli",
+    "report", "cli", "supervise",
 )  # fmt: skip
 
 

@@ -526,3 +526,96 @@ def test_a_wrong_double_backward_is_refused_wherever_it_is_taken() -> None:
         with pytest.raises(cf.errors.InputError, match="wrong double backward"):
             call()
     cf.influence(given, cf.GGN())
+
+
+class TestWhatIsSaid:
+    """What a first user meets: each says what was seen and what to do."""
+
+    X, Y = torch.randn(20, 5), torch.arange(20) % 3
+
+    def make(self, model: nn.Module, **options: Any) -> cf.Problem:
+        data = options.pop("data", (self.X, self.Y))
+        return cf.Problem(model, cf.CrossEntropy(), data, options.pop("queries", data), **options)
+
+    def test_probabilities_for_logits(self) -> None:
+        net = nn.Sequential(nn.Linear(5, 3), nn.Softmax(-1))
+        with pytest.warns(cf.errors.CurvfluenceWarning, match="as if the model ended in a softmax"):
+            made = self.make(net, queries=(self.X + 1, self.Y))
+        assert any("takes logits" in note for note in made.notes)
+        assert not any("logits" in n for n in self.make(nn.Linear(5, 3)).notes)
+
+    def test_numbers_outside_an_embedding(self) -> None:
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = nn.Embedding(4, 3)
+
+            def forward(self, ids: Tensor) -> Tensor:
+                return self.table(ids)
+
+        ids = torch.arange(20) % 4
+        ids[17] = 9
+        with pytest.raises(
+            cf.errors.InputError, match="from 0 to 9; the model's embeddings hold table 0 to 3"
+        ):
+            cf.influence(self.make(Model(), data=(ids, self.Y)), cf.KFAC())
+
+    def test_one_argument_that_is_a_mapping(self) -> None:
+        class Model(nn.Linear):
+            def forward(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+                return super().forward(batch["x"])
+
+        data = ({"x": self.X}, self.Y)
+        said = (
+            r"give it all of them as one, Problem\(forward=lambda model, inputs: model\(inputs\)\)"
+        )
+        with pytest.raises(cf.errors.InputError, match=said):
+            self.make(Model(5, 3), data=data)
+        made = self.make(Model(5, 3), data=data, forward=lambda model, inputs: model(inputs))
+        assert made.n_outputs == 3
+
+    def test_several_outputs(self) -> None:
+        class Model(nn.Linear):
+            def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+                return {"a": super().forward(x), "b": x[:, :1]}
+
+        said = r"torch\.cat\(\[answer\['a'\], answer\['b'\]\], -1\), with a CustomLoss"
+        with pytest.raises(cf.errors.InputError, match=said):
+            self.make(Model(5, 3))
+        with pytest.raises(cf.errors.InputError, match="returned a dict of c: say which"):
+            self.make(Model(5, 3), output=lambda answer: {"c": answer["a"]})
+
+    def test_queries_of_other_keys(self) -> None:
+        class Model(nn.Linear):
+            def forward(self, x: Tensor, **_: Tensor) -> Tensor:  # type: ignore[override]
+                return super().forward(x)
+
+        data, other = ({"x": self.X}, self.Y), ({"x": self.X, "z": self.X}, self.Y)
+        with pytest.raises(cf.errors.InputError, match="their inputs are x, z, and those of train"):
+            self.make(Model(5, 3), data=data, queries=other)
+
+    def test_a_wrapped_checkpoint(self) -> None:
+        weights = {f"module.{k}": v for k, v in nn.Linear(5, 3).state_dict().items()}
+        with pytest.raises(cf.errors.InputError, match=r"take 'module\.' off their names"):
+            self.make(nn.Linear(5, 3), weights=weights)
+
+    def test_whole_numbers_that_float(self) -> None:
+        with pytest.raises(cf.errors.InputError, match=r"whole numbers: give labels\.long\(\)"):
+            self.make(nn.Linear(5, 3), data=(self.X, self.Y.float()))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+    def test_a_device_that_is_not_there(self) -> None:
+        with pytest.raises(cf.errors.InputError, match="has no device 'cuda' here"):
+            self.make(nn.Linear(5, 3)).to(device="cuda")
+
+    def test_printed(self) -> None:
+        text = repr(self.make(nn.Linear(5, 3), weight_decay=0.1, decoupled_decay=True))
+        assert text.splitlines() == [
+            "Problem(",
+            "  18 parameters of Linear",
+            "  loss: CrossEntropy(label_smoothing=0.0, weight=None)",
+            "  train: 20 of shape (5,) and dtype torch.float32",
+            "  queries: 20, measured by loss",
+            "  weight decay: 0.1, decoupled",
+            ")",
+        ]

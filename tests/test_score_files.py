@@ -156,8 +156,17 @@ class TestFiles:
             scores.save(tmp_path / "s.npy")
         with pytest.raises(InputError, match=r"ends in \.npy; seen"):
             scores.save(tmp_path / "s.pt")
-        with pytest.raises(InputError, match=r"t\.json is not there"):
+        with pytest.raises(InputError, match=r"t\.npy is not there"):
             cf.load_scores(tmp_path / "t.npy")
+        np.save(tmp_path / "t.npy", np.zeros((2, 2)))
+        with pytest.raises(InputError, match=r"t\.json, which says what .* is of, is not there"):
+            cf.load_scores(tmp_path / "t.npy")
+        flipped = bytearray((tmp_path / "s.npy").read_bytes())
+        flipped[-1] ^= 1
+        (tmp_path / "s.npy").write_bytes(flipped)
+        with pytest.raises(InputError, match=r"s\.npy is not what was written"):
+            cf.load_scores(tmp_path / "s.npy")
+        assert cf.load_scores(tmp_path / "s.npy", verify=False).values.shape == scores.values.shape
         np.save(tmp_path / "s.npy", np.zeros((2, 2)))
         with pytest.raises(InputError, match=r"an array of shape \(2, 2\), and its JSON is of"):
             cf.load_scores(tmp_path / "s.npy")

@@ -452,3 +452,32 @@ def test_a_model_of_one_width() -> None:
         cf.errors.InputError, match=r"the model cannot be run on one example of shape \(10,\)"
     ):
         scores(problem(loader), cf.KFAC())
+
+
+class Flips(Dataset[Any]):
+    """Turns some of its items over, at random."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x = X[index]
+        return (x.flip(0) if torch.rand(()) < self.share else x), Y[index]
+
+
+@pytest.mark.parametrize("remember", [None, 0])
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_random_data_are_noticed(share: float, remember: int | None) -> None:
+    """Held ones when the problem is made, others at the first pass: each draws other numbers."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        with pytest.raises(cf.errors.InputError, match="when it is read again"):
+            scored(Flips(share), remember)
+
+
+def scored(data: Dataset[Any], remember: int | None) -> Tensor:
+    made = cf.Problem(mlp(5, 3).float(), cf.CrossEntropy(), data, QUERIES, remember=remember)
+    return cf.influence(made, cf.KFAC()).values

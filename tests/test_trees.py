@@ -512,7 +512,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a dataclass without forward": (
         lambda: problem(Row),
-        r"a Row is no way to call a model.*forward=lambda model, inputs",
+        r"a Row is given to a model by forward alone.*forward=lambda model, inputs",
     ),
     "no labels": (
         lambda: data_of({"age": AGE, "label": LABEL}, "train"),

@@ -81,7 +81,8 @@ class Advice:
         taken = one.forecast if one.seconds is None else one.seconds
         text = (
             f"Use {self.name} with damping {written(self.damping)}: about {seconds(taken)} and "
-            f"{size(one.nbytes)} for {self.queries} queries, within the budget of "
+            f"{size(one.nbytes)} for {self.queries} queries, "
+            f"{'within' if taken <= self.budget else 'more than'} the budget of "
             f"{seconds(self.budget)}"
         )
         if one.measured is not None:

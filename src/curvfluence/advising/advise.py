@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -49,8 +49,8 @@ def advise(
     truth: Judge | None = None,
     seed: int = 0,
 ) -> Advice:
-    """The highest rung whose forecast for all queries fits `budget` (seconds, or "30s", "5m",
-    "2h") and this machine, and its λ by the criterion `by`.
+    """The highest rung that is forecast to do all queries within `budget` (seconds, or "30s", "5m",
+    "2h") on this machine, and does; and its λ by the criterion `by`.
 
     The rungs that fit are run on at most `queries` of the queries, the highest first and the others
     while that takes no more than the budget again; each is compared with the highest. The criteria
@@ -82,7 +82,7 @@ def advise(
     }
     for name in fitting:
         table[name] = runs.run(table[name])
-    best = fitting[0]
+    best = _within(fitting, table, seconds)
     tried, said = _dampings(asked, table[best], runs, seconds, seed)
     notes += said
     at = chosen(tried, by) if tried else Tried("relative", usual(table[best].rung))
@@ -107,6 +107,14 @@ def advise(
         notes=notes,
         seconds=time.perf_counter() - start,
     )
+
+
+def _within(fitting: Sequence[str], table: Mapping[str, Candidate], budget: float) -> str:
+    """The highest rung that took no more than the budget, or, where none did, the one that took
+    least: a forecast of milliseconds may be off by several times."""
+    taken = {name: at for name in fitting if (at := table[name].seconds) is not None}
+    kept = [name for name, at in taken.items() if at <= budget]
+    return kept[0] if kept else min(taken, key=lambda name: taken[name])
 
 
 def _few(n: int, count: int) -> list[int]:
@@ -146,9 +154,10 @@ class _Runs:
         self.fitted: dict[str, Curvature] = {}
         self.first: Scores | None = None
         self.spent = 0.0
+        self.kept = False  # whether one of them was within the budget
 
     def run(self, one: Candidate) -> Candidate:
-        if self.first is not None and self.spent + one.forecast > 2 * self.budget:
+        if self.kept and self.spent + one.forecast > 2 * self.budget:
             return replace(one, reason="not run: the budget was used by higher rungs")
         start = time.perf_counter()
         curvature = fit(self.problem, one.rung)
@@ -162,9 +171,11 @@ class _Runs:
         self.spent += time.perf_counter() - start
         first = self.first = scores if self.first is None else self.first
         told = agreement(scores, first)
+        taken = cost.fit_seconds + cost.score_seconds * self.times
+        self.kept = self.kept or taken <= self.budget
         return replace(
             one,
-            seconds=cost.fit_seconds + cost.score_seconds * self.times,
+            seconds=taken,
             correlation=told.mean,
             overlap=told.overlap,
             residual=residual,

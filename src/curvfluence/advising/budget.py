@@ -7,7 +7,7 @@ import re
 from curvfluence import kinds
 from curvfluence.errors import InputError
 
-UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def seconds_of(budget: str | float) -> float:
@@ -15,7 +15,7 @@ def seconds_of(budget: str | float) -> float:
     if not isinstance(budget, str):
         value = kinds.number(budget, "budget (seconds)")
     else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(s|min|m|h)?\s*", budget.lower())
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|m|h)?\s*", budget.lower())
         if found is None:
             raise InputError(f"a budget is a time such as 30s, 5m or 2h; seen {budget!r}")
         value = float(found[1]) * UNITS[found[2] or "s"]

@@ -127,7 +127,8 @@ def _positive(scores: Found, meaning: Meaning) -> tuple[str, tuple[str, ...]]:
     if scores.positive is None and meaning.positive is None:
         raise InputError(
             f"{scores.said}: nothing says whether a positive score helps its query or hurts it. "
-            f"Say positive={HELPS!r} (leaving the example out makes the query worse) or {HURTS!r}"
+            f"Say positive={HELPS!r} (leaving the example out makes the query worse) or {HURTS!r}; "
+            f"on the command line --positive {HELPS}"
         )
     fixed = scores.positive if scores.taken is None else None
     if fixed and meaning.positive not in (None, fixed):

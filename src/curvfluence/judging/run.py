@@ -107,7 +107,7 @@ def judge(
 def _asked(subject: Subject) -> Asked:
     problem = subject.problem
     return Asked(
-        problem.name,
+        subject.spec.problem,  # as it was asked for: a file by its path
         len(problem.queries),
         len(problem.train),
         problem.measurement.name,

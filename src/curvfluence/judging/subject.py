@@ -68,7 +68,10 @@ class Subject:
         how = None if made is None else made.source.asked
         has = Holdings(0, 0, 0) if made is None else Holdings.of(made, settings.alpha)
         if name is None and how is None:
-            raise InputError("name the problem that the scores are of, such as problem='digits'")
+            raise InputError(
+                "name the problem that the scores are of, such as problem='digits' "
+                "(--problem digits)"
+            )
         name = how.problem if name is None and how is not None else name
         assert name is not None
         loaded = load(name)

@@ -94,11 +94,16 @@ def texts(value: object, what: str) -> tuple[str, ...]:
 
 def device_of(value: object) -> torch.device:
     try:
-        return torch.device(value)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        found = torch.device(value)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"device must be one of torch's, such as 'cuda'; seen {value!r}"
         ) from error
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"this torch has no device {str(found)!r} here: {error}") from error
+    return found
 
 
 def weighted(train: Data, weights: Tensor) -> Data:
@@ -151,7 +156,7 @@ def output_of_one(
     except Exception as error:
         raise InputError(
             f"the model cannot be run on one example of {described(inputs)}: "
-            f"{type(error).__name__}: {error}{_of_ids(error, inputs)}"
+            f"{type(error).__name__}: {error}{said_of_ids(error, inputs, structure.modules)}"
             f"{_of_decoder(structure.modules, inputs)}"
         ) from error
     if watch.seen:
@@ -175,10 +180,17 @@ def _of_decoder(model: nn.Module, inputs: Batched) -> str:
     )
 
 
-def _of_ids(error: Exception, inputs: Batched) -> str:
-    """What an index out of range may be of."""
+def said_of_ids(error: Exception, inputs: Batched, model: nn.Module) -> str:
+    """What an index out of range may be of: the numbers there are, and the tables they look up."""
     whole = [(p, x) for p, x in named_leaves(inputs) if not x.is_floating_point() and x.numel()]
     if not isinstance(error, IndexError) or not whole:
         return ""
     reach = ", ".join(f"{p or 'they'} from {int(x.min())} to {int(x.max())}" for p, x in whole)
-    return f". Numbers that an embedding does not hold? In this example, {reach}"
+    tables = [
+        f"{name or 'the model'} 0 to {one.num_embeddings - 1}"
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Embedding | nn.EmbeddingBag)
+    ]
+    held = f"; the model's embeddings hold {', '.join(tables)}" if tables else ""
+    these = "this example" if len(inputs) == 1 else f"these {len(inputs)} examples"
+    return f". Numbers that an embedding does not hold? In {these}, {reach}{held}"

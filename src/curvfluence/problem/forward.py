@@ -64,10 +64,11 @@ class Forward:
         else:
             found = returned if isinstance(returned, Tensor) else _named(returned, LOGITS)
         if not isinstance(found, Tensor):
-            what = "the model" if self.output is None else f"output={self.output!r}"
+            what = "the model" if self.output is None else _called(self.output)
+            seen = returned if self.output is None else found
             raise InputError(
-                f"{what} must return a tensor of outputs, and returned {_said(returned)}: say "
-                "which of it they are, by output='name' or output=lambda answer: answer[0]"
+                f"{what} must return a tensor of outputs, and returned {_said(seen)}: say which of "
+                f"it they are, {_remedy(returned)}"
             )
         return found
 
@@ -80,8 +81,8 @@ class Forward:
         value = inputs.value
         if not isinstance(value, Mapping | tuple | list):
             raise InputError(
-                f"a {type(value).__name__} is no way to call a model: say how it is by "
-                "Problem(forward=lambda model, inputs: model(...))"
+                f"a {type(value).__name__} is given to a model by forward alone: "
+                "Problem(forward=lambda model, inputs: model(inputs)) where it takes it whole"
             )
         signature = inspect.signature(model.forward)
         given: tuple[list[Any], dict[str, Any]]
@@ -93,11 +94,44 @@ class Forward:
             signature.bind(*given[0], **given[1])
         except TypeError as error:
             kind = f"the keys {', '.join(given[1])}" if given[1] else f"{len(given[0])} inputs"
+            whole = len(_needed(signature)) == 1
+            how = "model(inputs)" if whole else "model(...)"
             raise InputError(
                 f"the model does not take these inputs ({error}): seen {kind}, and its forward "
-                f"takes {signature}. Rename or leave out what it does not take, or say how it is "
-                "called by Problem(forward=lambda model, inputs: model(...))"
+                f"takes {signature}. Rename or leave out what it does not take, or "
+                f"{'give it all of them as one, ' if whole else 'say how it is called by '}"
+                f"Problem(forward=lambda model, inputs: {how})"
             ) from error
+
+
+def _needed(signature: inspect.Signature) -> list[str]:
+    """The arguments that must be given."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, one in signature.parameters.items()
+        if one.default is inspect.Parameter.empty and one.kind not in several
+    ]
+
+
+def _called(output: str | Callable[[Any], Any]) -> str:
+    if isinstance(output, str):
+        return f"output={output!r}"
+    return f"the function output ({getattr(output, '__name__', type(output).__name__)})"
+
+
+def _remedy(returned: Any) -> str:
+    """How to take outputs from that: one of several, or all side by side."""
+    if isinstance(returned, Mapping):
+        names = [key for key in cast("Mapping[Any, Any]", returned) if isinstance(key, str)]
+        if len(names) > 1:
+            parts = ", ".join(f"answer[{name!r}]" for name in names[:2])
+            more = ", ..." if len(names) > 2 else ""
+            return (
+                f"by output={names[0]!r}; or all of them side by side, by output=lambda answer: "
+                f"torch.cat([{parts}{more}], -1), with a CustomLoss that takes them apart again"
+            )
+    return "by output='name' or output=lambda answer: answer[0]"
 
 
 def _named(returned: Any, name: str) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from curvfluence.problem.data import Examples
-from curvfluence.problem.losses import CausalLM, Loss, Positions
+from curvfluence.problem.losses import CausalLM, CrossEntropy, Loss, Positions
 from curvfluence.problem.stream import Data
 from curvfluence.problem.structure import Structure
 from curvfluence.problem.tree import Batched, Tree, leaves
@@ -37,6 +37,20 @@ def said_of_shift(loss: Loss, examples: Examples) -> str | None:
                 "language model that predicts the next token needs CausalLM(), which shifts them"
             )
     return None
+
+
+def said_of_probabilities(loss: Loss, outputs: Tensor) -> str | None:
+    """Outputs of a few examples that are probabilities already, where the loss takes logits."""
+    if not isinstance(loss, CrossEntropy) or outputs.shape[-1] < 2:
+        return None
+    p_bk = outputs.detach().double()
+    one = (p_bk.sum(-1) - 1).abs().amax() < 1e-4
+    if bool((p_bk < 0).any()) or not bool(one):
+        return None
+    return (
+        "the outputs are not negative and sum to 1, as if the model ended in a softmax, and "
+        "CrossEntropy takes logits: leave the softmax out, or give CustomLoss(negative log of them)"
+    )
 
 
 def said_of_shared(train: Data, queries: Data) -> str | None:

@@ -31,7 +31,10 @@ class Parameters:
         named = list(model.named_parameters())
         trainable = [(name, tuple(p.shape)) for name, p in named if p.requires_grad]
         if not trainable:
-            raise InputError("the model has no parameter with requires_grad=True")
+            raise InputError(
+                "the model has no parameter with requires_grad=True, and influence is through what "
+                "was trained: set requires_grad_(True) on those parameters"
+            )
         return Parameters(
             names=tuple(name for name, _ in trainable),
             shapes=tuple(shape for _, shape in trainable),

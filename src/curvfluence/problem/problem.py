@@ -22,6 +22,7 @@ from curvfluence.problem.checks import (
     require_kinds,
     require_per_example,
     require_targets,
+    said_of_ids,
     texts,
     unweighted,
     weighted,
@@ -36,6 +37,7 @@ from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.oddities import (
     said_of_padding,
+    said_of_probabilities,
     said_of_shared,
     said_of_shift,
     said_of_unread,
@@ -47,7 +49,7 @@ from curvfluence.problem.source import Source, data_of
 from curvfluence.problem.stream import Data, Stream, in_memory, shapes
 from curvfluence.problem.structure import Structure, inside, tensors
 from curvfluence.problem.training_mode import said_of_training
-from curvfluence.problem.tree import Batched, paths_of
+from curvfluence.problem.tree import Batched, described, paths_of
 from curvfluence.runtime import budget, generators
 from curvfluence.runtime.calls import Lowest
 
@@ -56,7 +58,7 @@ FEW = 8  # examples that show what a model does
 TRIED = 64  # examples whose labels a loss is asked about
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Problem:
     """Which training examples made `model` do what it does on `queries`.
 
@@ -244,12 +246,27 @@ class Problem:
         decoupled = options.get("decoupled_decay")
         return cls(**{**of_lightning(trainer, queries, loss, decoupled), **options})
 
+    def __repr__(self) -> str:
+        """What it is of, in a few lines and without numbers of the data."""
+        parts = [
+            f"{self.parameters.count:,} parameters of {type(inside(self.model)).__name__}",
+            f"loss: {self.loss}",
+            f"train: {len(self.train):,} of {described(self.train.take(slice(0, 1)).inputs)}",
+            f"queries: {len(self.queries):,}, measured by {self.measurement.name}",
+        ]
+        decays = sorted(set(self.weight_decay.values()) - {0.0})
+        if decays:
+            kind = ", decoupled" if self.decoupled_decay else ""
+            parts.append(f"weight decay: {', '.join(f'{w:g}' for w in decays)}{kind}")
+        return "Problem(\n  " + "\n  ".join(parts) + "\n)"
+
     def _require_fit(self, output: Tensor, examples: Data) -> None:
         """Examples, their targets, the loss and the measurement go together; `output` is that of a
         training example."""
         count = output.shape[-1]
         first = examples.take(slice(0, 1))
         if examples is self.queries:
+            self._require_alike(first)
             asked = self.forward(first.inputs.clone()).shape[-1]
             if asked != count and self.loss.positions is None:
                 raise InputError(
@@ -268,6 +285,17 @@ class Problem:
         self.loss.values(output, first.targets)
         if examples is self.queries:
             self.measurement.values(output, first.targets)
+
+    def _require_alike(self, query: Examples) -> None:
+        """Queries are given to the model as training examples are, by the same keys."""
+        self.structure.forward.require_fit(self.structure.modules, query.inputs)
+        like = self.train.take(slice(0, 1)).inputs
+        own, theirs = paths_of(query.inputs), paths_of(like)
+        if set(own) != set(theirs):  # keys have no order
+            raise InputError(
+                f"their inputs are {', '.join(own) or 'one tensor'}, and those of training "
+                f"examples {', '.join(theirs) or 'one tensor'}: give both alike"
+            )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -305,6 +333,11 @@ class Problem:
         """The first training examples, in memory."""
         return self.train.take(slice(0, FEW))
 
+    @property
+    def _few_outputs(self) -> Tensor:
+        with torch.no_grad(), generators.preserved():
+            return self.forward(self.few.inputs.clone())
+
     @cached_property
     def _of_inputs(self) -> tuple[str, ...]:
         """What is odd about the inputs, as far as one can see without another reading."""
@@ -313,6 +346,7 @@ class Problem:
             said_of_shift(self.loss, self.few),
             said_of_unread(self.structure, self.unread),
             said_of_padding(self.structure.modules, held.inputs, len(self.train)),
+            said_of_probabilities(self.loss, self._few_outputs),
         )
         return tuple(text for text in found if text is not None)
 
@@ -484,12 +518,16 @@ class Problem:
     def run(self, values: Mapping[str, Tensor], inputs: Batched) -> Tensor:
         """What the model returns with `values` in place of its tensors."""
         with own_code("the model"):
-            if self.autocast is None:
-                return self.structure(values, inputs)
-            # Without a cache: its casts of weights would outlive a pass that changes them.
-            with torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False):
-                output = self.structure(values, inputs)
-            return output.to(self.dtype)
+            try:
+                if self.autocast is None:
+                    return self.structure(values, inputs)
+                # Without a cache: its casts of weights would outlive a pass that changes them.
+                with torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False):
+                    output = self.structure(values, inputs)
+                return output.to(self.dtype)
+            except IndexError as error:
+                said = said_of_ids(error, inputs, self.structure.modules)
+                raise InputError(f"the model raised IndexError: {error}{said}") from error
 
     def outputs(self, examples: Data, what: str, chunk: int = 4096) -> Tensor:
         """Outputs of all examples, [N, K], finite or raised with the index."""

@@ -52,11 +52,14 @@ class Reader(ABC):
         """Some examples by number."""
 
 
-def reading(pieces: Iterator[T]) -> Iterator[T]:
+def reading(pieces: Iterator[T], again: int = 0) -> Iterator[T]:
     """The same one after another: what reading each draws at random is undone before it is handed
-    on, and what the source raises is said to be its own."""
+    on, and what the source raises is said to be its own. With `again`, the number of this reading,
+    other numbers are drawn than before, so data that are drawn at random show."""
     while True:
         with generators.preserved(), own_code("reading the data"):
+            if again:
+                torch.default_generator.manual_seed(again)
             try:
                 piece = next(pieces)
             except StopIteration:

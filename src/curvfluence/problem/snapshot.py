@@ -28,7 +28,7 @@ def snapshot(
         if missing or unknown:
             raise InputError(
                 f"weights must hold what the model's state_dict does: missing {missing}, unknown "
-                f"{unknown}"
+                f"{unknown}{_prefixed(missing, unknown)}"
             )
         for name in named:
             if name in weights and weights[name].shape != named[name].shape:
@@ -126,3 +126,15 @@ def _places(x: Tensor, first: int) -> Tensor:
     for n, step in zip(x.shape, x.stride(), strict=True):
         places = places[..., None] + step * torch.arange(n)
     return places.flatten()
+
+
+def _prefixed(missing: list[str], unknown: list[str]) -> str:
+    """What to do where every name is longer by the same beginning, as of a DataParallel model."""
+    for name in unknown:
+        prefix = next((name.removesuffix(m) for m in missing if name.endswith(f".{m}")), "")
+        if prefix and {u.removeprefix(prefix) for u in unknown} <= set(missing):
+            return (
+                f". They are of a model that wraps this one: take {prefix!r} off their names, "
+                f"{{name.removeprefix({prefix!r}): value for name, value in weights.items()}}"
+            )
+    return ""

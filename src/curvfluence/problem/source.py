@@ -60,6 +60,7 @@ def data_of(source: Source, name: str, hold: int = budget.HELD) -> Data:
 
 
 PASSED = 256  # items of a stream at a time
+AGAIN_READ = 256  # items of a data set that are read a second time, or all
 
 
 def _mapped(source: object) -> Reader | None:
@@ -182,10 +183,11 @@ def _leaves_of(reader: Reader) -> tuple[Tensor, ...]:
 
 
 def _require_repeatable(reader: Reader, data: Data) -> None:
-    """A few examples are the same when they are read once more."""
+    """Examples spread over the source are the same when they are read once more: `AGAIN_READ` of
+    what is held, or all. Of a stream four, since every later pass looks at each."""
     torch.rand(1)  # or what is drawn at random would be drawn as it was
-    n = len(data)
-    for i in sorted({0, n // 3, n // 2, n - 1}):
+    n, count = len(data), AGAIN_READ if isinstance(data, Examples) else 4
+    for i in sorted({k * (n - 1) // (count - 1) for k in range(count)}):
         found = reader.take([i])
         one = _pair_of(data[i : i + 1]) if isinstance(data, Examples) else reader.take([i])
         if shapes(one) != shapes(found):  # padded to another length by itself
@@ -208,8 +210,8 @@ def _collected(loader: DataLoader[Any], hold: int) -> Examples:
         if seen.held is None:
             raise InputError(
                 f"a stream (IterableDataset) has no examples to come back to, and after "
-                f"{seen.count} of them it is too large to be held ({seen.bytes:,} bytes) or of "
-                "more than one shape: give a map-style Dataset, with __len__ and __getitem__"
+                f"{seen.count} of them {_too_much(seen)}: give a map-style Dataset, with __len__ "
+                "and __getitem__"
             )
     if not seen.held:
         raise InputError("no examples: the set is empty")
@@ -221,6 +223,15 @@ def _collected(loader: DataLoader[Any], hold: int) -> Examples:
         if not same(again, rows):
             raise InputError(f"the {what} of item 0 {AGAIN}")
     return Examples(joined(xs), joined(ys))
+
+
+def _too_much(seen: _FirstReading) -> str:
+    if len(seen.shapes) > 1:
+        return "they are of more than one shape"
+    return (
+        f"they are more than is held, {seen.hold:,} bytes (`remember` and 128 MiB bound it; they "
+        f"have {seen.bytes:,})"
+    )
 
 
 def _batches(loader: DataLoader[Any], single: bool) -> Iterator[Pair]:

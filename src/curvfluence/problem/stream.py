@@ -56,6 +56,7 @@ class Stream:
     shapes: tuple[int, ...] = (0,)  # the first example of each shape, where it is read in order
     weights: Tensor | None = None
     first: int = 0  # this part of the source begins there
+    readings: list[int] = field(default_factory=lambda: [0], repr=False)  # how many there were
 
     def __len__(self) -> int:
         return len(self.sums) - self.first
@@ -102,7 +103,8 @@ class Stream:
     def _pieces(self) -> Iterator[Pair]:
         """As the source gives them, each the same as at the first reading."""
         at = self.first
-        for x, y in reading(self.reader.read(self.first)):
+        self.readings[0] += 1
+        for x, y in reading(self.reader.read(self.first), again=self.readings[0]):
             found, wanted = row_sums(x, y).cpu(), self.sums[at : at + len(x)]
             if len(found) > len(wanted):
                 raise InputError(f"the source had {len(self.sums)} examples before, more now")

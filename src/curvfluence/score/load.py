@@ -28,7 +28,9 @@ def load_scores(path: str | Path, *, verify: bool = True) -> Scores:
     path = numpy_file(Path(path))
     said = read(path.with_suffix(".json"), SavedScores)
     if said is None:
-        raise InputError(f"{path.with_suffix('.json')} is not there: {path} says not what it is of")
+        if not path.exists():
+            raise InputError(f"{path} is not there")
+        raise InputError(f"{path.with_suffix('.json')}, which says what {path} is of, is not there")
     values = _array(path)
     if values.shape != (said.queries, said.train):
         raise InputError(

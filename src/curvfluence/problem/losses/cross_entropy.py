@@ -128,6 +128,7 @@ class CrossEntropy(Loss):
             raise InputError(
                 f"CrossEntropy needs one integer label an example, or {n_outputs} probabilities; "
                 f"seen targets of shape {tuple(target.shape)} and dtype {target.dtype}"
+                f"{_whole(target)}"
             )
         else:
             _require_labels(target, n_outputs)
@@ -213,3 +214,11 @@ class CrossEntropy(Loss):
     def surprise(self, output: Tensor, target: Tensor) -> Tensor:
         p_nk = output.softmax(-1)
         return p_nk.scatter(-1, p_nk.argmax(-1, keepdim=True), 0.0).sum(-1)
+
+
+def _whole(target: Tensor) -> str:
+    """What to do with labels that are whole numbers of another dtype."""
+    floating = target.ndim == 1 and target.is_floating_point()
+    if floating and bool((target == target.round()).all()):
+        return ". They are whole numbers: give labels.long()"
+    return ""
