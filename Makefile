@@ -18,7 +18,7 @@ BANKS := wine diabetes
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
 
-.PHONY: study test test-slow test-models test-vision lint format docs docs-serve banks bench bench-peers clean
+.PHONY: study test test-slow test-models test-vision lint format docs docs-serve banks torture bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -83,6 +83,10 @@ banks: .venv/run
 	  $(BIN)/curvfluence bank make $$name banks/$$name && \
 	  $(BIN)/curvfluence bank verify banks/$$name --again 4 || exit 1; \
 	done
+
+# Kills, corruptions, stale and bad inputs, a soak: hours, or with QUICK=1 a twentieth of it.
+torture: .venv/test
+	$(BIN)/python -m tests.torture $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 bench: .venv/test bench-peers
 	$(BIN)/python benchmarks/compare.py $(if $(ONLY),--only $(ONLY)) $(BENCH)

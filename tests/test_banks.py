@@ -17,7 +17,7 @@ from curvfluence.study.asked import asked
 from curvfluence.study.progress import silent
 from curvfluence.study.retrain import Truth, make_truth, source_of, train_models
 from curvfluence.study.variant import Variant
-from curvfluence.truth.bank import BANK, ENTRIES, TRAINER, Bank, Batch, packed, unpacked
+from curvfluence.truth.bank import BANK, ENTRIES, LISTED, TRAINER, Bank, Batch, packed, unpacked
 from tests.studies import resealed
 from tests.test_report import run
 
@@ -207,7 +207,11 @@ class TestRefused:
 
     def test_a_renamed_entry(self, bank: Path) -> None:
         record = retrained(bank)[0]
-        record.rename(record.with_name("0123456789abcdef.json"))
+        other = record.with_name("0123456789abcdef.json")
+        record.rename(other)
+        with pytest.raises(InputError, match=f"{record.name} is missing: the command that made"):
+            verify_bank(bank)
+        (bank / LISTED).unlink()
         with pytest.raises(InputError, match="speaks of another batch than its name"):
             verify_bank(bank)
 

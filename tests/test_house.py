@@ -17,8 +17,8 @@ SOURCE = Path(cf.__file__).parent
 # From the ground up: each may know those before it.
 WINGS = (
     "errors", "_version", "kinds", "store", "runtime", "problem", "jacobian", "curvature", "score",
-    "forecast", "truth", "fidelity", "study", "banks", "explore", "auditing", "advising", "judging",
-    "report", "cli", "supervise",
+    "forecast", "truth", "fidelity", "study", "banks", "runs", "explore", "auditing", "advising",
+    "judging", "report", "cli", "supervise",
 )  # fmt: skip
 
 

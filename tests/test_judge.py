@@ -447,10 +447,10 @@ class TestFiles:
         with pytest.raises(InputError, match=r"ends in none of .npy, .npz, .mmap, .safetensors"):
             read(tmp_path / "scores.pt", positive="helps")
         np.save(tmp_path / "o.npy", np.array([{"a": 1}]), allow_pickle=True)
-        with pytest.raises(InputError, match=r"o.npy holds no readable scores"):
+        with pytest.raises(InputError, match=r"o.npy is no readable array"):
             read(tmp_path / "o.npy", positive="helps")
         (tmp_path / "t.npy").write_text("0.1 0.2")
-        with pytest.raises(InputError, match=r"t.npy holds no readable scores"):
+        with pytest.raises(InputError, match=r"t.npy is no readable array"):
             read(tmp_path / "t.npy", positive="helps")
         (tmp_path / "z.npz").write_bytes(b"PK")
         with pytest.raises(InputError, match=r"z.npz holds no readable scores"):

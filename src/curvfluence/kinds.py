@@ -63,8 +63,20 @@ def counts(values: object, what: str, least: int = 0) -> list[int]:
     """Whole numbers, in a list, a tensor or an array."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InputError(f"{what} must be whole numbers, in a list; seen {values!r}")
-    several: list[Any] = list(values.tolist() if isinstance(values, Tensor) else values)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(values, Tensor):
+        values = tensor(values, what).flatten().tolist()
+    several: list[Any] = list(values)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return [count(value, what, least) for value in several]
+
+
+def listed(values: object, what: str) -> list[Any]:
+    """Several values one after another, such as a list; a text is none."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InputError(f"{what} must be a list; seen {type(values).__name__}")
+    try:
+        return list(values)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    except (TypeError, RuntimeError) as error:  # a tensor of no axis, or without values
+        raise InputError(f"{what} must be a list; seen {type(values).__name__}: {error}") from error
 
 
 def path(value: object, what: str) -> Path | None:

@@ -63,7 +63,7 @@ def advise(
     """
     start = time.perf_counter()
     require_problem(problem)
-    seconds = seconds_of(budget)
+    seconds, by = seconds_of(budget), kinds.text(by, "by")
     every, notes = _ladder(problem, seed)
     made = dict(zip(every, plans(problem, list(every.values())), strict=True))
     fitting = [n for n, forecast in made.items() if forecast.fits and forecast.seconds <= seconds]

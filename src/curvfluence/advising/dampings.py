@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping, Relative
 from curvfluence.curvature.estimate.products import CurvatureProduct
@@ -159,6 +160,7 @@ def _first(name: str, wanted: float, seen: list[float], *, below: bool = False) 
 
 def chosen(tried: Sequence[Tried], by: str) -> Tried:
     """Errors: `InputError` for a criterion that there is not."""
+    kinds.text(by, "by")
     for one in tried:
         if one.name == by:
             return one

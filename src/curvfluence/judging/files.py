@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +19,7 @@ from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.score.load import load_scores
 from curvfluence.score.scores import Scores
+from curvfluence.store.arrays import UNREADABLE, read_array
 
 HELPS, HURTS = "helps", "hurts"  # what a positive score says of its training example
 BY_QUERY, BY_TRAIN = "query,train", "train,query"  # which axis comes first
@@ -95,7 +98,7 @@ def _file(path: Path, key: str | None) -> Found:
         raise InputError(f"{path} is not there")
     try:
         return _READERS[path.suffix](path, key)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (*UNREADABLE, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} holds no readable scores ({error})") from None
@@ -104,7 +107,15 @@ def _file(path: Path, key: str | None) -> Found:
 def _npy(path: Path, key: str | None) -> Found:
     if _is_ours(path.with_suffix(".json")):
         return _ours(load_scores(path), str(path))
-    return Found(_numbers(np.load(path, allow_pickle=False), str(path)), str(path))
+    return Found(_numbers(_array(path), str(path)), str(path))
+
+
+def _array(path: Path) -> Any:
+    """What a .npy file holds, once it is as long as it says."""
+    array = read_array(path.resolve(), finite=False, remedy="save the array with numpy.save")
+    if array is None:
+        raise InputError(f"{path} is not there")
+    return array
 
 
 def _is_ours(path: Path) -> bool:
@@ -126,7 +137,7 @@ def _npz(path: Path, key: str | None) -> Found:
 
 
 def _mmap(path: Path, key: str | None) -> Found:
-    values = _numbers(np.load(path, allow_pickle=False), str(path))
+    values = _numbers(_array(path), str(path))
     said = f"{path}, a file of TRAK (a mean over its models)"
     return Found(values, said, HELPS, BY_TRAIN, taken="as where TRAK's model output is a margin")
 

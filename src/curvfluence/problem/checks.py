@@ -50,7 +50,7 @@ def require_kinds(model: object, loss: object, measurement: object) -> None:
 
 
 def require_autocast(dtype: torch.dtype | None) -> None:
-    if dtype not in (None, torch.bfloat16):
+    if dtype is not None and dtype is not torch.bfloat16:
         raise InputError(
             f"autocast must be torch.bfloat16 or None; seen {dtype}. (float16 gradients underflow "
             "without a scale)"
@@ -95,7 +95,7 @@ def texts(value: object, what: str) -> tuple[str, ...]:
 def device_of(value: object) -> torch.device:
     try:
         found = torch.device(value)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"device must be one of torch's, such as 'cuda'; seen {value!r}"
         ) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.estimate.products import CurvatureProduct
@@ -62,7 +63,7 @@ def certify(
     keeps the λ that it was solved with.
     Cost: a solve for Q vectors and one product with A, see `CurvatureProduct`.
     """
-    if against not in ("GGN", "Hessian"):
+    if kinds.text(against, "against") not in ("GGN", "Hessian"):
         raise InputError(f"a certificate is against 'GGN' or 'Hessian'; seen {against!r}")
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: there is nothing to certify")

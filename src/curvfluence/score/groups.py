@@ -12,7 +12,7 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import precision
 from curvfluence.score.best_damping import resolved
 from curvfluence.score.fitted import fitted
@@ -36,6 +36,7 @@ def group_influence(
     each example each group leaves out. Gradients are summed before the product, so nothing of size
     Q × N is formed: 2 (N + Q) m P operations.
     """
+    require_problem(problem)
     weights_mn = _group_weights(kinds.tensor(groups, "groups"), len(problem.train))
     curvature = fitted(problem, rung, damping, strict=strict)
     layout = discover(problem)

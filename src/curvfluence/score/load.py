@@ -12,7 +12,7 @@ from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.score.saved import ALIKE, NUMBERS, SHARES, SavedScores, numpy_file
 from curvfluence.score.scores import Scores
-from curvfluence.store.arrays import hash_file
+from curvfluence.store.arrays import UNREADABLE, hash_file
 from curvfluence.store.files import require_no_link
 from curvfluence.store.records import read
 
@@ -25,20 +25,23 @@ def load_scores(path: str | Path, *, verify: bool = True) -> Scores:
     Errors: `InputError` naming the file that is missing, damaged, or of other scores.
     """
     kinds.flag(verify, "verify")
-    path = numpy_file(Path(path))
+    given = kinds.path(path, "path")
+    if given is None:
+        raise InputError("path must be a path; seen None")
+    path = numpy_file(given)
     said = read(path.with_suffix(".json"), SavedScores)
     if said is None:
         if not path.exists():
             raise InputError(f"{path} is not there")
         raise InputError(f"{path.with_suffix('.json')}, which says what {path} is of, is not there")
+    if verify:
+        _require_written(path, said)
     values = _array(path)
     if values.shape != (said.queries, said.train):
         raise InputError(
             f"{path} holds an array of shape {values.shape}, and its JSON is of "
             f"{said.queries} queries and {said.train} training examples"
         )
-    if verify:
-        _require_written(path, said)
     blocks = None
     if said.blocks:
         shares: Any = _array(path.with_suffix(".blocks.npz"))
@@ -69,5 +72,5 @@ def _array(path: Path) -> Any:
         return np.load(path, mmap_mode="c" if path.suffix == ".npy" else None, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} is not there") from None
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is no array of numbers ({error})") from error

@@ -80,7 +80,7 @@ class Scores:
         ):
             if given is None:
                 continue
-            ids = tuple(_id(value) for value in given)
+            ids = tuple(_id(value) for value in kinds.listed(given, f"the names of {what}"))
             if len(ids) != count:
                 raise InputError(f"{len(ids)} names for {count} {what}")
             if len(set(ids)) != count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, BinaryIO
 
 import numpy as np
@@ -19,6 +20,11 @@ from curvfluence.store.records import Record
 REMEDY = "run the study again with --rerun"
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 CHUNK = 2**22
+# What NumPy raises of a file that is no array, whatever its header says.
+UNREADABLE = (
+    ValueError, TypeError, EOFError, OSError, SyntaxError, TokenError, RecursionError, MemoryError,
+    OverflowError,
+)  # fmt: skip
 
 
 class StoredArray(Record, frozen=True):
@@ -108,7 +114,7 @@ def read_array(path: Path, *, finite: bool, remedy: str = REMEDY) -> NDArray[Any
         if path.stat().st_size != start + prod(shape) * kind.itemsize:
             raise ValueError(f"it is not as long as an array of shape {shape}")
         array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is no readable array ({error}): {remedy}") from None
     if finite and kind.kind == "f" and not bool(np.isfinite(array).all()):
         raise InputError(f"{path} holds a NaN or infinity: {remedy}")

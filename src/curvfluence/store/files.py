@@ -37,6 +37,18 @@ def replace_bytes(path: Path, data: bytes) -> None:
     replace_file(path, lambda file: file.write(data))
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file in one write, so that several processes can; a link is refused."""
+    require_no_link(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _sync_folder(path: Path) -> None:
     """The name of a new file is safe once its folder is."""
     if os.name != "posix":

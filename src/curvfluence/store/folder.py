@@ -79,8 +79,10 @@ class Folder:
                 f"{self.path} holds files that are no study: name an empty folder with --out"
             )
         if held.key != self.header.key:
+            same = held.spec == self.header.spec
+            kind = "a study of other data, weights or code" if same else "another study"
             finished = (self.path / RESULTS).is_file()
-            state = "another study" if finished else "another study, unfinished"
+            state = kind if finished else f"{kind}, unfinished"
             raise InputError(
                 f"{self.path} holds {state} ({held.named}): name another folder with --out, "
                 "or remove it"

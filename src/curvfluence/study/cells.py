@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from curvfluence import kinds
-from curvfluence.errors import CurvfluenceWarning
+from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.runtime.child import end_with_parent
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import Results
@@ -58,12 +60,24 @@ def run_cells(
         for k in work
     )
     results: dict[int, Results] = {}
-    with watch("studies", len(specs)) as done:
+    with workers(), watch("studies", len(specs)) as done:
         parts = Parallel(n_jobs=jobs, return_as="generator")(tasks)
         for places, batch in zip(work, cast("Iterator[list[Results]]", parts), strict=True):
             results.update(zip(places, batch, strict=True))
             done(len(results))
     return [results[k] for k in range(len(specs))]
+
+
+@contextmanager
+def workers() -> Generator[None]:
+    """Say of a worker process that was ended what it means. Errors: `InputError`."""
+    try:
+        yield
+    except TerminatedWorkerError as error:
+        raise InputError(
+            "a worker process was ended, by the system for want of memory or by somebody: what is "
+            "finished is kept, and the same command goes on; --jobs 1 takes the least memory"
+        ) from error
 
 
 def processes(jobs: int | None, tasks: int) -> int:

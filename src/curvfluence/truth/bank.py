@@ -18,13 +18,14 @@ from torch import Tensor
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
 from curvfluence.store.arrays import read_array
-from curvfluence.store.files import inside, replace_file, require_inside
+from curvfluence.store.files import append_line, inside, replace_file, require_inside
 from curvfluence.store.folder import writing
 from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.lock import own
 from curvfluence.store.records import Record, as_json, read, write
 
 BANK, ENTRIES = "bank.json", "entries"
+LISTED = "entries/kept.txt"  # a line for each entry, appended when it is whole
 MODELS, RETRAINED, WEIGHTED = "models", "retrained", "weighted"  # the kinds of batches
 # What the numbers of a retraining come from: a batch is only taken up again by the same code.
 TRAINER = (
@@ -185,14 +186,30 @@ class Bank:
                 files[name] = ArrayFile(array.shape, str(array.dtype), _sha256(array))
             made = Entry(key, batch, files, seconds, str(torch.__version__), __version__)
             write(self.path / ENTRIES / f"{key}.json", made)
+            append_line(inside(self.path, LISTED), key)
 
     def entries(self) -> Iterator[Entry]:
-        """Every finished batch, by key."""
-        for file in sorted(inside(self.path, ENTRIES).glob("*.json")):
+        """Every finished batch, by key. Errors: `InputError` for one that is not what was written,
+        and where one that was kept is gone."""
+        files = sorted(inside(self.path, ENTRIES).glob("*.json"))
+        for key in sorted(self._listed() - {file.stem for file in files}):
+            raise InputError(
+                f"{self.path / ENTRIES / key}.json is missing: the command that made it makes it "
+                "again"
+            )
+        for file in files:
             entry = read(file, Entry)
             if entry is None or entry.key != file.stem:
                 raise InputError(f"{file} speaks of another batch than its name: remove it")
             yield entry
+
+    def _listed(self) -> set[str]:
+        """The keys of all batches that were kept."""
+        file = inside(self.path, LISTED)
+        try:
+            return set(file.read_text(encoding="ascii").split()) if file.is_file() else set()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} cannot be read ({error}): remove it") from None
 
     def arrays(self, entry: Entry) -> dict[str, Tensor]:
         """The numbers of a batch. Errors: `InputError` names the file that is missing, or holds

@@ -16,6 +16,8 @@ from curvfluence.problem.data import Examples
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.subsets import Subsets
 
+MOST = 100_000_000  # runs of a grid: a list of more would not fit
+
 
 @dataclass(frozen=True)
 class Run:
@@ -44,6 +46,8 @@ def grid(
     """
     which = [None] if subsets is None else range(kinds.count(subsets, "subsets"))
     inits, orders = kinds.counts(init_seeds, "init_seeds"), kinds.counts(order_seeds, "order_seeds")
+    if subsets is not None and len(inits) * len(orders) * subsets > MOST:
+        raise InputError(f"{len(inits)} × {len(orders)} × {subsets:,} are more than {MOST:,} runs")
     return [Run(i, o, s) for i in inits for o in orders for s in which]
 
 

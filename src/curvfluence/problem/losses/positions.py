@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.errors import InputError, about, numbered
 from curvfluence.problem.losses.base import Loss, Part, Wrapping
 
@@ -54,7 +55,7 @@ class Positions(Wrapping):
             )
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"ignore_index must be a whole number; seen {self.ignore_index!r}")
-        if self.reduction not in ("token_mean", "sum", "mean"):
+        if kinds.text(self.reduction, "reduction") not in ("token_mean", "sum", "mean"):
             raise InputError(
                 "reduction must be token_mean, sum or mean, whatever training minimised; seen "
                 f"{self.reduction!r}"

@@ -21,7 +21,7 @@ from curvfluence.store.files import require_inside
 from curvfluence.store.hashes import hash_code
 from curvfluence.store.lock import held
 from curvfluence.store.records import Record, read, write
-from curvfluence.study.cells import processes, run_cells
+from curvfluence.study.cells import processes, run_cells, workers
 from curvfluence.study.claims.claim import OPEN
 from curvfluence.study.claims.rows import claim_row
 from curvfluence.study.claims.table1 import Cell, Part, cells
@@ -230,7 +230,7 @@ def _retrain(every: Sequence[Cell], out: Path, jobs: int | None, watch: Watcher)
         asks = [cell.spec, *([cell.exact] if cell.exact else [])]
         specs.setdefault(out / str(cell.bank), []).extend(asks)
     tasks = (delayed(_bank)(one, path) for path, one in specs.items())
-    with watch("retrainings", len(specs)) as done:
+    with workers(), watch("retrainings", len(specs)) as done:
         made = Parallel(n_jobs=processes(jobs, len(specs)), return_as="generator")(tasks)
         for k, _ in enumerate(made):
             done(k + 1)

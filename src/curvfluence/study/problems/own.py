@@ -17,10 +17,12 @@ from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import in_memory
 from curvfluence.problem.tree import Tree, column_names, table_of
+from curvfluence.store.hashes import hash_json
 from curvfluence.study.problems.isolation import Executed, execute
 from curvfluence.study.problems.prepare import shared_rows
 from curvfluence.study.problems.problem import SUBSETS, Display, StudyProblem
 from curvfluence.study.problems.reproduce import (
+    observed,
     one_step,
     require_reproduced,
     require_same_function,
@@ -84,7 +86,9 @@ def load_file(path: Path) -> StudyProblem:
             subsets=subsets,
             run=run,
             unmodelled=problem.unmodelled,
-            source_hash=file.source_hash,
+            source_hash=hash_json(
+                {"file": file.source_hash, "seen": observed(problem, recipe, run, stepped)}
+            ),
         )
 
 

@@ -76,7 +76,7 @@ class StudyProblem:
     problem of one's own: with it, the first influence model is that very model. `unmodelled` is
     what its `Problem` says that training had beside its objective, `decay_in_inverse` whether its
     inverse has weight decay. `source_hash` identifies the text of its file, helpers from the same
-    folder included.
+    folder included, and what problem and recipe do (`reproduce.observed`).
 
     Errors: `InputError` where `display` does not have a row for each example.
     """

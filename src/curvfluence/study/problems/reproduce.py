@@ -12,8 +12,10 @@ from torch import Tensor
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import in_memory
+from curvfluence.store.hashes import hash_tensors
 from curvfluence.truth import Recipe, Run, Trained, train
 
+SEEN = 64  # examples whose outputs stand for what a model does
 TOLERANCE = 1e-3  # of ‖θ_recipe − θ_given‖ / ‖θ_given‖
 
 
@@ -72,6 +74,29 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def one_step(problem: Problem, recipe: Recipe, run: Run) -> Trained:
     """The shortest retraining. Errors: whatever the architecture, the loss or the step raises."""
     return train(replace(recipe, epochs=None, steps=1), in_memory(problem.train), [run])
+
+
+def observed(problem: Problem, recipe: Recipe, run: Run, stepped: Trained) -> str:
+    """A hash of what problem and recipe do, whatever their text says: the given weights and
+    buffers, the weights that the recipe starts from (of this run and of another), those after one
+    step, and outputs, losses and measurements of the first examples.
+
+    A file that reads its activation from a configuration, the environment or another module has
+    the text it had; its hash is another. What first shows later in training than its first step,
+    and neither in the given weights, is not seen.
+    """
+    few, queries = problem.train.take(slice(0, SEEN)), problem.queries.take(slice(0, SEEN))
+    with torch.no_grad():
+        outputs = [problem.forward(part.inputs.clone()) for part in (few, queries)]
+        seen = [
+            *outputs,
+            problem.loss.values(outputs[0], few.targets),
+            problem.measurement.values(outputs[1], queries.targets),
+        ]
+    starts = [recipe.start(seed, problem.dtype) for seed in (run.init_seed, run.init_seed + 1)]
+    weights = [problem.theta, problem.state, *(part for start in starts for part in start)]
+    weights += [stepped.theta, stepped.state]
+    return hash_tensors(*(value for part in weights for value in part.values()), *seen)
 
 
 def require_same_function(problem: Problem, stepped: Trained) -> None:

@@ -1,0 +1,134 @@
+"""Commands that are killed at a random moment and given again: the same results, nobody left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from curvfluence.runs import kind_of, verify
+from curvfluence.study.study import read_study
+from tests.test_supervise import OWN, busy, ended, start
+
+COMMANDS: dict[str, list[str]] = {
+    "study": [
+        "study", "wine", "--models", "2", "--subsets", "30", "--threads", "1", "--no-progress",
+        "--out", "r",
+    ],
+    "sweep": [
+        "sweep", "wine", "--epochs", "20,40", "--seed", "0,1", "--subsets", "8", "--models", "2",
+        "--jobs", "2", "--no-progress", "--out", "r",
+    ],
+    "attribute": ["attribute", "own.py", "--threads", "1", "--out", "r.html"],
+}  # fmt: skip
+
+
+def run(count: int, seed: int) -> dict[str, Any]:
+    generator = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "own.py").write_text(OWN)
+        wanted = {one: _reference(one, root) for one in tuple(COMMANDS)}
+        same = orphans = 0
+        repeated = 0.0
+        for k in range(count):
+            one = tuple(COMMANDS)[k % len(tuple(COMMANDS))]
+            shutil.rmtree(root / "r", ignore_errors=True)
+            (root / "r.html").unlink(missing_ok=True)
+            result, seconds = wanted[one]
+            at, left = _killed(COMMANDS[one], root, generator, seconds)
+            orphans += left
+            _require_nothing_wrong(root)
+            begun = time.monotonic()
+            code, _, err = ended(start(COMMANDS[one], root), 600)
+            took = time.monotonic() - begun
+            repeated = max(repeated, at + took - seconds)
+            good = code == 0 and _result(one, root) == result
+            same += good
+            if not good:
+                print(f"kill {k} of {one} at {at:.2f} s: exit {code}: {err[-300:]}", flush=True)
+    return {
+        "kills": count,
+        "kills_identical": same,
+        "seconds_repeated_max": round(repeated, 1),
+        "orphans": orphans,
+    }
+
+
+def _reference(one: str, root: Path) -> tuple[Any, float]:
+    begun = time.monotonic()
+    code, _, err = ended(start(COMMANDS[one], root), 600)
+    assert code == 0, err
+    return _result(one, root), time.monotonic() - begun
+
+
+def _killed(
+    words: list[str], root: Path, generator: random.Random, seconds: float
+) -> tuple[float, int]:
+    """Kill one of the command's processes by SIGKILL, SIGTERM or SIGINT after some time; when that
+    was, and how many of its processes were there two seconds later."""
+    process = start(words, root)
+    after = generator.uniform(0, seconds)
+    time.sleep(after)
+    number = generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    victims = [process.pid]
+    if number == signal.SIGKILL:  # of itself, of the child, of a worker
+        victims = busy(root) or victims
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(generator.choice(victims), number)
+    if number == signal.SIGKILL and process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # without a worker it ends by itself
+            process.wait(30)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    process.communicate()
+    until = time.monotonic() + 4
+    while busy(root) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = busy(root)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return after, len(left)
+
+
+def _require_nothing_wrong(root: Path) -> None:
+    """What `verify` calls whole after a kill is read; what is not finished is said to be that."""
+    if kind_of(root / "r") is None:
+        return
+    for one in verify(root / "r"):
+        if one.fault is not None and "unfinished" not in one.fault:
+            raise AssertionError(f"{one.path}: {one.fault}")
+
+
+def _result(one: str, root: Path) -> Any:
+    """The numbers of a finished command, to the last bit."""
+    if one == "attribute":
+        text = (root / "r.html").read_text()
+        data = text.partition('id="answers-data">')[2].partition("</script>")[0]
+        return _unmeasured(json.loads(data))
+    folders = [root / "r"] if one == "study" else sorted((root / "r/cells").iterdir())
+    found: dict[str, Any] = {}
+    for folder in folders:
+        study = read_study(folder)
+        arrays = {name: a.sha256 for name, a in study.manifest.arrays.items()}
+        found[folder.name] = (study.results.digest, arrays)
+    return found
+
+
+def _unmeasured(value: Any) -> Any:
+    """JSON without the seconds that something took."""
+    if isinstance(value, dict):
+        return {k: _unmeasured(v) for k, v in value.items() if "seconds" not in k}
+    if isinstance(value, list):
+        return [_unmeasured(v) for v in value]
+    return re.sub(r"[0-9.]+ (ms|s)\b", "", value) if isinstance(value, str) else value
