@@ -1,0 +1,135 @@
+"""Folders of results as the command lists, verifies and cleans them; a small torture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from curvfluence.errors import InputError
+from curvfluence.runs import clean, find, kind_of, leftovers, verify
+from curvfluence.store.lock import LOCK, held
+from tests.studies import make_study
+from tests.test_report import run
+from tests.test_report_sweep import make_sweep
+from tests.torture import corruptions, inputs, stale
+
+pytestmark = pytest.mark.xdist_group("runs")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_study(tmp_path / "runs/one", full=False, train=20, queries=6)
+    make_study(tmp_path / "runs/half", full=False, train=20, queries=6)
+    (tmp_path / "runs/half/results.json").unlink()
+    make_sweep(tmp_path / "runs/grid", {"depth": [1, 2]})
+    (tmp_path / "runs/notes").mkdir()
+    (tmp_path / "runs/notes/mine.txt").write_text("mine")
+    return tmp_path / "runs"
+
+
+class TestFind:
+    def test_every_folder(self, root: Path) -> None:
+        found = {one.path.name: (one.kind, one.state) for one in find(root)}
+        assert found == {
+            "one": ("study", "finished"),
+            "half": ("study", "unfinished"),
+            "grid": ("sweep", "finished"),
+        }
+        one = next(one for one in find(root) if one.path.name == "one")
+        files = [p for p in one.path.rglob("*") if p.is_file()]
+        assert (one.files, one.bytes) == (len(files), sum(p.stat().st_size for p in files))
+        assert one.said.startswith("problem ")
+
+    def test_what_is_being_written(self, root: Path) -> None:
+        with held(root / "half"):
+            states = {one.path.name: one.state for one in find(root)}
+        assert states["half"] == "being written"
+
+    def test_nothing(self, root: Path) -> None:
+        assert kind_of(root / "notes") is None
+        (root / "link").symlink_to(root / "one")
+        assert kind_of(root / "link") is None
+        with pytest.raises(InputError, match="is no folder"):
+            find(root / "gone")
+        with pytest.raises(InputError, match="holds no results"):
+            verify(root / "notes")
+
+
+class TestVerify:
+    def test_whole(self, root: Path) -> None:
+        assert [(one.kind, one.fault) for one in verify(root / "one")] == [("study", None)]
+        kinds = [one.kind for one in verify(root / "grid")]
+        assert kinds == ["sweep", "study", "study"]
+        assert all(one.fault is None for one in verify(root / "grid"))
+
+    def test_faults(self, root: Path) -> None:
+        file = root / "grid/cells/study1/arrays/truth.npy"
+        file.write_bytes(file.read_bytes()[:-1])
+        faults = {one.path.name: one.fault for one in verify(root / "grid")}
+        assert faults["study0"] is None
+        for name in ("grid", "study1"):
+            assert "truth.npy is not what was written" in str(faults[name])
+        assert "unfinished" in str(verify(root / "half")[0].fault)
+
+
+class TestClean:
+    def test_leftovers(self, root: Path) -> None:
+        (root / "one/.results.json.77.tmp").write_text("half")
+        (root / "one/arrays/.truth.npy.77.tmp").write_text("half")
+        (root / "one" / LOCK).touch()
+        (root / "notes/.x.1.tmp").write_text("not ours")
+        names = [path.name for path in leftovers(root)]
+        assert sorted(names) == [LOCK, ".results.json.77.tmp", ".truth.npy.77.tmp"]
+        assert (root / "one" / LOCK).exists()
+        with held(root / "one"):
+            (root / "one/.y.1.tmp").write_text("being written")
+            assert leftovers(root) == []
+        assert len(clean(root)) == 2  # the lock, and what was written last
+        assert leftovers(root) == []
+        assert (root / "notes/.x.1.tmp").exists()
+        assert verify(root / "one")[0].fault is None
+
+    def test_unfinished(self, root: Path) -> None:
+        assert leftovers(root, unfinished=True) == [root / "half"]
+        clean(root, unfinished=True)
+        assert not (root / "half").exists()
+        assert (root / "one").exists()
+
+
+def test_commands(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["runs", "list", str(root)], monkeypatch, capsys)
+    assert code == 0
+    assert "unfinished" in out
+    assert "sweep" in out
+    code, out, _ = run(["runs", "show", str(root / "one")], monkeypatch, capsys)
+    assert code == 0
+    assert "study, finished" in out
+    code, out, _ = run(["runs", "verify", str(root / "grid")], monkeypatch, capsys)
+    assert code == 0
+    assert "3 of 3 are whole" in out
+    code, out, _ = run(["runs", "verify", str(root / "half")], monkeypatch, capsys)
+    assert code == 1
+    assert "FAULT" in out
+    code, out, _ = run(["runs", "clean", str(root), "--unfinished"], monkeypatch, capsys)
+    assert code == 0
+    assert "1 would be removed by --yes" in out
+    assert (root / "half").exists()
+    code, _, err = run(["runs", "show", str(root / "notes")], monkeypatch, capsys)
+    assert code == 2
+    assert "holds no results" in err
+
+
+class TestTorture:
+    """A little of `make torture`, so that it runs and counts what it says."""
+
+    def test_corruptions(self) -> None:
+        assert corruptions.run(40, seed=1) == {"corruptions": 40, "corruptions_detected": 40}
+
+    def test_stale(self) -> None:
+        assert stale.run(3, seed=1) == {"stale": 3, "stale_detected": 3}
+
+    def test_inputs(self) -> None:
+        assert inputs.run(250, seed=4) == {"inputs": 250, "inputs_clear": 250}
