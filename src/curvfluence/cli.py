@@ -20,6 +20,7 @@ from rich.text import Text
 from curvfluence._version import __version__
 from curvfluence.errors import CurvfluenceError, CurvfluenceWarning, InputError, NotKeptError
 from curvfluence.runtime.child import is_child
+from curvfluence.runtime.log import shown
 
 if TYPE_CHECKING:
     from curvfluence.study.progress import Watcher
@@ -74,12 +75,20 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def curvfluence(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Tell what is done, and what is read again.")
+    ] = False,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Tell it to the end of a file: --log-file FILE study ….")
+    ] = None,
 ) -> None:
     """Which training data made the model do this, and how far can the answer be trusted?"""
+    context.with_resource(shown(verbose, log_file))
 
 
 @app.command()
@@ -237,13 +246,13 @@ def sweep(
 @contextmanager
 def _watching(no_progress: bool) -> Generator[Watcher]:
     """Progress bars on the terminal, or none."""
-    from curvfluence.study.progress import bars, silent
+    from curvfluence.study.progress import bars, logged, silent
 
     if no_progress:
-        yield silent
+        yield logged(silent)
     else:
         with bars(Console(stderr=True)) as watch:
-            yield watch
+            yield logged(watch)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -38,7 +38,7 @@ def main() -> None:
     """Entry point of `curvfluence`."""
     words = sys.argv[1:]
     alone = os.name != "posix" or CHILD in os.environ
-    if alone or not words or words[0] not in WORK or "--help" in words:
+    if alone or WORK.isdisjoint(words) or "--help" in words:
         from curvfluence.cli import main as run
 
         run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
@@ -16,6 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from curvfluence.runtime.log import logger
+
+LOG = logger(__name__)
+
 # Told how much of a stage is done, in units of its total.
 Stage: TypeAlias = Callable[[int], None]
 # Opens a stage by name and total; the context ends with it.
@@ -26,6 +31,20 @@ Watcher: TypeAlias = Callable[[str, int], AbstractContextManager[Stage]]
 def silent(name: str, total: int) -> Generator[Stage]:
     """No progress shown."""
     yield lambda done: None
+
+
+def logged(watch: Watcher) -> Watcher:
+    """The same, with each stage's beginning, end and seconds told to `logging`."""
+
+    @contextmanager
+    def stage(name: str, total: int) -> Generator[Stage]:
+        start = time.perf_counter()
+        LOG.info("%s: begun, %d to do", name, total)
+        with watch(name, total) as done:
+            yield done
+        LOG.info("%s: done in %.1f s", name, time.perf_counter() - start)
+
+    return stage
 
 
 @contextmanager

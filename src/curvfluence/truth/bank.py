@@ -17,6 +17,7 @@ from torch import Tensor
 
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
+from curvfluence.runtime.log import logger
 from curvfluence.store.arrays import read_array
 from curvfluence.store.files import append_line, inside, replace_file, require_inside
 from curvfluence.store.folder import writing
@@ -24,6 +25,7 @@ from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.lock import own
 from curvfluence.store.records import Record, as_json, read, write
 
+LOG = logger(__name__)
 BANK, ENTRIES = "bank.json", "entries"
 LISTED = "entries/kept.txt"  # a line for each entry, appended when it is whole
 MODELS, RETRAINED, WEIGHTED = "models", "retrained", "weighted"  # the kinds of batches
@@ -163,6 +165,7 @@ class Bank:
         """The batch where it is kept. Errors: `InputError` where its numbers are not those that
         were written."""
         entry = None if self.anew else self._entry(batch)
+        LOG.debug("%s: %s %s", self.path, batch.kind, "is made" if entry is None else "is read")
         return None if entry is None else (entry, self.arrays(entry))
 
     def has(self, batch: Batch) -> bool:
