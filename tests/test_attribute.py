@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from scipy.stats import spearmanr
 from torch import nn
 from typer.testing import CliRunner
@@ -20,11 +23,17 @@ from curvfluence.curvature.named import damping_named, rung_named
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.explore import Answers, answer, believed, companion
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.tree import Tree, batched
+from curvfluence.report.examples.cards import cards, label, scales
 from curvfluence.report.examples.seen import Features, Picture, Text, Words, seen_as
-from curvfluence.report.examples.shown import shown
+from curvfluence.report.examples.shown import by_shape, shown
 from curvfluence.report.explorer import write_explorer
 from curvfluence.report.explorer.data import embedded
-from curvfluence.score.agreement import agreement
+from curvfluence.report.explorer.terminal import lists
+from curvfluence.report.explorer.trust import measures, verdict
+from curvfluence.report.explorer.words import notes, what_values_are
+from curvfluence.score.agreement import Agreement, agreement
+from curvfluence.score.certificate import Certificate
 from curvfluence.study.problems.given import Given, given
 from tests.problems import chain_problem, make, seeded
 
@@ -167,6 +176,157 @@ class TestSeen:
         assert all(isinstance(row, Features) for row in rows)
 
 
+def one_example(**leaves: object) -> Tree:
+    whole = batched({name: torch.tensor([value]) for name, value in leaves.items()}, "x")
+    assert isinstance(whole, Tree)
+    return whole.each(lambda leaf: leaf[0])
+
+
+class TestTargets:
+    def test_of_a_container_each_number_stands_behind_its_own_name(self) -> None:
+        assert label(one_example(cls=0, reg=-1.395)) == ["cls 0", "reg −1.395"]
+        assert label(one_example(reg=[0.5, -2.0], cls=3, box=[7])) == [
+            "reg[0] 0.5",
+            "reg[1] −2",
+            "cls 3",
+            "box 7",
+        ]
+        assert label(one_example(cls=0, mask=[0.0] * 12)) is None
+
+    def test_of_a_tensor(self) -> None:
+        assert label(torch.tensor(2)) == 2
+        assert label(torch.tensor([1.5, -0.25]), (1.0, 2.0)) == [4.0, 0.5]
+        assert label(torch.tensor([3, 4])) is None  # positions
+
+
+class TestFeatures:
+    def test_whole_numbers_are_codes_without_a_mean(self) -> None:
+        rows = [
+            by_shape(one_example(number=[0.5, k], code=[k, 3], kind=k), ends=None)  # pyright: ignore[reportArgumentType]
+            for k in range(3)
+        ]
+        assert rows[2] == Features(
+            (("number[0]", 0.5), ("number[1]", 2.0), ("code[0]", 2), ("code[1]", 3), ("kind", 2))
+        )
+        assert scales(rows) == {"number[0]": [0.5, 0.0], "number[1]": [1.0, 0.816]}
+
+    def test_one_number_that_is_no_whole_one_makes_a_column_a_measurement(self) -> None:
+        assert scales([Features((("a", 1),)), Features((("a", 2.0),))]) == {"a": [1.5, 0.5]}
+
+    def test_a_year_stays_a_year(self) -> None:
+        (card,) = cards([Features((("built", 2023.0), ("size", 12.345)))])
+        assert card == {"row": [["built", 2023.0], ["size", 12.3]]}
+
+
+def told(found: Answers, residuals: tuple[float, float], top: int, bottom: int) -> Answers:
+    """These answers, had their inverses these residuals and their lists of 10 so much in common."""
+    made = tuple(
+        replace(one, certificate=Certificate(one.scores.rung, "GGN", (residual,) * 4, "float64"))
+        for one, residual in zip(found.answers, residuals, strict=True)
+    )
+    agreed = Agreement(
+        torch.full((4,), 0.565), torch.full((4,), top), torch.full((4,), bottom), k=10
+    )
+    return replace(found, answers=made, agreement=agreed)
+
+
+class TestTrust:
+    def test_lists_as_long_as_those_that_are_shown(self, found: Answers) -> None:
+        a, b = (one.scores for one in found.answers)
+        assert found.agreement is not None
+        assert found.agreement.k == 4
+        shared = len(set(a.top(4).indices[1].tolist()) & set(b.top(4).indices[1].tolist()))
+        one = measures(found, 1)[-2]
+        assert (one.name, one.value) == ("The 4 most helpful by EKFAC and GGN", f"{shared} in both")
+        assert one.share == shared / 4
+
+    @pytest.mark.parametrize(
+        ("residuals", "top", "bottom", "said"),
+        [
+            ((1.4, 1e-7), 5, 5, "its inverse is no better than nothing (relative residual 1.4)"),
+            ((1.0, 1e-7), 9, 9, "its inverse is no better than nothing (relative residual 1)"),
+            ((0.5, 1e-7), 4, 5, "GGN names only 4 of its 10 most helpful"),
+            (
+                (float("nan"), 1e-7), 4, 3,
+                "its inverse is no better than nothing (relative residual ∞); GGN names only 4 of "
+                "its 10 most helpful and 3 of its 10 most harmful",
+            ),
+        ],
+    )  # fmt: skip
+    def test_lists_that_should_not_be_trusted(
+        self, found: Answers, residuals: tuple[float, float], top: int, bottom: int, said: str
+    ) -> None:
+        made = told(found, residuals, top, bottom)
+        assert (
+            verdict(made, 0, 2) == f"Do not trust these lists of EKFAC: {said}. Ask for --rung GGN."
+        )
+        assert verdict(made, 1, 2) == ""  # the other names few of them, but its inverse is exact
+
+    def test_nothing_is_said_where_nothing_speaks_against_them(self, found: Answers) -> None:
+        assert verdict(told(found, (0.99, 1e-7), 5, 5), 0, 0) == ""
+
+    def test_where_both_inverses_are_bad_the_exact_one_is_named(self, found: Answers) -> None:
+        made = told(found, (1.4, 2.0), 9, 9)
+        assert verdict(made, 0, 0).endswith("Ask for --rung GGN.")
+        assert verdict(made, 1, 0).endswith("Ask for a larger --damping.")
+
+    def test_words(self, found: Answers) -> None:
+        made = measures(told(found, (1.35, 2e-7), 4, 10), 0)
+        assert [(one.value, one.words) for one in made] == [
+            ("residual 1.35", "no better than nothing"),
+            ("residual 2·10⁻⁷", "as good as exact"),
+            ("correlation 0.56", "a similar order"),  # 0.565 in float32 is below it
+            ("4 in both", "fewer than half"),
+            ("10 in both", "all"),
+        ]
+        assert [one.share for one in made] == pytest.approx([0, 1, 0.565, 0.4, 1], abs=1e-6)
+
+    def test_a_page_has_the_words_of_the_terminal(self, found: Answers) -> None:
+        data = embedded(found).data
+        for k in range(4):
+            wanted = [(one.name, one.value, one.words) for one in measures(found, k)]
+            assert [(name, value, words) for name, value, _, words in data["trust"][k]] == wanted
+            assert [row[k] for row in data["verdicts"]] == [verdict(found, r, k) for r in (0, 1)]
+
+    def test_notes_name_their_rung_and_stand_once(self, found: Answers, tmp_path: Path) -> None:
+        said = (("said by one", "said by all"), ("said by the other", "said by all"))
+        made = replace(
+            found,
+            answers=tuple(
+                replace(one, scores=replace(one.scores, notes=texts))
+                for one, texts in zip(found.answers, said, strict=True)
+            ),
+        )
+        assert notes(made) == ("EKFAC: said by one", "said by all", "GGN: said by the other")
+        page = write_explorer(made, tmp_path / "p.html").path.read_text()
+        for text in ("said by one", "said by all", "said by the other"):
+            assert page.count(text) == 1
+
+    def test_units(self, found: Answers) -> None:
+        scores = found.asked
+        assert what_values_are(scores) == "influence on the loss, in nats"
+        own = replace(scores, unit="loss")
+        assert what_values_are(own) == "influence on the loss"
+        alone = replace(found, answers=(replace(found.answers[0], scores=own),), agreement=None)
+        made = embedded(alone).data
+        assert (made["unit"], made["scaledUnit"]) == ("", "of the loss")
+        assert "no unit" in what_values_are(replace(scores, unit="none (a gradient dot product)"))
+
+
+def test_a_line_of_the_terminal_to_an_example(found: Answers) -> None:
+    out = StringIO()
+    lists(found, 0, 4, 100).show(Console(file=out, width=100))
+    head, *lines = out.getvalue().splitlines()
+    assert head.split() == ["helpful", "influence", "label", "harmful", "influence", "label"]
+    ranked = found.asked[0]
+    for place, line in enumerate(lines):
+        helps, harms = (int(end.indices[0, place]) for end in (ranked.top(4), ranked.bottom(4)))
+        assert re.fullmatch(
+            rf"{place + 1} .*no. {helps} .* · x0=.*…? +no. {harms} .* · x0=.*", line
+        )
+    assert len(lines) == 4
+
+
 class TestPage:
     def test_lists_are_those_of_the_scores(self, asked: Given, found: Answers) -> None:
         data = embedded(found).data
@@ -266,8 +426,9 @@ class TestCommand:
         done = CliRunner().invoke(app, call)
         assert done.exit_code == 0, done.output
         assert "query 3: label " in done.output
-        assert re.search(r"city (Bern|Basel|Chur|Genf|Zug)", done.output)
-        assert "ranks correlate at" in done.output
+        assert re.search(r" · number=\S+, city=(Bern|Basel|Chur|Genf|Zug)", done.output)
+        assert "Ranks by EKFAC and GGN: correlation " in done.output
+        assert "The 4 most helpful by EKFAC and GGN: " in done.output
         text = page.read_text()
         data = json.loads(re.search(r'answers-data">(.*?)</script>', text, re.DOTALL)[1])  # pyright: ignore[reportOptionalSubscript]
         assert data["queries"] == [3]
@@ -275,16 +436,29 @@ class TestCommand:
         asked = given(str(tmp_path / "mine.py"))
         whole = cf.influence(asked.problem, cf.EKFAC())
         assert data["rungs"][0]["examples"][0][0] == whole.top(4).indices[3].tolist()
+        assert 'class="query-pick" hidden' in text  # one query: nothing to pick
+        assert 'id="of-class"' not in text
         rows = table.read_text().splitlines()
         assert len(rows) == 5
         assert rows[1].startswith("3,")
+
+    def test_without_a_query_three_of_each(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(FILE)
+        call = ["attribute", str(tmp_path / "mine.py"), "--out", str(tmp_path / "e.html")]
+        done = CliRunner().invoke(app, [*call, "--no-progress"])
+        assert done.exit_code == 0, done.output
+        for q, printed in enumerate((True, True, True, False)):
+            assert (f"query {q}: " in done.output) == printed
+        rows = [line for line in done.output.splitlines() if re.match(r"\d+ +no\. ", line)]
+        assert [row.split()[0] for row in rows] == ["1", "2", "3"] * 3
+        assert "On the page: 3 more queries, with 10 examples at either end of each." in done.output
 
     def test_a_built_in_problem(self, tmp_path: Path) -> None:
         call = ["attribute", "wine", "--query", "0", "--query", "2", "--beside", "none"]
         done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "e.html"), "--no-progress"])
         assert done.exit_code == 0, done.output
         assert "query 2" in done.output
-        assert "ranks correlate" not in done.output
+        assert "Ranks by" not in done.output
 
     @pytest.mark.parametrize(
         ("change", "what"),

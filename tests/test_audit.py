@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,12 @@ from curvfluence.auditing.record import AuditRecord, record_of
 from curvfluence.cli import app
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
+from curvfluence.report.audit import write_audit
+from curvfluence.report.audit.data import embedded
+from curvfluence.report.audit.words import headline, why_sorted
 from curvfluence.score.neighbours import Neighbours, neighbours
 from curvfluence.store.records import read, write
+from curvfluence.study.problems.given import Given
 from tests.oracles import dense_ggn, example_gradients, query_gradients
 from tests.problems import chain_problem, make, mlp, seeded
 
@@ -243,6 +248,33 @@ class TestCommand:
         said, folder = ran
         assert "the list by plain loss" in " ".join(said.split())
         assert "plain loss" in (folder / "audit.html").read_text()
+
+    def test_what_it_is_sorted_by(self, ran: tuple[str, Path], found: Audit) -> None:
+        said = " ".join(ran[0].split())
+        assert "of the list by disagreement of neighbours hold" in said
+        assert "the most; of yours another" not in said  # how well it does here is known
+        blank = replace(found, flipped=None)
+        assert headline(blank) == (
+            "12 training examples, sorted by disagreement of neighbours; nobody has said which "
+            "labels are wrong"
+        )
+        assert why_sorted(blank) == (
+            "Of class labels that were changed at random in four data sets, the list by "
+            "disagreement of neighbours found the most; of yours another may find more."
+        )
+        assert "of targets like these that was not measured" in why_sorted(
+            replace(blank, labels=None)
+        )
+
+    def test_true_labels_go_with_their_examples(self, problem: Problem, found: Audit) -> None:
+        """Whatever the order in which somebody named them."""
+        asked = Given("c", "C", problem, flipped=(7, 1, 5), flipped_from=(2, 0, 1))
+        assert embedded(found, asked)["wrong"] == {1: 0, 5: 1, 7: 2}
+
+    def test_notes_stand_once(self, problem: Problem, found: Audit, tmp_path: Path) -> None:
+        noted = replace(found, notes=("to keep in mind",))
+        page = write_audit(noted, Given("c", "C", problem), tmp_path / "a.html")
+        assert page.path.read_text().count("to keep in mind") == 1
 
     def test_nothing_is_written_over(self, tmp_path: Path) -> None:
         (tmp_path / "mine.html").write_text("mine")

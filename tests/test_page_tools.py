@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,10 +16,12 @@ from playwright.sync_api import Page as Tab
 from torch import nn
 
 import curvfluence as cf
-from curvfluence.explore import Answers, answer
+from curvfluence.explore import Answers, answer, believed
 from curvfluence.report.audit import write_audit
 from curvfluence.report.explorer import write_explorer
+from curvfluence.report.explorer.trust import measures, verdict
 from curvfluence.study.problems.given import Given, given
+from curvfluence.study.words import short
 from tests.problems import chain_problem
 from tests.test_report_browser import (
     ALONE,
@@ -33,7 +36,7 @@ from tests.test_report_browser import (
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page_tools")]
-NAMES = ("images", "rows", "words", "audit", "audit-rows")
+NAMES = ("images", "rows", "words", "outputs", "single", "audit", "audit-rows")
 
 
 def words() -> Given:
@@ -50,6 +53,22 @@ def words() -> Given:
     return Given("words", "Letters", problem, show=letters)
 
 
+def outputs() -> Given:
+    """A regression with outputs of both signs, whose examples have a code among their features."""
+    torch.manual_seed(0)
+    x = torch.randn(24, 2)
+    net = nn.Linear(2, 3)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([2.0, -1.0, 0.5]))
+    y = x[:, :1].repeat(1, 3)
+    problem = cf.Problem(net, cf.MSE(), (x[:20], y[:20]), (x[20:], y[20:]))
+
+    def features(inputs: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
+        return {"a": float(inputs[0]), "code": int(inputs[0] > 0), "b": float(inputs[1])}
+
+    return Given("outputs", "Outputs", problem, show=features)
+
+
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Answers]:
     chain = Given("chain", "A chain of three layers", chain_problem())
@@ -58,6 +77,8 @@ def answers() -> dict[str, Answers]:
         "images": answer(noisy, range(0, 180, 9), rung=cf.EKFAC(), beside=cf.KFAC()),
         "rows": answer(chain, rung=cf.EKFAC(), beside=cf.GGN(), top=5),
         "words": answer(words(), rung=cf.EKFAC(), top=4),
+        "outputs": answer(outputs(), rung=cf.KFAC(), top=3),
+        "single": answer(chain, [2], rung=cf.EKFAC(), beside=cf.GGN(), top=5),
     }
 
 
@@ -172,9 +193,108 @@ def test_trust_is_on_the_page(tabs: Callable[[str], Opened], answers: dict[str, 
     assert told is not None
     tab.get_by_label("Query", exact=True).select_option("1")
     text = tab.locator("#trust").inner_text()
-    assert f"{float(told.correlation[1]):.2f}".replace("-", "−") in text
-    assert f"{int(told.top[1])} of 10" in text
-    assert "relative residual against the exact GGN" in text
+    for one in measures(answers["rows"], 1):
+        assert one.name in text
+        assert one.value in text
+        assert one.words in text
+    assert text.count("0 is exact, 1 no better than nothing") == 1
+    widths = tab.locator("#trust .bar i").evaluate_all("all => all.map(e => e.style.width)")
+    wanted = [100 * one.share for one in measures(answers["rows"], 1)]
+    assert [float(width[:-1]) for width in widths] == pytest.approx(wanted, abs=0.06)
+
+
+def test_a_list_that_should_not_be_trusted_is_called_so(
+    tabs: Callable[[str], Opened], answers: dict[str, Answers]
+) -> None:
+    tab, found = tabs("rows").tab, answers["rows"]
+    for r, k in ((0, 1), (1, 1)):
+        tab.get_by_label("Query", exact=True).select_option(str(k))
+        tab.get_by_label("Rung").select_option(str(r))
+        assert tab.locator("#verdict").inner_text() == verdict(found, r, k)
+        assert tab.locator("#verdict").is_visible() == bool(verdict(found, r, k))
+    assert verdict(found, 0, 1)
+    tab.get_by_label("Rung").select_option("0")
+
+
+def test_numbers_are_those_of_the_terminal(tabs: Callable[[str], Opened]) -> None:
+    tab = tabs("rows").tab
+    values = [0, 0.565, -1.346, 8.114e-4, 1e-3, 2e-7, 1234.4, 99.96, 123456.0, -2.5e6, 1e5, 0.0427]
+    assert tab.evaluate("all => all.map(v => parts.shown(v))", values) == list(map(short, values))
+
+
+def test_harm_has_its_own_colour(tabs: Callable[[str], Opened]) -> None:
+    tab, colour = tabs("rows").tab, "e => getComputedStyle(e).borderBottomColor"
+    tab.emulate_media(color_scheme="light")
+    ends = [tab.locator(f"#answer-{end} h2").evaluate(colour) for end in (0, 1)]
+    assert ends == ["rgb(0, 158, 115)", "rgb(230, 159, 0)"]
+
+
+def test_outputs_below_zero_grow_to_the_left(
+    tabs: Callable[[str], Opened], answers: dict[str, Answers]
+) -> None:
+    tab = tabs("outputs").tab
+    tab.get_by_label("Query", exact=True).select_option("0")
+    problem = answers["outputs"].given.problem
+    said = believed(problem, problem.queries, [0])
+    assert said is not None
+    values = said.values[0].tolist()
+    assert min(values) < 0 < max(values)
+    bars = tab.locator("#asked .bar i").evaluate_all(
+        "all => all.map(e => [parseFloat(e.style.left), parseFloat(e.style.width)])"
+    )
+    for value, (left, width) in zip(values, bars, strict=True):
+        length = 50 * abs(value) / max(map(abs, values))
+        assert width == pytest.approx(length, abs=0.01)
+        assert left == pytest.approx(50 - length if value < 0 else 50, abs=0.01)
+
+
+def test_codes_and_words_are_written_out(tabs: Callable[[str], Opened]) -> None:
+    item = tabs("outputs").tab.locator("#answer-0 li").first
+    assert item.locator(".spelt").inner_text().startswith("code=")
+    titles = item.locator(".strip i").evaluate_all("all => all.map(e => e.title)")
+    assert [title.split(":")[0] for title in titles] == ["a", "b"]
+
+
+def test_menus_of_one_entry_are_hidden(tabs: Callable[[str], Opened]) -> None:
+    tab = tabs("single").tab
+    assert not tab.locator("#query").is_visible()
+    assert not tab.locator("#next").is_visible()
+    assert tab.locator("#of-class").count() == 0
+    assert tab.locator("#asked h2").inner_text() == "Query 2"
+    assert "opens" not in tab.locator("#status").inner_text()
+
+
+def test_why_it_opens_where_it_does(
+    browser: Browser,  # noqa: F811
+    pages: dict[str, Path],
+) -> None:
+    opened = show(browser, pages["images"])
+    tab = opened.tab
+    assert (
+        ": the first that it gets wrong, where this page opens."
+        in tab.locator("#status").inner_text()
+    )
+    first = tab.locator("#query optgroup").first
+    assert first.get_attribute("label") == "The model is wrong: label → its answer"
+    tab.context.close()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_neighbours_are_named_in_full(tabs: Callable[[str], Opened], width: int) -> None:
+    for name in ("audit", "audit-rows"):
+        tab = tabs(name).tab
+        tab.set_viewport_size({"width": width, "height": 900})
+        texts = tab.locator("#list .near .small")
+        assert all(re.fullmatch(r"[↑↓] no\. \d+: \d", text) for text in texts.all_inner_texts())
+        cut = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        assert texts.count() > 0
+        assert texts.evaluate_all(cut) == 0
+        tab.locator("#list details").last.evaluate("d => d.open = true")
+        cell = tab.locator("#list details").last.locator("td").last
+        assert cell.inner_text().startswith("place ")
+        lines = """e => { const range = document.createRange(); range.selectNodeContents(e);
+            return range.getClientRects().length }"""
+        assert cell.evaluate(lines) == 1
 
 
 def test_tokens_are_coloured(tabs: Callable[[str], Opened], answers: dict[str, Answers]) -> None:

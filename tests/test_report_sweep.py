@@ -22,7 +22,7 @@ from curvfluence.report import write_sweep_report
 from curvfluence.report.parts.repeat import sweep_call, sweep_command
 from curvfluence.report.parts.style import Look
 from curvfluence.report.sweep.effects import effects
-from curvfluence.report.sweep.figures import lds
+from curvfluence.report.sweep.figures import eigenvalue_step, lds
 from curvfluence.report.sweep.grid import Grid, Line, estimate, t_interval
 from curvfluence.report.sweep.tables import BEST, TIED, heat, overview, step_counts
 from curvfluence.report.sweep.verdict import verdict
@@ -375,6 +375,19 @@ class TestPage:
         text = write_sweep_report(sweep, figures=False).path.read_text()
         assert "Not computed here: the decomposition." in text
         assert "has the highest mean LDS over the grid" in text
+
+    def test_a_number_that_no_study_has_hides_no_other(self, tmp_path: Path) -> None:
+        sweep, results = one_study(tmp_path / "s")
+        fewer = tuple(
+            replace(
+                one,
+                steps=tuple(replace(s, norm_share=None, norm_share_models=None) for s in one.steps),
+            )
+            for one in results.decompositions
+        )
+        grid = Grid(with_results(sweep, replace(results, decompositions=fewer)))
+        names = [figure.name for figure in eigenvalue_step(grid)]
+        assert names == ["share", "eigenvalue-lost"]
 
     def test_hostile_names_stay_text(self, tmp_path: Path) -> None:
         hostile = "</title><script>alert(1)</script>"

@@ -38,8 +38,9 @@ class Answer:
 @dataclass(frozen=True, eq=False)
 class Answers:
     """Of `queries`, by number, in the order of the scores' rows; the first answer is the one that
-    was asked for, and `agreement` is that of the two. `tokens` has, for a loss over positions, the
-    influence of each target of the shown examples of a query: (examples, [len, T])."""
+    was asked for, and `agreement` is that of the two, in their lists of `top`. `tokens` has, for a
+    loss over positions, the influence of each target of the shown examples of a query: (examples,
+    [len, T])."""
 
     given: Given
     queries: tuple[int, ...]
@@ -86,7 +87,7 @@ def answer(
         given=given,
         queries=asked,
         answers=found,
-        agreement=agreement(both[0], both[1]) if len(both) == 2 else None,
+        agreement=agreement(both[0], both[1], top) if len(both) == 2 else None,
         tokens=tokens,
         notes=notes,
         top=top,

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from curvfluence.judging.records import Judgement, Method
 from curvfluence.report.parts.table import Table, tabulate
+from curvfluence.report.parts.units import behind
 from curvfluence.study.words import NONE, counted, interval, listed, number, percent, short
 
 
@@ -59,7 +60,7 @@ def removal_table(found: Judgement) -> Table | None:
         ("at random", found.control)
     ]
     return Table(
-        f"Change of the query in {found.unit} when the top is left out",
+        f"Change of the query{behind(found.unit)} when the top is left out",
         ("Left out", *(f"top {percent(at.share)} ({at.count})" for at in found.control)),
         tuple(
             (name, *(f"{number(at.change)} ({interval(at.interval)})" for at in removed))

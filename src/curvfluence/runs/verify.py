@@ -52,4 +52,3 @@ def _checked(place: Path, kind: str) -> Checked:
     except InputError as error:
         return Checked(place, kind, str(error))
     return Checked(place, kind, None)
-

@@ -63,7 +63,8 @@ def certify(
     keeps the λ that it was solved with.
     Cost: a solve for Q vectors and one product with A, see `CurvatureProduct`.
     """
-    if kinds.text(against, "against") not in ("GGN", "Hessian"):
+    kinds.text(against, "against")
+    if against not in ("GGN", "Hessian"):
         raise InputError(f"a certificate is against 'GGN' or 'Hessian'; seen {against!r}")
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: there is nothing to certify")

@@ -8,7 +8,7 @@ from typing import Any
 
 from curvfluence.auditing import Audit
 from curvfluence.explore import believed
-from curvfluence.report.examples.cards import cards, label, scales
+from curvfluence.report.examples.cards import cards, label, scales, true_labels
 from curvfluence.report.examples.shown import shown, targets_of
 from curvfluence.study.problems.given import Given
 
@@ -43,8 +43,8 @@ def _data(found: Audit, given: Given, count: int) -> dict[str, Any]:
     display = given.display
     unit = (0.0, 1.0) if display is None else (display.target_offset, display.target_scale)
     said = believed(problem, problem.train, listed)
-    wrong = found.flipped or ()
-    was = dict(zip(wrong, given.flipped_from or [None] * len(wrong), strict=False))
+    true = true_labels(given)
+    was = {n: true.get(n) for n in found.flipped or ()}
     labels = found.labels
     return {
         "classes": _classes(found, given),
@@ -124,4 +124,5 @@ def _places(found: Audit, name: str, rows: list[int]) -> list[int]:
 
 
 def _number(value: float) -> float | None:
-    return float(f"{value:.3g}") if isfinite(value) else None
+    """More digits than are shown, so that nothing is rounded twice."""
+    return float(f"{value:.5g}") if isfinite(value) else None

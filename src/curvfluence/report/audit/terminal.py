@@ -6,7 +6,12 @@ from rich.console import Console
 from rich.text import Text
 
 from curvfluence.auditing import Audit
-from curvfluence.report.audit.words import criteria_table, headline, said_of_duplicates
+from curvfluence.report.audit.words import (
+    criteria_table,
+    headline,
+    said_of_duplicates,
+    why_sorted,
+)
 from curvfluence.report.parts.table import Table
 from curvfluence.study.problems.given import Given
 from curvfluence.study.words import NONE, short
@@ -16,7 +21,9 @@ FIRST = 12
 
 def show_audit(found: Audit, given: Given, console: Console) -> None:
     """The sentence, what each criterion finds, the first suspects."""
-    console.print(Text(f"{given.title}: ", style="bold") + Text(headline(found)))
+    console.print(Text(f"{given.title}: ", style="bold") + Text(f"{headline(found)}."))
+    if why := why_sorted(found):
+        console.print(Text(why))
     console.print()
     criteria_table(found).show(console)
     console.print()

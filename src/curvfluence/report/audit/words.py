@@ -9,18 +9,38 @@ from curvfluence.study.words import counted, number, percent
 
 
 def headline(found: Audit) -> str:
-    """How the list does against plain loss where somebody knows, else what it is."""
+    """How the list does against plain loss where somebody knows, else by what it is sorted."""
+    by = _by(found)
     if not found.flipped:
+        wrong = "targets" if found.labels is None else "labels"
         return (
-            f"{counted(len(found), 'training example')}, the most suspicious first; nobody has "
-            "said which labels are wrong, so no list here is better than another until you look"
+            f"{counted(len(found), 'training example')}, sorted by {by}; nobody has said which "
+            f"{wrong} are wrong"
         )
     ours, plain = found.recall(), found.recall("loss")
     kept = "more than" if ours > plain else "as many as" if ours == plain else "fewer than"
     return (
-        f"The first {percent(SHARE)} of the list hold {percent(ours)} of the "
+        f"The first {percent(SHARE)} of the list by {by} hold {percent(ours)} of the "
         f"{len(found.flipped)} wrong labels, {kept} the list by plain loss ({percent(plain)})"
     )
+
+
+def why_sorted(found: Audit) -> str:
+    """Why lists go by that criterion, as far as it was measured (`benchmarks/audit.py`); nothing
+    where it can be measured here."""
+    if found.order != "disagreement" or found.flipped:
+        return ""
+    measured = (
+        "Of class labels that were changed at random in four data sets, the list by disagreement "
+        "of neighbours found the most"
+    )
+    if found.labels is None:
+        return f"{measured}; of targets like these that was not measured."
+    return f"{measured}; of yours another may find more."
+
+
+def _by(found: Audit) -> str:
+    return next(one.title.lower() for one in found.criteria if one.name == found.order)
 
 
 def criteria_table(found: Audit) -> Table:

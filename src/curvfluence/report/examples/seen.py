@@ -39,7 +39,8 @@ class Words:
 
 @dataclass(frozen=True)
 class Features:
-    """Values by name: numbers, or words."""
+    """Values by name: numbers, or words. A whole number is an `int`: a code or a count, of which
+    nobody knows whether half of it means anything."""
 
     values: tuple[tuple[str, float | str], ...]
 
@@ -78,11 +79,12 @@ def seen_as(value: object) -> Seen:
 
 
 def _feature(value: object) -> float | str:
+    """An `int` stays one, a `float` too; all else in words."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
         value = cast("Any", value).item() if value.size == 1 or _one(value) else str(value)
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return float(value) if isinstance(value, int | float) else str(value)
+    return value
 
 
 def _one(value: Any) -> bool:

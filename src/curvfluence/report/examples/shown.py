@@ -122,8 +122,22 @@ def by_shape(inputs: Batched, ends: Range) -> Seen:
         span = ends.high - ends.low or 1.0
         stretched = ((inputs.double() - ends.low) / span).clamp(0, 1)
         return seen_as(stretched if inputs.ndim == 2 or inputs.shape[0] == 3 else stretched[0])
-    flat = inputs.double().flatten()
-    return Features(tuple((f"x{i}", float(value)) for i, value in enumerate(flat[:MOST])))
+    flat = inputs.flatten()[:MOST].tolist()
+    return Features(tuple((f"x{i}", _number(value)) for i, value in enumerate(flat)))
+
+
+def named_values(path: str, leaf: Tensor) -> list[tuple[str, float | str]]:
+    """The numbers of a tensor in a container, by name: a, or a[0], a[1], …; integers as `int`."""
+    values = [_number(value) for value in leaf.flatten().tolist()]
+    if len(values) == 1:
+        return [(path, values[0])]
+    return [(f"{path}[{k}]", value) for k, value in enumerate(values)]
+
+
+def _number(value: object) -> float | str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return str(value)
 
 
 def _like_image(x: Tensor) -> bool:
@@ -138,11 +152,8 @@ def _container(inputs: Tree) -> Seen:
             return Words(tuple(str(int(token)) for token in leaf))
     values: list[tuple[str, float | str]] = []
     for path, leaf in zip(inputs.paths, inputs.leaves, strict=True):
-        if leaf.numel() == 1:
-            values.append((path, float(leaf)))
-        elif leaf.numel() <= MOST:
-            flat = leaf.double().flatten().tolist()
-            values += [(f"{path} {k}", value) for k, value in enumerate(flat)]
+        if leaf.numel() <= MOST:
+            values += named_values(path, leaf)
         else:
             values.append((path, f"{leaf.dtype} {tuple(leaf.shape)}".removeprefix("torch.")))
     return Features(tuple(values[:MOST])) if values else Text("no tensors")
@@ -154,11 +165,17 @@ def is_label(target: Batched) -> bool:
 
 
 def numbers_of(seen: Sequence[Seen]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and standard deviation of each numeric feature over the examples that are shown."""
+    """Mean and standard deviation of each feature of floats over the examples that are shown; a
+    mean of codes, such as categories have, would mean nothing."""
     columns: dict[str, list[float]] = {}
     for one in seen:
         for name, value in one.values if isinstance(one, Features) else ():
-            if isinstance(value, float) and isfinite(value):
+            if not isinstance(value, str) and isfinite(value):
                 columns.setdefault(name, []).append(value)
+    columns = {
+        name: values
+        for name, values in columns.items()
+        if any(isinstance(value, float) for value in values)
+    }
     mean = {name: float(np.mean(values)) for name, values in columns.items()}
     return mean, {name: float(np.std(values)) for name, values in columns.items()}

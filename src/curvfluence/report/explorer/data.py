@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from curvfluence.explore import Answer, Answers, believed
 from curvfluence.problem.losses import CausalLM
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import labels_of
-from curvfluence.report.examples.cards import cards, label, scales
+from curvfluence.report.examples.cards import cards, label, scales, true_labels
 from curvfluence.report.examples.shown import shown, targets_of
-from curvfluence.report.parts.style import looks, variable
+from curvfluence.report.explorer.trust import EXPLAINED, Measure, measures, verdict
+from curvfluence.report.explorer.words import has_units
+from curvfluence.report.parts.units import behind, scaled
 from curvfluence.score.scores import Scores
 
 BYTES = 18_000_000  # of the data: a page stays below 20 MB
 CLASSES = 20  # up to which lists of each class are held
 EACH = 5  # examples of a class at either end
+DIGITS = 5  # that are embedded: more than are shown, so that nothing is rounded twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +59,19 @@ def _data(found: Answers, rows: list[int]) -> dict[str, Any]:
     asked = shown(given, "queries", queries)
     display = given.display
     unit = (0.0, 1.0) if display is None else (display.target_offset, display.target_scale)
-    told = found.agreement
-    wrong = given.flipped or ()
-    was = dict(zip(wrong, given.flipped_from or [None] * len(wrong), strict=True))
+    was = true_labels(given)
     return {
-        "unit": found.asked.unit,
+        "unit": behind(found.asked.unit).removeprefix(", in "),
+        "scaledUnit": scaled(found.asked.unit),
         "lowerIsBetter": found.asked.lower_is_better,
         "classes": None if classes is None else list(classes),
         "targetUnit": "" if display is None else display.target_unit,
         "count": len(problem.train),
         "top": found.top,
         "rungs": rungs,
-        "agreement": None
-        if told is None
-        else {
-            "k": told.k,
-            "correlation": _numbers(told.correlation[rows]),
-            "top": told.top[rows].tolist(),
-            "bottom": told.bottom[rows].tolist(),
-        },
+        "explained": EXPLAINED if any(one.certificate for one in found.answers) else "",
+        "trust": [[_measure(one) for one in measures(found, k)] for k in rows],
+        "verdicts": [[verdict(found, r, k) for k in rows] for r in range(len(rungs))],
         "queries": queries,
         "queryCards": cards(asked),
         "queryLabels": [label(t, unit) for t in targets_of(problem.queries, queries)],
@@ -112,17 +107,11 @@ def _rung(
     named |= {
         int(n) for end in (within or {}).get("examples", ()) for c in end for r in c for n in r
     }
-    look = looks([one.scores.rung.partition("(")[0].partition("[")[0]])
-    certificate = one.certificate
     return {
         "named": named,
         "name": scores.rung,
-        "colour": variable(next(iter(look.values())).colour),
-        "units": not scores.unit.startswith("none"),
+        "units": has_units(scores),
         "damping": str(scores.damping),
-        "residual": None
-        if certificate is None
-        else _numbers(torch.tensor(certificate.residuals)[rows]),
         "examples": [end.indices.tolist() for end in ends],
         "values": [_rows(end.values) for end in ends],
         "within": within,
@@ -182,9 +171,9 @@ def _tokens(found: Answers, rows: list[int]) -> dict[int, dict[int, list[float]]
     return made
 
 
+def _measure(one: Measure) -> list[str | float]:
+    return [one.name, one.value, round(one.share, 3), one.words]
+
+
 def _rows(values: Tensor) -> list[list[float]]:
-    return [[float(f"{v:.3g}") for v in row] for row in values.tolist()]
-
-
-def _numbers(values: Tensor) -> list[float | None]:
-    return [float(f"{v:.3g}") if isfinite(v) else None for v in values.tolist()]
+    return [[float(f"{v:.{DIGITS}g}") for v in row] for row in values.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from curvfluence.explore import Answers
@@ -37,7 +38,8 @@ def write_explorer(found: Answers, path: Path, *, command: str = "") -> Report:
         "data": held.data,
         "left": left,
         "notes": notes(found),
-        "answers": found.answers,
+        # their notes stand in one list, for all rungs
+        "answers": [replace(one, scores=replace(one.scores, notes=())) for one in found.answers],
         "tokens": bool(held.data["tokens"]),
         "command": command,
         "scripts": (source("parts.js"), source("cards.js"), source("answers.js")),

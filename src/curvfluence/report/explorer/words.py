@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 from curvfluence.explore import Answers
-from curvfluence.study.words import number
-
-
-def trust(found: Answers, k: int) -> tuple[tuple[str, str], ...]:
-    """(measure, what it is for one query) of everything that speaks for or against an answer."""
-    lines: list[tuple[str, str]] = []
-    for one in found.answers:
-        if one.certificate is not None:
-            residual = one.certificate.residuals[k]
-            lines.append(
-                (
-                    f"{one.scores.rung}’s inverse",
-                    f"relative residual {residual:.2g} against the exact GGN "
-                    "(0 is exact, 1 no better than nothing)",
-                )
-            )
-    told = found.agreement
-    if told is not None:
-        a, b = (one.scores.rung for one in found.answers)
-        lines.append(
-            (
-                f"{a} and {b}",
-                f"ranks correlate at {number(float(told.correlation[k]), 2)}; share "
-                f"{int(told.top[k])} of the {told.k} most helpful, {int(told.bottom[k])} of the "
-                f"{told.k} most harmful",
-            )
-        )
-    return tuple(lines)
+from curvfluence.report.parts.units import behind
+from curvfluence.score.scores import Scores
+from curvfluence.study.words import listed
 
 
 def notes(found: Answers) -> tuple[str, ...]:
-    """Everything that results say of themselves, once."""
-    said = [note for one in found.answers for note in one.scores.notes]
+    """Everything that results say of themselves, each once, behind the rungs that say it where
+    that is not all of them."""
+    every = [one.scores.rung for one in found.answers]
+    by_text: dict[str, list[str]] = {}
+    for one in found.answers:
+        for note in one.scores.notes:
+            by_text.setdefault(note, []).append(one.scores.rung)
+    said = [
+        note if len(rungs) == len(every) else f"{listed(rungs)}: {note}"
+        for note, rungs in by_text.items()
+    ]
     return tuple(dict.fromkeys((*said, *found.notes)))
+
+
+def what_values_are(scores: Scores) -> str:
+    """influence on the loss, in nats."""
+    if not has_units(scores):
+        return f"gradient dot products with the {scores.measurement}, which have no unit"
+    return f"influence on the {scores.measurement}{behind(scores.unit)}"
+
+
+def has_units(scores: Scores) -> bool:
+    return not scores.unit.startswith("none")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curvfluence.report.parts.style import looks, slug, variable
+from curvfluence.report.parts.units import behind, scaled
 from curvfluence.report.study.sprites import draw_sprites, image_shape
 from curvfluence.study.results import RungResult
 from curvfluence.study.study import Study
@@ -93,7 +94,8 @@ def _data(
     look = looks([rung.name for rung in results.every_rung])
     rungs = [rung for rung in results.every_rung if rung.name in scores]
     return {
-        "unit": results.truth.unit,
+        "unit": behind(results.truth.unit).removeprefix(", in "),
+        "scaledUnit": scaled(results.truth.unit),
         "classes": None if display is None else display.classes,
         "targetUnit": "" if display is None else display.unit,
         "rungs": [
@@ -133,10 +135,7 @@ def _rung(rung: RungResult, colour: str, lds: NDArray[Any], ends: Ends) -> dict[
 def _wrong(study: Study, train: NDArray[Any]) -> dict[int, int | None]:
     """Which of these examples have a changed label, and their true ones where those are known."""
     flipped, true = study.results.flipped or (), study.results.flipped_from or ()
-    was: dict[int, int | None] = {
-        **dict.fromkeys(flipped),
-        **dict(zip(flipped, true, strict=False)),
-    }
+    was = dict(zip(flipped, true or [None] * len(flipped), strict=True))
     return {int(n): was[int(n)] for n in train if int(n) in was}
 
 

@@ -18,6 +18,7 @@ from curvfluence.report.parts.page import (
 )
 from curvfluence.report.parts.repeat import study_call
 from curvfluence.report.parts.settings import settings_tables
+from curvfluence.report.parts.units import behind
 from curvfluence.report.study.explorer import explore
 from curvfluence.report.study.figures.ladder import ladder
 from curvfluence.report.study.sections import missing, sections
@@ -100,6 +101,7 @@ def _page(study: Study) -> Page:
             if results.own_model == 0
             else "the first influence model",
             "parts_script": source("parts.js"),
+            "behind_unit": behind(results.truth.unit),
             "script": source("explorer.js"),
         },
     )

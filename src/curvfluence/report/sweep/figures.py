@@ -71,13 +71,12 @@ def eigenvalue_step(grid: Grid) -> tuple[Figure, ...]:
         _lines(grid, lambda s: s.lds_lost, lambda s: s.interval), grid.fishers,
         signed=True, mark=0.0,
     )  # fmt: skip
-    by_measure = [_over_axes(grid, measure) for measure in (share, norm_share, loses)]
-    return tuple(figure for figures in zip(*by_measure, strict=False) for figure in figures)
+    return _over_axes(grid, share, norm_share, loses)
 
 
-def _over_axes(grid: Grid, measure: Measure) -> tuple[Figure, ...]:
+def _over_axes(grid: Grid, *measures: Measure) -> tuple[Figure, ...]:
     axes = tuple(grid.axes) or (None,)
-    drawn = (over(grid, axis, measure) for axis in axes)
+    drawn = (over(grid, axis, measure) for axis in axes for measure in measures)
     return tuple(figure for figure in drawn if figure is not None)
 
 

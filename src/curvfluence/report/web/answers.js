@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { make, shown, fixed, raised, option } = parts;
+  const { make, bar, shown, fixed, raised, option, clipped } = parts;
   const source = document.getElementById("answers-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
@@ -8,23 +8,27 @@
   const $ = (id) => document.getElementById(id);
   const slot = new Map(data.train.map((n, k) => [n, k]));
   const wrong = new Map(Object.entries(data.wrong));
-  const minus = (value, digits) => value.toFixed(digits).replace("-", "−");
   const pictures = data.cards.length > 0 && data.cards.every((card) => card.image);
 
   const said = (k) => (data.outputs && data.outputs.classes ? data.outputs.classes[k] : null);
   const right = (k) => said(k) === data.queryLabels[k];
 
+  const WRONG = "The model is wrong: label → its answer";
+  const RIGHT = "The model is right";
+  // The query that the page opens at: wrong ones come first.
+  const firstWrong = data.queryLabels.findIndex((label, k) => typeof label === "number" && said(k) !== null && !right(k));
+
   // Which queries are in the list: of one class, or all.
   const fill = () => {
     const only = $("of-class") ? $("of-class").value : "";
     const kept = $("query").value;
-    const groups = { "The model is wrong": [], "The model is right": [], "": [] };
+    const groups = { [WRONG]: [], [RIGHT]: [], "": [] };
     data.queries.forEach((q, k) => {
       const label = data.queryLabels[k];
       if (only !== "" && String(label) !== only) return;
       const known = said(k) !== null && typeof label === "number";
-      const text = `${q}${named(label) ? ": " + named(label) : ""}${known && !right(k) ? `, taken for ${named(said(k))}` : ""}`;
-      groups[!known ? "" : right(k) ? "The model is right" : "The model is wrong"].push(option(k, text));
+      const text = `${q}${named(label) ? ": " + clipped(named(label)) : ""}${known && !right(k) ? ` → ${clipped(named(said(k)))}` : ""}`;
+      groups[!known ? "" : right(k) ? RIGHT : WRONG].push(option(k, text));
     });
     $("query").replaceChildren();
     for (const [name, options] of Object.entries(groups)) {
@@ -44,21 +48,17 @@
     const label = data.queryLabels[k];
     const binary = kind === "probability" && values[k].length === 1;
     const top = kind === "probability" ? 1 : Math.max(...values[k].map(Math.abs), 1e-12);
+    const signed = values[k].some((value) => value < 0);
     const order = values[k].map((_, c) => c);
     const listed = order.length > 12 ? order.sort((a, b) => values[k][b] - values[k][a]).slice(0, 12) : order;
     const list = make("ul", "bars");
     for (const c of listed) {
       const value = values[k][c];
       const item = make("li", typeof label === "number" && (binary ? label === 1 : c === label) ? "true" : "");
-      const bar = make("span", "bar");
-      const part = make("i");
-      part.style.left = "0";
-      part.style.width = `${(100 * Math.abs(value)) / top}%`;
-      bar.append(part);
       const name = binary ? named(1) : values[k].length > 1 && typeof label === "number" ? named(c) : values[k].length > 1 ? String(c) : "output";
       const text = make("span", "name", name);
       text.title = name;
-      item.append(text, bar, make("span", "value", kind === "probability" ? `${(100 * value).toFixed(1)}%` : shown(value)));
+      item.append(text, bar(value / top, signed), make("span", "value", kind === "probability" ? `${(100 * value).toFixed(1)}%` : shown(value)));
       list.append(item);
     }
     const title = kind === "probability" ? "Model’s probabilities" : "Model’s outputs";
@@ -82,37 +82,19 @@
     box.replaceChildren(make("h2", "", `Query ${data.queries[k]}`), body);
   };
 
-  const meter = (title, value, share, text) => {
+  const meter = ([name, value, share, words]) => {
     const item = make("li");
-    const bar = make("span", "bar");
-    const part = make("i");
-    part.style.left = "0";
-    part.style.width = `${100 * Math.max(0, Math.min(1, share))}%`;
-    bar.append(part);
-    item.append(make("span", "name", title), bar, make("span", "value", value), make("span", "small", text));
+    item.append(make("span", "name", name), make("span", "value", value), bar(share), make("span", "small", words));
     return item;
   };
 
-  // What speaks for believing the lists, as numbers: bars are longer where more does.
+  // What speaks for believing the lists: bars are longer where more does.
   const showTrust = (k) => {
     const list = make("ul", "meters");
-    for (const rung of data.rungs) {
-      if (!rung.residual) continue;
-      const value = rung.residual[k];
-      list.append(meter(`${rung.name}: inverse`, value === null ? "–" : shown(value), value === null ? 0 : 1 - value,
-        "relative residual against the exact GGN: 0 is exact, 1 no better than nothing"));
-    }
-    const told = data.agreement;
-    if (told) {
-      const [a, b] = data.rungs.map((rung) => rung.name);
-      const rho = told.correlation[k];
-      list.append(meter(`${a} and ${b}: ranks`, rho === null ? "–" : minus(rho, 2), rho === null ? 0 : rho,
-        "rank correlation over all training examples"));
-      list.append(meter(`${a} and ${b}: lists`, `${told.top[k]} of ${told.k}`, told.top[k] / told.k,
-        `of the most helpful are in both; of the most harmful ${told.bottom[k]}`));
-    }
-    $("trust").replaceChildren(make("h2", "", "Can this be believed?"), list);
-    if (!list.children.length) $("trust").append(make("p", "note", "Nothing to compare with: ask for a second rung with --beside."));
+    list.append(...data.trust[k].map(meter));
+    $("trust").replaceChildren(make("h2", "", "Can this be believed?"));
+    if (list.children.length) $("trust").append(make("p", "note", `The fuller a bar, the more speaks for it. ${data.explained}`), list);
+    else $("trust").append(make("p", "note", "Nothing to compare with: ask for a second rung with --beside."));
   };
 
   const powerOf = (values) => {
@@ -139,6 +121,8 @@
     return item;
   };
 
+  const [HELP, HARM] = ["--c009e73", "--ce69f00"];
+
   const lists = (rung, k, only) => {
     if (only === "") return [0, 1].map((end) => [rung.examples[end][k], rung.values[end][k]]);
     return [0, 1].map((end) => [rung.within.examples[end][only][k], rung.within.values[end][only][k]]);
@@ -152,12 +136,12 @@
     const ends = lists(rung, k, only);
     const other = data.rungs.length > 1 ? lists(data.rungs[1 - r], k, only) : null;
     const power = powerOf(ends.flatMap(([, values]) => values));
-    const unit = [power ? `10${raised(power)}` : "", rung.units ? data.unit : ""].filter(Boolean).join(" ");
+    const unit = [power ? `10${raised(power)}` : "", rung.units ? data[power ? "scaledUnit" : "unit"] : ""].filter(Boolean).join(" ");
     showQuery(k);
     showTrust(k);
     ["Most helpful", "Most harmful"].forEach((title, end) => {
       const box = $(`answer-${end}`);
-      box.style.setProperty("--chip", `var(${rung.colour})`);
+      box.style.setProperty("--chip", `var(${end ? HARM : HELP})`);
       const list = make("ol", "examples" + (pictures ? "" : " rows"));
       list.setAttribute("aria-label", `${title} by ${rung.name}`);
       const shared = new Set(other ? other[end][0] : []);
@@ -169,10 +153,13 @@
     const label = labelled(data.queryLabels[k]);
     let text = `Query ${data.queries[k]}${label ? ", " + label : ""}`;
     if (said(k) !== null) text += right(k) ? ", which the model gets right" : `, which the model takes for ${named(said(k))}`;
+    if (k === firstWrong && data.queries.length > 1) text += ": the first that it gets wrong, where this page opens";
     text += `. ${rung.name}, damping ${rung.damping}`;
     if (only !== "") text += `; among examples labelled ${named(Number(only))}`;
-    if (other) text += `. ${data.rungs[1 - r].name} names the highlighted ones as well`;
+    if (other) text += `. ${data.rungs[1 - r].name} names the framed ones as well`;
     $("status").textContent = text + ".";
+    $("verdict").textContent = data.verdicts[r][k];
+    $("verdict").hidden = !data.verdicts[r][k];
     $("previous").disabled = $("query").selectedIndex === 0;
     $("next").disabled = $("query").selectedIndex === $("query").options.length - 1;
     const place = new URLSearchParams({ query: data.queries[k], rung: rung.name });
@@ -198,7 +185,7 @@
   for (const id of ["of-class", "labelled"]) {
     if (!$(id)) continue;
     $(id).append(option("", "any"));
-    data.classes.forEach((name, c) => $(id).append(option(c, name)));
+    data.classes.forEach((name, c) => $(id).append(option(c, clipped(name))));
     $(id).value = "";
   }
   fill();

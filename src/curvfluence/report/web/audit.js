@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { make, shown, option } = parts;
+  const { make, shown, option, clipped } = parts;
   const source = document.getElementById("audit-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
@@ -17,14 +17,15 @@
   const near = (n) => {
     const row = data.near[n];
     if (!row) return [make("p", "note", "Its neighbours were not looked for.")];
-    const list = make("ol", "near");
+    const pictures = row.length && row.every(([m]) => data.cards[slot.get(m)].image);
+    const list = make("ol", pictures ? "near pictures" : "near");
     list.setAttribute("aria-label", `Neighbours of ${n}`);
     for (const [m, cosine] of row) {
       const item = make("li", cosine < 0 ? "against" : "");
       const label = named(labelOf(m));
       const [before] = draw(data.cards[slot.get(m)], `Training example ${m}${label ? ", " + label : ""}`);
       const picture = before.filter((element) => element.tagName === "IMG");
-      item.append(...picture, make("span", "small", `${cosine < 0 ? "↓" : "↑"} ${label || "no. " + m}`));
+      item.append(...picture, make("span", "small", `${cosine < 0 ? "↓" : "↑"} no. ${m}${label ? `: ${label}` : ""}`));
       item.title = `no. ${m}, cosine ${shown(cosine)}`;
       list.append(item);
     }
@@ -132,7 +133,7 @@
   if (groups) for (const group of data.duplicates) {
     const item = make("li", group.conflicting ? "against" : "");
     item.append(make("p", "label", group.conflicting ? "different targets" : "the same target"));
-    const list = make("ol", "near");
+    const list = make("ol", group.examples.every((n) => data.cards[slot.get(n)].image) ? "near pictures" : "near");
     for (const n of group.examples) {
       const [before] = draw(data.cards[slot.get(n)], `Training example ${n}`);
       const one = make("li");
@@ -148,7 +149,7 @@
   $("by").value = data.order;
   if ($("labelled")) {
     $("labelled").append(option("", "any"));
-    data.classes.forEach((name, c) => $("labelled").append(option(c, name)));
+    data.classes.forEach((name, c) => $("labelled").append(option(c, clipped(name))));
   }
   follow();
   for (const id of ["by", "labelled", "only"]) if ($(id)) $(id).addEventListener("change", () => { count = STEP; show(); });

@@ -11,6 +11,8 @@ const cards = (data) => {
   };
   const labelled = (target) => (named(target) ? `${typeof target === "number" ? "label" : "target"} ${named(target)}` : "");
 
+  const text = (value) => (typeof value === "number" ? shown(value) : value ?? "");
+
   const picture = (card, alt) => {
     const image = make("img", "picture");
     image.src = card.image;
@@ -21,19 +23,26 @@ const cards = (data) => {
     return image;
   };
 
-  // Blue below the mean of the training examples shown, orange above.
+  // Blue below the mean of the training examples shown, orange above. Whole numbers, which may be
+  // codes without an order, and words have no mean: they are written out.
+  const SPELT = 8;
   const strip = (row) => {
     const element = make("span", "strip");
     element.setAttribute("aria-hidden", "true");
+    const spelt = [];
     for (const [name, value] of row) {
       const scale = data.scales[name];
-      if (!scale || typeof value !== "number") continue;
+      if (!scale) { spelt.push(`${name}=${text(value)}`); continue; }
+      if (typeof value !== "number") continue;
       const z = scale[1] > 0 ? Math.max(-2, Math.min(2, (value - scale[0]) / scale[1])) : 0;
       const cell = make("i");
       cell.style.background = `color-mix(in srgb, var(${z < 0 ? "--c0072b2" : "--ce69f00"}) ${Math.abs(z) * 45 + 5}%, var(--raised))`;
+      cell.title = `${name}: ${shown(value)}`;
       element.append(cell);
     }
-    return element;
+    const rest = spelt.length > SPELT ? ", …" : "";
+    const words = spelt.length ? [make("span", "spelt", spelt.slice(0, SPELT).join(", ") + rest)] : [];
+    return element.children.length ? [element, ...words] : words;
   };
 
   const rows = (card, other) => {
@@ -47,7 +56,6 @@ const cards = (data) => {
     }
     const beside = new Map(other || []);
     const body = table.createTBody();
-    const text = (value) => (typeof value === "number" ? shown(value) : value ?? "");
     for (const [name, value] of card.row) {
       const line = body.insertRow();
       const th = make("th", "", name);
@@ -81,7 +89,7 @@ const cards = (data) => {
     if (card.image) return [[picture(card, alt)], []];
     if (card.words) return [[], [words(card, shares, shift)]];
     if (card.text !== undefined) return [[], [make("p", "words", card.text)]];
-    return [[], [strip(card.row), rows(card, other && other.row)]];
+    return [[], [...strip(card.row), rows(card, other && other.row)]];
   };
 
   return { draw, named, labelled };

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { make, shown, fixed, raised, option } = parts;
+  const { make, bar, shown, fixed, raised, option } = parts;
   const source = document.getElementById("explorer-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
@@ -48,6 +48,7 @@
       const z = std > 0 ? Math.max(-2, Math.min(2, (value - data.features.mean[i]) / std)) : 0;
       const cell = make("i");
       cell.style.background = `color-mix(in srgb, var(${z < 0 ? "--c0072b2" : "--ce69f00"}) ${Math.abs(z) * 45 + 5}%, var(--raised))`;
+      cell.title = `${data.features.names[i]}: ${shown(value)}`;
       element.append(cell);
     });
     return element;
@@ -99,19 +100,15 @@
     const target = targetOf(k);
     const list = make("ul", "bars");
     const top = kind === "probability" ? 1 : Math.max(...values.map(Math.abs), 1e-12);
+    const signed = values.some((value) => value < 0);
     const binary = kind === "probability" && values.length === 1;
     values.forEach((value, c) => {
       const item = make("li", isClass(target) && (binary ? target === 1 : c === target) ? "true" : "");
-      const bar = make("span", "bar");
-      const fill = make("i");
-      fill.style.left = "0";
-      fill.style.width = `${(100 * Math.abs(value)) / top}%`;
-      bar.append(fill);
       const name = binary ? named(1) : values.length > 1 ? named(c) : "output";
       const text = kind === "probability" ? `${(100 * value).toFixed(1)}%` : shown(value);
       const label = make("span", "name", name);
       label.title = name;
-      item.append(label, bar, make("span", "value", text));
+      item.append(label, bar(value / top, signed), make("span", "value", text));
       list.append(item);
     });
     const title = kind === "probability" ? "Model’s probabilities" : "Model’s outputs";
@@ -127,7 +124,7 @@
 
   const unitOf = (rung, power) => {
     const scale = power ? `10${raised(power)}` : "";
-    const words = [scale, rung.units ? data.unit : ""].filter(Boolean).join(" ");
+    const words = [scale, rung.units ? data[power ? "scaledUnit" : "unit"] : ""].filter(Boolean).join(" ");
     return words ? `, in ${words}` : "";
   };
 

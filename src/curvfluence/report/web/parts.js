@@ -19,12 +19,12 @@ const parts = (() => {
 
   const raised = (power) => [...String(power)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
 
-  // Numbers with a true minus sign and the digits they were given.
+  // Three digits, whole numbers whole, a true minus sign: as study/words.py has it in Python.
   const shown = (value, signed = false) => {
     const size = Math.abs(value);
     const text = size !== 0 && (size < 1e-3 || size >= 1e5)
-      ? size.toExponential(1).replace("e", "·10^").replace("^+", "^")
-      : String(Number(size.toPrecision(3)));
+      ? size.toExponential(2).replace(/\.?0*e/, "·10^").replace("^+", "^").replace(/^1·/, "")
+      : size >= 100 ? size.toFixed(0) : String(Number(size.toPrecision(3)));
     const sign = value < 0 ? "−" : signed && value > 0 ? "+" : "";
     return sign + text.replace(/\^(-?\d+)/, (_, power) => raised(power));
   };
@@ -41,5 +41,18 @@ const parts = (() => {
     return element;
   };
 
-  return { make, shown, fixed, raised, option };
+  // A bar of a share of its length, from the left; `signed` ones from a zero in the middle.
+  const bar = (share, signed = false) => {
+    const element = make("span", signed ? "bar signed" : "bar");
+    const part = make("i");
+    const length = Math.min(1, Math.abs(share)) * (signed ? 50 : 100);
+    part.style.left = signed ? `${share < 0 ? 50 - length : 50}%` : "0";
+    part.style.width = `${length}%`;
+    element.append(part);
+    return element;
+  };
+
+  const clipped = (text, length = 20) => (text.length <= length ? text : `${text.slice(0, length - 1).trimEnd()}…`);
+
+  return { make, bar, shown, fixed, raised, option, clipped };
 })();
