@@ -8,9 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
+import curvfluence as cf
 from tests import golden
+from tests.zoo import zoo_problem
 
 TOLERANCE = 1e-10  # of the largest entry: what another order of float64 sums may move
+
+
+# Of these nets a reduced factor of EK-FAC is 0 but for rounding: attention does not see a bias of
+# its keys, so their gradients' sum over positions is 0. Eigenvectors of that part are whatever
+# rounding makes of them, and eigenvalues are taken along them. A rounding of the weights moves the
+# scores by up to 1.6e-3 on one machine, and another machine's BLAS by as much.
+ROUNDED = {
+    f"{net} | EKFAC reduce": 1e-2
+    for net in (
+        "multi-head attention",
+        "attention, batch second",
+        "tied transformer",
+        "untied transformer",
+    )
+}
 
 
 @cache
@@ -23,7 +40,8 @@ def same(name: str, scores: Tensor) -> None:
     found = scores.double().flatten()
     assert torch.equal(found.isnan(), wanted.isnan())
     size = float(wanted.nan_to_num().abs().max())
-    assert float((found - wanted).nan_to_num().abs().max()) <= TOLERANCE * size, name
+    tolerance = ROUNDED.get(name, TOLERANCE)
+    assert float((found - wanted).nan_to_num().abs().max()) <= tolerance * size, name
 
 
 @pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
@@ -31,6 +49,30 @@ def same(name: str, scores: Tensor) -> None:
 def test_scores_of_every_rung(net: str) -> None:
     for rung in golden.RUNGS:
         same(f"{net} | {rung}", golden.scores(net, rung))
+
+
+@pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_rounding_decides(name: str) -> None:
+    """What is held loosely moves with a rounding of the weights; plain EK-FAC does not."""
+    problem = zoo_problem(name.partition(" | ")[0])
+    generator = torch.Generator().manual_seed(0)
+    moved = problem.at(
+        {
+            n: v * (1 + 2e-16 * torch.randint(-1, 2, v.shape, generator=generator).double())
+            for n, v in problem.theta.items()
+        }
+    )
+
+    def change(rung: str) -> float:
+        at, beside = (
+            cf.influence(p, golden.RUNGS[rung](), damping=golden.DAMPING).values
+            for p in (problem, moved)
+        )
+        return float((at - beside).abs().max() / at.abs().max())
+
+    assert 1e-8 < change("EKFAC reduce") < ROUNDED[name]
+    assert change("EKFAC") < TOLERANCE
 
 
 @pytest.mark.parametrize("net", golden.NETS)

@@ -17,7 +17,7 @@ from curvfluence.errors import InputError
 from curvfluence.store.files import replace_file, require_no_link
 from curvfluence.store.records import Record
 
-REMEDY = "run the study again with --rerun"
+REMEDY = "run the study again with --rerun, or remove its folder"
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 CHUNK = 2**22
 # What NumPy raises of a file that is no array, whatever its header says.

@@ -117,5 +117,5 @@ def _require_shape(
         said = "is missing" if seen is None else f"has shape {seen}"
         raise InputError(
             f"{study.path / ARRAYS / name}.npy {said}, where the results speak of {shape}: the "
-            "folder is half written; run the study again with --rerun"
+            "folder is half written; run the study again with --rerun, or remove its folder"
         )

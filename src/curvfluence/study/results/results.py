@@ -63,7 +63,7 @@ class Results(Record, frozen=True):
     """
 
     version_at = ("environment", "curvfluence")
-    remedy = "run the study again with --rerun"
+    remedy = "run the study again with --rerun, or remove its folder"
 
     problem: str
     protocol: str
