@@ -233,7 +233,7 @@ def _options(part: PartAsked) -> list[str]:
 
 def markdown(table: Table1) -> str:
     """The whole of it as text."""
-    every = [verdicts(table), lds_table(table)]
+    every = [summary(table), verdicts(table), lds_table(table)]
     found = errors(table)
     parts = [
         "# The paper's own cells\n",
