@@ -167,7 +167,8 @@ class TestStopping:
         """A sweep in two processes, of which one that started others is killed."""
         words = ["sweep", "wine", "--epochs", "40,60,80,100", "--jobs", "2", "--no-progress"]
         process = start([*words, "--out", "s"], tmp_path)
-        until(lambda: len(list(tmp_path.glob("s/cells/*/study.json"))) > 0, 60)
+        until(lambda: any(tmp_path.glob("s/cells/*/study.json")) or process.poll() is not None, 120)
+        assert process.poll() is None, process.communicate()[1]
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         child = next(
             int(c) for c in children if "-m" in Path(f"/proc/{c}/cmdline").read_text().split("\0")
