@@ -27,6 +27,7 @@ from curvfluence.store.records import read, write
 from curvfluence.study import StudySpec, run_study
 from curvfluence.study.study import read_study
 from tests.studies import make_study, reseal
+from tests.test_report import run
 
 SMALL = {"full": True, "train": 20, "queries": 6}
 JSON = ("study.json", "results.json", MANIFEST)
@@ -244,3 +245,25 @@ class TestPages:
         with pytest.raises(InputError, match=r"report\.html is a link"):
             write_report(folder)
         assert target.read_text() == "mine"
+
+
+def test_a_full_disk_shows_the_table_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing finished is left behind, and the same command goes on with what was kept."""
+    words = ["study", "wine", "--subsets", "4", "--models", "1", "--rungs", "KFAC", "--no-progress"]
+    words += ["--out", str(tmp_path / "x")]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("curvfluence.store.manifest.write_array", full)
+        code, out, err = run(words, patch, capsys)
+    assert code == 2
+    assert "KFAC" in out
+    assert "No space left on device" in err
+    assert not (tmp_path / "x/results.json").exists()
+    code, out, err = run(words, monkeypatch, capsys)
+    assert code == 0, err
+    assert read_study(tmp_path / "x").results.rung("KFAC") is not None
