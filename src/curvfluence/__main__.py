@@ -14,10 +14,8 @@ def _run() -> None:
 
     try:
         main()
-    except SystemExit:
+    finally:  # an error of our own has its traceback, and nobody else ended the process
         child.finished()
-        raise
-    child.finished()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from pathlib import Path
 from curvfluence.errors import InputError
 from curvfluence.runs.find import find
 from curvfluence.store.folder import writing
-from curvfluence.store.lock import HOLDER, is_held, own
+from curvfluence.store.lock import HOLDER, LOCK, is_held
 
 
 def leftovers(root: Path, *, unfinished: bool = False) -> list[Path]:
-    """Temporary files and locks of nobody in the folders of results below `root`; with `unfinished`
-    the folders that are not finished, whole. What a command is writing to now is left out."""
+    """Temporary files and names of dead holders in the folders of results below `root`; with
+    `unfinished` the folders that are not finished, whole. What a command is writing to now is left
+    out, and so are lock files: a command that waits for one may have it open."""
     found: list[Path] = []
     for run in find(root):
         if run.state == "being written" or _busy(run.path):
@@ -38,9 +39,9 @@ def clean(root: Path, *, unfinished: bool = False) -> list[Path]:
 
 
 def _left(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".tmp" or own(path) or path.name == HOLDER)
+    return path.is_file() and (path.suffix == ".tmp" or path.name == HOLDER)
 
 
 def _busy(folder: Path) -> bool:
     """Whether a command is at work in any folder of a sweep or of claims."""
-    return any(is_held(lock.parent) for lock in folder.rglob(".lock"))
+    return any(is_held(lock.parent) for lock in folder.rglob(LOCK))
