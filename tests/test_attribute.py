@@ -258,7 +258,7 @@ class TestTrust:
     ) -> None:
         made = told(found, residuals, top, bottom)
         assert (
-            verdict(made, 0, 2) == f"Do not trust these lists of EKFAC: {said}. Ask for --rung GGN."
+            verdict(made, 0, 2) == f"These lists of EKFAC are doubtful: {said}. Ask for --rung GGN."
         )
         assert verdict(made, 1, 2) == ""  # the other names few of them, but its inverse is exact
 

@@ -47,7 +47,7 @@ def measures(found: Answers, k: int) -> tuple[Measure, ...]:
 
 
 def verdict(found: Answers, r: int, k: int) -> str:
-    """Why the lists of one rung should not be trusted for one query, and which rung to ask for;
+    """Why the lists of one rung are doubtful for one query, and which rung to ask for;
     nothing where nothing speaks against them.
 
     An inverse of relative residual 1 or more is a reason; and a second rung that names fewer than
@@ -67,7 +67,7 @@ def verdict(found: Answers, r: int, k: int) -> str:
         reasons += [f"{_name(found, 1 - r)} names only {listed(few)}"] if few else []
     if not reasons:
         return ""
-    return f"Do not trust these lists of {name}: {'; '.join(reasons)}. {_remedy(found, r, k)}"
+    return f"These lists of {name} are doubtful: {'; '.join(reasons)}. {_remedy(found, r, k)}"
 
 
 def _remedy(found: Answers, r: int, k: int) -> str:
