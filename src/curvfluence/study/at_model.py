@@ -122,12 +122,28 @@ def swept(scores_jdqn: Tensor, dampings: tuple[float | None, ...], left_out_mn: 
 @dataclass(frozen=True, eq=False)
 class ModelLadder:
     """All rungs and hybrids at one model, the decomposition of each chain by its name, overlaps of
-    leading eigenspaces, and of which gradients inverses were held against the exact one's."""
+    leading eigenspaces, of which gradients inverses were held against the exact one's, and the
+    seconds that it took."""
 
     rungs: dict[str, RungScores]
     decompositions: Mapping[str, tuple[StepLoss, ...]]
     overlaps: tuple[Overlap, ...]
-    vectors: Vectors | None = None
+    vectors: Vectors | None
+    seconds: float
+
+    def put_away(self) -> ModelLadder:
+        """With all rungs put away."""
+        return replace(self, rungs={name: row.put_away() for name, row in self.rungs.items()})
+
+    def with_needs(self, rungs: Mapping[str, Rung], problem: Problem) -> ModelLadder:
+        """With what each rung needs."""
+        rows = {
+            name: replace(
+                self.rungs[name], needs=measured_needs(rung, problem, self.rungs[name].middle)
+            )
+            for name, rung in rungs.items()
+        }
+        return replace(self, rungs={**self.rungs, **rows})
 
 
 def measured_needs(rung: Rung, problem: Problem, damping: Damping) -> tuple[Needs, Needs]:
@@ -166,6 +182,7 @@ def climb_one(
     """Every rung at one model, with hybrids, spectra and overlaps, and with the errors of inverses
     (where the ladder has the Hessian, and no weight decay is in the inverse) and the seconds of
     scoring as asked; scores are kept in `keep`, whatever the dtype of the problem."""
+    start = time.perf_counter()
     surprising = _surprising_labels(rungs.values(), problem)
     sweep = _Sweeper(problem, grid, surprising, spectra, keep)
     # the others' solutions are of no more use
@@ -189,7 +206,7 @@ def climb_one(
         row = sweep(curvature, Spectral(curvature)).put_away()
         swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
     decompositions = _decompositions(fitted, swept, protocol)
-    swept = {n: row if row.hybrid else row.put_away() for n, row in swept.items()}
+    swept = {name: row.put_away() for name, row in swept.items()}
     vectors: Vectors | None = None
     if measured:
         vectors, v_rp = sweep.vectors()
@@ -202,6 +219,7 @@ def climb_one(
         decompositions=decompositions,
         overlaps=_overlaps(spectral, _compared(every, fitted)) if spectra else (),
         vectors=vectors,
+        seconds=time.perf_counter() - start,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
@@ -13,6 +14,7 @@ from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import StepLoss
 from curvfluence.forecast.make import plan
 from curvfluence.problem.problem import Problem
+from curvfluence.store.steps import Steps
 from curvfluence.study.at_model import (
     OVERLAP_RANKS,
     ModelLadder,
@@ -20,9 +22,7 @@ from curvfluence.study.at_model import (
     RungScores,
     Vectors,
     climb_one,
-    measured_needs,
 )
-from curvfluence.study.needs import Needs
 from curvfluence.study.paged import paged
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
@@ -37,7 +37,7 @@ class Ladder:
     """All rungs and hybrids; the decomposition of each chain, by its name, for each model; the
     overlap of leading eigenspaces (first model) between neighbours; the gradients that inverses are
     held against the exact one's on, None where they are not; the rungs that were left out, with the
-    reason."""
+    reason; the seconds of all this, now or in an earlier run."""
 
     rungs: tuple[RungScores, ...]
     decompositions: Mapping[str, tuple[tuple[StepLoss, ...], ...]]
@@ -45,15 +45,23 @@ class Ladder:
     overlaps: tuple[Overlap, ...]
     vectors: Vectors | None
     refused: Mapping[str, str]
+    seconds: float
 
 
 def climb(
-    spec: StudySpec, problem: StudyProblem, trained: Trained, protocol: Protocol, watch: Watcher
+    spec: StudySpec,
+    problem: StudyProblem,
+    trained: Trained,
+    protocol: Protocol,
+    watch: Watcher,
+    steps: Steps | None = None,
 ) -> Ladder:
     """Fit and score each rung of the protocol at the checkpoints of the influence models.
 
     Nothing here depends on which subsets are left out, so studies of other subsets can share it.
+    The ladder of a model is kept in `steps` as soon as it is climbed, and read where it was.
     """
+    start, earlier = time.perf_counter(), 0.0
     problems = influence_problems(problem, trained, torch.float64 if protocol.double else None)
     # A draw of labels for each model: the spread over models is then that of sampling too.
     seeds = spec.seeds("Fisher", len(problems))
@@ -67,11 +75,16 @@ def climb(
     ladders = [{name: protocol.rungs(seed)[name] for name in names} for seed in seeds]
     grid = tuple(map(Absolute, spec.dampings))
     decomposed = protocol.spectra and spec.spectra
-    with watch("climb the ladder", len(names) * (1 + len(problems))) as done:
+    with watch("climb the ladder", len(names) * len(problems)) as done:
         models: list[ModelLadder] = []
         for at, rungs in zip(problems, ladders, strict=True):
-            models.append(
-                climb_one(
+            name = {"ladder of model": len(models)}
+            model = None if steps is None else steps.find(name, ModelLadder)
+            if model is not None:
+                models.append(model.put_away())
+                earlier += model.seconds
+            else:
+                model = climb_one(
                     rungs,
                     at,
                     grid,
@@ -84,16 +97,16 @@ def climb(
                     timed=spec.costs,
                     with_hybrids=spec.hybrids,
                 )
-            )
+                if spec.costs and not models:
+                    model = model.with_needs(rungs, at)
+                if steps is not None:
+                    steps.keep(name, model)
+                models.append(model)
             done(len(names) * len(models))
-        wants: dict[str, tuple[Needs, Needs]] = {}
-        for name, rung in ladders[0].items() if spec.costs else ():
-            wants[name] = measured_needs(rung, problems[0], models[0].rungs[name].middle)
-            done(len(names) * len(models) + len(wants))
     return Ladder(
         rungs=tuple(
             # taken out as they are gathered: scores are not held twice
-            _gather(name, [m.rungs.pop(name) for m in models], wants.get(name))
+            _gather(name, [m.rungs.pop(name) for m in models])
             for name in list(models[0].rungs)
         ),
         decompositions={
@@ -104,6 +117,7 @@ def climb(
         overlaps=models[0].overlaps,
         vectors=_vectors(models),
         refused=refused,
+        seconds=earlier + time.perf_counter() - start,
     )
 
 
@@ -164,7 +178,7 @@ def influence_problems(
     ]
 
 
-def _gather(name: str, parts: list[RungScores], wants: tuple[Needs, Needs] | None) -> RungScores:
+def _gather(name: str, parts: list[RungScores]) -> RungScores:
     """One rung on all models, at the dampings that are a hole at none of them."""
     holes: dict[float, str] = {}
     for j, part in enumerate(parts):
@@ -187,7 +201,6 @@ def _gather(name: str, parts: list[RungScores], wants: tuple[Needs, Needs] | Non
         notes=tuple(notes),
         fit_seconds=_median([part.fit_seconds for part in parts]),
         score_seconds=_median([part.score_seconds for part in parts]),
-        needs=wants,
         inverse=tuple(one for part in parts for one in part.inverse),
     )
 

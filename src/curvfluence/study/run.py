@@ -15,10 +15,11 @@ from curvfluence.errors import InputError, NotKeptError
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import table_of
 from curvfluence.runtime.threads import limited
-from curvfluence.store.folder import Folder, Header, MadeBy
+from curvfluence.store.folder import Folder, Header, MadeBy, writing
 from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json
+from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study.asked import asked
 from curvfluence.study.climb import Ladder, climb, influence_problems
 from curvfluence.study.compare import compare
@@ -48,7 +49,6 @@ class Common:
 
     models: Models
     ladder: Ladder
-    seconds: float  # of the climb
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,9 @@ def run_study(
         if finished is not None:
             return Study(request.folder.path, finished)
         request.claim()
-        results = _compare(request, _common(request, watch), watch)
+        steps = _steps([request], anew=rerun)
+        results = _compare(request, _common(request, steps, watch), watch)
+        steps.clear()
     return Study(request.folder.path, results, reused=False)
 
 
@@ -130,15 +132,17 @@ def run_together(
     with limited(threads):
         studies: list[Study] = []
         common: Common | None = None
+        steps = _steps(requests)
         for request in requests:
             results = request.folder.finished(Results)
             reused = results is not None
             if results is None:
                 with held(request.folder.path):
                     request.claim()
-                    common = _common(request, silent) if common is None else common
+                    common = _common(request, steps, silent) if common is None else common
                     results = _compare(request, common, silent)
             studies.append(Study(request.folder.path, results, reused=reused))
+        steps.clear()
     return tuple(studies)
 
 
@@ -171,11 +175,26 @@ def _open(
     return Request(spec, problem, folder, kept, hashes, time.perf_counter() - start)
 
 
-def _common(request: Request, watch: Watcher) -> Common:
-    models = train_models(request.spec, request.problem, request.bank, watch)
-    at = time.perf_counter()
-    ladder = climb(request.spec, request.problem, models.trained, request.spec.plan, watch)
-    return Common(models, ladder, time.perf_counter() - at)
+def _steps(requests: Sequence[Request], *, anew: bool = False) -> Steps:
+    """Where what the studies have in common is kept while they are not finished: in the folder of
+    the first, whatever its alpha."""
+    first = requests[0]
+    depends = {
+        "spec": as_json(replace(first.spec, alpha=0.5).settings),
+        "source": first.problem.source_hash,
+        **first.hashes,
+    }
+    steps = Steps(first.folder.path / STEPS, depends)
+    if anew:
+        steps.clear()
+    return steps
+
+
+def _common(request: Request, steps: Steps, watch: Watcher) -> Common:
+    spec, problem = request.spec, request.problem
+    models = train_models(spec, problem, request.bank, watch)
+    with writing(steps.path):
+        return Common(models, climb(spec, problem, models.trained, spec.plan, watch, steps))
 
 
 def _compare(request: Request, common: Common, watch: Watcher) -> Results:
@@ -191,13 +210,13 @@ def _compare(request: Request, common: Common, watch: Watcher) -> Results:
     now = time.perf_counter()
     seconds = StageSeconds(
         models=common.models.seconds,
-        climb=common.seconds,
+        climb=common.ladder.seconds,
         truth=truth.seconds,
         compare=compared - at,
         bregman=now - compared,
     )
     # of this study by itself, whatever it shared
-    total = request.seconds + common.models.seconds + common.seconds + now - start
+    total = request.seconds + common.models.seconds + common.ladder.seconds + now - start
     stages = Stages(truth, common.ladder, fidelity, response, seconds, total)
     made_by = request.folder.header.made_by
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)

@@ -17,7 +17,8 @@ from curvfluence.errors import InputError
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import writing
 from curvfluence.store.lock import held
-from curvfluence.store.records import write
+from curvfluence.store.records import as_json, write
+from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study.asked import asked
 from curvfluence.study.at_model import RungScores
 from curvfluence.study.climb import Ladder, climb
@@ -94,7 +95,10 @@ def run_questions(
     with held(out, wait=wait), limited(threads):
         kept.claim()
         models = train_models(study, ready, kept, watch)
-        ladder = climb(study, ready, models.trained, study.plan, watch)
+        source = {"spec": as_json(study.settings), "source": kept.source.key}
+        steps = Steps(out / STEPS, source)
+        with writing(out):
+            ladder = climb(study, ready, models.trained, study.plan, watch, steps)
         asker = _Asker(spec, ready, models, ladder, kept, watch)
         questions = asker.questions()
         found = Questions(
@@ -109,6 +113,7 @@ def run_questions(
         )
         with writing(out):
             write(out / QUESTIONS, found)
+        steps.clear()
     return found
 
 

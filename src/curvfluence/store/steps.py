@@ -1,0 +1,109 @@
+"""Finished steps of work that is under way: what the same command need not do again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from curvfluence.errors import InputError
+from curvfluence.store.arrays import Size, StoredArray, read_stored, write_array
+from curvfluence.store.files import inside, require_no_link
+from curvfluence.store.hashes import hash_code, hash_json
+from curvfluence.store.packed import pack, unpack
+from curvfluence.store.records import Record, read, write
+
+STEPS = "steps"  # the folder of work that is under way, inside of that of its results
+REMEDY = "remove that folder: the same command does these steps again"
+
+T = TypeVar("T")
+
+
+class Step(Record, frozen=True):
+    """`<key>.json`: written last, so that a step without it was interrupted. `arrays` are those of
+    its body and of every tensor in it, in files that bear `turn`."""
+
+    remedy = REMEDY
+
+    key: str
+    turn: Size
+    arrays: tuple[StoredArray, ...]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps in the folder `path`, each under a hash of `depends`, of its own name, and of what
+    makes numbers what they are: this code, torch, and how many threads it has.
+
+    Steps are of no use once the results that they lead to are written: `clear` then removes them.
+    """
+
+    path: Path
+    depends: Mapping[str, Any]
+
+    def key(self, name: Mapping[str, Any]) -> str:
+        """What a step goes by."""
+        makers = {
+            "code": hash_code(),
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+        }
+        return hash_json({"depends": dict(self.depends), "step": dict(name), **makers})
+
+    def find(self, name: Mapping[str, Any], kind: type[T]) -> T | None:
+        """The step of that name where it is kept. Errors: `InputError` where its files are not
+        those that were written."""
+        step = self._read(self.key(name))
+        if step is None:
+            return None
+        body, *arrays = (
+            read_stored(self._file(step, k), said, finite=False, remedy=REMEDY)
+            for k, said in enumerate(step.arrays)
+        )
+        try:
+            return unpack(body.tobytes(), arrays, kind)
+        except InputError as error:
+            raise InputError(f"{self.path / step.key}.json: {error}; {REMEDY}") from None
+
+    def keep(self, name: Mapping[str, Any], value: object) -> None:
+        """Write a step, in the place of what was kept of it before: after a crash there is the old
+        one or the new one, whole. Errors: `OSError` as it comes."""
+        key = self.key(name)
+        data, arrays = pack(value)
+        require_no_link(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        before = self._read(key)
+        turn = 0 if before is None else before.turn + 1
+        made = Step(key, turn, ())
+        every = (np.frombuffer(data, np.uint8), *arrays)
+        stored = tuple(write_array(self._file(made, k), a, key) for k, a in enumerate(every))
+        write(inside(self.path, f"{key}.json"), Step(key, turn, stored))
+        if before is not None:
+            self._remove_arrays(before)
+
+    def drop(self, name: Mapping[str, Any]) -> None:
+        """Forget a step that a later one holds too."""
+        step = self._read(self.key(name))
+        if step is not None:
+            inside(self.path, f"{step.key}.json").unlink(missing_ok=True)
+            self._remove_arrays(step)
+
+    def clear(self) -> None:
+        """Remove the folder."""
+        require_no_link(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _read(self, key: str) -> Step | None:
+        return read(inside(self.path, f"{key}.json"), Step) if self.path.is_dir() else None
+
+    def _file(self, step: Step, k: int) -> Path:
+        return inside(self.path, f"{step.key}.{step.turn}.{k}.npy")
+
+    def _remove_arrays(self, step: Step) -> None:
+        for k in range(len(step.arrays)):
+            self._file(step, k).unlink(missing_ok=True)
