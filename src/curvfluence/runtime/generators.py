@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,3 +24,16 @@ def seed(number: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(number)
+
+
+def states(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Where the generators stand that a model on `device` draws from."""
+    cpu = torch.default_generator.get_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+
+
+def put_states(found: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Let them go on from `states`."""
+    torch.default_generator.set_state(found[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(found[1], device)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from curvfluence.errors import InputError
 from curvfluence.store.arrays import Size, StoredArray, read_stored, write_array
 from curvfluence.store.files import inside, require_no_link
+from curvfluence.store.folder import writing
 from curvfluence.store.hashes import hash_code, hash_json
+from curvfluence.store.lock import LOCK
 from curvfluence.store.packed import pack, unpack
 from curvfluence.store.records import Record, read, write
 
@@ -72,19 +76,19 @@ class Steps:
 
     def keep(self, name: Mapping[str, Any], value: object) -> None:
         """Write a step, in the place of what was kept of it before: after a crash there is the old
-        one or the new one, whole. Errors: `OSError` as it comes."""
-        key = self.key(name)
-        data, arrays = pack(value)
-        require_no_link(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        before = self._read(key)
-        turn = 0 if before is None else before.turn + 1
-        made = Step(key, turn, ())
-        every = (np.frombuffer(data, np.uint8), *arrays)
-        stored = tuple(write_array(self._file(made, k), a, key) for k, a in enumerate(every))
-        write(inside(self.path, f"{key}.json"), Step(key, turn, stored))
-        if before is not None:
-            self._remove_arrays(before)
+        one or the new one, whole. Errors: `InputError` where they cannot be written."""
+        key, (data, arrays) = self.key(name), pack(value)
+        with writing(self.path):
+            require_no_link(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            before = self._read(key)
+            turn = 0 if before is None else before.turn + 1
+            made = Step(key, turn, ())
+            every = (np.frombuffer(data, np.uint8), *arrays)
+            stored = tuple(write_array(self._file(made, k), a, key) for k, a in enumerate(every))
+            write(inside(self.path, f"{key}.json"), Step(key, turn, stored))
+            if before is not None:
+                self._remove_arrays(before)
 
     def drop(self, name: Mapping[str, Any]) -> None:
         """Forget a step that a later one holds too."""
@@ -93,10 +97,34 @@ class Steps:
             inside(self.path, f"{step.key}.json").unlink(missing_ok=True)
             self._remove_arrays(step)
 
+    @contextmanager
+    def ours(self) -> Generator[Steps | None]:
+        """These steps while nobody else writes them, and cleared where the work was done; None
+        where another command does the same work now."""
+        file = self.path / LOCK
+        with writing(self.path):
+            require_no_link(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            require_no_link(file)
+        lock = FileLock(file, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield None
+            return
+        try:
+            yield self
+            self.clear()
+        finally:
+            lock.release()
+
     def clear(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, and the one that it is in where that holds steps alone."""
         require_no_link(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.parent.name == STEPS:
+            with suppress(OSError):  # others are in it
+                self.path.parent.rmdir()
 
     def _read(self, key: str) -> Step | None:
         return read(inside(self.path, f"{key}.json"), Step) if self.path.is_dir() else None

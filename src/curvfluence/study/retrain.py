@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.store.hashes import hash_tensors
+from curvfluence.store.steps import Steps
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec
@@ -37,7 +38,7 @@ from curvfluence.truth.bank import (
 )
 from curvfluence.truth.paths import Path as TrainingPath
 
-BLOCK = 50  # subsets of one batch: what is lost where a run is interrupted
+BLOCK = 50  # subsets of one batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +125,11 @@ def train_models(spec: StudySpec, problem: StudyProblem, bank: Bank, watch: Watc
     if found is not None:
         entry, arrays = found
         return Models(_trained(full, arrays, entry.seconds), arrays["base"], entry.seconds)
-    with watch("train influence models", len(full)) as done:
-        trained = train(problem.recipe, problem.train, full, progress=done)
-    base = measure(problem.recipe, trained, problem.queries, problem.measurement)
-    models = Models(trained, base.to(torch.float64), time.perf_counter() - start)
-    bank.keep(batch, _kept(models), models.seconds)
+    with watch("train influence models", len(full)) as done, bank.steps([batch]) as steps:
+        trained = train(problem.recipe, problem.train, full, steps=steps, progress=done)
+        base = measure(problem.recipe, trained, problem.queries, problem.measurement)
+        models = Models(trained, base.to(torch.float64), time.perf_counter() - start)
+        bank.keep(batch, _kept(models), models.seconds)
     return models
 
 
@@ -231,14 +232,17 @@ def retrain(
         waiting = iter(missing)
         while group := list(islice(waiting, torch.get_num_threads())):  # a batch for each thread
             start = time.perf_counter()
-            found_pq, loss_p = _train(problem, group, subsets, lambda k, at=done: progress(at + k))
-            each = (time.perf_counter() - start) / len(group)
-            for part, value_rq, loss_r in zip(group, found_pq, loss_p, strict=True):
-                values[part.place], final_loss[part.place] = value_rq, loss_r
-                masks = subsets.weights[part.place[2]]
-                kept = {"values": value_rq, "final_loss": loss_r, "subsets": packed(masks)}
-                bank.keep(part.batch, kept, each)
-                seconds, done = seconds + each, done + len(part.runs)
+            with bank.steps([part.batch for part in group]) as steps:
+                found_pq, loss_p = _train(
+                    problem, group, subsets, steps, lambda k, at=done: progress(at + k)
+                )
+                each = (time.perf_counter() - start) / len(group)
+                for part, value_rq, loss_r in zip(group, found_pq, loss_p, strict=True):
+                    values[part.place], final_loss[part.place] = value_rq, loss_r
+                    masks = subsets.weights[part.place[2]]
+                    kept = {"values": value_rq, "final_loss": loss_r, "subsets": packed(masks)}
+                    bank.keep(part.batch, kept, each)
+                    seconds, done = seconds + each, done + len(part.runs)
     return Retrained(values, final_loss, seconds)
 
 
@@ -273,11 +277,12 @@ def _train(
     problem: StudyProblem,
     group: Sequence[_Part],
     subsets: Subsets,
+    steps: Steps | None,
     progress: Callable[[int], None],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """(values [runs, Q] float64, final losses) of each batch of a group, trained side by side."""
     runs = [run for part in group for run in part.runs]
-    trained = train(problem.recipe, problem.train, runs, subsets, progress=progress)
+    trained = train(problem.recipe, problem.train, runs, subsets, steps=steps, progress=progress)
     found_rq = measure(problem.recipe, trained, problem.queries, problem.measurement).double()
     sizes = [len(part.runs) for part in group]
     return found_rq.split(sizes), trained.final_loss.split(sizes)

@@ -15,7 +15,7 @@ from curvfluence.errors import InputError, NotKeptError
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import table_of
 from curvfluence.runtime.threads import limited
-from curvfluence.store.folder import Folder, Header, MadeBy, writing
+from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json
@@ -193,8 +193,7 @@ def _steps(requests: Sequence[Request], *, anew: bool = False) -> Steps:
 def _common(request: Request, steps: Steps, watch: Watcher) -> Common:
     spec, problem = request.spec, request.problem
     models = train_models(spec, problem, request.bank, watch)
-    with writing(steps.path):
-        return Common(models, climb(spec, problem, models.trained, spec.plan, watch, steps))
+    return Common(models, climb(spec, problem, models.trained, spec.plan, watch, steps))
 
 
 def _compare(request: Request, common: Common, watch: Watcher) -> Results:

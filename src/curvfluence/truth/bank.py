@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from curvfluence.store.folder import writing
 from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.lock import own
 from curvfluence.store.records import Record, as_json, read, write
+from curvfluence.store.steps import STEPS, Steps
 
 LOG = logger(__name__)
 BANK, ENTRIES = "bank.json", "entries"
@@ -32,8 +34,8 @@ MODELS, RETRAINED, WEIGHTED = "models", "retrained", "weighted"  # the kinds of 
 # What the numbers of a retraining come from: a batch is only taken up again by the same code.
 TRAINER = (
     *(f"truth/{name}.py" for name in ("functional", "measure", "paths", "processes", "recipe")),
-    *(f"truth/{name}.py" for name in ("run", "stack", "stacked", "subsets", "together")),
-    "truth/trainer.py",
+    *(f"truth/{name}.py" for name in ("resume", "run", "stack", "stacked", "subsets")),
+    *(f"truth/{name}.py" for name in ("together", "trainer")),
     *(f"problem/{name}.py" for name in ("forward", "measurement", "tree")),
     "problem/losses",
 )
@@ -190,6 +192,18 @@ class Bank:
             made = Entry(key, batch, files, seconds, str(torch.__version__), __version__)
             write(self.path / ENTRIES / f"{key}.json", made)
             append_line(inside(self.path, LISTED), key)
+
+    @contextmanager
+    def steps(self, batches: Sequence[Batch]) -> Generator[Steps | None]:
+        """Where states of the training of these batches are kept until they are; None where
+        another command trains them now."""
+        keys = [self.key(batch) for batch in batches]
+        folder = self.path.resolve() / STEPS / hash_json({"batches": keys})
+        steps = Steps(folder, {"batches": keys})
+        if self.anew:
+            steps.clear()
+        with steps.ours() as found:
+            yield found
 
     def entries(self) -> Iterator[Entry]:
         """Every finished batch, by key. Errors: `InputError` for one that is not what was written,

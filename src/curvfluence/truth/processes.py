@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import cast
 
@@ -16,7 +17,10 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.parameters import Parameters
 from curvfluence.runtime import generators
 from curvfluence.runtime.calls import OneCode
+from curvfluence.store.steps import Steps
 from curvfluence.truth.recipe import Recipe
+from curvfluence.truth.resume import Alone, Optimized, Resume
+from curvfluence.truth.resume import named as training_name
 from curvfluence.truth.run import Run, Share, batches, share
 from curvfluence.truth.subsets import Subsets
 
@@ -39,10 +43,10 @@ def train_one(
     from (init_seed, order_seed) and left as found. Retraining on a weighted subset thus sees the
     masks of the full run.
     """
-    return _train(recipe, examples, share(run, examples, subsets))
+    return _train(recipe, examples, share(run, examples, subsets), Resume(None))
 
 
-def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
+def _train(recipe: Recipe, examples: Examples, share: Share, resume: Resume) -> Trajectory:
     x, y = examples.inputs, examples.targets
     device = examples.device
     model = recipe.build(share.run.init_seed, recipe.dtype(examples), device)
@@ -52,10 +56,18 @@ def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
     optimizer = recipe.optimizer.build(
         [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()]
     )
-    total = recipe.total_steps(len(share))
+    rest = _rest(model, set(named))
+    total, name = recipe.total_steps(len(share)), training_name([share], "alone")
+    found = resume.find(name, Alone)
+    start = 0 if found is None else found.step
     with generators.preserved(), torch.enable_grad(), OneCode():
         generators.seed(_noise_seed(share.run), device)
-        for step, (index, weight) in enumerate(batches(recipe, share)):
+        if found is not None:
+            found.optimized.put_into(optimizer)
+            for key, value in rest.items():
+                value.copy_(found.rest[key])
+            generators.put_states(found.generators, device)
+        for step, (index, weight) in enumerate(islice(batches(recipe, share), start, None), start):
             output = recipe.outputs(model, x[index])
             value_b = recipe.loss.values(output, y[index])
             optimizer.zero_grad()
@@ -65,7 +77,17 @@ def _train(recipe: Recipe, examples: Examples, share: Share) -> Trajectory:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate(step, total)
             optimizer.step()
+            if resume.due or (step + 1 == total and resume.near):
+                states = generators.states(device)
+                state = Alone(step + 1, Optimized.of(optimizer), rest, states)
+                resume.keep(name, state)
     return _finish(recipe, examples, share, model, set(named))
+
+
+def _rest(model: nn.Module, trained: set[str]) -> dict[str, Tensor]:
+    """The model's own frozen parameters and buffers, by name."""
+    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: value.detach() for name, value in everything.items() if name not in trained}
 
 
 def _finish(
@@ -93,7 +115,11 @@ def _noise_seed(run: Run) -> int:
 
 
 def train_each(
-    recipe: Recipe, examples: Examples, shares: Sequence[Share], processes: int
+    recipe: Recipe,
+    examples: Examples,
+    shares: Sequence[Share],
+    processes: int,
+    steps: Steps | None = None,
 ) -> Iterator[list[Trajectory]]:
     """Trajectories of the runs, in order and in pieces, from a pool of processes.
 
@@ -103,14 +129,17 @@ def train_each(
     size = 1 if processes == 1 else ceil(len(shares) / (4 * processes))
     pieces = [shares[i : i + size] for i in range(0, len(shares), size)]
     parallel = joblib.Parallel(n_jobs=processes, backend="loky", return_as="generator")
-    tasks = (joblib.delayed(_train_piece)(recipe, examples, piece) for piece in pieces)
+    tasks = (joblib.delayed(_train_piece)(recipe, examples, piece, steps) for piece in pieces)
     yield from cast("Iterator[list[Trajectory]]", parallel(tasks))
 
 
-def _train_piece(recipe: Recipe, examples: Examples, piece: Sequence[Share]) -> list[Trajectory]:
+def _train_piece(
+    recipe: Recipe, examples: Examples, piece: Sequence[Share], steps: Steps | None
+) -> list[Trajectory]:
+    resume = Resume(steps)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [_train(recipe, examples, share) for share in piece]
+        return [_train(recipe, examples, share, resume) for share in piece]
     finally:
         torch.set_num_threads(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,17 +12,23 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.tree import Batched, each, leaves, of_leaves
 from curvfluence.truth.paths import Network
 from curvfluence.truth.recipe import Recipe
+from curvfluence.truth.resume import Optimized, Resume, Together, named
 from curvfluence.truth.run import Share, stacked_batches
 
 _ROWS = 256  # of evaluation at a time; a multiple of 16, see `StackedChain`
 
 
 def train_together(
-    network: Network, recipe: Recipe, examples: Examples, shares: Sequence[Share]
+    network: Network,
+    recipe: Recipe,
+    examples: Examples,
+    shares: Sequence[Share],
+    resume: Resume | None = None,
 ) -> None:
     """Take `network` from its initial to its trained parameters, in place.
 
-    `shares` are the runs' examples, equally many in each. Cost: the models' flops; memory for M
+    `shares` are the runs' examples, equally many in each; with `resume` states on the way are kept,
+    and the last one is where training goes on. Cost: the models' flops; memory for M
     batches and their activations.
     """
     stack = network.stack
@@ -30,7 +37,13 @@ def train_together(
     total = recipe.total_steps(len(shares[0]))
     gradient = network.gradient_function()
     taken = _Taken(examples.inputs)
-    for step, (index_mb, scale_mb) in enumerate(stacked_batches(recipe, shares, any_theta)):
+    resume, name = resume or Resume(None), named(shares, type(network).__name__)
+    found = resume.find(name, Together)
+    start = 0 if found is None else found.step
+    if found is not None:
+        found.optimized.put_into(optimizer)
+    batches = islice(stacked_batches(recipe, shares, any_theta), start, None)
+    for step, (index_mb, scale_mb) in enumerate(batches, start):
         y = each(
             examples.targets,
             lambda leaf, at=index_mb: leaf.index_select(0, at.flatten()).view(
@@ -43,6 +56,10 @@ def train_together(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step, total)
         optimizer.step()
+        if resume.due:
+            resume.keep(name, Together(step + 1, Optimized.of(optimizer)))
+    if resume.near:
+        resume.keep(name, Together(total, Optimized.of(optimizer)))
 
 
 class _Taken:

@@ -20,9 +20,11 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
 from curvfluence.runtime.calls import OneCode
+from curvfluence.store.steps import Steps
 from curvfluence.truth.paths import Path, choose_path, network_of, require_path, theta_of
 from curvfluence.truth.processes import train_each
 from curvfluence.truth.recipe import Recipe
+from curvfluence.truth.resume import Resume
 from curvfluence.truth.run import Run, Share, share
 from curvfluence.truth.subsets import Subsets
 from curvfluence.truth.threads import spread
@@ -73,6 +75,7 @@ def train(
     path: Path | None = None,
     chunk: int | None = None,
     threads: int | None = None,
+    steps: Steps | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train one model for each run; a run's result does not depend on the others.
@@ -81,7 +84,8 @@ def train(
     stacked path the parameters are bitwise the same however many models train together. `path`
     overrides the choice (`choose_path`). At most `chunk` models (by default as many as hold two
     million parameters, 8 to 256) train side by side in each of `threads` threads (by default as
-    many as torch uses); `progress` is told how many runs are done so far.
+    many as torch uses). Where it takes long, states are kept in `steps`, and a training of the same
+    recipe, data and runs goes on from the last. `progress` is told how many runs are done so far.
 
     Cost: the models' flops at the speed of batched products; memory for `chunk` · `threads` models'
     activations, gradients and optimiser state, and for what is returned.
@@ -111,11 +115,11 @@ def train(
     choice = choose_path(recipe, examples) if path is None else require_path(path, recipe, examples)
     workers = torch.get_num_threads() if threads is None else threads
     if choice.path is Path.PROCESSES:
-        pieces = _by_processes(recipe, examples, shares, workers)
+        pieces = _by_processes(recipe, examples, shares, workers, steps)
     else:
         size = _chunk(choice.path, Parameters.of(model).count) if chunk is None else chunk
         together = _pieces(shares, size, workers)
-        pieces = _side_by_side(choice.path, recipe, examples, shares, together, workers)
+        pieces = _side_by_side(choice.path, recipe, examples, shares, together, workers, steps)
     with closing(pieces):  # or threads would outlive an error for as long as its traceback
         theta, state, final_loss = _collect(runs, pieces, progress)
     seconds = time.perf_counter() - started
@@ -156,10 +160,14 @@ def _fitting(recipe: Recipe, model: nn.Module, examples: Examples) -> Recipe:
 
 
 def _by_processes(
-    recipe: Recipe, examples: Examples, shares: Sequence[Share], processes: int
+    recipe: Recipe,
+    examples: Examples,
+    shares: Sequence[Share],
+    processes: int,
+    steps: Steps | None,
 ) -> Generator[_Piece, None, None]:
     done = 0
-    for trajectories in train_each(recipe, examples, shares, processes):
+    for trajectories in train_each(recipe, examples, shares, processes, steps):
         positions = range(done, done + len(trajectories))
         done += len(trajectories)
         first = trajectories[0]
@@ -178,6 +186,7 @@ def _side_by_side(
     shares: Sequence[Share],
     pieces: Sequence[list[int]],
     threads: int,
+    steps: Steps | None,
 ) -> Generator[_Piece, None, None]:
     dtype, device = recipe.dtype(examples), examples.device
     model = recipe.build(shares[0].run.init_seed, dtype, device)
@@ -192,7 +201,7 @@ def _side_by_side(
             for k in (0, 1)
         )
         network = network_of(path, recipe, model, theta, state)
-        train_together(network, recipe, examples, batch)
+        train_together(network, recipe, examples, batch, Resume(steps))
         loss_m = final_losses(network, recipe, examples, batch)
         theta = theta_of(network)
         m = len(positions)

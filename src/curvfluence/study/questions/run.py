@@ -97,8 +97,7 @@ def run_questions(
         models = train_models(study, ready, kept, watch)
         source = {"spec": as_json(study.settings), "source": kept.source.key}
         steps = Steps(out / STEPS, source)
-        with writing(out):
-            ladder = climb(study, ready, models.trained, study.plan, watch, steps)
+        ladder = climb(study, ready, models.trained, study.plan, watch, steps)
         asker = _Asker(spec, ready, models, ladder, kept, watch)
         questions = asker.questions()
         found = Questions(
