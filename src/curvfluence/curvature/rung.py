@@ -17,6 +17,7 @@ from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import precision
+from curvfluence.runtime.said import noted
 from curvfluence.runtime.stage import Stage
 
 
@@ -101,11 +102,12 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     _require_room(problem, rung)
     if strict:
         _require_rules(problem, rung)
-    built = rung.build(problem)
+    with noted() as said:
+        built = rung.build(problem)
     for note in built.notes:
         if FEW_SURPRISES_NOTE in note:
             warnings.warn(note, CurvfluenceWarning, stacklevel=3)  # past the decorator
-    notes = (*built.notes, *_of_decay(problem), *problem.notes)
+    notes = (*built.notes, *said, *_of_decay(problem), *problem.notes)
     curvature = replace(built, notes=notes, fitted_on=problem.fingerprint)
     return curvature.with_cost(machine.clock(problem.device) - start)
 

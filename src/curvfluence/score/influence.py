@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, precision
 from curvfluence.runtime import device as machine
+from curvfluence.runtime.said import noted
 from curvfluence.score.best_damping import resolved
 from curvfluence.score.certificate import Certifier, own_residuals, said_of_residuals
 from curvfluence.score.cost import ScoreCost
@@ -70,9 +72,11 @@ def influence(
     require_new(said)
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
     curvature = fitted(problem, rung, damping, strict=strict)
-    run = _Run.begin(problem, curvature, damping)
     n = len(problem.train)
-    with ScoreMatrix.of(len(run.queries), n, problem.dtype, out) as scores:
+    with ExitStack() as stack:
+        told = stack.enter_context(noted())
+        run = _Run.begin(problem, curvature, damping)
+        scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
         for first, g_q in run.batches():
             if leverage:
                 scores.put(first, 0, run.predicted(run.newton(g_q), first, 0))
@@ -84,7 +88,7 @@ def influence(
                 scores.put(first, at, run.predicted(whole, first, at))
                 if by_block:
                     scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
-    made = run.scores(scores, leverage=leverage)
+    made = run.scores(scores, told, leverage=leverage)
     if said is not None:
         write_record(replace(made, blocks=None).record, said)
     return made
@@ -157,9 +161,9 @@ class _Run:
             self.reach.look(i_qn, first, at)
         return i_qn
 
-    def scores(self, matrix: ScoreMatrix, *, leverage: bool) -> Scores:
+    def scores(self, matrix: ScoreMatrix, told: list[str], *, leverage: bool) -> Scores:
         problem, curvature, damping = self.problem, self.curvature, self.damping
-        measurement, notes = problem.measurement, list(self.notes)
+        measurement, notes = problem.measurement, [*self.notes, *told]
         if self.compression is not None:
             notes.append(
                 f"queries of shared layers at low rank: relative error up to {self.compression:.2g}"

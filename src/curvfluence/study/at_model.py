@@ -34,6 +34,7 @@ from curvfluence.fidelity import (
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime.said import noted
 from curvfluence.study.needs import Needs, needs
 from curvfluence.study.paged import paged
 from curvfluence.study.protocols import Protocol, hybrids
@@ -261,7 +262,8 @@ class _Sweeper:
     def __call__(self, curvature: Curvature, spectral: Spectral) -> RungScores:
         """Errors: `SingularError` where every damping of the grid is a hole."""
         fixed = curvature.fixed_damping
-        solutions, holes = self._solved(curvature, self.grid if fixed is None else (fixed,))
+        with noted() as said:
+            solutions, holes = self._solved(curvature, self.grid if fixed is None else (fixed,))
         return RungScores(
             full_name=curvature.name,
             hybrid=False,
@@ -272,7 +274,7 @@ class _Sweeper:
             dampings=tuple(at.value for at in self.grid) if fixed is None else (None,),
             surprising_labels=self.surprising.get(curvature.fisher),
             coverage=curvature.coverage,
-            notes=curvature.notes,
+            notes=(*curvature.notes, *said),
             fit_seconds=curvature.cost.fit_seconds,
             score_seconds=None,
             spectrum=spectrum(spectral.diagonal) if self.spectra else None,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.decomposed import eigvalsh
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
 from curvfluence.curvature.operators.operator import Operator
@@ -41,7 +41,7 @@ class Dense(Operator):
         return self.matrix
 
     def eigenvalues(self) -> Tensor:
-        return torch.linalg.eigvalsh(self.matrix)
+        return eigvalsh(self.matrix)
 
     def eigenbasis(self) -> Eigen:
         return Eigen.of(self.matrix)

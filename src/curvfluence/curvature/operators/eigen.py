@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.decomposed import eigh
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
@@ -27,7 +27,7 @@ class Eigen(Diagonalised):
 
     @staticmethod
     def of(matrix: Tensor) -> Eigen:
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = eigh(matrix)
         return Eigen(vectors, values)
 
     @property

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.decomposed import eigh
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
@@ -261,7 +262,7 @@ class FactoredKronecker(Kronecker):
 
 def basis_of(factor: Tensor) -> tuple[Tensor, Tensor | None]:
     """(eigenvalues, eigenvectors) of a factor; of a lookup's, its diagonal and None."""
-    return (factor, None) if factor.ndim == 1 else eigh(factor)
+    return (factor, None) if factor.ndim == 1 else rowwise_eigh(factor)
 
 
 class InputBases:
@@ -277,8 +278,8 @@ class InputBases:
         return self._last[1]
 
 
-def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def rowwise_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigendecomposition of a symmetric matrix, in float64 whatever its dtype; the vectors are laid
     out row by row, with which products are faster."""
-    values, vectors = torch.linalg.eigh(matrix.double())
+    values, vectors = eigh(matrix.double())
     return values.to(matrix.dtype), vectors.to(matrix.dtype).contiguous()

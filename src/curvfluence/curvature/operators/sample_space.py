@@ -10,6 +10,7 @@ from torch import Tensor
 from curvfluence.curvature.dense_limit import require_dense
 from curvfluence.curvature.estimate.products import gram_product
 from curvfluence.curvature.operators.cholesky import Cholesky
+from curvfluence.curvature.operators.decomposed import eigvalsh
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
 from curvfluence.curvature.operators.operator import Operator
@@ -147,7 +148,7 @@ class SampleSpaceOperator(Operator):
             return self.rows.dense.new_zeros(self.size)
         kernel = self.kernel(self.rows.dense.new_ones(self.size))
         kernel.diagonal().sub_(self.n)
-        values = torch.linalg.eigvalsh(kernel.tril() + kernel.tril(-1).T) / self.n
+        values = eigvalsh(kernel.tril() + kernel.tril(-1).T) / self.n
         out = values.new_zeros(self.size)
         kept = values[-min(len(values), self.size) :]
         out[: len(kept)] = kept

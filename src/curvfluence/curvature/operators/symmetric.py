@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvfluence import kinds
+from curvfluence.curvature.operators.decomposed import eigh, eigvalsh
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import Operator
@@ -114,7 +115,7 @@ class Symmetric(Operator):
     def of(matrix: Tensor, decay: Tensor, treatment: Treatment) -> Symmetric:
         shifted = matrix.clone()
         shifted.diagonal().add_(decay)
-        values, vectors = torch.linalg.eigh(shifted)
+        values, vectors = eigh(shifted)
         return Symmetric(matrix, decay, values, vectors, treatment)
 
     @property
@@ -153,7 +154,7 @@ class Symmetric(Operator):
         """Of M itself; free where the decay is uniform, else a decomposition of its own."""
         if self.uniform:
             return self.values - self.decay[0]
-        return torch.linalg.eigvalsh(self.matrix)
+        return eigvalsh(self.matrix)
 
     def eigenbasis(self) -> Eigen:
         return Eigen(self.vectors, self.eigenvalues()) if self.uniform else Eigen.of(self.matrix)
