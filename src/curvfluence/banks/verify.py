@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -83,8 +84,13 @@ def _off(problem: StudyProblem, entry: Entry, arrays: dict[str, Tensor]) -> floa
     (init,), (order,) = entry.batch.init_seeds, entry.batch.order_seeds
     way = Weighted() if entry.batch.kind == WEIGHTED else Kept()
     subsets = Subsets(unpacked(arrays["subsets"][:1], len(problem.train)), way)
-    found = train(problem.recipe, problem.train, [Run(init, order, 0)], subsets)
+    run = [Run(init, order, 0)]
+    found = train(problem.recipe, problem.train, run, subsets, keep_diverged=True)
+    ended, wanted = bool(found.diverged[0]), bool(arrays["final_loss"][0].isnan())
+    if ended or wanted:
+        return 0.0 if ended == wanted else inf
     values = measure(problem.recipe, found, problem.queries, problem.measurement)
     gap = (values[0].double() - arrays["values"][0]).abs()
-    spread = arrays["values"].std(0) if len(arrays["values"]) > 1 else torch.ones_like(gap)
+    whole = arrays["values"][~arrays["final_loss"].isnan()]
+    spread = whole.std(0) if len(whole) > 1 else torch.ones_like(gap)
     return float((gap / spread.clamp_min(1e-300)).max())

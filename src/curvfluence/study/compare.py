@@ -173,7 +173,8 @@ class Measured:
         self.others = independent(truth.values).numpy()[at] if len(truth.values) > 1 else None
         self.change = self.target - truth.models.base.numpy()[at][:, None]
         self.drawn = {
-            axes: _resamples(spec, len(at), halves, axes) for axes in (Axes.CROSSED, *_SINGLE)
+            axes: _resamples(spec, (len(at), len(truth.subsets)), halves, axes)
+            for axes in (Axes.CROSSED, *_SINGLE)
         }
 
     def __call__(self, name: str, sweep: Sweep) -> RungFidelity:
@@ -195,11 +196,11 @@ class Measured:
         )
 
 
-def _resamples(spec: StudySpec, models: int, halves: NDArray[np.bool_], axes: Axes) -> Resamples:
+def _resamples(
+    spec: StudySpec, counts: tuple[int, int], halves: NDArray[np.bool_], axes: Axes
+) -> Resamples:
     (seed,) = spec.seeds("bootstrap", 1)
-    return resamples(
-        models, spec.subsets, halves=halves, seed=seed, replicates=spec.replicates, axes=axes
-    )
+    return resamples(*counts, halves=halves, seed=seed, replicates=spec.replicates, axes=axes)
 
 
 def _calibration(

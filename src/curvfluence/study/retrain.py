@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.store.hashes import hash_tensors
 from curvfluence.store.steps import Steps
 from curvfluence.study.problems import StudyProblem
@@ -51,20 +51,24 @@ class Models:
 
     def checkpoints(self, models: Sequence[int]) -> Trained:
         """Some of them, by number."""
-        at, trained = list(models), self.trained
-        return replace(
-            trained,
-            runs=tuple(trained.runs[j] for j in at),
-            theta={name: value[at] for name, value in trained.theta.items()},
-            state={name: value[at] for name, value in trained.state.items()},
-            final_loss=trained.final_loss[at],
-        )
+        return self.trained.only(models)
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """A retraining that ended in NaN or infinity: from which initialisation, in which of its
+    orders, on which subset, by number."""
+
+    model: int
+    order: int
+    subset: int
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
     """`values` [J, r, m, Q] is each query's measurement after training from initialisation j in
-    order r on subset m. `seconds` are those of the retraining, now or in an earlier run."""
+    order r on subset m. `seconds` are those of the retraining, now or in an earlier run. Subsets on
+    which a retraining diverged are not among the m: `diverged` names these retrainings."""
 
     models: Models
     subsets: Subsets
@@ -72,6 +76,7 @@ class Truth:
     final_loss: Tensor  # of the retrained models, [J, r, m]
     path: str
     seconds: float
+    diverged: tuple[Diverged, ...] = ()
 
     @property
     def retrainings(self) -> int:
@@ -171,11 +176,21 @@ def _starts(spec: StudySpec, runs: Sequence[Run]) -> list[tuple[int, tuple[int, 
 @dataclass(frozen=True, eq=False)
 class Retrained:
     """`values` [J, r, m, Q] and `final_loss` [J, r, m] of runs from J initialisations in r orders
-    on m subsets, and their seconds (now or in an earlier run)."""
+    on m subsets, NaN where one diverged, and their seconds (now or in an earlier run)."""
 
     values: Tensor
     final_loss: Tensor
     seconds: float
+
+
+def require_whole(made: Retrained) -> None:
+    """Errors: `NonFiniteError` where a retraining diverged."""
+    bad = int(made.final_loss.isnan().sum())
+    if bad:
+        raise NonFiniteError(
+            f"{bad} of {made.final_loss.numel()} retrainings diverged to NaN or infinity: lower "
+            "the learning rate, or set clip_norm"
+        )
 
 
 def lacking(spec: StudySpec, problem: StudyProblem, bank: Bank) -> int:
@@ -199,7 +214,24 @@ def make_truth(
     subsets, starts = draw_subsets(spec, problem), _starts(spec, models.trained.runs)
     made = retrain(spec, problem, starts, subsets, bank, watch, alpha=spec.alpha)
     path = models.trained.path.name.lower()  # a matter of the recipe
-    return Truth(models, subsets, made.values, made.final_loss, path, made.seconds)
+    return truth_of(models, subsets, made, path)
+
+
+def truth_of(models: Models, subsets: Subsets, made: Retrained, path: str) -> Truth:
+    """The truth of the subsets on which every retraining converged. Errors: `NonFiniteError` where
+    that is fewer than half of them."""
+    bad_jrm = made.final_loss.isnan()
+    diverged = tuple(Diverged(*at) for at in bad_jrm.nonzero().tolist())
+    whole_m = ~bad_jrm.any(0).any(0)
+    if int(whole_m.sum()) < len(subsets) / 2:
+        raise NonFiniteError(
+            f"{len(diverged)} of {bad_jrm.numel()} retrainings diverged to NaN or infinity, on "
+            f"{int((~whole_m).sum())} of {len(subsets)} subsets: lower the learning rate, or set "
+            "clip_norm"
+        )
+    values, loss = made.values[:, :, whole_m], made.final_loss[:, :, whole_m]
+    kept = subsets if not diverged else replace(subsets, weights=subsets.weights[whole_m])
+    return Truth(models, kept, values, loss, path, made.seconds, diverged)
 
 
 def retrain(
@@ -282,7 +314,22 @@ def _train(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """(values [runs, Q] float64, final losses) of each batch of a group, trained side by side."""
     runs = [run for part in group for run in part.runs]
-    trained = train(problem.recipe, problem.train, runs, subsets, steps=steps, progress=progress)
-    found_rq = measure(problem.recipe, trained, problem.queries, problem.measurement).double()
+    recipe, queries = problem.recipe, problem.queries
+    trained = train(
+        recipe,
+        problem.train,
+        runs,
+        subsets,
+        steps=steps,
+        keep_diverged=True,
+        progress=progress,
+    )
+    bad_r, loss_r = trained.diverged, trained.final_loss.clone()
+    loss_r[bad_r] = torch.nan
+    found_rq = torch.full((len(runs), len(queries)), torch.nan, dtype=torch.float64)
+    good = (~bad_r).nonzero()[:, 0].tolist()
+    if good:
+        whole = trained if len(good) == len(runs) else trained.only(good)
+        found_rq[good] = measure(recipe, whole, queries, problem.measurement).double()
     sizes = [len(part.runs) for part in group]
-    return found_rq.split(sizes), trained.final_loss.split(sizes)
+    return found_rq.split(sizes), loss_r.split(sizes)

@@ -12,7 +12,12 @@ from curvfluence.study.problems import StudyProblem
 from curvfluence.study.response import EPSILON, NoResponse, Response
 from curvfluence.study.results import Results, StudySettings
 from curvfluence.study.results.settings import DisplaySummary
-from curvfluence.study.results.truth import ResponseSummary, StageSeconds, TruthSummary
+from curvfluence.study.results.truth import (
+    DivergedRetraining,
+    ResponseSummary,
+    StageSeconds,
+    TruthSummary,
+)
 from curvfluence.study.retrain import Truth
 from curvfluence.study.summary_rungs import decompositions, inverse_vectors, overlaps, rung_results
 
@@ -86,7 +91,7 @@ def _truth(
     settings: StudySettings, problem: StudyProblem, truth: Truth, fidelity: LadderFidelity
 ) -> TruthSummary:
     return TruthSummary(
-        subsets=settings.subsets,
+        subsets=len(truth.subsets),
         alpha=settings.alpha,
         kept=round(settings.alpha * len(problem.train)),
         train=len(problem.train),
@@ -103,7 +108,18 @@ def _truth(
         seconds=truth.seconds,
         noise_ceiling=fidelity.reliability,
         best_lds=fidelity.best_lds,
-        notes=fidelity.ceiling_notes,
+        notes=(*_of_diverged(truth), *fidelity.ceiling_notes),
+        diverged=tuple(DivergedRetraining(d.model, d.order, d.subset) for d in truth.diverged),
+    )
+
+
+def _of_diverged(truth: Truth) -> tuple[str, ...]:
+    gone = {one.subset for one in truth.diverged}
+    if not gone:
+        return ()
+    return (
+        f"{len(truth.diverged)} retrainings diverged: the {len(gone)} subsets that they were on "
+        "are left out, and what is said holds of the others",
     )
 
 
@@ -115,8 +131,8 @@ def _response(settings: StudySettings, response: Response) -> ResponseSummary:
         alpha=settings.alpha,
         models=response.models,
         groups=counted,
-        groups_dropped=settings.subsets - counted,
-        converged=counted == settings.subsets,
+        groups_dropped=len(response.groups) - counted,
+        converged=counted == len(response.groups),
         mean_evaluations=response.steps,
         seconds=response.seconds,
     )

@@ -234,7 +234,9 @@ class Bank:
         found: dict[str, Tensor] = {}
         for name, said in entry.arrays.items():
             file = self._file(entry.key, name)
-            array = read_array(file, finite=True, remedy=Entry.remedy)
+            # a retraining that diverged has NaN for its numbers
+            finite = entry.batch.kind == MODELS
+            array = read_array(file, finite=finite, remedy=Entry.remedy)
             if array is None or _described(array) != said:
                 state = "is missing" if array is None else "is not what was written"
                 raise InputError(f"{file} {state}: {Entry.remedy}")

@@ -51,6 +51,25 @@ class Trained:
     def __len__(self) -> int:
         return len(self.runs)
 
+    @property
+    def diverged(self) -> Tensor:
+        """Which of them hold a NaN or infinity, or have such a loss, [M]."""
+        bad_m = ~self.final_loss.isfinite()
+        for value in self.theta.values():
+            bad_m |= ~value.isfinite().reshape(len(value), -1).all(1).cpu()
+        return bad_m
+
+    def only(self, positions: Sequence[int]) -> Trained:
+        """Some of them."""
+        at = list(positions)
+        return replace(
+            self,
+            runs=tuple(self.runs[k] for k in at),
+            theta={name: value[at] for name, value in self.theta.items()},
+            state={name: value[at] for name, value in self.state.items()},
+            final_loss=self.final_loss[at],
+        )
+
     def weights(self, model: int) -> dict[str, Tensor]:
         """The checkpoint of one model, for `Problem(weights=...)` or `load_state_dict`."""
         return {name: value[model] for name, value in {**self.state, **self.theta}.items()}
@@ -76,6 +95,7 @@ def train(
     chunk: int | None = None,
     threads: int | None = None,
     steps: Steps | None = None,
+    keep_diverged: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train one model for each run; a run's result does not depend on the others.
@@ -91,7 +111,7 @@ def train(
     activations, gradients and optimiser state, and for what is returned.
 
     Errors: `InputError` where loss, data, subsets and architecture do not fit; `NonFiniteError`
-    naming the first run found to have diverged.
+    naming the first run found to have diverged, unless `keep_diverged`: see `Trained.diverged`.
     """
     started = time.perf_counter()
     if not isinstance(recipe, Recipe):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -121,7 +141,7 @@ def train(
         together = _pieces(shares, size, workers)
         pieces = _side_by_side(choice.path, recipe, examples, shares, together, workers, steps)
     with closing(pieces):  # or threads would outlive an error for as long as its traceback
-        theta, state, final_loss = _collect(runs, pieces, progress)
+        theta, state, final_loss = _collect(runs, pieces, progress, keep_diverged=keep_diverged)
     seconds = time.perf_counter() - started
     return Trained(runs, theta, state, final_loss, choice.path, choice.reason, seconds)
 
@@ -237,7 +257,11 @@ def _pieces(shares: Sequence[Share], chunk: int, threads: int) -> list[list[int]
 
 
 def _collect(
-    runs: Sequence[Run], pieces: Iterable[_Piece], progress: Callable[[int], None] | None
+    runs: Sequence[Run],
+    pieces: Iterable[_Piece],
+    progress: Callable[[int], None] | None,
+    *,
+    keep_diverged: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     theta: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
@@ -251,7 +275,8 @@ def _collect(
                     into[name] = value.new_empty(len(runs), *value.shape[1:])
                 into[name][positions] = value
         final_loss[positions] = piece.final_loss.cpu()
-        _require_converged(runs, piece)
+        if not keep_diverged:
+            _require_converged(runs, piece)
         done += len(piece.positions)
         if progress is not None:
             progress(done)

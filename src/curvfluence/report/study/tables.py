@@ -70,6 +70,7 @@ def losses_table(study: Results) -> Table:
     rows = (
         ("influence models", ", ".join(map(short, truth.influence_model_loss))),
         ("retrained, mean", short(truth.retrained_loss)),
+        *((("diverged, left out", f"{len(truth.diverged)}"),) if truth.diverged else ()),
         ("trainer", truth.path),
     )
     return Table("Training loss", ("", "value"), rows, open=True)

@@ -15,7 +15,7 @@ from curvfluence.study.at_model import RungScores
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.results.rung import Dampings
-from curvfluence.study.retrain import retrain
+from curvfluence.study.retrain import require_whole, retrain
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import Kept, Run, Subsets, random_subsets
 from curvfluence.truth.bank import Bank
@@ -73,6 +73,7 @@ class Removal:
             start = (run.init_seed, tuple(study.seeds(f"removals of model {j}", 1)))
             subsets = Subsets(torch.cat(masks), Kept())
             made = retrain(study, problem, [start], subsets, bank, watch)
+            require_whole(made)
             base_q, rest = made.values[0, 0, 0], made.values[0, 0, 1:]
             per = rest.view(len(helps) + 1, len(counts), len(queries), -1)
             for q in queries:

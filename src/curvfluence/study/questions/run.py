@@ -37,6 +37,7 @@ from curvfluence.study.retrain import (
     retrain,
     source_of,
     train_models,
+    truth_of,
 )
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth import Weighted, leave_one_out
@@ -163,7 +164,7 @@ class _Asker:
         subsets = leave_one_out(n, index.sort().values, Weighted())
         starts = [(run.init_seed, (run.order_seed,)) for run in self.models.trained.runs]
         made = retrain(study, self.problem, starts, subsets, self.bank, self.watch)
-        truth = Truth(self.models, subsets, made.values, made.final_loss, "", made.seconds)
+        truth = truth_of(self.models, subsets, made, "")
         settings = replace(study, subsets=count)
         judged = compare(settings, truth, self.rungs, study.plan, self.watch)
         return _answered("leave one out", "leave one out", truth, judged)

@@ -18,8 +18,18 @@ class ByQuestion(Record, frozen=True):
     independent: float | None = None
 
 
+class DivergedRetraining(Record, frozen=True):
+    """A retraining that ended in NaN or infinity, by the numbers of its initialisation, of its
+    order, and of its subset among those that were drawn."""
+
+    model: Count
+    order: Count
+    subset: Count
+
+
 class TruthSummary(Record, frozen=True):
-    """Retraining on subsets that keep `kept` of `train` examples. `noise_ceiling` is the
+    """Retraining on `subsets` that keep `kept` of `train` examples each; those on which a
+    retraining diverged are not among them. `noise_ceiling` is the
     reliability of each question's truth, `best_lds` about its square root."""
 
     subsets: AtLeastOne
@@ -40,6 +50,7 @@ class TruthSummary(Record, frozen=True):
     noise_ceiling: ByQuestion
     best_lds: ByQuestion
     notes: tuple[str, ...]
+    diverged: tuple[DivergedRetraining, ...] = ()
 
 
 class ResponseSummary(Record, frozen=True):
