@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -956,14 +957,30 @@ def main() -> None:
         _run()
 
 
+def _refuse(kind: str, text: str) -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"[bold red]{kind}:[/] ", end="")
+    console.print(text, highlight=False, markup=False)
+    sys.exit(2)
+
+
 def _run() -> None:
     try:
         app()
     except CurvfluenceError as error:
-        kind = "error" if isinstance(error, InputError) else type(error).__name__
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}:[/] ", end="")
-        Console(stderr=True, soft_wrap=True).print(str(error), highlight=False, markup=False)
-        sys.exit(2)
+        _refuse("error" if isinstance(error, InputError) else type(error).__name__, str(error))
+    except (MemoryError, RuntimeError) as error:
+        from curvfluence.runtime.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        asked = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
+        _refuse(
+            "error",
+            f"memory is short{f': {asked[1]} could not be had' if asked else ''}. What is finished "
+            "is kept, and the same command goes on: take a rung that needs less "
+            "(`curvfluence advise` forecasts them), --jobs 1, or a larger limit",
+        )
     except _Stopped as stopped:
         if not is_child():  # the supervisor says so
             Console(stderr=True).print(

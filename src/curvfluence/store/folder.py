@@ -117,4 +117,7 @@ def writing(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
+        said = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError) and not path.exists():
+            said = "it is not there: it cannot be made, or was removed while this command worked"
+        raise InputError(f"cannot write to {path}: {said}") from error

@@ -79,8 +79,7 @@ class Steps:
         one or the new one, whole. Errors: `InputError` where they cannot be written."""
         key, (data, arrays) = self.key(name), pack(value)
         with writing(self.path):
-            require_no_link(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             before = self._read(key)
             turn = 0 if before is None else before.turn + 1
             made = Step(key, turn, ())
@@ -103,8 +102,7 @@ class Steps:
         where another command does the same work now."""
         file = self.path / LOCK
         with writing(self.path):
-            require_no_link(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             require_no_link(file)
         lock = FileLock(file, timeout=0)
         try:
@@ -125,6 +123,13 @@ class Steps:
         if self.path.parent.name == STEPS:
             with suppress(OSError):  # others are in it
                 self.path.parent.rmdir()
+
+    def _make_folder(self) -> None:
+        """Not the folder of the results, which must be there: somebody may have removed it."""
+        require_no_link(self.path)
+        if self.path.parent.name == STEPS:
+            self.path.parent.mkdir(exist_ok=True)
+        self.path.mkdir(exist_ok=True)
 
     def _read(self, key: str) -> Step | None:
         return read(inside(self.path, f"{key}.json"), Step) if self.path.is_dir() else None
