@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from curvfluence import cli
+from curvfluence.cli import process
 from curvfluence.errors import InputError, NotKeptError
 from curvfluence.runtime.memory import is_out_of_memory
 from curvfluence.study import StudySpec, run_study
@@ -108,9 +108,9 @@ class TestMemory:
         def failed() -> None:
             raise error
 
-        monkeypatch.setattr(cli, "app", failed)
+        monkeypatch.setattr(process, "app", failed)
         with pytest.raises(SystemExit) as exit:
-            cli.main()
+            process.main()
         assert exit.value.code == 2
         assert said in capsys.readouterr().err
 
@@ -118,9 +118,9 @@ class TestMemory:
         def failed() -> None:
             raise RuntimeError("a fault")
 
-        monkeypatch.setattr(cli, "app", failed)
+        monkeypatch.setattr(process, "app", failed)
         with pytest.raises(RuntimeError, match="a fault"):
-            cli.main()
+            process.main()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="a limit that Linux keeps")
     def test_under_a_limit(self, tmp_path: Path) -> None:

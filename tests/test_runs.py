@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from curvfluence.errors import InputError
-from curvfluence.runs import clean, find, kind_of, leftovers, verify
+from curvfluence.runs import clean, find, forget, kind_of, leftovers, verify
 from curvfluence.store.lock import HOLDER, LOCK, held
 from tests.studies import make_study
 from tests.test_report import run
@@ -135,3 +135,43 @@ class TestTorture:
 
     def test_inputs(self) -> None:
         assert inputs.run(250, seed=4) == {"inputs": 250, "inputs_clear": 250}
+
+
+class TestForget:
+    """`--rerun`: whatever state a folder is in, its own command may begin it anew."""
+
+    @pytest.mark.parametrize("name", ["study.json", "results.json", "manifest.json"])
+    def test_a_damaged_cell(
+        self,
+        name: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        words = ["sweep", "wine", "--epochs", "2", "--models", "1", "--subsets", "3", "--jobs", "1"]
+        words += ["--no-progress", "--out", str(tmp_path / "s")]
+        code, _, err = run(words, monkeypatch, capsys)
+        assert code == 0, err
+        (file,) = (tmp_path / "s").glob(f"cells/*/{name}")
+        text = file.read_text()
+        file.write_text(text.replace("0", "1", 1))
+        assert run(words, monkeypatch, capsys)[0] == 2
+        code, _, err = run([*words, "--rerun"], monkeypatch, capsys)
+        assert code == 0, err
+        assert all(one.fault is None for one in verify(tmp_path / "s"))
+
+    def test_what_is_not_its_own_is_left(self, tmp_path: Path) -> None:
+        forget(tmp_path / "none", "sweep")
+        forget(tmp_path, "sweep")
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(InputError, match=r"notes\.txt, which is no result"):
+            forget(tmp_path, "sweep")
+        make_study(tmp_path / "x")
+        with pytest.raises(InputError, match="a finished study"):
+            forget(tmp_path / "x", "sweep")
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert (tmp_path / "x/results.json").is_file()
+        with held(tmp_path / "x"), pytest.raises(InputError, match="being written by"):
+            forget(tmp_path / "x", "study")
+        forget(tmp_path / "x", "study")
+        assert not (tmp_path / "x/results.json").exists()

@@ -63,6 +63,17 @@ class Request:
     hashes: dict[str, str]
     seconds: float
 
+    @property
+    def finished(self) -> Study | None:
+        """This very study, where this very code has finished it. Errors: `InputError` where its
+        manifest is not that of its results; arrays are looked at as they are read."""
+        results = self.folder.finished(Results)
+        if results is None:
+            return None
+        study = Study(self.folder.path, results)
+        assert study.manifest is not None
+        return study
+
     def claim(self) -> None:
         """Make both folders this study's."""
         self.folder.claim()
@@ -96,13 +107,13 @@ def run_study(
     """
     _require_threads(threads)
     request = _open(spec, out, problem, bank, rerun=rerun)
-    finished = None if rerun else request.folder.finished(Results)
+    finished = None if rerun else request.finished
     if finished is not None:
-        return Study(request.folder.path, finished)
+        return finished
     with held(request.folder.path, wait=wait), limited(threads):
-        finished = None if rerun else request.folder.finished(Results)  # while we waited
+        finished = None if rerun else request.finished  # while we waited
         if finished is not None:
-            return Study(request.folder.path, finished)
+            return finished
         request.claim()
         steps = _steps([request], anew=rerun)
         results = _compare(request, _common(request, steps, watch), watch)
@@ -134,14 +145,14 @@ def run_together(
         common: Common | None = None
         steps = _steps(requests)
         for request in requests:
-            results = request.folder.finished(Results)
-            reused = results is not None
-            if results is None:
+            study = request.finished
+            if study is None:
                 with held(request.folder.path):
                     request.claim()
                     common = _common(request, steps, silent) if common is None else common
                     results = _compare(request, common, silent)
-            studies.append(Study(request.folder.path, results, reused=reused))
+                study = Study(request.folder.path, results, reused=False)
+            studies.append(study)
         steps.clear()
     return tuple(studies)
 

@@ -1,0 +1,72 @@
+"""Which examples are behind an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from curvfluence.cli.consoles import plain, watching
+from curvfluence.cli.options import DampingName, NoProgress, RungName, Threads
+from curvfluence.cli.root import app
+from curvfluence.cli.words import command_line, set_threads
+
+
+@app.command()
+def attribute(
+    problem: Annotated[
+        str, typer.Argument(help="A Python file that defines `problem`, or a built-in problem.")
+    ],
+    query: Annotated[
+        list[int] | None, typer.Option(help="Number of a query; again for more. All unless given.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Examples at either end of a list.")] = 10,
+    rung: RungName = "EKFAC",
+    damping: DampingName = "relative(0.1)",
+    beside: Annotated[
+        str,
+        typer.Option(
+            help="A second rung to compare with; auto: the highest that is forecast to take half "
+            "a minute at most; none."
+        ),
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("explorer.html"),
+    table: Annotated[
+        Path | None, typer.Option(help="Write the lists as a table too: a new FILE.csv.")
+    ] = None,
+    threads: Threads = None,
+    no_progress: NoProgress = False,
+) -> None:
+    """Which training examples are behind an answer: a table here, and a page to look at them.
+
+    Of a file nothing is trained again; a built-in problem is trained once.
+    """
+    from curvfluence.curvature.named import damping_named, rung_named
+    from curvfluence.explore import answer, companion
+    from curvfluence.report.explorer import show_answers, write_explorer
+    from curvfluence.report.parts.page import require_own
+    from curvfluence.study.problems.given import given
+
+    chosen, at = rung_named(rung), damping_named(damping)
+    second = None if beside in ("auto", "none") else rung_named(beside)
+    require_own(out)
+    set_threads(threads)
+    console = plain()
+    with watching(no_progress) as watch, watch("load the problem", 3) as done:
+        asked = given(problem)
+        done(1)
+        why = ""
+        if beside == "auto":
+            second, why = companion(asked.problem, chosen)
+        found = answer(asked, query, rung=chosen, beside=second, damping=at, top=top)
+        done(2)
+        page = write_explorer(found, out, command=command_line())
+    show_answers(found, console)
+    if table is not None:
+        found.asked.with_ids(queries=found.queries).to_csv(table, top)
+        console.print(f"[bold]Table[/]  {table}", highlight=False, soft_wrap=True)
+    if why:
+        console.print(Text(f"beside: {second.name if second else 'nothing'}, {why}", style="dim"))
+    console.print(f"[bold]Page[/]  {page.path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,49 @@
+"""The command line in this process: how it starts, and every way in which it ends."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from functools import partial
+
+from rich.console import Console
+
+from curvfluence.cli.consoles import refuse, show_warning
+from curvfluence.cli.root import app
+from curvfluence.cli.stop import Stopped, stoppable
+from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.runtime.child import is_child
+
+
+def main() -> None:
+    """The command line in this process: a request that cannot be carried out ends with its reason
+    and exit code 2, Ctrl-C with 130, SIGTERM with 143."""
+    with warnings.catch_warnings(), stoppable():
+        warnings.showwarning = partial(show_warning, warnings.showwarning)
+        _run()
+
+
+def _run() -> None:
+    try:
+        app()
+    except CurvfluenceError as error:
+        refuse("error" if isinstance(error, InputError) else type(error).__name__, str(error))
+    except (MemoryError, RuntimeError) as error:
+        from curvfluence.runtime.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        asked = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
+        refuse(
+            "error",
+            f"memory is short{f': {asked[1]} could not be had' if asked else ''}. What is finished "
+            "is kept, and the same command goes on: take a rung that needs less "
+            "(`curvfluence advise` forecasts them), --jobs 1, or a larger limit",
+        )
+    except Stopped as stopped:
+        if not is_child():  # the supervisor says so
+            Console(stderr=True).print(
+                "stopped: what is finished is kept, whole; the same command goes on from there"
+            )
+        sys.exit(128 + stopped.number)

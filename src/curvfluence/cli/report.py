@@ -1,0 +1,35 @@
+"""Pages, written again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curvfluence.cli.consoles import plain
+from curvfluence.cli.root import app
+from curvfluence.cli.words import require_folder
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of finished studies, sweeps, claims or questions."),
+    ],
+    docs: Annotated[
+        Path | None, typer.Option(help="Write the tables of claims, one after another: FILE.md.")
+    ] = None,
+) -> None:
+    """Write pages and figures again, from what the folders hold."""
+    from curvfluence.report.again import text_of, write_again
+
+    console = plain()
+    if docs is not None:
+        require_folder(docs)
+        docs.write_text(text_of(folders), encoding="utf-8")
+    for folder in folders:
+        if docs is not None and folder.suffix == ".json":
+            continue  # a table alone: it is in the text
+        console.print(f"[bold]Report[/]  {write_again(folder)}", highlight=False, soft_wrap=True)
