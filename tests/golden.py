@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,11 +18,15 @@ from torch import Tensor
 
 import curvfluence as cf
 from curvfluence.curvature import hessian, hybrids, inversion
+from curvfluence.study.climb import influence_problems
+from curvfluence.study.problems import load
+from curvfluence.truth import Run, train
 from tests.zoo import CASES, TOKENS, zoo_problem
 
 FILE = Path(__file__).with_suffix(".json")
 DAMPING = cf.Absolute(0.03)
 NETS = tuple(CASES)
+PROBLEMS = ("wine", "diabetes", "breast_cancer")
 
 RUNGS: dict[str, Callable[[], cf.Rung]] = {
     "Identity": cf.Identity,
@@ -72,8 +78,29 @@ def others(net: str) -> Iterator[tuple[str, Tensor]]:
         yield "tokens, EKFAC", cf.token_influence(problem, cf.EKFAC(), damping=DAMPING)
 
 
+@cache
+def study_problem(name: str) -> cf.Problem:
+    """A built-in problem at a model that a few epochs of its recipe gave, in float64."""
+    loaded = load(name)
+    short = replace(loaded, recipe=replace(loaded.recipe, epochs=5))
+    data = loaded.train.to(loaded.train.device, torch.float64)
+    trained = train(short.recipe, data, [Run(0, 0)], threads=1)
+    (problem,) = influence_problems(short, trained)
+    return problem
+
+
+def of_problem(name: str, rung: str) -> Tensor:
+    """Some of the scores: of the first queries, on examples from everywhere."""
+    problem = study_problem(name)
+    at = cf.influence(problem, RUNGS[rung](), damping=DAMPING).values
+    return at[:3, :: len(problem.train) // 7].contiguous()
+
+
 def everything() -> dict[str, list[float | None]]:
     found: dict[str, list[float | None]] = {}
+    for name in PROBLEMS:
+        for rung in RUNGS:
+            found[f"{name} | {rung}"] = _listed(of_problem(name, rung))
     for net in NETS:
         for rung in RUNGS:
             found[f"{net} | {rung}"] = _listed(scores(net, rung))

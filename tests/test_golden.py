@@ -52,6 +52,13 @@ def test_scores_of_every_rung(net: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+@pytest.mark.parametrize("name", golden.PROBLEMS)
+def test_scores_of_every_rung_on_a_problem(name: str) -> None:
+    for rung in golden.RUNGS:
+        same(f"{name} | {rung}", golden.of_problem(name, rung))
+
+
+@pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
 @pytest.mark.parametrize("name", ROUNDED)
 def test_what_rounding_decides(name: str) -> None:
     """What is held loosely moves with a rounding of the weights; plain EK-FAC does not."""
@@ -82,7 +89,8 @@ def test_scores_of_other_kinds(net: str) -> None:
 
 
 def test_every_entry_is_looked_at() -> None:
-    named = {f"{net} | {rung}" for net in golden.NETS for rung in golden.RUNGS}
+    places = (*golden.NETS, *golden.PROBLEMS)
+    named = {f"{place} | {rung}" for place in places for rung in golden.RUNGS}
     others = {name for name in kept() if name not in named}
     assert named <= set(kept())
     assert {name.split(" | ")[0] for name in others} == set(golden.NETS)
