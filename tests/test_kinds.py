@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     # truth
     "keep": (lambda: random_subsets(20, keep=float("nan"), count=2, seed=0), "keep must be"),
     "count": (lambda: Any_.truth.random_subsets(20, keep=0.5, count=1.5, seed=0), "count must be"),
-    "torch loss": (lambda: recipe(loss=nn.CrossEntropyLoss()), "loss must be a curvfluence loss"),
+    "torch loss": (lambda: recipe(loss=nn.L1Loss()), "loss must be a curvfluence loss"),
     "torch optimiser": (lambda: recipe(optimizer=torch.optim.SGD), "such as sgd"),
     "architecture": (lambda: recipe(architecture=3), "must be a function"),
     "epochs": (lambda: recipe(epochs=1.5), "epochs must be a whole number"),

@@ -20,7 +20,7 @@ from curvfluence.runtime import device as machine
 from curvfluence.runtime.calls import Watch
 
 
-def require_kinds(model: object, loss: object, measurement: object) -> None:
+def require_kinds(model: object, measurement: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be an nn.Module; seen {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -37,11 +37,6 @@ def require_kinds(model: object, loss: object, measurement: object) -> None:
             raise InputError(
                 f"{name} has no shape yet (a lazy module): run the model once on a batch first"
             )
-    if not isinstance(loss, Loss):
-        raise InputError(
-            f"loss must be a curvfluence loss, such as CrossEntropy(), MSE() or CustomLoss(f); "
-            f"seen {loss!r}"
-        )
     if measurement is not None and not isinstance(measurement, Measurement):
         raise InputError(
             "measurement must say which way is better: wrap a function in "

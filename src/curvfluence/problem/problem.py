@@ -48,6 +48,7 @@ from curvfluence.problem.snapshot import require_apart, snapshot
 from curvfluence.problem.source import Source, data_of
 from curvfluence.problem.stream import Data, Stream, in_memory, shapes
 from curvfluence.problem.structure import Structure, inside, tensors
+from curvfluence.problem.torch_losses import as_loss
 from curvfluence.problem.training_mode import said_of_training
 from curvfluence.problem.tree import Batched, described, paths_of
 from curvfluence.runtime import budget, generators
@@ -86,8 +87,9 @@ class Problem:
     too large for it is read anew by every pass (`Stream`). Inputs are a tensor or a
     container of tensors [N, ...]: a tuple or list is given to the model as `model(*inputs)`, a
     mapping as `model(**inputs)`, anything else by `forward(model, inputs)`. Outputs are what the
-    model returns, or the `logits` in it, or what `output` names or takes from it. `measurement` is
-    what is predicted of each query, by default its loss.
+    model returns, or the `logits` in it, or what `output` names or takes from it. `loss` is one of
+    `curvfluence`, or torch's cross-entropy, squared error or binary cross-entropy as it is.
+    `measurement` is what is predicted of each query, by default its loss.
 
     `autocast=torch.bfloat16` runs the model's forward and backward passes under `torch.autocast`,
     as such training did: products of matrices take bfloat16, their sums and all that is made of
@@ -124,7 +126,7 @@ class Problem:
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
+        loss: Loss | nn.Module | Callable[..., Any],
         train: Source,
         queries: Source,
         *,
@@ -141,7 +143,8 @@ class Problem:
         output: str | Callable[[Any], Any] | None = None,
         eval_mode: bool = False,
     ) -> None:
-        require_kinds(model, loss, measurement)
+        require_kinds(model, measurement)
+        loss = as_loss(loss)
         kinds.flag(decoupled_decay, "decoupled_decay")
         kinds.flag(decay_in_inverse, "decay_in_inverse")
         require_autocast(autocast)

@@ -19,6 +19,7 @@ from curvfluence.problem.forward import Forward
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.snapshot import require_apart
+from curvfluence.problem.torch_losses import as_loss
 from curvfluence.problem.tree import Batched, leaves
 from curvfluence.runtime import generators
 
@@ -183,11 +184,7 @@ class Recipe:
             raise InputError(
                 f"architecture must be a function that builds a model; seen {self.architecture!r}"
             )
-        if not isinstance(self.loss, Loss):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(
-                "loss must be a curvfluence loss, such as CrossEntropy(), MSE() or CustomLoss(f); "
-                f"seen {self.loss!r}"
-            )
+        object.__setattr__(self, "loss", as_loss(self.loss))
         if not isinstance(self.optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
                 f"optimizer must be a curvfluence.truth.Optimizer, such as sgd(0.1); seen "
