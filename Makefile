@@ -18,7 +18,7 @@ BANKS := wine diabetes
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
 
-.PHONY: study test test-slow test-models test-vision lint format docs docs-serve banks torture bench bench-peers clean
+.PHONY: study test test-slow test-models test-vision test-lowest lint format docs docs-serve banks torture bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -66,6 +66,23 @@ build/vision/made: constraints.txt pyproject.toml
 	$(BIN_VISION)/python -m pip --disable-pip-version-check install -q \
 	  $(or $(VISION),-c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
 	$(BIN_VISION)/python -m pip --disable-pip-version-check install -q -c $(@D)/constraints.txt -e .[vision]
+	touch $@
+
+# The lowest releases that are supported, in an environment of their own; without a CPU build at hand torch
+# comes with several GB of CUDA. What compares with curvlinops or opens a browser is not run. A part, for
+# example: make test-lowest LOWEST='tests/test_golden.py tests/test_study.py'
+LOWEST ?= tests --ignore tests/test_parity.py --ignore tests/test_report_browser.py --ignore tests/test_page_tools.py
+
+test-lowest: build/lowest/made
+	build/lowest/bin/python -m pytest -n auto --dist loadgroup $(LOWEST) $(PYTEST)
+
+build/lowest/made: constraints-lowest.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	build/lowest/bin/python -m pip --disable-pip-version-check install -q -c constraints-lowest.txt \
+	  --index-url $(TORCH_INDEX) torch numpy || \
+	build/lowest/bin/python -m pip --disable-pip-version-check install -q -c constraints-lowest.txt torch numpy
+	build/lowest/bin/python -m pip --disable-pip-version-check install -q -c constraints-lowest.txt \
+	  -e .[problems,sweep,frames] pytest pytest-xdist hypothesis
 	touch $@
 
 # The pages of docs/ as a site that opens from disk, site/index.html; --strict: a broken link is an error.

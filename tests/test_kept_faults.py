@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
@@ -138,7 +139,7 @@ class TestMemory:
             text=True,
             timeout=120,
             check=False,
-            env={"PATH": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         assert done.returncode == 2, done.stderr
         assert "memory is short" in done.stderr

@@ -14,6 +14,14 @@ from curvfluence.cli.root import app
 from curvfluence.cli.stop import Stopped, stoppable
 from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.runtime.child import is_child
+from curvfluence.runtime.log import logger
+
+LOG = logger(__name__)
+
+
+def shortened(text: str) -> str:
+    """A path as far as a person would read it."""
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def main() -> None:
@@ -41,6 +49,10 @@ def _run() -> None:
             "is kept, and the same command goes on: take a rung that needs less "
             "(`curvfluence advise` forecasts them), --jobs 1, or a larger limit",
         )
+    except OSError as error:
+        LOG.debug("the system refused", exc_info=True)
+        place = "" if error.filename is None else f"{shortened(str(error.filename))}: "
+        refuse("error", f"{place}{error.strerror or error}")
     except Stopped as stopped:
         if not is_child():  # the supervisor says so
             Console(stderr=True).print(

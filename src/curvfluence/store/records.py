@@ -134,6 +134,8 @@ def _fault(value: Any, at: str = "", depth: int = 0) -> str | None:
     level too deep, with its place."""
     if isinstance(value, float):
         return None if isfinite(value) else f"{at} = {value}"
+    if isinstance(value, int):  # no float holds it, which older releases of msgspec stumble over
+        return f"a number out of range at {at}" if abs(value) >= 2**1023 else None
     if isinstance(value, _Repeated):
         return f"{_short(value.key)} twice at {at or 'its top'}"
     if isinstance(value, Mapping):
