@@ -12,7 +12,7 @@ from curvfluence.store.lock import HOLDER, LOCK, held
 from tests.studies import make_study
 from tests.test_report import run
 from tests.test_report_sweep import make_sweep
-from tests.torture import corruptions, inputs, stale
+from tests.torture import commands, corruptions, inputs, stale
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -135,6 +135,11 @@ class TestTorture:
 
     def test_inputs(self) -> None:
         assert inputs.run(250, seed=4) == {"inputs": 250, "inputs_clear": 250}
+
+    def test_commands(self) -> None:
+        found = commands.run(120, seed=0)
+        assert found["commands_clear"] == 120
+        assert found["commands_reached_work"] > 3
 
 
 class TestForget:

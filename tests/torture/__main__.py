@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.torture import corruptions, inputs, kills, soak, stale
+from tests.torture import commands, corruptions, inputs, kills, soak, stale
 
 PARTS = {
     "kills": (kills.run, 200),
     "corruptions": (corruptions.run, 500),
     "stale": (stale.run, 100),
     "inputs": (inputs.run, 10_000),
+    "commands": (commands.run, 2_000),
     "soak": (soak.run, 1800),  # seconds
 }
 QUICK = 20  # times less of everything
@@ -24,6 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="A twentieth of everything.")
     parser.add_argument("--only", default=",".join(PARTS), help="Parts, by comma.")
+    parser.add_argument("--count", type=int, help="So many of everything instead.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("torture.json"))
     asked = parser.parse_args()
@@ -33,7 +35,8 @@ def main() -> int:
     for name in asked.only.split(","):
         run, count = PARTS[name]
         start = time.monotonic()
-        told = run(max(1, count // QUICK if asked.quick else count), asked.seed)
+        count = asked.count or (count // QUICK if asked.quick else count)
+        told = run(max(1, count), asked.seed)
         found |= told
         print(f"{name}: {told} ({time.monotonic() - start:.0f} s)", flush=True)
         asked.out.write_text(json.dumps(found, indent=2) + "\n")
@@ -44,6 +47,7 @@ def _good(found: dict[str, Any]) -> bool:
     pairs = (
         ("kills", "kills_identical"),
         ("inputs", "inputs_clear"),
+        ("commands", "commands_clear"),
         ("corruptions", "corruptions_detected"),
         ("stale", "stale_detected"),
     )
