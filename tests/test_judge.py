@@ -115,6 +115,7 @@ class TestAgainstAStudy:
             assert own.interval_subsets == rung.interval_subsets
             assert own.interval_queries == rung.interval_queries
             assert own.lds_independent == rung.lds_independent
+            assert own.lds_ensemble == rung.lds_ensemble is not None
             assert own.dampings == rung.dampings
             assert own.calibration == rung.calibration
         assert judged.best_lds == results.truth.best_lds
@@ -152,6 +153,7 @@ class TestOneModel:
         others_qm = truth.values[[0, 2, 3]].mean((0, 1)).T.numpy()
         wanted = spearman(predicted_qm, others_qm).mean()
         assert second.judged.lds_independent == pytest.approx(wanted, abs=1e-12)
+        assert second.judged.lds_ensemble is None
         change_qm = true_qm - models.base[1].numpy()[:, None]
         line = second.judged.calibration
         assert line is not None

@@ -47,6 +47,7 @@ def method_of(
         interval_subsets=found.intervals.subsets,
         interval_queries=found.intervals.queries,
         lds_independent=None if found.independent is None else found.independent.value,
+        lds_ensemble=None if found.ensemble is None else found.ensemble.value,
         less=None if gap is None else gap.value,
         less_interval=None if gap is None else gap.interval,
         calibration=_calibration(one, found, measured),

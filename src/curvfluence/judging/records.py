@@ -31,7 +31,9 @@ class Method(Record, frozen=True):
     """One method on the judged models.
 
     `lds` answers for retraining from the same initial weights, with the crossed 95% `interval` and
-    those over subsets and over queries alone; `lds_independent` for other initial weights. `less`
+    those over subsets and over queries alone; `lds_independent` for other initial weights;
+    `lds_ensemble` of the mean of the judged models' scores, for the mean of their truths, None of a
+    single model. `less`
     is the LDS of the judged scores minus this one's, paired, with its interval; None for
     themselves. `calibration` is of methods whose scores have units. `dampings` are those of a rung
     of ours whose λ is cross-fitted. `undefined` counts pairs of model and query whose predictions
@@ -46,6 +48,7 @@ class Method(Record, frozen=True):
     interval_subsets: Interval
     interval_queries: Interval
     lds_independent: float | None = None
+    lds_ensemble: float | None = None
     less: float | None = None
     less_interval: Interval | None = None
     calibration: Calibration | None = None

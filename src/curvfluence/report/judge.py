@@ -46,6 +46,7 @@ def method_table(found: Judgement) -> Table:
             "slope": lambda m: NONE if m.calibration is None else short(m.calibration.slope),
             "r": lambda m: NONE if m.calibration is None else number(m.calibration.r, 2),
             "independent": lambda m: number(m.lds_independent),
+            "ensemble": lambda m: number(m.lds_ensemble),
         },
         found.methods,
         open=True,
