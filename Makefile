@@ -18,7 +18,7 @@ BANKS := wine diabetes
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
 
-.PHONY: study test test-slow test-models test-vision test-lowest lint format docs docs-serve banks torture bench bench-peers clean
+.PHONY: study test test-slow test-models test-vision test-lowest lint format docs docs-serve banks torture mutation bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -104,6 +104,15 @@ banks: .venv/run
 # Kills, corruptions, stale and bad inputs, a soak: hours, or with QUICK=1 a twentieth of it.
 torture: .venv/test
 	$(BIN)/python -m tests.torture $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+# Code changed on purpose, and whether a test notices: minutes a file, hours for all. A part, for example:
+# make mutation ONLY=fidelity/lds
+mutation: .venv/mutation
+	$(BIN)/python -m tests.mutation $(ONLY)
+
+.venv/mutation: .venv/test
+	$(PIP) install -q -c .venv/constraints.txt -e .[mutation]
+	touch $@
 
 bench: .venv/test bench-peers
 	$(BIN)/python benchmarks/compare.py $(if $(ONLY),--only $(ONLY)) $(BENCH)

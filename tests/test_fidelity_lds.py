@@ -216,3 +216,45 @@ def test_lds_sees_order_only_and_lies_in_its_range(seed, ties, power, low):
     assert shuffled.value == pytest.approx(result.value, abs=1e-14)
     flipped = lds(Sweep(GRID[:1], -sweep.predicted[:1]), truth, halves)
     assert flipped.value == pytest.approx(-result.sweep[0][1], abs=1e-14)
+
+
+def test_two_subsets_are_the_fewest():
+    np.testing.assert_array_equal(spearman([[1.0, 2.0]], [[4.0, 5.0]]), [1.0])
+    np.testing.assert_array_equal(spearman([1, 2], [5, 4]), -1.0)
+    for x, y in (([1.0], [1.0]), (3.0, [1.0, 2.0]), ([1.0, 2.0], 3.0), ([1.0, 2.0], [1.0, 2, 3])):
+        with pytest.raises(InputError, match="the same two or more subsets"):
+            spearman(np.array(x), np.array(y))
+
+
+@pytest.mark.parametrize("grid", [(1.0, 0.1), (1.0, 1.0), (None, 1.0), (0.1, 1.0, 1.0)])
+def test_dampings_increase_strictly(grid):
+    with pytest.raises(InputError, match="must increase strictly"):
+        Sweep(grid, np.zeros((len(grid), 1, 3, 2)))
+
+
+def test_a_grid_of_two_is_all_edge_and_needs_both_halves():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(1, 9, 6))
+    sweep = Sweep((0.1, 1.0), np.stack([truth, rng.normal(size=truth.shape)]))
+    assert lds(sweep, truth, query_halves(6, 0)).on_edge
+    for halves in (np.ones(6, dtype=bool), np.zeros(6, dtype=bool)):
+        with pytest.raises(InputError, match="in one half"):
+            lds(sweep, truth, halves)
+
+
+def test_predictions_are_kept_as_floats_and_halves_may_be_zeros_and_ones():
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 9, size=(1, 8, 6))
+    sweep = Sweep((0.1, 1.0), rng.integers(0, 9, size=(2, 1, 8, 6)).tolist())
+    assert sweep.predicted.dtype == np.float64
+    halves = [1, 0, 1, 0, 1, 0]
+    given, plain = lds(sweep, truth, halves), lds(sweep, truth, np.array(halves, dtype=bool))
+    np.testing.assert_array_equal(given.per_query, plain.per_query)
+
+
+def test_no_queries_have_halves_too():
+    assert query_halves(0, 0).shape == (0,)
+    with pytest.raises(InputError, match="count must be"):
+        query_halves(-1, 0)
+    with pytest.raises(InputError, match="seed must be"):
+        query_halves(3, -1)

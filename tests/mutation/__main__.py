@@ -1,0 +1,155 @@
+"""`python -m tests.mutation [fidelity/lds …]`: mutants of a file and the tests that should kill
+them.
+
+mutmut changes one operator, number or argument at a time. A survivor is explained where it changes
+the text of a message alone, or where `explained.txt` has its line with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+EXPLAINED = Path(__file__).with_name("explained.txt")
+# A file of the package and the tests that are of it.
+FILES: dict[str, tuple[str, ...]] = {
+    "fidelity/lds": ("test_fidelity_lds",),
+    "fidelity/bootstrap": ("test_fidelity_bootstrap",),
+    "fidelity/ceiling": ("test_fidelity_ceiling",),
+    "fidelity/calibration": ("test_fidelity_calibration",),
+    "fidelity/decomposition": ("test_decomposition",),
+    "fidelity/inverse_error": ("test_inverse_error",),
+    "curvature/operators/kronecker": ("test_curvature", "test_forms", "test_shampoo"),
+    "curvature/operators/solve": ("test_curvature", "test_forms"),
+    "curvature/operators/cholesky": ("test_curvature", "test_forms"),
+    "curvature/operators/eigen": ("test_curvature", "test_forms", "test_inverse_error"),
+    "curvature/operators/dense": ("test_curvature", "test_forms"),
+    "curvature/operators/decomposed": ("test_eigen_solver",),
+    "curvature/damping": ("test_relative_damping", "test_curvature"),
+    "score/self_influence": ("test_influence", "test_scores"),
+    "score/leverage": ("test_influence", "test_scores"),
+    "score/certificate": ("test_scores", "test_influence"),
+}
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A mutant that no test noticed."""
+
+    file: str
+    before: str
+    after: str
+
+    @property
+    def line(self) -> str:
+        """As `explained.txt` has it, before the reason."""
+        return f"{self.file}: {self.before} -> {self.after}"
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it changes what a message says, and nothing else."""
+        return _without_texts(self.before) == _without_texts(self.after)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", default=list(FILES), help="As in FILES; all of them.")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    asked = parser.parse_args()
+    why = explained()
+    left = 0
+    for name in asked.files:
+        start = time.monotonic()
+        count, survivors = mutate(name, asked.jobs)
+        texts = [one for one in survivors if one.of_text]
+        known = [one for one in survivors if not one.of_text and one.line in why]
+        open_ = [one for one in survivors if not one.of_text and one.line not in why]
+        left += len(open_)
+        print(
+            f"{name}: {count} mutants, {count - len(survivors)} killed; of texts {len(texts)}, "
+            f"explained {len(known)}, open {len(open_)} ({time.monotonic() - start:.0f} s)",
+            flush=True,
+        )
+        for one in open_:
+            print(f"  {one.line}")
+    return 1 if left else 0
+
+
+def explained() -> dict[str, str]:
+    """Lines of survivors, and why no test can tell them."""
+    rows = (row.partition(" # ") for row in EXPLAINED.read_text().splitlines() if " # " in row)
+    return {line: reason for line, _, reason in rows}
+
+
+def mutate(name: str, jobs: int) -> tuple[int, list[Survivor]]:
+    """(how many mutants of a file, those that survive its tests)."""
+    place = ROOT / "build/mutation" / name.replace("/", "-")
+    shutil.rmtree(place, ignore_errors=True)
+    kept = shutil.ignore_patterns("__pycache__", ".*")
+    for part in ("src", "tests", "banks"):
+        shutil.copytree(ROOT / part, place / part, ignore=kept)
+    for part in ("README.md", "LICENSE"):
+        shutil.copy(ROOT / part, place)
+    tests = [f"tests/{test}.py" for test in FILES[name]]
+    (place / "pyproject.toml").write_text(
+        (ROOT / "pyproject.toml").read_text() + f"\n[tool.mutmut]\n"
+        f'source_paths = ["src/curvfluence/{name}.py"]\n'
+        f"pytest_add_cli_args_test_selection = {tests}\n"
+        'also_copy = ["tests", "src", "banks", "pyproject.toml"]\n'
+    )
+    _mutmut(place, "run", "--max-children", str(jobs))
+    rows = [row.split(":") for row in _mutmut(place, "results", "--all", "true").splitlines()]
+    found = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
+    alive = [key for key, state in found.items() if state in ("survived", "no tests")]
+    return len(found), [_survivor(place, name, key) for key in alive]
+
+
+def _mutmut(place: Path, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "mutmut", *words],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    (place / f"{words[0]}.log").write_text(done.stdout + done.stderr)
+    return done.stdout
+
+
+def _survivor(place: Path, name: str, key: str) -> Survivor:
+    rows = _mutmut(place, "show", key).splitlines()
+    sides = {
+        sign: " ".join(row[1:].strip() for row in rows if row[:1] == sign and row[:3] != sign * 3)
+        for sign in "-+"
+    }
+    return Survivor(name, sides["-"], sides["+"])
+
+
+def _without_texts(line: str) -> list[str]:
+    """Its tokens, with one mark for every text, and for a None, which stands for one."""
+    found: list[str] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(f"({line})").readline):
+            kind = tokenize.tok_name[token.type]
+            if "STRING" in kind or token.string == "None":
+                if not found or found[-1] != "text":
+                    found.append("text")
+            elif token.string.strip():
+                found.append(token.string)
+    except (tokenize.TokenError, SyntaxError, IndentationError):
+        return [line]
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
