@@ -14,6 +14,7 @@ ONLY ?=
 BENCH ?=
 
 BANKS := wine diabetes
+SHIPPED := src/curvfluence/banks/shipped
 
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
@@ -97,8 +98,8 @@ docs-serve: .venv/docs
 # The truths that ship with the repository: made where they are missing, then verified.
 banks: .venv/run
 	for name in $(BANKS); do \
-	  $(BIN)/curvfluence bank make $$name banks/$$name && \
-	  $(BIN)/curvfluence bank verify banks/$$name --again 4 || exit 1; \
+	  $(BIN)/curvfluence bank make $$name $(SHIPPED)/$$name && \
+	  $(BIN)/curvfluence bank verify $(SHIPPED)/$$name --again 4 || exit 1; \
 	done
 
 # Kills, corruptions, stale and bad inputs, a soak: hours, or with QUICK=1 a twentieth of it.

@@ -4,13 +4,13 @@
 
 The scores are of ten lines of plain torch that stand for somebody's own method: cosines of the
 gradients of each query and each training example, which many pipelines use to select data. They are
-held against the retrainings of `banks/wine` (480 models on random halves of the data, from 4
-initialisations), beside EK-FAC and GGN of this library and baselines that any method must beat.
+held against retrainings of `wine` that ship with the package (480 models on random halves of the
+data, from 4 initialisations), beside EK-FAC and GGN of this library and baselines that any method
+must beat.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy, normalize
 import curvfluence as cf
 from curvfluence.judging import model_of, problem_of
 
-BANK = Path(__file__).resolve().parent.parent / "banks" / "wine"
 start = perf_counter()
 
 
@@ -40,10 +39,10 @@ def cosines(model: torch.nn.Module, train, queries) -> torch.Tensor:
 
 scores = []
 for k in range(4):  # the influence models of the bank
-    problem = problem_of("wine", k, bank=BANK)
+    problem = problem_of("wine", k)
     scores.append(cosines(model_of(problem), problem.train, problem.queries))
 
-found = cf.judge(torch.stack(scores), "wine", bank=BANK, positive="helps", name="cosines")
+found = cf.judge(torch.stack(scores), "wine", positive="helps", name="cosines")
 print("method                   LDS  95% interval     cosines less it")
 for one in found.methods:
     low, high = one.interval

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import curvfluence as cf
-from curvfluence.banks import make_bank, verify_bank
+from curvfluence.banks import SHIPPED, make_bank, verify_bank
 from curvfluence.errors import InputError
 from curvfluence.study import StudySpec, load, retrain, run_study
 from curvfluence.study.asked import asked
@@ -270,7 +270,7 @@ class TestVerify:
     def test_those_that_ship(self, name: str) -> None:
         """Whole, and what training gives: to the bit with the torch that made them, and elsewhere
         within what rounding comes to over 100 epochs."""
-        found = verify_bank(Path(__file__).parents[1] / "banks" / name, again=2)
+        found = verify_bank(SHIPPED / name, again=2)
         assert (found.batches, found.retrainings, found.again) == (17, 480, 2)
         assert found.largest <= 0.01
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.banks import make_bank
+from curvfluence.banks import SHIPPED, make_bank
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.fidelity import calibrate, spearman
 from curvfluence.judging import (
@@ -54,7 +55,7 @@ from curvfluence.truth.run import batches, share
 from tests.test_report import run
 
 pytestmark = pytest.mark.xdist_group("judge")
-WINE = Path(__file__).parents[1] / "banks" / "wine"
+WINE = SHIPPED / "wine"
 Q, N = 36, 142
 ASKED = Asked("wine", Q, N, "loss", lower_is_better=True)
 ALONE = Beside((), baselines=False)
@@ -711,13 +712,13 @@ class TestSubject:
     def test_a_bank_that_ships_is_found(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.chdir(WINE.parents[1])
-        assert Subject.of("wine", Settings()).bank.path == Path("banks/wine")
+        monkeypatch.chdir(tmp_path)
+        assert Subject.of("wine", Settings()).bank.path == WINE
         own = Path("runs/wine-judge/bank")
         assert Subject.of("wine", Settings(subsets=61)).bank.path == own
-        monkeypatch.chdir(tmp_path)
-        assert Subject.of("wine", Settings()).bank.path == own
         assert not any(tmp_path.iterdir())
+        shutil.copytree(WINE, tmp_path / "banks/wine")
+        assert Subject.of("wine", Settings()).bank.path == Path("banks/wine")
 
     def test_a_bank_by_another_torch_is_read_as_it_is(
         self, monkeypatch: pytest.MonkeyPatch, scores: Tensor, all_models: Judgement

@@ -95,7 +95,7 @@ def mutate(name: str, jobs: int) -> tuple[int, list[Survivor]]:
     place = ROOT / "build/mutation" / name.replace("/", "-")
     shutil.rmtree(place, ignore_errors=True)
     kept = shutil.ignore_patterns("__pycache__", ".*")
-    for part in ("src", "tests", "banks"):
+    for part in ("src", "tests"):
         shutil.copytree(ROOT / part, place / part, ignore=kept)
     for part in ("README.md", "LICENSE"):
         shutil.copy(ROOT / part, place)
@@ -104,7 +104,7 @@ def mutate(name: str, jobs: int) -> tuple[int, list[Survivor]]:
         (ROOT / "pyproject.toml").read_text() + f"\n[tool.mutmut]\n"
         f'source_paths = ["src/curvfluence/{name}.py"]\n'
         f"pytest_add_cli_args_test_selection = {tests}\n"
-        'also_copy = ["tests", "src", "banks", "pyproject.toml"]\n'
+        'also_copy = ["tests", "src", "pyproject.toml"]\n'
     )
     _mutmut(place, "run", "--max-children", str(jobs))
     rows = [row.split(":") for row in _mutmut(place, "results", "--all", "true").splitlines()]

@@ -76,8 +76,8 @@ def judge(
     bank: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of retrainings to read and to add to; banks/PROBLEM where it is complete, "
-            "or else runs/PROBLEM-judge/bank."
+            help="Folder of retrainings to read and to add to; banks/PROBLEM, or what ships, where "
+            "complete, or else runs/PROBLEM-judge/bank."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write every number too: FILE.json.")] = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from curvfluence import kinds
+from curvfluence.banks import SHIPPED
 from curvfluence.errors import InputError
 from curvfluence.judging.holdings import Holdings
 from curvfluence.problem.problem import Problem
@@ -22,7 +23,7 @@ from curvfluence.study.spec import StudySpec
 from curvfluence.study.variant import Variant
 from curvfluence.truth.bank import BANK, Bank
 
-SHIPPED = Path("banks")  # the repository's, where the working directory is its root
+NEAR = Path("banks")  # in the working directory
 REMOVALS = "removals"
 
 
@@ -53,10 +54,10 @@ class Subject:
     def of(name: str | None, settings: Settings, bank: Path | None = None) -> Subject:
         """The problem of that name, or of the study that made `bank`. Writes nothing.
 
-        Without `bank` it is banks/PROBLEM, where that lies in the working directory and has
-        everything, or else runs/PROBLEM-judge/bank; removals are kept in runs/PROBLEM-judge too, or
-        in a folder beside the one that is named. A bank that was named, or ships, is read
-        whichever code and torch trained it; what it lacks is trained.
+        Without `bank` it is banks/PROBLEM in the working directory, or the one that ships with the
+        package, where they have everything, or else runs/PROBLEM-judge/bank; removals are kept in
+        runs/PROBLEM-judge too, or in a folder beside the one that is named. A bank that was named,
+        or ships, is read whichever code and torch trained it; what it lacks is trained.
 
         Errors: `InputError` where the bank is of another problem, or there is no such problem.
         """
@@ -98,13 +99,14 @@ class Subject:
         draw_subsets(spec, problem)
         source = source_of(problem, spec)
         own = Path("runs") / f"{problem.name}-judge"
-        kept = Bank(SHIPPED / problem.name, source, as_made=True)
         removals = own / REMOVALS
         if bank is not None:
             kept = Bank(bank, source, as_made=True)
             removals = bank.with_name(f"{bank.name}-{REMOVALS}")
-        elif not _serves(kept, spec, problem):
-            kept = Bank(own / "bank", source)
+        else:
+            about = (Bank(at / problem.name, source, as_made=True) for at in (NEAR, SHIPPED))
+            whole = (one for one in about if _serves(one, spec, problem))
+            kept = next(whole, Bank(own / "bank", source))
         kept.require_free()
         return Subject(spec, problem, kept, Bank(removals, source))
 
