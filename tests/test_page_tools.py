@@ -36,7 +36,17 @@ from tests.test_report_browser import (
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page_tools")]
-NAMES = ("images", "rows", "words", "outputs", "single", "audit", "audit-rows")
+NAMES = (
+    "images",
+    "rows",
+    "words",
+    "outputs",
+    "single",
+    "many",
+    "audit",
+    "audit-rows",
+    "audit-many",
+)
 
 
 def words() -> Given:
@@ -69,6 +79,18 @@ def outputs() -> Given:
     return Given("outputs", "Outputs", problem, show=features)
 
 
+@cache
+def many() -> Given:
+    """A hundred thousand examples behind the lists."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100_020, 4, generator=generator)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] > 0).long()
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    train, queries = (x[:100_000], y[:100_000]), (x[100_000:], y[100_000:])
+    problem = cf.Problem(net, cf.CrossEntropy(), train, queries)
+    return Given("many", "A hundred thousand rows", problem)
+
+
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Answers]:
     chain = Given("chain", "A chain of three layers", chain_problem())
@@ -79,6 +101,7 @@ def answers() -> dict[str, Answers]:
         "words": answer(words(), rung=cf.EKFAC(), top=4),
         "outputs": answer(outputs(), rung=cf.KFAC(), top=3),
         "single": answer(chain, [2], rung=cf.EKFAC(), beside=cf.GGN(), top=5),
+        "many": answer(many(), rung=cf.KFAC(), beside=cf.Diagonal(), top=10),
     }
 
 
@@ -96,6 +119,8 @@ def pages(answers: dict[str, Answers], tmp_path_factory: pytest.TempPathFactory)
     x[7], x[9] = x[2], x[2]
     y = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 0])
     few = cf.Problem(nn.Sequential(nn.Linear(3, 2)), cf.CrossEntropy(), (x, y), (x[:2] + 50, y[:2]))
+    large = cf.audit(many().problem, cf.KFAC(), examined=100)
+    made["audit-many"] = write_audit(large, many(), root / "many-audit.html")
     rows = Given("few", "Few rows", few)
     made["audit-rows"] = write_audit(cf.audit(few, cf.KFAC(), k=3), rows, root / "few.html")
     return {name: report.path for name, report in made.items()}
@@ -281,7 +306,7 @@ def test_why_it_opens_where_it_does(
 
 @pytest.mark.parametrize("width", [390, 1400])
 def test_neighbours_are_named_in_full(tabs: Callable[[str], Opened], width: int) -> None:
-    for name in ("audit", "audit-rows"):
+    for name in ("audit", "audit-rows", "audit-many"):
         tab = tabs(name).tab
         tab.set_viewport_size({"width": width, "height": 900})
         texts = tab.locator("#list .near .small")
@@ -290,7 +315,9 @@ def test_neighbours_are_named_in_full(tabs: Callable[[str], Opened], width: int)
         assert texts.count() > 0
         assert texts.evaluate_all(cut) == 0
         tab.locator("#list details").last.evaluate("d => d.open = true")
-        cell = tab.locator("#list details").last.locator("td").last
+        tab.locator("#list details").evaluate_all("all => all.forEach(d => d.open = true)")
+        assert tab.locator("#list > li").evaluate_all(cut) == 0, "a card holds what is in it"
+        cell = tab.locator("#list details").last.locator("td .small").last
         assert cell.inner_text().startswith("place ")
         lines = """e => { const range = document.createRange(); range.selectNodeContents(e);
             return range.getClientRects().length }"""

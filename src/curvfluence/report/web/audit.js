@@ -66,8 +66,9 @@
       th.scope = "row";
       row.append(th);
       const value = data.values[n][one.name];
-      row.insertCell().textContent = value === null ? "–" : shown(value);
-      row.insertCell().textContent = `place ${data.places[one.name][n].toLocaleString("en")}`;
+      const cell = row.insertCell();
+      const place = `place ${data.places[one.name][n].toLocaleString("en")}`;
+      cell.append(value === null ? "–" : shown(value), make("span", "small", place));
     }
     values.append(make("summary", "", "Criteria"), table);
     const body2 = make("div", "about");
