@@ -99,3 +99,10 @@ def test_what_cannot_be_answered_is_refused():
     true[3, 1] = np.inf
     with pytest.raises(NonFiniteError, match=r"\(3, 1\)"):
         calibrate(predicted, true)
+
+
+def test_two_pairs_make_a_line():
+    found = calibrate(np.array([1.0, 3.0]), np.array([2.0, 8.0]))
+    assert (found.slope, found.intercept, found.n) == pytest.approx((3.0, -1.0, 2))
+    with pytest.raises(InputError, match="two pairs or more"):
+        calibrate(np.array([1.0]), np.array([2.0]))

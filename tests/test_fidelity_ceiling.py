@@ -98,3 +98,12 @@ def test_what_cannot_be_answered_is_refused():
     units[1, 0, 2, 3] = np.nan
     with pytest.raises(NonFiniteError, match=r"\(1, 0, 2, 3\)"):
         reliability(units)
+
+
+def test_one_split_is_enough_and_the_seed_is_zero():
+    units, _ = simulated(1.0, 8, models=1, subsets=9, queries=3)
+    assert reliability(units, splits=1).splits == 1
+    assert reliability(units, splits=5) == reliability(units, splits=5, seed=0)
+    assert reliability(units, splits=5) != reliability(units, splits=5, seed=1)
+    with pytest.raises(InputError, match="give one or more"):
+        reliability(units, splits=0)

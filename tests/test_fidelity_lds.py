@@ -243,13 +243,14 @@ def test_a_grid_of_two_is_all_edge_and_needs_both_halves():
 
 
 def test_predictions_are_kept_as_floats_and_halves_may_be_zeros_and_ones():
-    rng = np.random.default_rng(3)
-    truth = rng.integers(0, 9, size=(1, 8, 6))
-    sweep = Sweep((0.1, 1.0), rng.integers(0, 9, size=(2, 1, 8, 6)).tolist())
-    assert sweep.predicted.dtype == np.float64
     halves = [1, 0, 1, 0, 1, 0]
-    given, plain = lds(sweep, truth, halves), lds(sweep, truth, np.array(halves, dtype=bool))
-    np.testing.assert_array_equal(given.per_query, plain.per_query)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        truth = rng.integers(0, 9, size=(1, 8, 6))
+        sweep = Sweep((0.1, 1.0), rng.integers(0, 9, size=(2, 1, 8, 6)).tolist())
+        assert sweep.predicted.dtype == np.float64
+        given, plain = lds(sweep, truth, halves), lds(sweep, truth, np.array(halves, dtype=bool))
+        np.testing.assert_array_equal(given.per_query, plain.per_query)
 
 
 def test_no_queries_have_halves_too():
