@@ -9,6 +9,7 @@ import pytest
 from curvfluence.errors import InputError
 from curvfluence.runs import clean, find, forget, kind_of, leftovers, verify
 from curvfluence.store.lock import HOLDER, LOCK, held
+from curvfluence.store.steps import STEPS, Steps
 from tests.studies import make_study
 from tests.test_report import run
 from tests.test_report_sweep import make_sweep
@@ -91,6 +92,15 @@ class TestClean:
         assert (root / "one" / LOCK).exists()  # somebody may be waiting for it
         assert (root / "notes/.x.1.tmp").exists()
         assert verify(root / "one")[0].fault is None
+
+    def test_steps_on_the_way(self, root: Path) -> None:
+        """Of what is finished; what is not goes on from there."""
+        for name in ("one", "half"):
+            Steps(root / name / STEPS, {}).keep({"a": 1}, 2)
+        assert leftovers(root) == [root / "one" / STEPS]
+        clean(root)
+        assert Steps(root / "half" / STEPS, {}).find({"a": 1}, int) == 2
+        assert not (root / "one" / STEPS).exists()
 
     def test_unfinished(self, root: Path) -> None:
         assert leftovers(root, unfinished=True) == [root / "half"]

@@ -9,10 +9,12 @@ from curvfluence.errors import InputError
 from curvfluence.runs.find import find
 from curvfluence.store.folder import writing
 from curvfluence.store.lock import HOLDER, LOCK, is_held
+from curvfluence.store.steps import STEPS
 
 
 def leftovers(root: Path, *, unfinished: bool = False) -> list[Path]:
-    """Temporary files and names of dead holders in the folders of results below `root`; with
+    """Temporary files, names of dead holders, and steps on the way to what is finished by now, in
+    the folders of results below `root`; with
     `unfinished` the folders that are not finished, whole. What a command is writing to now is left
     out, and so are lock files: a command that waits for one may have it open."""
     found: list[Path] = []
@@ -23,6 +25,8 @@ def leftovers(root: Path, *, unfinished: bool = False) -> list[Path]:
             found.append(run.path)
             continue
         found += sorted(p for p in run.path.rglob(".*") if _left(p) and not p.is_symlink())
+        if run.state == "finished" and run.kind != "bank":  # nobody goes on from there
+            found += sorted(p for p in run.path.rglob(STEPS) if p.is_dir() and not p.is_symlink())
     return found
 
 
