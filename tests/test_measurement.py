@@ -284,7 +284,7 @@ class TestBadArguments:
             return cf.Problem(net, chosen, (inputs, y), (inputs, y), **options)  # pyright: ignore
 
         with pytest.raises(cf.errors.InputError, match="CustomLoss"):
-            build(nn.CrossEntropyLoss())
+            build(nn.L1Loss())
         with pytest.raises(cf.errors.InputError, match="CustomMeasurement"):
             build(measurement=lambda f, y: f[:, 0])
         with pytest.raises(cf.errors.InputError, match=r"one example of shape \(4,\)"):
