@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import curvfluence as cf
 from curvfluence.curvature.operators.decomposed import FAILED, eigh, eigvalsh
 from curvfluence.errors import CurvfluenceWarning, SingularError
 from curvfluence.runtime.said import noted, say
+from curvfluence.study import StudySpec, run_study
 from tests.problems import chain_problem
 
 SOLVERS = {name: getattr(torch.linalg, name) for name in ("eigh", "eigvalsh")}
@@ -88,3 +90,25 @@ def test_said_where_nobody_listens() -> None:
         say("a word")
         say("a word")
     assert notes == ["a word"]
+
+
+@pytest.mark.parametrize("protocol", ["clean", "table1"])
+def test_a_study_says_so_of_every_rung(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of fits, and of decompositions that are made for spectra, inverses and sweeps."""
+    failing(monkeypatch, torch.float32, torch.float64)
+    spec = StudySpec(
+        "wine",
+        subsets=4,
+        models=1,
+        orders=1,
+        replicates=200,
+        rungs=("Hessian", "GGN", "BlockGGN", "KFAC"),
+        protocol=protocol,
+        bregman=False,
+        costs=False,
+        hybrids=False,
+    )
+    for rung in run_study(spec, tmp_path, threads=1).results.rungs:
+        assert any("did not converge" in note for note in rung.notes), rung.name

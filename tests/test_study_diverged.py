@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+import curvfluence as cf
+from curvfluence.advising.retrained import retrained
 from curvfluence.errors import NonFiniteError
+from curvfluence.judging import Beside, Settings
 from curvfluence.report.parts.cautions import cautions
+from curvfluence.report.questions import notes_of
 from curvfluence.study import StudySpec, run_study
 from curvfluence.study.problems import load
+from curvfluence.study.questions import QuestionSpec, run_questions
+from curvfluence.study.questions import run as asking
 from curvfluence.study.retrain import draw_subsets
 from curvfluence.truth import Trained, grid, random_subsets, sgd, train
 from tests.test_truth_training import RECIPE, examples
@@ -52,7 +58,7 @@ def test_they_are_named_and_the_rest_is_whole(
     assert truth.subsets == 10
     assert truth.retrainings == 40
     assert {(2 * d.model + d.order, d.subset) for d in truth.diverged} == BAD
-    assert "3 retrainings diverged: the 2 subsets" in " ".join(cautions([study.results]))
+    assert "3 retrainings diverged: 2 subsets left out" in " ".join(cautions([study.results]))
     left = [m for m in range(12) if m not in (5, 7)]
     drawn = draw_subsets(SPEC, load("wine")).weights
     np.testing.assert_array_equal(study.array("subsets"), drawn[left].numpy())
@@ -68,6 +74,37 @@ def test_more_than_half_of_the_subsets(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("curvfluence.study.retrain.train", poisoned({(0, m) for m in range(7)}))
     with pytest.raises(NonFiniteError, match=r"7 of 48 retrainings diverged .* on 7 of 12 subsets"):
         run_study(SPEC, tmp_path, threads=1)
+
+
+def test_whoever_rests_on_the_truth_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge, advice by retraining, and the questions to one ladder."""
+    said = "3 retrainings diverged: 2 subsets left out"
+    monkeypatch.setattr("curvfluence.study.retrain.train", poisoned(BAD))
+    scores = np.random.default_rng(0).normal(size=(2, 36, 142))
+    judged = cf.judge(
+        scores,
+        "wine",
+        bank=tmp_path / "bank",
+        positive="helps",
+        settings=Settings(12, models=2, orders=2),
+        beside=Beside(("Identity",), baselines=False),
+        threads=1,
+    )
+    assert any(said in note for note in judged.notes)
+    monkeypatch.setattr("curvfluence.study.retrain.train", poisoned({(0, 3)}))
+    made = retrained(load("wine"), 12, tmp_path / "advised", threads=1)
+    assert "1 retraining diverged: 1 subset left out" in made.notes[0]
+    assert made.truth.left_out.shape == (11, 142)
+    monkeypatch.setattr("curvfluence.study.retrain.train", poisoned(BAD))
+    asks = QuestionSpec(SPEC, (0.5,), left_out=3, queries=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asking._Asker, "_removals", lambda *_: ())
+        found = run_questions(asks, tmp_path / "questions", threads=1)
+    assert found.questions[0].name == "keep 0.5"
+    assert said in found.questions[0].notes[0]
+    assert said in notes_of(found)[0]
 
 
 def test_training_keeps_them_where_asked() -> None:

@@ -22,6 +22,7 @@ import typer
 from curvfluence.cli import app
 from curvfluence.cli.process import main
 from tests.studies import make_study
+from tests.torture.inputs import Hang, within
 
 LIMIT = 10  # seconds
 # Where a command has been understood and begins to work: there it is stopped.
@@ -62,10 +63,6 @@ FITTING = {
 
 class Reached(BaseException):
     """The words were understood."""
-
-
-class _Hang(BaseException):
-    pass
 
 
 def run(count: int, seed: int) -> dict[str, Any]:
@@ -121,7 +118,7 @@ def tried(given: list[str]) -> tuple[str | None, bool]:
     worked = False
     try:
         with (
-            _within(LIMIT),
+            within(LIMIT),
             mock.patch.object(sys, "argv", ["curvfluence", *given]),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
@@ -131,7 +128,7 @@ def tried(given: list[str]) -> tuple[str | None, bool]:
         code = ended.code
     except Reached:
         worked = True
-    except _Hang:
+    except Hang:
         return f"{given}: no answer within {LIMIT} s", False
     except BaseException as error:
         return f"{type(error).__name__}: {error} of {given}"[:400], False
@@ -142,20 +139,6 @@ def tried(given: list[str]) -> tuple[str | None, bool]:
     if (os.environ, os.getcwd(), signal.getsignal(signal.SIGINT)) != before:
         return f"{given}: environment, folder or handlers are not as found", False
     return None, worked
-
-
-@contextmanager
-def _within(seconds: int) -> Generator[None]:
-    def late(*_: object) -> None:
-        raise _Hang
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

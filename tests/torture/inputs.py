@@ -42,7 +42,7 @@ def _tried(call: Call) -> str | None:
     """What is wrong with how a call ended; None where nothing is."""
     before = torch.random.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
     try:
-        with _within(LIMIT), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with within(LIMIT), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             value = call()
     except CurvfluenceError as error:
@@ -55,7 +55,7 @@ def _tried(call: Call) -> str | None:
         return (
             None if own and (deep is None or deep.tb_next is None) else f"TypeError: {said}"[:300]
         )
-    except _Hang:
+    except Hang:
         return f"no answer within {LIMIT} s"
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:300]
@@ -73,14 +73,14 @@ def _finite(value: Any) -> bool:
     return True
 
 
-class _Hang(Exception):
-    pass
+class Hang(BaseException):
+    """No answer: an exception that nobody's `except Exception` takes for its own."""
 
 
 @contextmanager
-def _within(seconds: int) -> Generator[None]:
+def within(seconds: int) -> Generator[None]:
     def stop(*_: object) -> None:
-        raise _Hang
+        raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)

@@ -25,6 +25,7 @@ class Retrained:
 
     problem: Problem
     truth: SubsetTruth
+    notes: tuple[str, ...]  # of the truth
 
 
 def retrained(
@@ -48,4 +49,5 @@ def retrained(
         models = train_models(spec, ready, bank, watch)
         truth = make_truth(spec, ready, models, bank, watch)
     (problem,) = influence_problems(ready, models.trained)
-    return Retrained(problem, SubsetTruth(truth.subsets.left_out, truth.values[0].mean(0), seed))
+    judge = SubsetTruth(truth.subsets.left_out, truth.values[0].mean(0), seed)
+    return Retrained(problem, judge, truth.notes)

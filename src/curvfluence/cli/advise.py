@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from curvfluence.cli.consoles import plain, watching
-from curvfluence.cli.options import NoProgress, Seed, Threads
+from curvfluence.cli.options import GivenName, NoProgress, Seed, Threads
 from curvfluence.cli.root import app
 from curvfluence.cli.words import set_threads
 
 
 @app.command()
 def advise(
-    problem: Annotated[
-        str, typer.Argument(help="A Python file that defines `problem`, or a built-in problem.")
-    ],
+    problem: GivenName,
     budget: Annotated[str, typer.Option(help="For all queries: 30s, 5m, 2h.")] = "5m",
     by: Annotated[
         str,
@@ -52,14 +51,15 @@ def advise(
     with watching(no_progress) as watch:
         if retrain is None:
             asked = given(problem)
-            title, chosen, truth = asked.title, asked.problem, None
+            title, chosen, truth, notes = asked.title, asked.problem, None, ()
         else:
             study = load(problem)
             folder = Path("runs") / f"{study.name}-advise" if out is None else out
             made = retrained(
                 study, retrain, folder / "bank", seed=seed, threads=threads, watch=watch
             )
-            title, chosen, truth = study.display.title, made.problem, made.truth
+            title, chosen = study.display.title, made.problem
+            truth, notes = made.truth, made.notes
         with watch("try rungs", 1):
             found = ask(chosen, seconds, by=by, queries=queries, truth=truth, seed=seed)
-    show_advice(found, title, plain())
+    show_advice(replace(found, notes=(*found.notes, *notes)), title, plain())

@@ -9,16 +9,14 @@ import typer
 from rich.text import Text
 
 from curvfluence.cli.consoles import plain, watching
-from curvfluence.cli.options import DampingName, NoProgress, RungName, Threads
+from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads
 from curvfluence.cli.root import app
 from curvfluence.cli.words import command_line, set_threads
 
 
 @app.command()
 def attribute(
-    problem: Annotated[
-        str, typer.Argument(help="A Python file that defines `problem`, or a built-in problem.")
-    ],
+    problem: GivenName,
     query: Annotated[
         list[int] | None, typer.Option(help="Number of a query; again for more. All unless given.")
     ] = None,

@@ -8,16 +8,14 @@ from typing import Annotated
 import typer
 
 from curvfluence.cli.consoles import plain, watching
-from curvfluence.cli.options import DampingName, NoProgress, RungName, Threads
+from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads
 from curvfluence.cli.root import app
 from curvfluence.cli.words import command_line, require_folder, set_threads
 
 
 @app.command()
 def audit(
-    problem: Annotated[
-        str, typer.Argument(help="A Python file that defines `problem`, or a built-in problem.")
-    ],
+    problem: GivenName,
     rung: RungName = "EKFAC",
     damping: DampingName = "relative(0.1)",
     neighbours: Annotated[int, typer.Option(help="That an example is compared with.")] = 20,

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+GivenName = Annotated[
+    str, typer.Argument(help="A Python file that defines `problem`, or a built-in problem.")
+]
 ProblemName = Annotated[str, typer.Argument(help="A built-in problem, or a Python file.")]
 Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
 SubsetCount = Annotated[

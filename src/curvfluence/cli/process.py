@@ -19,11 +19,6 @@ from curvfluence.runtime.log import logger
 LOG = logger(__name__)
 
 
-def shortened(text: str) -> str:
-    """A path as far as a person would read it."""
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
 def main() -> None:
     """The command line in this process: a request that cannot be carried out ends with its reason
     and exit code 2, Ctrl-C with 130, SIGTERM with 143."""
@@ -50,8 +45,10 @@ def _run() -> None:
             "(`curvfluence advise` forecasts them), --jobs 1, or a larger limit",
         )
     except OSError as error:
+        from curvfluence.study.words import clipped
+
         LOG.debug("the system refused", exc_info=True)
-        place = "" if error.filename is None else f"{shortened(str(error.filename))}: "
+        place = "" if error.filename is None else f"{clipped(str(error.filename), 200)}: "
         refuse("error", f"{place}{error.strerror or error}")
     except Stopped as stopped:
         if not is_child():  # the supervisor says so

@@ -192,7 +192,13 @@ class _Judge:
             removal_retrainings=(
                 0 if removal is None else removal.retrainings(len(removed), len(self.models))
             ),
-            notes=(*self.given.notes, *self._said(methods[0], truth), *notes, *reasons),
+            notes=(
+                *self.given.notes,
+                *truth.notes,
+                *self._said(methods[0], truth),
+                *notes,
+                *reasons,
+            ),
             seconds=time.perf_counter() - start,
         )
 

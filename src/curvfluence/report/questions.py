@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 from rich.console import Console
+from rich.text import Text
 
 from curvfluence.report.parts.axes import Point, Rows, beside, legend, legend_height
 from curvfluence.report.parts.figure import Figure
@@ -169,6 +170,7 @@ def _page(found: Questions) -> Page:
             ("Influence models", f"{found.settings.models}"),
             ("Retrainings", f"{sum(q.retrainings for q in found.questions):,}"),
             ("Minutes", number(found.seconds / 60, 1)),
+            *(("To keep in mind", note) for note in notes_of(found)),
         ),
         sections=(
             Section(
@@ -184,10 +186,17 @@ def _page(found: Questions) -> Page:
     )
 
 
+def notes_of(found: Questions) -> tuple[str, ...]:
+    """What a reader must know of the truths, each with its question."""
+    return tuple(f"{one.name}: {note}" for one in found.questions for note in one.notes)
+
+
 def show_questions(found: Questions, folder: Path, console: Console) -> None:
     """The sentence, the table, and where the rest is."""
     console.print(headline(found), highlight=False)
     console.print()
     answer_table(found).show(console)
+    for note in notes_of(found):
+        console.print(Text(note, style="yellow"))
     for name, file in (("Report", PAGE), ("Files", QUESTIONS)):
         console.print(f"[bold]{name:9}[/]{folder / file}", highlight=False, soft_wrap=True)

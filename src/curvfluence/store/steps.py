@@ -89,13 +89,6 @@ class Steps:
             if before is not None:
                 self._remove_arrays(before)
 
-    def drop(self, name: Mapping[str, Any]) -> None:
-        """Forget a step that a later one holds too."""
-        step = self._read(self.key(name))
-        if step is not None:
-            inside(self.path, f"{step.key}.json").unlink(missing_ok=True)
-            self._remove_arrays(step)
-
     @contextmanager
     def ours(self) -> Generator[Steps | None]:
         """These steps while nobody else writes them, and cleared where the work was done; None

@@ -197,14 +197,13 @@ def climb_one(
         fitted[name] = fit(problem, rung)
         spectral[name] = Spectral(fitted[name])
         # where a decomposition is needed anyway, it serves every damping
-        solved = spectral[name].diagonal if measured else fitted[name]
-        row = sweep(solved, spectral[name])
+        row = sweep(spectral[name], decomposed=measured)
         seconds = _seconds_of(problem, fitted[name], row.middle) if timed else None
         row = replace(row, full_name=f"{row.full_name}{_marked(name)}", score_seconds=seconds)
         swept[name] = row if name in stepped else row.put_away()
     parts = [name for name in ("BlockGGN", "KFAC") if with_hybrids and name in spectral]
     for name, curvature in hybrids({name: spectral[name].diagonal for name in parts}).items():
-        row = sweep(curvature, Spectral(curvature)).put_away()
+        row = sweep(Spectral(curvature)).put_away()
         swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
     decompositions = _decompositions(fitted, swept, protocol)
     swept = {name: row.put_away() for name, row in swept.items()}
@@ -259,11 +258,14 @@ class _Sweeper:
         zero = int((v_rp == 0).all(1).sum())
         return Vectors(len(train_rp), len(queries_qp), zero), v_rp
 
-    def __call__(self, curvature: Curvature, spectral: Spectral) -> RungScores:
-        """Errors: `SingularError` where every damping of the grid is a hole."""
-        fixed = curvature.fixed_damping
+    def __call__(self, spectral: Spectral, *, decomposed: bool = False) -> RungScores:
+        """At every damping, through the eigenbasis where `decomposed`. Errors: `SingularError`
+        where every damping of the grid is a hole."""
         with noted() as said:
+            curvature = spectral.diagonal if decomposed else spectral.curvature
+            fixed = curvature.fixed_damping
             solutions, holes = self._solved(curvature, self.grid if fixed is None else (fixed,))
+            found = spectrum(spectral.diagonal) if self.spectra else None
         return RungScores(
             full_name=curvature.name,
             hybrid=False,
@@ -277,7 +279,7 @@ class _Sweeper:
             notes=(*curvature.notes, *said),
             fit_seconds=curvature.cost.fit_seconds,
             score_seconds=None,
-            spectrum=spectrum(spectral.diagonal) if self.spectra else None,
+            spectrum=found,
             solutions=torch.stack(solutions),
             holes=holes,
         )

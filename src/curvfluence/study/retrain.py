@@ -16,6 +16,7 @@ from curvfluence.store.steps import Steps
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec
+from curvfluence.study.words import counted
 from curvfluence.truth import (
     Kept,
     Run,
@@ -77,6 +78,17 @@ class Truth:
     path: str
     seconds: float
     diverged: tuple[Diverged, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every result that rests on it must say."""
+        gone = {one.subset for one in self.diverged}
+        if not gone:
+            return ()
+        return (
+            f"{counted(len(self.diverged), 'retraining')} diverged: {counted(len(gone), 'subset')} "
+            "left out with what was trained on them, and what is said holds of the others",
+        )
 
     @property
     def retrainings(self) -> int:

@@ -108,18 +108,8 @@ def _truth(
         seconds=truth.seconds,
         noise_ceiling=fidelity.reliability,
         best_lds=fidelity.best_lds,
-        notes=(*_of_diverged(truth), *fidelity.ceiling_notes),
+        notes=(*truth.notes, *fidelity.ceiling_notes),
         diverged=tuple(DivergedRetraining(d.model, d.order, d.subset) for d in truth.diverged),
-    )
-
-
-def _of_diverged(truth: Truth) -> tuple[str, ...]:
-    gone = {one.subset for one in truth.diverged}
-    if not gone:
-        return ()
-    return (
-        f"{len(truth.diverged)} retrainings diverged: the {len(gone)} subsets that they were on "
-        "are left out, and what is said holds of the others",
     )
 
 

@@ -20,7 +20,6 @@ from curvfluence.runtime.calls import OneCode
 from curvfluence.store.steps import Steps
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.resume import Alone, Optimized, Resume
-from curvfluence.truth.resume import named as training_name
 from curvfluence.truth.run import Run, Share, batches, share
 from curvfluence.truth.subsets import Subsets
 
@@ -57,8 +56,8 @@ def _train(recipe: Recipe, examples: Examples, share: Share, resume: Resume) -> 
         [{"params": [p], "weight_decay": decay[n]} for n, p in named.items()]
     )
     rest = _rest(model, set(named))
-    total, name = recipe.total_steps(len(share)), training_name([share], "alone")
-    found = resume.find(name, Alone)
+    total = recipe.total_steps(len(share))
+    found = resume.begin([share], Alone, "alone")
     start = 0 if found is None else found.step
     with generators.preserved(), torch.enable_grad(), OneCode():
         generators.seed(_noise_seed(share.run), device)
@@ -79,8 +78,7 @@ def _train(recipe: Recipe, examples: Examples, share: Share, resume: Resume) -> 
             optimizer.step()
             if resume.due or (step + 1 == total and resume.near):
                 states = generators.states(device)
-                state = Alone(step + 1, Optimized.of(optimizer), rest, states)
-                resume.keep(name, state)
+                resume.keep(Alone(step + 1, Optimized.of(optimizer), rest, states))
     return _finish(recipe, examples, share, model, set(named))
 
 

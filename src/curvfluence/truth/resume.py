@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,15 +23,20 @@ T = TypeVar("T")
 @dataclass(eq=False)
 class Resume:
     """Where the states of one training after another are kept, in one thread; `steps` None keeps
-    none."""
+    none. `name` is that of the training that was begun last."""
 
     steps: Steps | None
+    name: dict[str, Any] = field(default_factory=dict[str, Any])
     last: float = field(default_factory=time.monotonic)
     took: float = 0.0
 
-    def find(self, name: Mapping[str, Any], kind: type[T]) -> T | None:
-        """The state that was kept last."""
-        return None if self.steps is None else self.steps.find(name, kind)
+    def begin(self, shares: Sequence[Share], kind: type[T], path: str) -> T | None:
+        """The state that was kept last of a training of these runs by this path; None where there
+        is none to begin from."""
+        if self.steps is None:
+            return None
+        self.name = _named(shares, path)
+        return self.steps.find(self.name, kind)
 
     @property
     def due(self) -> bool:
@@ -44,16 +49,16 @@ class Resume:
         """Whether the last state should be kept at the end of a training, which others follow."""
         return self.steps is not None and time.monotonic() - self.last >= EVERY / 4
 
-    def keep(self, name: Mapping[str, Any], state: object) -> None:
+    def keep(self, state: object) -> None:
         """Keep it, in the place of the one before."""
         assert self.steps is not None
         start = time.monotonic()
-        self.steps.keep(name, state)
+        self.steps.keep(self.name, state)
         self.last = time.monotonic()
         self.took = self.last - start
 
 
-def named(shares: Sequence[Share], path: str) -> dict[str, Any]:
+def _named(shares: Sequence[Share], path: str) -> dict[str, Any]:
     """What a training is called: whose examples are trained on, from where and in which order."""
     parts = (part for share in shares for part in (share.index, share.weight))
     runs = [(share.run.init_seed, share.run.order_seed) for share in shares]

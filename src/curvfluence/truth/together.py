@@ -12,7 +12,7 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.tree import Batched, each, leaves, of_leaves
 from curvfluence.truth.paths import Network
 from curvfluence.truth.recipe import Recipe
-from curvfluence.truth.resume import Optimized, Resume, Together, named
+from curvfluence.truth.resume import Optimized, Resume, Together
 from curvfluence.truth.run import Share, stacked_batches
 
 _ROWS = 256  # of evaluation at a time; a multiple of 16, see `StackedChain`
@@ -37,8 +37,8 @@ def train_together(
     total = recipe.total_steps(len(shares[0]))
     gradient = network.gradient_function()
     taken = _Taken(examples.inputs)
-    resume, name = resume or Resume(None), named(shares, type(network).__name__)
-    found = resume.find(name, Together)
+    resume = resume or Resume(None)
+    found = resume.begin(shares, Together, type(network).__name__)
     start = 0 if found is None else found.step
     if found is not None:
         found.optimized.put_into(optimizer)
@@ -57,9 +57,9 @@ def train_together(
             group["lr"] = recipe.learning_rate(step, total)
         optimizer.step()
         if resume.due:
-            resume.keep(name, Together(step + 1, Optimized.of(optimizer)))
+            resume.keep(Together(step + 1, Optimized.of(optimizer)))
     if resume.near:
-        resume.keep(name, Together(total, Optimized.of(optimizer)))
+        resume.keep(Together(total, Optimized.of(optimizer)))
 
 
 class _Taken:

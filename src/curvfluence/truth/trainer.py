@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -54,10 +54,7 @@ class Trained:
     @property
     def diverged(self) -> Tensor:
         """Which of them hold a NaN or infinity, or have such a loss, [M]."""
-        bad_m = ~self.final_loss.isfinite()
-        for value in self.theta.values():
-            bad_m |= ~value.isfinite().reshape(len(value), -1).all(1).cpu()
-        return bad_m
+        return _diverged(self.theta, self.final_loss)
 
     def only(self, positions: Sequence[int]) -> Trained:
         """Some of them."""
@@ -283,15 +280,20 @@ def _collect(
     return theta, state, final_loss
 
 
+def _diverged(theta: Mapping[str, Tensor], final_loss: Tensor) -> Tensor:
+    bad_m = ~final_loss.isfinite().cpu()
+    for value in theta.values():
+        bad_m |= ~value.isfinite().reshape(len(value), -1).all(1).cpu()
+    return bad_m
+
+
 def _require_converged(runs: Sequence[Run], piece: _Piece) -> None:
-    finite_m = piece.final_loss.isfinite().cpu()
-    for value in piece.theta.values():
-        finite_m &= value.isfinite().reshape(len(value), -1).all(1).cpu()
-    bad = (~finite_m).nonzero().flatten()
+    bad_m = _diverged(piece.theta, piece.final_loss)
+    bad = bad_m.nonzero().flatten()
     if len(bad):
         position = piece.positions[int(bad[0])]
         raise NonFiniteError(
             f"training diverged to NaN or infinity in run {position} ({runs[position]}), and in "
-            f"{len(bad)} of the {len(finite_m)} trained with it: lower the learning rate, or set "
+            f"{len(bad)} of the {len(bad_m)} trained with it: lower the learning rate, or set "
             "clip_norm"
         )

@@ -107,7 +107,7 @@ def verdicts(table: Table1) -> Table:
 
 def _counts(rows: Sequence[ClaimRow]) -> str:
     seen = Counter(row.verdict for row in rows)
-    return "\u00a0".join(f"{sign}{seen[verdict]}" for verdict, sign in SIGNS.items())
+    return "\u00a0".join(f"{seen[verdict]}{sign}" for verdict, sign in SIGNS.items())
 
 
 def _sign(cell: CellResult, statement: str) -> str:

@@ -31,13 +31,14 @@ class Answer(Record, frozen=True):
 class Question(Record, frozen=True):
     """One question: what was left out, of how many retrainings the truth is, and every rung's
     answer. `best_lds` is what noise allows, None where the repeats do not say; `control` is what a
-    random removal of the same size brings."""
+    random removal of the same size brings; `notes` is what a reader must know of the truth."""
 
     name: str
     kind: Kind
     retrainings: AtLeastOne
     answers: Annotated[tuple[Answer, ...], Meta(min_length=1)]
     best_lds: float | None = None
+    notes: tuple[str, ...] = ()
     control: float | None = None
     control_interval: Interval | None = None
 

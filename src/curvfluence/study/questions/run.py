@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
 from curvfluence import kinds
@@ -211,7 +212,7 @@ class _Asker:
 
 def _without_ceiling(question: Question) -> Question:
     """Without what noise allows: it is that of the measurement, not of its spread."""
-    return Question(question.name, question.kind, question.retrainings, question.answers)
+    return structs.replace(question, best_lds=None)
 
 
 def _answered(name: str, kind: Kind, truth: Truth, judged: LadderFidelity) -> Question:
@@ -220,4 +221,4 @@ def _answered(name: str, kind: Kind, truth: Truth, judged: LadderFidelity) -> Qu
         for rung in judged.rungs
     )
     best = judged.best_lds.matched
-    return Question(name, kind, truth.retrainings, answers, best)
+    return Question(name, kind, truth.retrainings, answers, best, truth.notes)
