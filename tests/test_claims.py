@@ -15,13 +15,16 @@ from typer.testing import CliRunner
 
 import curvfluence as cf
 from curvfluence.cli import app, main
-from curvfluence.report import write_claims
-from curvfluence.report.claims import markdown, show_claims
+from curvfluence.report import again, write_claims
+from curvfluence.report.claims import show_claims
+from curvfluence.report.claims import text as text_of
 from curvfluence.study.claims import Claims, Settings, read_claims, run_claims
 from curvfluence.study.claims.claim import FAILS, HOLDS, OPEN, Rule, claims
 from curvfluence.study.claims.estimate import TAIL, Drawn, OverModels, Share, Smallest
 from curvfluence.study.claims.plan import plan
 from curvfluence.study.problems import BUILT_IN, MLP, StudyProblem, load
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning"),
@@ -236,13 +239,30 @@ class TestTable:
     def test_pages(self, claimed: Claims, capsys: pytest.CaptureFixture[str]) -> None:
         show_claims(claimed, Console(width=160))
         shown = capsys.readouterr().out
-        text = markdown(claimed)
+        text = text_of(claimed).markdown("figures")
         assert "✓ holds, ✗ does not hold, ? not resolved" in shown
         for row in claimed.rows("tiny"):
             assert f"| {row.statement} | {row.protocol} | {row.place} |" in text
             assert row.statement in shown
         widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| Claim | p")}
         assert widths == {2, 6}
+
+
+class TestBesideThePapersCells:
+    def test_they_stand_first(self, claimed: Claims, tmp_path: Path) -> None:
+        """The cells that are kept in the documentation, and one small problem."""
+        parts = sorted((ROOT / "docs" / "table1").glob("*.json"))
+        made = again.text_of([claimed.path, *parts])
+        page = tmp_path / "both.md"
+        made.write(page, "both")
+        read = page.read_text()
+        own = text_of(claimed).markdown("both")
+        for heading in ("# Claims\n", "## In the paper's own setting\n", "## Problems of this "):
+            assert read.count(heading) == 1
+        assert read.index("own setting") < read.index("## Problems of") < read.index("## tiny")
+        assert read.endswith(own[own.index("## Problems of") :])
+        assert "(both/lds.svg)" in read
+        assert (tmp_path / "both" / "lds.svg").is_file()
 
 
 class TestRefusals:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import curvfluence as cf
+from curvfluence.report.again import text_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -84,3 +85,10 @@ def test_every_folder_has_its_line_in_the_structure() -> None:
     for folder in (ROOT / "src/curvfluence").iterdir():
         if folder.is_dir() and (folder / "__init__.py").is_file():
             assert f"  {folder.name}/" in text
+
+
+def test_the_papers_cells_are_what_their_tables_hold() -> None:
+    """Every word and number of the page comes from `docs/table1/*.json`."""
+    parts = sorted((ROOT / "docs" / "table1").glob("*.json"))
+    made = text_of(parts).markdown("table1")
+    assert (ROOT / "docs" / "table1.md").read_text(encoding="utf-8") == made

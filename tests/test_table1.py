@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.errors import InputError
-from curvfluence.report.table1 import markdown, write_table1
+from curvfluence.report.table1 import text as text_of
+from curvfluence.report.table1 import write_table1
 from curvfluence.study import StudySpec, load, run_study
 from curvfluence.study.asked import asked
 from curvfluence.study.claims import table1, table1_run
@@ -286,8 +287,8 @@ class TestParts:
     def test_joined_is_the_whole(self, table: Table1Run, monkeypatch: pytest.MonkeyPatch) -> None:
         small_protocol(monkeypatch)
         found = [part_of(table.table, depth) for depth in (2, 1)]
-        assert "A part of the cells: " in markdown(found[0])
-        assert "--protocol table1 --depth 2\n" in markdown(found[0])
+        assert "A part of the cells: " in text_of(found[0]).markdown("figures")
+        assert "--protocol table1 --depth 2\n" in text_of(found[0]).markdown("figures")
         whole = joined(found)
         assert whole == msgspec.structs.replace(table.table, seconds=2 * table.table.seconds)
         assert joined([table.table]) == table.table
@@ -311,7 +312,8 @@ class TestParts:
         copy.write_bytes((table.path / "table1.json").read_bytes())
         code, _, err = run(["report", str(copy), "--docs", str(docs)], monkeypatch, capsys)
         assert (code, err) == (0, "")
-        assert docs.read_text() == markdown(table.table)
+        assert docs.read_text() == text_of(table.table).markdown("docs")
+        assert (tmp_path / "docs" / "lds.svg").is_file()  # the picture that the text shows
         code, _, err = run(["report", str(copy)], monkeypatch, capsys)
         assert code == 2
         assert "a table alone has no page" in err
@@ -370,7 +372,7 @@ class TestTable:
 
     def test_page_and_text(self, table: Table1Run) -> None:
         done = write_table1(table)
-        page, text = done.path.read_text(), markdown(table.table)
+        page, text = done.path.read_text(), text_of(table.table).markdown("figures")
         assert (table.path / "figures" / "lds.svg").is_file()
         for statement in table.table.statements:
             assert statement.replace(">", "&gt;").replace("'", "&#39;") in page

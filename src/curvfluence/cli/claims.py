@@ -58,7 +58,7 @@ def claims(
     """Test what the paper says: both protocols, across width, depth and training length; or with
     --protocol table1 its own experiment."""
     from curvfluence.report import table1
-    from curvfluence.report.claims import markdown, show_claims, write_claims
+    from curvfluence.report.claims import show_claims, text, write_claims
     from curvfluence.runs import forget
     from curvfluence.study.claims import Settings, run_claims
     from curvfluence.study.claims.table1 import Part
@@ -91,7 +91,7 @@ def claims(
             with watch("write the report", 1):
                 table1.write_table1(cells)
         if docs is not None:
-            docs.write_text(table1.markdown(cells.table), encoding="utf-8")
+            table1.text(cells.table).write(docs, docs.stem)
         table1.show_table1(cells, console)
         return
     if protocol is not None or quick or part.given:
@@ -109,5 +109,5 @@ def claims(
         done = run_claims(problems, folder, settings, jobs=jobs, wait=wait, watch=watch)
         write_claims(done, watch=watch)
     if docs is not None:
-        docs.write_text(markdown(done), encoding="utf-8")
+        text(done).write(docs, docs.stem)
     show_claims(done, console)

@@ -28,7 +28,7 @@ def report(
     console = plain()
     if docs is not None:
         require_folder(docs)
-        docs.write_text(text_of(folders), encoding="utf-8")
+        text_of(folders).write(docs, docs.stem)
     for folder in folders:
         if docs is not None and folder.suffix == ".json":
             continue  # a table alone: it is in the text

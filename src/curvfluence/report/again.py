@@ -8,10 +8,11 @@ from pathlib import Path
 from curvfluence.errors import InputError
 from curvfluence.report import claims, table1
 from curvfluence.report.parts.page import Report
+from curvfluence.report.parts.text import Text
 from curvfluence.report.questions import write_questions
 from curvfluence.report.study.page import write_report
 from curvfluence.report.sweep.page import write_sweep_report
-from curvfluence.study.claims import is_claims, read_claims
+from curvfluence.study.claims import Claims, is_claims, read_claims
 from curvfluence.study.claims.table1_run import is_table1, joined, read_table1
 from curvfluence.study.questions import read_questions
 from curvfluence.study.questions.records import QUESTIONS
@@ -41,15 +42,19 @@ def _report(folder: Path) -> Report:
     return write_sweep_report(read_sweep(folder)) if is_sweep(folder) else write_report(folder)
 
 
-def text_of(folders: Sequence[Path]) -> str:
-    """Tables of claims as Markdown, one after another; parts of the paper's own cells are put
-    together first. Errors: `InputError` for a folder of anything else."""
+def text_of(folders: Sequence[Path]) -> Text:
+    """Tables of claims as text; parts of the paper's own cells are put together first, and stand
+    before the claims on other problems. Errors: `InputError` for a folder of anything else."""
     parts = [read_table1(folder).table for folder in folders if is_table1(folder)]
-    texts = [table1.markdown(joined(parts))] if parts else []
-    return "\n".join([*texts, *map(_text_of, (f for f in folders if not is_table1(f)))])
+    paper = joined(parts) if parts else None
+    others = [_claims(folder) for folder in folders if not is_table1(folder)]
+    if paper is not None and not others:
+        return table1.text(paper)
+    first, *rest = others
+    return sum(map(claims.text, rest), claims.text(first, paper))
 
 
-def _text_of(folder: Path) -> str:
+def _claims(folder: Path) -> Claims:
     if is_claims(folder):
-        return claims.markdown(read_claims(folder))
+        return read_claims(folder)
     raise InputError(f"{folder} holds no table of claims, which is what --docs writes")

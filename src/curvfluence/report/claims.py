@@ -7,18 +7,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from curvfluence.report import table1
+from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.signs import MEANING, SIGNS
 from curvfluence.report.parts.table import Table
+from curvfluence.report.parts.text import Text
 from curvfluence.report.study.page import with_report
 from curvfluence.report.study.tables import claim_table
+from curvfluence.report.table1.cells import middle
 from curvfluence.study.claims import AXES, Claims
-from curvfluence.study.claims.claim import FAILS, HOLDS, MARGIN, OPEN
+from curvfluence.study.claims.claim import MARGIN
 from curvfluence.study.claims.plan import PROTOCOL_NAMES
+from curvfluence.study.claims.table1_run import Table1
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import ClaimRow
 from curvfluence.study.study import read_study
 
-PAGE = "claims.md"
-SIGNS = {HOLDS: "✓", FAILS: "✗", OPEN: "?"}
+PAGE, FIGURES = "claims.md", "figures"
 
 
 def write_claims(claims: Claims, *, figures: bool = True, watch: Watcher = silent) -> Path:
@@ -34,7 +39,7 @@ def write_claims(claims: Claims, *, figures: bool = True, watch: Watcher = silen
             with_report(read_study(folder), figures=figures)
             done(k + 1)
     page = claims.path / PAGE
-    page.write_text(markdown(claims), encoding="utf-8")
+    text(claims).write(page, FIGURES)
     return page
 
 
@@ -48,8 +53,7 @@ def overview(claims: Claims) -> Table:
         for statement, protocol in keys
     )
     axes = listed_axes(claims)
-    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
-    caption = f"{signs}: first for the problem as it is, then across {axes}."
+    caption = f"{MEANING}: first for the problem as it is, then across {axes}."
     return Table(caption, ("Claim", "protocol", *problems), tuple(lines))
 
 
@@ -74,22 +78,39 @@ def show_claims(claims: Claims, console: Console) -> None:
         console.print(f"[bold]{name:9}[/]{files}", highlight=False, soft_wrap=True)
 
 
-def markdown(claims: Claims) -> str:
-    """The whole page: the overview, each problem's table, and how it was made."""
+def text(claims: Claims, paper: Table1 | None = None) -> Text:
+    """The whole page: the paper's own setting first, where it is given, then these problems, an
+    overview, how it was made, and each problem's table."""
     table = overview(claims)
-    parts = [
-        "# Claims\n",
+    own = (
+        "# Claims",
         "What “Better Hessians Matter” (arXiv 2509.23437) says of influence functions, and what "
         "was measured here. [study.md](study.md#claims) says how each claim becomes a number and "
-        "an interval; the interval alone makes the verdict. These are nets of this project's own: "
-        "the paper's setting stands in [table1.md](table1.md).\n",
+        "an interval; the interval alone makes the verdict.",
+        *_in_its_setting(paper),
+        "## Problems of this project's own",
         table.markdown,
-        f"\n{table.caption}\n",
+        table.caption,
         _made(claims),
-    ]
-    for name in claims.table.problems:
-        parts += [f"\n## {name}\n", claim_table(name, claims.rows(name), open=True).markdown]
-    return "\n".join(parts) + "\n"
+    )
+    problems = (claim_table(n, claims.rows(n), open=True) for n in claims.table.problems)
+    return Text((*own, *problems))
+
+
+def _in_its_setting(paper: Table1 | None) -> tuple[str | Table | Figure, ...]:
+    if paper is None:
+        return ("The paper's own setting stands in [table1.md](table1.md).",)
+    shown = (
+        table1.summary(paper),
+        table1.measures(paper),
+        table1.lds_table(paper, middle(paper)),
+    )
+    return (
+        "## In the paper's own setting",
+        f"{table1.headline(paper)} {table1.TERMS} [table1.md](table1.md) has every cell.",
+        table1.lds(paper),
+        *(part for one in shown for part in (one.markdown, f"{one.caption}.")),
+    )
 
 
 def _made(claims: Claims) -> str:
@@ -108,5 +129,5 @@ def _made(claims: Claims) -> str:
         f"the variants; at most {settings.queries or 'all'} queries; λ from "
         f"{min(settings.dampings):g} to {max(settings.dampings):g}; {settings.replicates} "
         f"bootstrap replicates. A rung counts as no worse "
-        f"within {MARGIN:g} of LDS.\n"
+        f"within {MARGIN:g} of LDS."
     )

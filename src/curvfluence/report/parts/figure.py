@@ -55,9 +55,13 @@ class Drawn:
     def inline(self) -> Markup:
         return _inline(self.figure, self.svg.decode())
 
+    def save_svg(self, folder: Path) -> None:
+        """`<name>.svg` in `folder`."""
+        replace_bytes(folder / f"{self.figure.name}.svg", self.svg)
+
     def save(self, folder: Path) -> None:
         """`<name>.svg` and `<name>.pdf` in `folder`."""
-        replace_bytes(folder / f"{self.figure.name}.svg", self.svg)
+        self.save_svg(folder)
         metadata = {"CreationDate": None, "Title": self.figure.title}
         with mpl.rc_context(dict(SETTINGS)):
             canvas = FigureCanvasPdf(self.canvas)

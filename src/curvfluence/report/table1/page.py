@@ -10,19 +10,21 @@ from pathlib import Path
 from msgspec.structs import asdict
 from rich.console import Console
 
-from curvfluence.report.claims import SIGNS
 from curvfluence.report.parts.figure import Figure
 from curvfluence.report.parts.page import PAGE, Page, Report, Section, Verdict, write_page
+from curvfluence.report.parts.signs import MEANING, SIGNS, counts
 from curvfluence.report.parts.style import looks, variable
 from curvfluence.report.parts.table import Table
+from curvfluence.report.parts.text import Text
 from curvfluence.report.table1.cells import BELOW, LADDER, middle, net_label
 from curvfluence.report.table1.figures import errors, lds, sampled, steps
 from curvfluence.study.claims.claim import FAILS, HOLDS, OPEN
+from curvfluence.study.claims.table1_claims import SHARED
 from curvfluence.study.claims.table1_run import CellResult, PartAsked, Table1, Table1Run
 from curvfluence.study.results import ClaimRow
 from curvfluence.study.words import NONE, interval, number, short
 
-MARKDOWN = "table1.md"
+MARKDOWN, FIGURES = "table1.md", "figures"
 ORDER = "Better Hessians give better scores at every step: GGN > block > EK-FAC > K-FAC"
 MAJORITY = "The eigenvalue step is the majority of the influence loss"
 TERMS = (
@@ -36,7 +38,7 @@ TERMS = (
 def write_table1(run: Table1Run, *, figures: bool = True) -> Report:
     """Write `report.html`, `figures/` and `table1.md` into the run's folder."""
     start = time.perf_counter()
-    (run.path / MARKDOWN).write_text(markdown(run.table), encoding="utf-8")
+    text(run.table).write(run.path / MARKDOWN, FIGURES)
     return write_page(_page(run), run.path / PAGE, start=start, figures=figures)
 
 
@@ -66,6 +68,39 @@ def rows_of(table: Table1, statement: str, epochs: int | None = None) -> list[Cl
     return [row for cell in cells for row in cell.claims if row.claim == statement]
 
 
+SHARE = "The eigenvalue step is the majority of the approximation error"
+RISES = "The paper's error of the inverse grows at every step"
+MEASURED = (
+    (
+        "Each step of GGN > block > EK-FAC > K-FAC costs accuracy",
+        (
+            ("LDS", ORDER),
+            ("the paper's error of the inverse, mean", f"{RISES} (mean)"),
+            ("the paper's error of the inverse, median", f"{RISES} (median)"),
+            (
+                f"the error of the inverse damped by {SHARED:g}, mean",
+                f"The error of the inverse damped by {SHARED:g} grows at every step (mean)",
+            ),
+        ),
+    ),
+    (
+        "The eigenvalue step is most of what is lost",
+        (
+            ("LDS", MAJORITY),
+            (
+                "LDS, K-FAC's eigenvalues on the block's eigenvectors",
+                "Wrong eigenvalues on the block's own eigenvectors lose the majority of what K-FAC "
+                "loses to the block",
+            ),
+            ("squared distances to the GGN", f"{SHARE}, squared norms"),
+            ("distances to the GGN", f"{SHARE}, norms"),
+            (
+                "the paper's error of the inverse, mean (the largest step)",
+                "In the paper's error of the inverse, the eigenvalue step is the largest (mean)",
+            ),
+        ),
+    ),
+)
 MAIN = 6  # claims at the head of the list that the paper is about; its majority is another
 
 
@@ -76,13 +111,29 @@ def summary(table: Table1) -> Table:
     lines = (
         (
             statement,
-            *(_counts(rows_of(table, statement, length)) for length in lengths),
+            *(counts(rows_of(table, statement, length)) for length in lengths),
         )
         for statement in main
     )
-    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
     columns = ("Claim", *(f"{length:,} epochs" for length in lengths))
-    return Table(f"In how many cells: {signs}", columns, tuple(lines), open=True)
+    return Table(f"In how many cells: {MEANING}", columns, tuple(lines), open=True)
+
+
+def measures(table: Table1) -> Table:
+    """The paper's two findings by what they are measured in: in how many cells each holds."""
+    lengths = sorted({cell.epochs for cell in table.cells})
+    lines = (
+        (
+            finding,
+            measure,
+            *(counts(rows_of(table, statement, length)) for length in lengths),
+        )
+        for finding, measured in MEASURED
+        for measure, statement in measured
+    )
+    columns = ("Finding", "measured by", *(f"{length:,} epochs" for length in lengths))
+    caption = f"Which measure makes which finding true, in how many cells: {MEANING}"
+    return Table(caption, columns, tuple(lines), open=True, words=("measured by",))
 
 
 def verdicts(table: Table1) -> Table:
@@ -91,31 +142,25 @@ def verdicts(table: Table1) -> Table:
     lines = (
         (
             statement,
-            _counts(rows_of(table, statement)),
+            counts(rows_of(table, statement)),
             *(_sign(cell, statement) for cell in shown),
         )
         for statement in table.statements
     )
-    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
     caption = (
-        f"{signs}: in how many of all cells, then at α = 0.5 in each net (depth × width, b with "
+        f"{MEANING}: in how many of all cells, then at α = 0.5 in each net (depth × width, b with "
         "biases) and training length"
     )
     columns = ("Claim", "all cells", *map(net_label, shown))
     return Table(caption, columns, tuple(lines), open=True)
 
 
-def _counts(rows: Sequence[ClaimRow]) -> str:
-    seen = Counter(row.verdict for row in rows)
-    return "\u00a0".join(f"{seen[verdict]}{sign}" for verdict, sign in SIGNS.items())
-
-
 def _sign(cell: CellResult, statement: str) -> str:
     return next((SIGNS[r.verdict] for r in cell.claims if r.claim == statement), NONE)
 
 
-def lds_table(table: Table1) -> Table:
-    """LDS of the ladder in every cell."""
+def lds_table(table: Table1, cells: Sequence[CellResult]) -> Table:
+    """LDS of the ladder in these cells."""
     names = [n for n in (*LADDER, *BELOW) if any(cell.rung(n) for cell in table.cells)]
     lines = (
         (
@@ -125,7 +170,7 @@ def lds_table(table: Table1) -> Table:
             number(cell.best_lds),
             short(cell.training_loss),
         )
-        for cell in table.cells
+        for cell in cells
     )
     caption = (
         "LDS of every cell over so many models, its half-interval behind ±; noise allows about the "
@@ -212,7 +257,7 @@ def _page(run: Table1Run) -> Page:
                 "cells",
                 "The numbers",
                 "The numbers that the verdicts come from.",
-                tables=(lds_table(table), *claim_tables(table)),
+                tables=(measures(table), lds_table(table, table.cells), *claim_tables(table)),
             ),
         ),
         command=command(table),
@@ -231,18 +276,23 @@ def _options(part: PartAsked) -> list[str]:
     return [f"--{key} {value}" for key, value in asdict(part).items() if value is not None]
 
 
-def markdown(table: Table1) -> str:
-    """The whole of it as text."""
-    every = [summary(table), verdicts(table), lds_table(table)]
+def text(table: Table1) -> Text:
+    """The whole of it as text, with the picture of LDS by rung."""
     found = errors(table)
-    parts = [
-        "# The paper's own cells\n",
-        f"{headline(table)} {TERMS}\n",
-        f"Made by:\n\n```sh\n{command(table)}\n```\n",
-    ]
-    for one in (*every, *([found.data] if found else []), *claim_tables(table)):
-        parts += [f"\n## {one.caption}\n", one.markdown]
-    return "\n".join(parts) + "\n"
+    return Text(
+        (
+            "# The paper's own cells",
+            f"{headline(table)} {TERMS}",
+            lds(table),
+            f"Made by:\n\n```sh\n{command(table)}\n```",
+            summary(table),
+            measures(table),
+            verdicts(table),
+            lds_table(table, table.cells),
+            *([found.data] if found else []),
+            *claim_tables(table),
+        )
+    )
 
 
 def show_table1(run: Table1Run, console: Console) -> None:
