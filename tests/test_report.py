@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -19,14 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.console import Console
+from typer.testing import CliRunner
 
 import curvfluence as cf
-from curvfluence.cli import main
+from curvfluence.cli import app, main
 from curvfluence.errors import NonFiniteError
 from curvfluence.fidelity import Interval
 from curvfluence.report import compare_studies, with_report, write_comparison, write_report
+from curvfluence.report.again import text_of
 from curvfluence.report.parts.cautions import cautions
 from curvfluence.report.parts.labels import spread
+from curvfluence.report.parts.repeat import study_command
 from curvfluence.report.study.explorer import explore
 from curvfluence.report.study.figures.cost import front
 from curvfluence.report.study.figures.ladder import steps
@@ -35,7 +39,9 @@ from curvfluence.report.study.verdict import chosen, verdict
 from curvfluence.store import records
 from curvfluence.store.folder import RESULTS
 from curvfluence.study.results import ClaimRow, NegativePart, Results, SweepPoint
+from curvfluence.study.spec import StudySpec
 from curvfluence.study.study import Study, read_study
+from curvfluence.study.variant import Variant
 from curvfluence.study.words import flops, number, seconds, short
 from tests.studies import (
     HYBRIDS,
@@ -821,6 +827,78 @@ class TestWords:
         priced = [(replace(rung, name=n, lds=y), x) for n, x, y in
                   (("a", 3.0, 0.5), ("b", 1.0, 0.2), ("c", 2.0, 0.1), ("d", 9.0, 0.5))]  # fmt: skip
         assert [found.name for found, _ in front(priced)] == ["b", "a"]
+
+    def test_what_differs_by_rounding_alone_is_not_on_the_front(self) -> None:
+        rung = make_results(full=False).rungs[0]
+        priced = [
+            (replace(rung, name="a", lds=0.5), 1.0),
+            (replace(rung, name="b", lds=0.5001), 9.0),
+        ]
+        assert [found.name for found, _ in front(priced)] == ["a"]
+
+
+class TestText:
+    """Studies as Markdown: what a reader of the documentation sees."""
+
+    def test_each_rung_with_what_it_costs(self, full: tuple[Path, str], tmp_path: Path) -> None:
+        text_of([full[0]]).write(tmp_path / "costs.md", "costs")
+        read = (tmp_path / "costs.md").read_text()
+        results = read_study(full[0]).results
+        stairs = {
+            rung.name for rung, _ in front([(r, r.seconds) for r in results.rungs if r.seconds])
+        }
+        for rung in results.rungs:
+            line = next(row for row in read.splitlines() if row.startswith(f"| {rung.full_name} |"))
+            assert f"| {number(rung.lds)} |" in line
+            assert line.endswith("| yes |" if rung.name in stairs else "|  |")
+        picture = next((tmp_path / "costs").iterdir())
+        assert f"](costs/{picture.name})" in read
+        assert picture.read_text().startswith("<?xml")
+
+    def test_several_have_a_line_each(self, full: tuple[Path, str]) -> None:
+        text = text_of([full[0], full[0]]).markdown("x")
+        assert text.count("on the front, from the cheapest up") == 1
+        heading = read_study(full[0]).results.heading
+        assert text.count(f"\n| {heading} |") == 2
+
+    def test_claims_go_on_another_page(self, full: tuple[Path, str]) -> None:
+        parts = sorted((Path(__file__).parent.parent / "docs" / "table1").glob("*.json"))
+        with pytest.raises(cf.errors.InputError, match="claims and studies go on pages of their "):
+            text_of([full[0], *parts])
+
+    @pytest.mark.parametrize(
+        ("spec", "command"),
+        [
+            (StudySpec("wine", 60), "--subsets 60"),
+            (
+                StudySpec("wine", 60, seed=3, models=2, variant=Variant(epochs=5), bregman=False),
+                "--seed 3 --models 2 --epochs 5 --subsets 60 --no-bregman",
+            ),
+            (
+                StudySpec("wine", 60, protocol="frontier", rungs=("GGN", "GGN(samples)")),
+                "--protocol frontier --subsets 60 --rungs 'GGN,GGN(samples)'",
+            ),
+            (StudySpec("wine", 60, replicates=300), ""),  # no option of the command
+            (StudySpec("wine", 60, variant=Variant(bias=False)), ""),
+        ],
+    )
+    def test_command_that_repeats_a_study(self, spec: StudySpec, command: str) -> None:
+        words = study_command(spec.settings)
+        assert words == (command and f"curvfluence study wine {command}")
+
+    def test_the_command_makes_the_study(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The words that are shown give the settings that they were made of."""
+        spec = StudySpec(
+            "wine", 4, seed=1, models=1, alpha=0.7, dtype="float64", protocol="frontier",
+            variant=Variant(depth=1, width=4, epochs=2), rungs=("GGN", "KFAC"), bregman=False,
+        )  # fmt: skip
+        seen: list[StudySpec] = []
+        monkeypatch.setattr(
+            "curvfluence.study.run_study",
+            lambda spec, *_, **__: seen.append(spec) or read_study(Path("nowhere")),
+        )
+        CliRunner().invoke(app, shlex.split(study_command(spec.settings))[1:])
+        assert seen == [spec]
 
 
 class TestNumbers:

@@ -19,7 +19,10 @@ def report(
         typer.Argument(help="Folders of finished studies, sweeps, claims or questions."),
     ],
     docs: Annotated[
-        Path | None, typer.Option(help="Write the tables of claims, one after another: FILE.md.")
+        Path | None,
+        typer.Option(
+            help="Write the tables of claims, or what each rung of studies costs, as text: FILE.md."
+        ),
     ] = None,
 ) -> None:
     """Write pages and figures again, from what the folders hold."""

@@ -11,11 +11,13 @@ from curvfluence.report.parts.page import Report
 from curvfluence.report.parts.text import Text
 from curvfluence.report.questions import write_questions
 from curvfluence.report.study.page import write_report
+from curvfluence.report.study.text import text as study_text
 from curvfluence.report.sweep.page import write_sweep_report
-from curvfluence.study.claims import Claims, is_claims, read_claims
+from curvfluence.study.claims import is_claims, read_claims
 from curvfluence.study.claims.table1_run import is_table1, joined, read_table1
 from curvfluence.study.questions import read_questions
 from curvfluence.study.questions.records import QUESTIONS
+from curvfluence.study.study import read_study
 from curvfluence.study.sweep import is_sweep, read_sweep
 
 
@@ -43,18 +45,22 @@ def _report(folder: Path) -> Report:
 
 
 def text_of(folders: Sequence[Path]) -> Text:
-    """Tables of claims as text; parts of the paper's own cells are put together first, and stand
-    before the claims on other problems. Errors: `InputError` for a folder of anything else."""
-    parts = [read_table1(folder).table for folder in folders if is_table1(folder)]
-    paper = joined(parts) if parts else None
-    others = [_claims(folder) for folder in folders if not is_table1(folder)]
+    """Studies as a page of costs; or tables of claims, where parts of the paper's own cells are put
+    together first, and stand before the claims on other problems.
+
+    Errors: `InputError` for a folder of anything else, and for studies among claims.
+    """
+    own = [folder for folder in folders if is_table1(folder)]
+    others = [folder for folder in folders if is_claims(folder)]
+    rest = [folder for folder in folders if folder not in own and folder not in others]
+    if rest and (own or others):
+        raise InputError(
+            f"claims and studies go on pages of their own; seen {(own + others)[0]} and {rest[0]}"
+        )
+    if rest:
+        return study_text([read_study(folder) for folder in rest])
+    paper = joined([read_table1(folder).table for folder in own]) if own else None
     if paper is not None and not others:
         return table1.text(paper)
-    first, *rest = others
-    return sum(map(claims.text, rest), claims.text(first, paper))
-
-
-def _claims(folder: Path) -> Claims:
-    if is_claims(folder):
-        return read_claims(folder)
-    raise InputError(f"{folder} holds no table of claims, which is what --docs writes")
+    first, *more = map(read_claims, others)
+    return sum(map(claims.text, more), claims.text(first, paper))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ _DEFAULTS = {
     "seed": 0,
     "alpha": 0.5,
 }  # settings of a sweep's command that need no axis of one value
+_OPTIONS = ("depth", "width", "epochs")  # what the command of a study can change of a problem
 
 
 def study_call(spec: StudySettings) -> str:
@@ -41,6 +43,35 @@ def sweep_call(spec: StudySettings, axes: Axes) -> str:
         f"{head}\nbase = StudySpec(\n{arguments})\naxes = {{\n{listed}}}\n"
         f"write_sweep_report(run_sweep(base, axes, Path({out!r})))"
     )
+
+
+def study_command(spec: StudySettings) -> str:
+    """The command that repeats a study, or "" where the library alone has its settings."""
+    changed = {name: int(value) for name, value in spec.variant.items() if name in _OPTIONS}
+    made = {name: getattr(spec, name) for name in ("seed", "models", "alpha", "protocol", "dtype")}
+    try:
+        plain = StudySpec(spec.problem, spec.subsets, protocol=spec.protocol)
+        rungs = None if plain.ladder == spec.rungs else spec.rungs
+        same = replace(
+            plain,
+            **made,
+            rungs=rungs,
+            variant=Variant(
+                depth=changed.get("depth"), width=changed.get("width"), epochs=changed.get("epochs")
+            ),
+            bregman=spec.bregman,
+        )
+    except InputError:
+        return ""
+    if same.settings != spec:
+        return ""
+    words = ["curvfluence", "study", spec.problem]
+    for name, value in {**made, **changed}.items():
+        if name in changed or value != getattr(StudySpec, name):
+            words += [f"--{name}", str(value)]
+    words += ["--subsets", f"{spec.subsets}"]
+    words += ["--rungs", ",".join(rungs)] if rungs is not None else []
+    return shlex.join([*words, *(["--no-bregman"] if not spec.bregman else [])])
 
 
 def _arguments(spec: StudySettings, leave_out: Sequence[str]) -> tuple[str, str]:

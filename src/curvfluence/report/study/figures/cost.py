@@ -19,10 +19,11 @@ OTHER = Look(PALE, ".", PALE)
 
 
 def front(priced: Sequence[Priced]) -> list[Priced]:
-    """The rungs that no other beats at once in cost and in LDS, from the cheapest up."""
+    """The rungs that no other beats at once in cost and in LDS, from the cheapest up. LDS that
+    are the same to the digits shown are the same: forms of one inverse differ by rounding."""
     on_front: list[Priced] = []
     for rung, cost in sorted(priced, key=lambda pair: (pair[1], -pair[0].lds)):
-        if not on_front or rung.lds > on_front[-1][0].lds:
+        if not on_front or round(rung.lds, 3) > round(on_front[-1][0].lds, 3):
             on_front.append((rung, cost))
     return on_front
 
