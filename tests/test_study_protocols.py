@@ -183,7 +183,7 @@ class TestFrontier:
         """By its forecast; one that is asked for by name is done whatever that says."""
         given = protocols.PROTOCOLS["frontier"]
         spec = StudySpec(
-            "wine", 4, models=1, orders=1, dampings=(1e-1,), protocol="frontier",
+            "wine", 4, models=1, orders=1, dampings=(1e-2, 1e-1), protocol="frontier",
             variant=Variant(epochs=1), bregman=False, costs=False, hybrids=False,
         )  # fmt: skip
         forecast = climb_module.plan
@@ -196,9 +196,12 @@ class TestFrontier:
         monkeypatch.setattr(climb_module, "plan", dear)
         found = run_study(spec, tmp_path / "x").results
         assert list(found.refused) == ["GGN", "GGN(samples)", "GGN(iterative)"]
-        assert found.refused["GGN"] == "forecast 100 s, more than 20"
+        assert found.refused["GGN"] == "forecast 100 s, more than 60"
+        assert (
+            found.refused["GGN(samples)"] == "forecast 100 s at each of 2 λ, more than 60 together"
+        )
         assert found.rung("GGN") is None
-        assert "GGN (forecast 100 s, more than 20)" in missing(found)
+        assert "GGN (forecast 100 s, more than 60)" in missing(found)
         named = run_study(replace(spec, rungs=("GGN", "KFAC")), tmp_path / "y").results
         assert named.refused == {}
         monkeypatch.setattr(protocols, "PROTOCOLS", {"frontier": replace(given, seconds=-1.0)})

@@ -57,7 +57,8 @@ class Protocol:
 
     With `double` the ladder is climbed in float64 and every inverse is held against the exact
     Hessian's, whatever the dtype of training. With `seconds` a rung that is forecast to take longer
-    for a fit and scores, or does not fit this machine, is left out and named. Without `spectra` no
+    for a fit and scores of a model (at all λ together, where it solves anew at each), or does not
+    fit this machine, is left out and named. Without `spectra` no
     rung is decomposed for its own sake.
     """
 
@@ -236,7 +237,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             steps=tuple(pairwise(_clean(0))),
             chains=(Chain("type2", ("GGN", "BlockGGN", "EKFAC", "KFAC")),),
             recipe=_unchanged,
-            seconds=20.0,
+            seconds=60.0,
             spectra=False,
         ),
         "table1": Protocol(
