@@ -774,6 +774,34 @@ class TestSubject:
             cf.judge(np.ones((Q, N)), positive="helps")
 
 
+class TestGoesOn:
+    def test_after_the_ladder(
+        self, bank: Path, scores: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A judgement that takes long and is killed climbs no ladder twice."""
+        monkeypatch.setattr("curvfluence.judging.subject.LONG", 0.0)
+        monkeypatch.chdir(tmp_path)
+
+        def judged() -> Judgement:
+            return cf.judge(
+                scores[0], "wine", positive="helps", units="loss", threads=1,
+                beside=Beside(("KFAC",), baselines=False),
+            )  # fmt: skip
+
+        with monkeypatch.context() as patched:
+            patched.setattr("curvfluence.judging.run.swept", None)
+            with pytest.raises(TypeError):
+                judged()
+        under_way = tmp_path / "runs" / "wine-judge" / "steps"
+        assert list(under_way.glob("*.json"))
+        with monkeypatch.context() as patched:
+            patched.setattr("curvfluence.study.climb.climb_one", None)
+            again = judged()
+        assert not under_way.exists()
+        for one, other in zip(again.methods, judged().methods, strict=True):
+            assert one == other
+
+
 class TestSaid:
     def test_file(self, scores: Tensor, tmp_path: Path) -> None:
         out = tmp_path / "j.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from curvfluence.jacobian.gradients import gradient_batches, query_gradients
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.problem.stream import labels_of
-from curvfluence.runtime import generators, precision
+from curvfluence.runtime import generators, journal, precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
 from curvfluence.score.neighbours import Neighbours, neighbours
@@ -59,7 +59,7 @@ def audit(
     curvature = fitted(problem, rung, damping, strict=False, solves=len(problem.train))
     chosen = require_named(curvature, damping, "BestOf chooses by queries", "an audit")
     wrong = None if flipped is None else _flipped(flipped, len(problem.train))
-    loss = _losses(problem)
+    loss: Tensor = journal.whole("losses", lambda: _losses(problem))
     own = self_influence(problem, curvature, damping=chosen).double()
     rows = _examined(loss, own, examined)
     near = neighbours(problem, curvature, rows, damping=chosen, k=k, itself=own)
@@ -144,7 +144,12 @@ def _harm(problem: Problem, curvature: Curvature, damping: Damping) -> Tensor:
     mean_p = g_q.to_dense()[:, 0].mean(0)
     x_p = curvature.solve(mean_p[None], damping)
     sign = -1.0 if problem.measurement.lower_is_better else 1.0
-    parts = [_inner(rows, x_p).double().cpu() for _, rows in gradient_batches(problem, layout)]
+
+    def from_example(first: int) -> Iterator[tuple[int, Tensor]]:
+        for start, rows in gradient_batches(problem, layout, first=first):
+            yield start, _inner(rows, x_p).double().cpu()
+
+    parts = [part for _, part in journal.in_pieces("harm", from_example)]
     return sign * torch.cat(parts) / len(problem.train)
 
 

@@ -42,7 +42,7 @@ def attribute(
     Of a file nothing is trained again; a built-in problem is trained once.
     """
     from curvfluence.curvature.named import damping_named, rung_named
-    from curvfluence.explore import answer, companion
+    from curvfluence.explore import answer, companion_named, going_on
     from curvfluence.report.explorer import show_answers, write_explorer
     from curvfluence.report.parts.page import require_own
     from curvfluence.study.problems.given import given
@@ -55,10 +55,13 @@ def attribute(
     with watching(no_progress) as watch, watch("load the problem", 3) as done:
         asked = given(problem)
         done(1)
-        why = ""
-        if beside == "auto":
-            second, why = companion(asked.problem, chosen)
-        found = answer(asked, query, rung=chosen, beside=second, damping=at, top=top)
+        settings = (query, chosen, beside, at, top)
+        with going_on(out, asked.problem, *settings):
+            why = ""
+            if beside == "auto":
+                name, why = companion_named(asked.problem, chosen)
+                second = None if name is None else rung_named(name)
+            found = answer(asked, query, rung=chosen, beside=second, damping=at, top=top)
         done(2)
         page = write_explorer(found, out, command=command_line())
     show_answers(found, console)

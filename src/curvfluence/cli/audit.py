@@ -34,6 +34,7 @@ def audit(
     from curvfluence.auditing import audit as run_audit
     from curvfluence.auditing.record import record_of
     from curvfluence.curvature.named import damping_named, rung_named
+    from curvfluence.explore import going_on
     from curvfluence.report.audit import show_audit, write_audit
     from curvfluence.report.parts.page import require_own
     from curvfluence.store.records import write
@@ -47,14 +48,15 @@ def audit(
     with watching(no_progress) as watch, watch("audit", 3) as done:
         asked = given(problem)
         done(1)
-        found = run_audit(
-            asked.problem,
-            chosen,
-            damping=at,
-            k=neighbours,
-            examined=examined,
-            flipped=asked.flipped,
-        )
+        with going_on(out, asked.problem, chosen, at, neighbours, examined):
+            found = run_audit(
+                asked.problem,
+                chosen,
+                damping=at,
+                k=neighbours,
+                examined=examined,
+                flipped=asked.flipped,
+            )
         done(2)
         page = write_audit(found, asked, out, command=command_line())
     console = plain()

@@ -88,13 +88,12 @@ class GramSum:
 
     def __init__(self, part: LayerPart) -> None:
         self._part = part
-        self._pair: PairSum | None = None
+        at = part.position, part.with_weight
+        self._pair = PairSum((at, at), part.shape, part.shape)
 
     def add(self, sums: Sums, rows: Rows) -> None:
         term = self._part.factored(rows)
         if isinstance(term, Outer):
-            at = self._part.position, self._part.with_weight
-            self._pair = self._pair or PairSum((at, at))
             self._pair.add(sums, term.s.mT @ term.s, term.a, term.a)
             return
         size = self._part.size
@@ -103,7 +102,7 @@ class GramSum:
             sums.add_product_(self._part.name, z_rw.T, z_rw)
 
     def matrix(self, sums: Sums) -> Tensor:
-        if self._pair is None:
+        if self._part.name in sums:
             return sums.pop(self._part.name)
         block = self._pair.block(sums)
         return block.reshape(block.shape[0] * block.shape[1], -1)

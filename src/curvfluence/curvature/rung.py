@@ -16,7 +16,7 @@ from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
-from curvfluence.runtime import precision
+from curvfluence.runtime import journal, precision
 from curvfluence.runtime.said import noted
 from curvfluence.runtime.stage import Stage
 
@@ -102,7 +102,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     _require_room(problem, rung)
     if strict:
         _require_rules(problem, rung)
-    with noted() as said:
+    with noted() as said, journal.scope(f"fit {rung!r}"):
         built = rung.build(problem)
     for note in built.notes:
         if FEW_SURPRISES_NOTE in note:

@@ -15,6 +15,7 @@ from curvfluence.curvature.rung import Rung, fit
 from curvfluence.errors import InputError
 from curvfluence.forecast.make import LADDER, plans
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import journal
 from curvfluence.score.agreement import Agreement, agreement
 from curvfluence.score.certificate import Certificate
 from curvfluence.score.influence import influence
@@ -105,10 +106,31 @@ def companion(problem: Problem, rung: Rung, seconds: float = SECONDS) -> tuple[R
     return None, f"no other rung is forecast to take at most {seconds:g} s here"
 
 
+def companion_named(problem: Problem, rung: Rung) -> tuple[str | None, str]:
+    """`companion` by its name, which stays the one that was chosen where a command goes on:
+    forecasts are of a machine and differ from time to time."""
+
+    def choose() -> tuple[str | None, str]:
+        found, why = companion(problem, rung)
+        return None if found is None else found.name, why
+
+    name, why = journal.whole("beside", choose, always=True)
+    return name, why
+
+
 def _answer(problem: Problem, curvature: Curvature, damping: Damping) -> Answer:
     scores = influence(problem, curvature, damping=damping)
     no_inverse = curvature.fixed_damping is not None
     return Answer(scores, None if no_inverse else scores.certificate())
+
+
+def _of_tokens(
+    problem: Problem, curvature: Curvature, damping: Damping, examples: tuple[int, ...]
+) -> Tensor:
+    """[len, T] of one query."""
+    return journal.whole(
+        "tokens", lambda: token_influence(problem, curvature, damping=damping, examples=examples)[0]
+    )
 
 
 def _tokens(
@@ -123,8 +145,7 @@ def _tokens(
         row = scores[q]
         ends = [*row.top(top).indices[0].tolist(), *row.bottom(top).indices[0].tolist()]
         rows = tuple(dict.fromkeys(ends))
-        one = token_influence(problem.asking([q]), curvature, damping=damping, examples=rows)
-        found.append((rows, one[0]))
+        found.append((rows, _of_tokens(problem.asking([q]), curvature, damping, rows)))
     left = count - len(found)
     more = f"tokens are coloured for the first {TOKENS} of {count} queries"
     return tuple(found), ((more,) if left else ())

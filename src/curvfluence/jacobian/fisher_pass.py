@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched, joined
+from curvfluence.runtime import journal
 
 FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
 
@@ -37,6 +39,8 @@ class FisherPass:
         self._kind = Kind() if again else None
         self._states: dict[int, Tensor] = {}  # of the draws, before an example
         self._surprising: dict[int, float] = {}  # by a chunk's first example
+        self._reached = 0  # the example after the last chunk that was given
+        self._drawing: torch.Generator | None = None
 
     @cached_property
     def rank(self) -> int:
@@ -56,35 +60,58 @@ class FisherPass:
         return row_cache(self.problem, self.layout).of(self._kind)
 
     def __iter__(self) -> Iterator[Rows]:
+        return self._from(0)
+
+    def _from(self, first: int) -> Iterator[Rows]:
+        """The rows from an example on; where that is not the first, from where a chunk begins."""
+        for rows in self._rows(first):
+            first = self._reached = first + len(rows)
+            yield rows
+
+    def _rows(self, first: int) -> Iterator[Rows]:
         if self._of_gradients:
-            read = gradient_rows(self.problem, self.layout, again=True, factored=True)
+            read = gradient_rows(self.problem, self.layout, again=True, factored=True, first=first)
             yield from (rows for _, rows in read)
             return
-        first = 0
-        for start, rows in self._cached:
-            yield rows
-            first = start + len(rows)
+        if not first:
+            for start, rows in self._cached:
+                yield rows
+                first = start + len(rows)
         if first < len(self.problem.train):
             yield from self._computed(first)
 
-    def within(self, bases: Mapping[int, Basis]) -> Iterator[Rows]:
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the pass is: the next example, the state of the draws, and what they surprised."""
+        draws = None if self._drawing is None else self._drawing.get_state()
+        surprising = list(self._surprising.items())
+        return {"first": self._reached, "draws": draws, "surprising": surprising}
+
+    def after(self, position: dict[str, Any]) -> Iterator[Rows]:
+        """The rows of a pass from a position on."""
+        first = position["first"]
+        if position["draws"] is not None:
+            self._states[first] = position["draws"]
+        self._surprising.update(dict(position["surprising"]))
+        return self._from(first)
+
+    def within(self, bases: Mapping[int, Basis]) -> Iterable[Rows]:
         """The same rows again; of gradients that are cached, those of layers in `bases` (by number)
         as matrices in that basis, where these are not much larger than a and s.
 
         So they stay in the cache: scores in the same basis then form no row.
         """
-        if not self._of_gradients:
-            yield from self
-            return
+        if not self._of_gradients or journal.steady():
+            return self
         cached = cached_gradients(self.problem, self.layout)
-        for rows in self:
-            yield _formed(rows, bases, cached) if cached.holds(rows) else rows
+        return (_formed(rows, bases, cached) if cached.holds(rows) else rows for rows in self)
 
     def _computed(self, first: int) -> Iterator[Rows]:
         """The rows from an example on, by the draws that every pass has there."""
         drawn, cached = self.fisher.columns(), self._cached
         if isinstance(drawn, Draws) and first:
             drawn.generator.set_state(self._states[first])
+        self._drawing = drawn.generator if isinstance(drawn, Draws) else None
         made = first
 
         def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:

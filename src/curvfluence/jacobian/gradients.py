@@ -14,24 +14,32 @@ from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched
-from curvfluence.runtime import budget
+from curvfluence.runtime import budget, journal
 
 
 def gradient_rows(
-    problem: Problem, layout: Layout, *, again: bool = False, factored: bool = False
+    problem: Problem,
+    layout: Layout,
+    *,
+    again: bool = False,
+    factored: bool = False,
+    first: int = 0,
 ) -> Iterator[tuple[int, Rows]]:
     """(start, g_n = ∇ℓ_n of a chunk of training examples), times v_n where they are weighted; with
-    `factored` as a and s, for which others that are cached are dropped.
+    `factored` as a and s, for which others that are cached are dropped. From `first` on, where a
+    chunk begins.
 
     With `again` (they will be asked for once more), and from the second time on, those of the first
     examples are cached, `Problem.remember` bytes of them, and read from then on. Fresh memory costs
     a third of a pass, which one that stays alone does not pay.
     """
+    if journal.steady() or first:
+        yield from _computed(problem, layout, first)
+        return
     cached = cached_gradients(problem, layout)
     if factored and not all(chunk.rows.factored for chunk in cached.chunks):
         cached.clear(problem.remember)
     keeping, cached.asked = again or cached.asked, True
-    first = 0
     for start, rows in cached:
         yield start, rows
         first = start + len(rows)
@@ -43,22 +51,28 @@ def gradient_rows(
 
 
 def _computed(problem: Problem, layout: Layout, first: int) -> Iterator[tuple[int, Rows]]:
+    if first >= len(problem.train):
+        return iter(())
     part = problem.train[first:]
     return rows_in_chunks(problem, layout, part, of_gradient("training set"), first=first)
 
 
 def cached_gradients(problem: Problem, layout: Layout) -> CachedRows[Rows]:
     """What `gradient_rows` will read and not compute."""
+    if journal.steady():
+        return CachedRows(0)
     return row_cache(problem, layout).of(GRADIENTS)
 
 
-def gradient_batches(problem: Problem, layout: Layout) -> Iterator[tuple[int, tuple[Rows, ...]]]:
+def gradient_batches(
+    problem: Problem, layout: Layout, *, first: int = 0
+) -> Iterator[tuple[int, tuple[Rows, ...]]]:
     """`gradient_rows` with the chunks that are cached several at a time, up to 4,096 examples: what
     is scored against them is read from memory once for all of these."""
     cached = sum(len(rows) for _, rows in cached_gradients(problem, layout))
     several: list[Rows] = []
-    first = count = 0
-    for start, rows in gradient_rows(problem, layout):
+    count = 0
+    for start, rows in gradient_rows(problem, layout, first=first):
         if several and count + len(rows) > budget.EXAMPLES:
             yield first, tuple(several)
             several, first, count = [], start, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -58,16 +59,19 @@ def rungs_of(
     trained: Trained,
     problems: Sequence[Problem],
     names: Sequence[str] | None,
+    kept: ExitStack,
     watch: Watcher,
 ) -> tuple[list[Contender], list[str]]:
     """Each rung twice: λ from the study's grid, cross-fitted on the truth as in a study, and at the
     default damping, which no truth has chosen; EK-FAC, and GGN up to `LIMIT` parameters, unless
-    named. Then why one was left out. `problems` are those of `trained`."""
+    named. Then why one was left out. `problems` are those of `trained`; what takes long is kept
+    until `kept` is closed."""
     chosen, notes = _chosen(problems[0], names)
     if not chosen:
         return [], notes
     spec = replace(subject.spec, rungs=tuple(chosen))
-    ladder = climb(spec, subject.problem, trained, spec.plan, watch)
+    steps = kept.enter_context(subject.steps(problems, chosen))
+    ladder = climb(spec, subject.problem, trained, spec.plan, watch, steps)
     seeds = spec.seeds("Fisher", len(problems))
     found: list[Contender] = []
     for rung in ladder.rungs:

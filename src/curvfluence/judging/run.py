@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,10 +98,10 @@ def judge(
     if beside.rungs:
         replace(subject.spec, rungs=beside.rungs)  # which there are
     _require_removal(beside.removal, subject)
-    with limited(threads):
-        found = _Judge(subject, read, models, name, beside, watch).judgement(start)
-    if path is not None:
-        write(path, found)
+    with limited(threads), ExitStack() as kept:
+        found = _Judge(subject, read, models, name, beside, kept, watch).judgement(start)
+        if path is not None:
+            write(path, found)
     return found
 
 
@@ -142,6 +143,7 @@ class _Judge:
     models: list[int]
     name: str
     beside: Beside
+    kept: ExitStack  # closed when the judgement is written: what was kept on the way then goes
     watch: Watcher
 
     def judgement(self, start: float) -> Judgement:
@@ -211,7 +213,9 @@ class _Judge:
         first = Contender(self.name, "judged", said, self.given.values[:, None], units=units)
         trained = models.checkpoints(self.models)
         problems = influence_problems(self.subject.problem, trained)
-        ours, left_out = rungs_of(self.subject, trained, problems, self.beside.rungs, self.watch)
+        ours, left_out = rungs_of(
+            self.subject, trained, problems, self.beside.rungs, self.kept, self.watch
+        )
         base, missing = ([], [])
         if self.beside.baselines:
             (seed,) = self.subject.spec.seeds("random scores", 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +13,13 @@ from torch import nn
 from curvfluence import kinds
 from curvfluence.banks import SHIPPED
 from curvfluence.errors import InputError
+from curvfluence.explore.kept import LONG, content, operations
 from curvfluence.judging.holdings import Holdings
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.threads import limited
+from curvfluence.store.folder import writing
+from curvfluence.store.records import as_json
+from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study.asked import asked
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.problems import StudyProblem, load
@@ -49,6 +55,7 @@ class Subject:
     problem: StudyProblem
     bank: Bank
     removals: Bank
+    under_way: Path  # where steps of a judgement are kept while it is made
 
     @staticmethod
     def of(name: str | None, settings: Settings, bank: Path | None = None) -> Subject:
@@ -99,16 +106,34 @@ class Subject:
         draw_subsets(spec, problem)
         source = source_of(problem, spec)
         own = Path("runs") / f"{problem.name}-judge"
-        removals = own / REMOVALS
+        removals, under_way = own / REMOVALS, own / STEPS
         if bank is not None:
             kept = Bank(bank, source, as_made=True)
             removals = bank.with_name(f"{bank.name}-{REMOVALS}")
+            under_way = bank.with_name(f"{bank.name}-{STEPS}")
         else:
             about = (Bank(at / problem.name, source, as_made=True) for at in (NEAR, SHIPPED))
             whole = (one for one in about if _serves(one, spec, problem))
             kept = next(whole, Bank(own / "bank", source))
         kept.require_free()
-        return Subject(spec, problem, kept, Bank(removals, source))
+        return Subject(spec, problem, kept, Bank(removals, source), under_way)
+
+    @contextmanager
+    def steps(self, problems: Sequence[Problem], rungs: Sequence[str]) -> Generator[Steps | None]:
+        """Where the ladder of each of these influence models is kept until the judgement is made;
+        None where all of it is done again sooner, or another command does the same."""
+        if len(problems) * len(rungs) * operations(problems[0]) < LONG:
+            yield None
+            return
+        depends = {
+            "spec": as_json(self.spec.settings),
+            "rungs": list(rungs),
+            "models": [content(problem) for problem in problems],
+        }
+        with writing(self.under_way):
+            self.under_way.parent.mkdir(parents=True, exist_ok=True)
+        with Steps(self.under_way, depends).ours() as found:
+            yield found
 
     def claim(self) -> None:
         """Make the folder a bank, where it is none yet: one that is there is only added to."""

@@ -17,7 +17,7 @@ from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import budget, precision
+from curvfluence.runtime import budget, journal, precision
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ def certify(
     shift = curvature.shift(damping).to(exact.dtype)
     residuals: list[float] = []
     count = curvature.parameters.count
-    for given, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
-        x_qp = curvature.solve(given.to_dense()[:, 0], damping).to(exact.dtype)
-        residuals += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
+    with journal.scope(f"certificate {curvature.name} {damping} {against}"):
+        for given, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
+            x_qp = curvature.solve(given.to_dense()[:, 0], damping).to(exact.dtype)
+            residuals += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
     name = str(exact.dtype).removeprefix("torch.")
     matrix = "A + W + λI" if bool(curvature.decay.any()) else "A + λI"
     return Certificate(curvature.name, against, tuple(residuals), name, matrix)

@@ -22,7 +22,7 @@ from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import budget, precision
+from curvfluence.runtime import budget, journal, precision
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.said import noted
 from curvfluence.score.best_damping import resolved
@@ -74,6 +74,7 @@ def influence(
     curvature = fitted(problem, rung, damping, strict=strict)
     n = len(problem.train)
     with ExitStack() as stack:
+        stack.enter_context(journal.scope(f"scores {curvature.name} {damping}"))
         told = stack.enter_context(noted())
         run = _Run.begin(problem, curvature, damping)
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
@@ -81,13 +82,16 @@ def influence(
             if leverage:
                 scores.put(first, 0, run.predicted(run.newton(g_q), first, 0))
                 continue
-            x_q = run.solve(g_q, compress)  # (C + diag(w) + λI)⁻¹ g_q
-            for at, g_n in gradient_batches(problem, run.layout):
-                shares = x_q.by_block(*g_n) if by_block else {"all": x_q.inner(*g_n)}
-                whole = sum_of(shares.values())[..., 0]
-                scores.put(first, at, run.predicted(whole, first, at))
-                if by_block:
+            if by_block:
+                x_q = run.solve(g_q, compress)
+                for at, g_n in gradient_batches(problem, run.layout):
+                    shares = x_q.by_block(*g_n)
+                    whole = sum_of(shares.values())[..., 0]
+                    scores.put(first, at, run.predicted(whole, first, at))
                     scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
+                continue
+            for at, whole in run.tiles(g_q, compress):
+                scores.put(first, at, run.predicted(whole, first, at))
     made = run.scores(scores, told, leverage=leverage)
     if said is not None:
         write_record(replace(made, blocks=None).record, said)
@@ -133,7 +137,21 @@ class _Run:
         for start in range(0, len(self.queries), step):
             yield start, self.queries[start : start + step]
 
+    def tiles(self, g_q: Rows, compress: float | None) -> Iterator[tuple[int, Tensor]]:
+        """(first example, N times the scores [Q, count]) of these queries."""
+        solved: list[Solved] = []
+        if self.curvature.tolerance is not None or compress is not None:
+            solved.append(self.solve(g_q, compress))  # which finds what the result must say
+
+        def from_example(first: int) -> Iterator[tuple[int, Tensor]]:
+            x_q = solved[0] if solved else self.solve(g_q, compress)
+            for at, g_n in gradient_batches(self.problem, self.layout, first=first):
+                yield at, x_q.inner(*g_n)[..., 0]
+
+        return journal.in_pieces("tiles", from_example)
+
     def solve(self, g_q: Rows, compress: float | None) -> Solved:
+        """(C + diag(w) + λI)⁻¹ g_q."""
         cached = cached_gradients(self.problem, self.layout)
         against = Against(len(self.problem.train), tuple(rows for _, rows in cached))
         x_q = self.curvature.solve_rows(g_q, self.damping, against=against, compress=compress)

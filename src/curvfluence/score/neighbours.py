@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_rows, query_gradients
 from curvfluence.problem.measurement import LossMeasurement
 from curvfluence.problem.problem import Problem, require_problem
-from curvfluence.runtime import budget, precision
+from curvfluence.runtime import budget, journal, precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
 from curvfluence.score.self_influence import self_influence
@@ -78,32 +79,54 @@ def neighbours(
     loss = LossMeasurement(problem.loss)
     step = max(1, min(BLOCK, budget.SOLVED // curvature.parameters.count))
     parts: list[tuple[Tensor, Tensor]] = []
-    for rows in examples.split(step):
+
+    def tiles(rows: Tensor, first: int) -> Iterator[tuple[int, Tensor]]:
+        """Cosines of `rows` and the examples from `first` on."""
+        if first >= n:
+            return
         asked = problem.train.take(rows.to(problem.device))
         g_e = query_gradients(problem.about(asked, loss), layout)
         x_e = curvature.solve_rows(g_e, chosen, against=Against(n))
         own = norm[rows] if v_n is None else norm[rows] / v_n[rows].clamp_min(1e-300)
-        best = _Best(rows, k)
-        for start, g_n in gradient_rows(problem, layout):
+        for start, g_n in gradient_rows(problem, layout, first=first):
             tile = x_e.inner(g_n)[..., 0].cpu().double()
-            other = norm[start : start + tile.shape[1]]
-            scale = own[:, None] * other
-            best.add(start, torch.where(scale > 0, tile / scale, 0.0))
-        parts.append((best.indices, best.values))
+            scale = own[:, None] * norm[start : start + tile.shape[1]]
+            yield start, torch.where(scale > 0, tile / scale, 0.0)
+
+    with journal.scope(f"neighbours {curvature.name} {chosen} {k}"):
+        for rows in examples.split(step):
+            with journal.work("nearest") as ours:
+                best = (None if ours is None else ours.find(_Best)) or _Best.none(rows, k)
+                begun = best.after
+                for start, cosines_en in tiles(rows, best.after):
+                    best.add(start, cosines_en)
+                    if ours is not None:
+                        ours.keep_if_due(best)
+                if ours is not None and best.after > begun:
+                    ours.keep_if_long(best)
+            parts.append((best.indices, best.values))
     indices, cosines = (torch.cat(column) for column in zip(*parts, strict=True))
     return Neighbours(examples, indices, cosines)
 
 
+@dataclass(eq=False)
 class _Best:
-    """The k largest in size so far, of tiles of columns."""
+    """The k largest in size so far, of tiles of columns up to `after`."""
 
-    def __init__(self, rows: Tensor, k: int) -> None:
-        self.rows, self.k = rows, k
-        self.indices = torch.empty(len(rows), 0, dtype=torch.long)
-        self.values = torch.empty(len(rows), 0, dtype=torch.float64)
+    rows: Tensor
+    k: int
+    indices: Tensor
+    values: Tensor
+    after: int
+
+    @staticmethod
+    def none(rows: Tensor, k: int) -> _Best:
+        indices = torch.empty(len(rows), 0, dtype=torch.long)
+        return _Best(rows, k, indices, torch.empty(len(rows), 0, dtype=torch.float64), 0)
 
     def add(self, start: int, tile: Tensor) -> None:
-        columns = torch.arange(start, start + tile.shape[1])
+        self.after = start + tile.shape[1]
+        columns = torch.arange(start, self.after)
         own = columns == self.rows[:, None]
         numbers = torch.cat([self.indices, columns.expand(len(self.rows), -1)], 1)
         values = torch.cat([self.values, tile], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_rows
 from curvfluence.problem.problem import Problem, require_problem
-from curvfluence.runtime import precision
+from curvfluence.runtime import journal, precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
 from curvfluence.score.influence import require_finite_scores
@@ -36,12 +38,16 @@ def self_influence(
     require_problem(problem)
     curvature = fitted(problem, rung, damping, strict=strict, solves=len(problem.train))
     chosen = require_named(curvature, damping, "BestOf chooses by queries", "self-influence")
-    parts: list[Tensor] = []
-    for start, g_n in gradient_rows(problem, discover(problem)):
-        scores_n = curvature.quadratic(g_n, chosen) / len(problem.train)
-        if g_n.weights is not None:  # the rows hold v twice
-            v_n = g_n.weights.to(scores_n)
-            scores_n = torch.where(v_n > 0, scores_n / v_n, 0.0)
-        require_finite_scores(scores_n[None], curvature.rung, 0, start)
-        parts.append(scores_n.cpu())
-    return torch.cat(parts)
+    layout = discover(problem)
+
+    def from_example(first: int) -> Iterator[tuple[int, Tensor]]:
+        for start, g_n in gradient_rows(problem, layout, first=first):
+            scores_n = curvature.quadratic(g_n, chosen) / len(problem.train)
+            if g_n.weights is not None:  # the rows hold v twice
+                v_n = g_n.weights.to(scores_n)
+                scores_n = torch.where(v_n > 0, scores_n / v_n, 0.0)
+            require_finite_scores(scores_n[None], curvature.rung, 0, start)
+            yield start, scores_n.cpu()
+
+    with journal.scope(f"self-influence {curvature.name} {chosen}"):
+        return torch.cat([part for _, part in journal.in_pieces("parts", from_example)])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from curvfluence.errors import NonFiniteError
+from curvfluence.runtime import journal
+from curvfluence.runtime.resumable import Resumable
 
 Chunk = TypeVar("Chunk")
 
@@ -33,6 +36,17 @@ class Sums:
         total = self._totals.get(key)
         self._totals[key] = x @ y if total is None else total.addmm_(x, y)
 
+    def so_far(self, position: Any, *, whole: bool) -> Partial:
+        """What there is of them, to be kept."""
+        kept = [(key, str(total.device), total) for key, total in self._totals.items()]
+        return Partial(kept, position, whole)
+
+    @staticmethod
+    def of(kept: Partial) -> Sums:
+        sums = Sums()
+        sums._totals = {_key(key): total.to(device) for key, device, total in kept.totals}
+        return sums
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._totals
 
@@ -54,19 +68,56 @@ class Sums:
         return self._totals.pop(key)
 
 
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """Sums over the chunks up to a position of their source: key, device and value of each."""
+
+    totals: list[tuple[Any, str, Tensor]]
+    position: Any
+    whole: bool
+
+
+def _key(kept: Any) -> Hashable:
+    """A key as it was: a tuple is kept as a list."""
+    return tuple(map(_key, kept)) if isinstance(kept, list) else kept  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
 def accumulate(chunks: Iterable[Chunk], update: Callable[[Chunk, Sums], None]) -> Sums:
     """Σ over chunks of the data of what `update(chunk, sums)` adds of each.
 
     Factors, squares, Gram matrices, the GGN, products with it and with the Hessian, gradients of
     groups: all are such sums, and what all of them need (a reduction over machines, progress,
-    a point to resume from, another device) has this one place. A chunk is let go of before the
-    next is made.
+    another device) has this one place. Where the work of a command is kept (`journal`), a sum over
+    chunks that can begin anywhere (`Resumable`) goes on where it stopped, and every other one that
+    is whole is read. A chunk is let go of before the next is made.
 
     Errors: `NonFiniteError` where a sum is beyond its dtype though each row was finite.
     """
-    sums = Sums()
-    for chunk in chunks:
-        update(chunk, sums)
-        del chunk
+    with journal.work("sum") as ours:
+        sums = Sums() if ours is None else _kept(ours, chunks, update)
+        if ours is None:
+            for chunk in chunks:
+                update(chunk, sums)
+                del chunk
     sums.require_finite()
+    return sums
+
+
+def _kept(
+    ours: journal.Work, chunks: Iterable[Chunk], update: Callable[[Chunk, Sums], None]
+) -> Sums:
+    """The sums from what was kept of them on."""
+    found = ours.find(Partial)
+    sums = Sums() if found is None else Sums.of(found)
+    source: Resumable[Chunk] | None = chunks if isinstance(chunks, Resumable) else None
+    if found is not None and source is not None:
+        chunks = source.after(found.position)
+    if found is None or not found.whole:
+        for chunk in chunks:
+            update(chunk, sums)
+            del chunk
+            if source is not None:
+                ours.keep_if_due(sums.so_far(source.position, whole=False))
+        position = None if source is None else source.position
+        ours.keep_if_long(sums.so_far(position, whole=True))
     return sums

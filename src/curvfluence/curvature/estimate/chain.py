@@ -26,6 +26,7 @@ from curvfluence.errors import counted_from
 from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.forward import Forward
+from curvfluence.problem.in_chunks import InChunks
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import tensor_of
 
@@ -147,7 +148,7 @@ def chain_hessian(problem: Problem, layout: Layout, chain: Chain, chunk: int = 2
     neighbours as much again; memory 2 P² numbers.
     """
     parts = layer_parts(problem.parameters, layout, joint_bias=True)
-    pairs = pair_sums(len(parts))
+    pairs = pair_sums([part.shape for part in parts])
 
     def add_pairs(numbered: tuple[int, Examples], sums: Sums) -> None:
         start, part = numbered
@@ -159,7 +160,7 @@ def chain_hessian(problem: Problem, layout: Layout, chain: Chain, chunk: int = 2
         require_finite(delta, "output gradient of training set", start)
         _add_chunk(pairs, sums, layers, delta, s_bkc.transpose(1, 2))
 
-    sums = accumulate(problem.train.chunks(chunk), add_pairs)
+    sums = accumulate(InChunks(problem.train, chunk), add_pairs)
     return assemble(problem, parts, pairs, sums)
 
 

@@ -49,7 +49,7 @@ def _from_rows(problem: Problem, rows: FisherPass) -> Tensor:
 def _from_pairs(problem: Problem, rows: FisherPass) -> Tensor:
     """Σ_n (Σ_c s^m s^lᵀ) ⊗ (a^m a^lᵀ) / N for each pair of layers."""
     parts = layer_parts(problem.parameters, rows.layout, joint_bias=True)
-    pairs = pair_sums(len(parts))
+    pairs = pair_sums([part.shape for part in parts])
 
     def add_pairs(chunk: Rows, sums: Sums) -> None:
         terms = [cast(Outer, part.term(chunk)) for part in parts]

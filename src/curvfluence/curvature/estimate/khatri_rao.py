@@ -10,7 +10,7 @@ the diagonal (m = l) both X and ã ãᵀ are symmetric: a quarter of that suffic
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,18 +19,19 @@ from curvfluence.curvature.estimate.accumulate import Sums
 
 
 class PairSum:
-    """T = Σ_n X_n[p, r] ã^m_n[q] ã^l_n[s], one of the sums of a pass under the name of `pair`."""
+    """T = Σ_n X_n[p, r] ã^m_n[q] ã^l_n[s], one of the sums of a pass under the name of `pair`, of
+    two parts of these shapes (o, ĩ)."""
 
-    def __init__(self, pair: tuple[Hashable, Hashable]) -> None:
+    def __init__(
+        self, pair: tuple[Hashable, Hashable], left: tuple[int, int], right: tuple[int, int]
+    ) -> None:
         self._pair = pair
         self._symmetric = pair[0] == pair[1]
-        self._sizes = (0, 0, 0, 0)
+        self._sizes = (*left, *right)
 
     def add(self, sums: Sums, x_bpr: Tensor, left_bq: Tensor, right_bs: Tensor) -> None:
         """Add the terms of a chunk; of a layer with itself X = Xᵀ and left is right."""
-        _, p, r = x_bpr.shape
-        q, s = left_bq.shape[1], right_bs.shape[1]
-        self._sizes = (p, q, r, s)
+        p, q, _, _ = self._sizes
         if self._symmetric:
             rows, columns = torch.triu_indices(p, p)
             x = x_bpr[:, rows, columns]
@@ -70,9 +71,13 @@ class PairSum:
         return full.reshape(p, p, q, q).transpose(1, 2)
 
 
-def pair_sums(layers: int) -> dict[tuple[int, int], PairSum]:
-    """A sum for every pair (m, k) of layers with k <= m."""
-    return {(m, k): PairSum((m, k)) for m in range(layers) for k in range(m + 1)}
+def pair_sums(shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], PairSum]:
+    """A sum for every pair (m, k) of parts of these shapes with k <= m."""
+    return {
+        (m, k): PairSum((m, k), shapes[m], shapes[k])
+        for m in range(len(shapes))
+        for k in range(m + 1)
+    }
 
 
 def _triangle(size: int) -> Tensor:

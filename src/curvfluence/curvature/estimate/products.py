@@ -18,6 +18,7 @@ from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.data import Examples, require_finite
+from curvfluence.problem.in_chunks import InChunks
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
@@ -68,7 +69,7 @@ class CurvatureProduct:
             sums.add_("A v", torch.stack([model.product(v) for v in v_qp]))
 
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-            return accumulate(part.chunks(self._examples), add_products).pop("A v")
+            return accumulate(InChunks(part, self._examples), add_products).pop("A v")
 
     @precision.full()
     def _require_symmetric(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import SingularError
+from curvfluence.runtime import journal
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,36 +37,73 @@ def conjugate_gradients(
 
     Errors: `SingularError` where a direction has no positive curvature.
     """
-    x = torch.zeros_like(b_qn)
-    scale = b_qn.abs().amax(dim=1, keepdim=True)  # squares of small numbers would be 0
-    scale = torch.where(scale > 0, scale, 1)
-    residual = b_qn / scale
-    size = residual.norm(dim=1).clamp_min(torch.finfo(b_qn.dtype).tiny)
-    left = (b_qn != 0).any(dim=1).nonzero().flatten()
-    z = precondition(residual[left])
-    direction = z.clone()
-    rho = (residual[left] * z).sum(1)
-    iterations = 0
-    while len(left) and iterations < max_iterations:
-        curved = product(direction)
-        bend = (direction * curved).sum(1)
+    with journal.work("conjugate gradients") as ours:
+        scale = b_qn.abs().amax(dim=1, keepdim=True)  # squares of small numbers would be 0
+        scale = torch.where(scale > 0, scale, 1)
+        size = (b_qn / scale).norm(dim=1).clamp_min(torch.finfo(b_qn.dtype).tiny)
+        found = None if ours is None else ours.find(_State)
+        at = _State.first(b_qn / scale, precondition) if found is None else found.to(b_qn.device)
+        begun = at.iterations
+        while len(at.left) and at.iterations < max_iterations:
+            at.step(product, precondition, tolerance * size)
+            if ours is not None:
+                ours.keep_if_due(at)
+        if ours is not None and at.iterations > begun:
+            ours.keep_if_long(at)
+    return Solution(at.x * scale, at.residual.norm(dim=1) / size, at.iterations)
+
+
+@dataclass(eq=False)
+class _State:
+    """Where the iteration is: `left` numbers the rows that go on, of which alone `direction` and
+    `rho` are."""
+
+    x: Tensor
+    residual: Tensor
+    left: Tensor
+    direction: Tensor
+    rho: Tensor
+    iterations: int
+
+    @staticmethod
+    def first(b_qn: Tensor, precondition: Callable[[Tensor], Tensor]) -> _State:
+        left = (b_qn != 0).any(dim=1).nonzero().flatten()
+        z = precondition(b_qn[left])
+        rho = (b_qn[left] * z).sum(1)
+        return _State(torch.zeros_like(b_qn), b_qn, left, z.clone(), rho, 0)
+
+    def to(self, device: torch.device) -> _State:
+        return _State(
+            self.x.to(device),
+            self.residual.to(device),
+            self.left.to(device),
+            self.direction.to(device),
+            self.rho.to(device),
+            self.iterations,
+        )
+
+    def step(
+        self,
+        product: Callable[[Tensor], Tensor],
+        precondition: Callable[[Tensor], Tensor],
+        enough: Tensor,
+    ) -> None:
+        """One iteration of the rows left; `enough` [Q] is the norm of a residual that may go."""
+        curved = product(self.direction)
+        bend = (self.direction * curved).sum(1)
         if not bool((bend > 0).all()):
             worst = int(bend.argmin())
             raise SingularError(
                 f"conjugate gradients met a direction of curvature {float(bend[worst]):.3g} (row "
-                f"{int(left[worst])}, iteration {iterations + 1}): the damped matrix is not "
-                "positive definite. Use a larger damping"
+                f"{int(self.left[worst])}, iteration {self.iterations + 1}): the damped matrix is "
+                "not positive definite. Use a larger damping"
             )
-        step = (rho / bend)[:, None]
-        x[left] += step * direction
-        residual[left] -= step * curved
-        iterations += 1
-        open_rows = residual[left].norm(dim=1) > tolerance * size[left]
-        left, direction, rho = left[open_rows], direction[open_rows], rho[open_rows]
-        if not len(left):
-            break
-        z = precondition(residual[left])
-        new = (residual[left] * z).sum(1)
-        direction = z + (new / rho)[:, None] * direction
-        rho = new
-    return Solution(x * scale, residual.norm(dim=1) / size, iterations)
+        step = (self.rho / bend)[:, None]
+        self.x[self.left] += step * self.direction
+        self.residual[self.left] -= step * curved
+        self.iterations += 1
+        still = self.residual[self.left].norm(dim=1) > enough[self.left]
+        self.left, self.direction, rho = self.left[still], self.direction[still], self.rho[still]
+        z = precondition(self.residual[self.left]) if len(self.left) else self.direction
+        self.rho = (self.residual[self.left] * z).sum(1)
+        self.direction = z + (self.rho / rho)[:, None] * self.direction

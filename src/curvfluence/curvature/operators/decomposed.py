@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import SingularError
+from curvfluence.runtime import journal
 from curvfluence.runtime.said import say
 
 FAILED: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+KEPT = 256  # rows of a matrix of which the decomposition takes long enough to be kept
 scipy_eigh: Any = scipy.linalg.eigh  # pyright: ignore[reportUnknownMemberType]
 
 
@@ -22,6 +24,13 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     LAPACK's QR iteration (syev), slower and sturdier, in float64 on the CPU. The result says so.
     Errors: `SingularError` where none of them converges.
     """
+    if len(matrix) < KEPT:
+        return _eigh(matrix)
+    values, vectors = journal.whole("eigendecomposition", lambda: _eigh(matrix))
+    return values.to(matrix), vectors.to(matrix)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return torch.linalg.eigh(matrix)
     except FAILED as error:
