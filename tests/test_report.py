@@ -871,8 +871,16 @@ class TestText:
         [
             (StudySpec("wine", 60), "--subsets 60"),
             (
-                StudySpec("wine", 60, seed=3, models=2, variant=Variant(epochs=5), bregman=False),
-                "--seed 3 --models 2 --epochs 5 --subsets 60 --no-bregman",
+                StudySpec(
+                    "wine",
+                    60,
+                    seed=3,
+                    models=2,
+                    variant=Variant(epochs=5),
+                    bregman=False,
+                    queries=9,
+                ),
+                "--seed 3 --models 2 --epochs 5 --subsets 60 --queries 9 --no-bregman",
             ),
             (
                 StudySpec("wine", 60, protocol="frontier", rungs=("GGN", "GGN(samples)")),
@@ -891,6 +899,7 @@ class TestText:
         spec = StudySpec(
             "wine", 4, seed=1, models=1, alpha=0.7, dtype="float64", protocol="frontier",
             variant=Variant(depth=1, width=4, epochs=2), rungs=("GGN", "KFAC"), bregman=False,
+            queries=5,
         )  # fmt: skip
         seen: list[StudySpec] = []
         monkeypatch.setattr(

@@ -12,6 +12,7 @@ from tests.torture import commands, corruptions, inputs, kills, soak, stale
 
 PARTS = {
     "kills": (kills.run, 200),
+    "long": (kills.long, 20),
     "corruptions": (corruptions.run, 500),
     "stale": (stale.run, 100),
     "inputs": (inputs.run, 10_000),
@@ -46,12 +47,15 @@ def main() -> int:
 def _good(found: dict[str, Any]) -> bool:
     pairs = (
         ("kills", "kills_identical"),
+        ("long_kills", "long_kills_identical"),
         ("inputs", "inputs_clear"),
         ("commands", "commands_clear"),
         ("corruptions", "corruptions_detected"),
         ("stale", "stale_detected"),
     )
-    return not found.get("orphans") and all(found.get(a) == found.get(b) for a, b in pairs)
+    return not (found.get("orphans") or found.get("long_orphans")) and all(
+        found.get(a) == found.get(b) for a, b in pairs
+    )
 
 
 if __name__ == "__main__":

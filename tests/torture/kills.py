@@ -32,24 +32,50 @@ COMMANDS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def run(count: int, seed: int) -> dict[str, Any]:
+LONG = {
+    "attribute": [
+        "attribute", "large.py", "--beside", "KFAC", "--threads", "1", "--no-progress",
+        "--out", "r.html",
+    ],
+}  # fmt: skip
+LARGE = """
+import torch
+from torch import nn
+import curvfluence as cf
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(784, 800), nn.Tanh(), nn.Linear(800, 400), nn.Tanh(),
+                      nn.Linear(400, 10))
+x, y = torch.randn(3100, 784), torch.randint(10, (3100,))
+train, queries = (x[:3000], y[:3000]), (x[3000:], y[3000:])
+problem = cf.Problem(model, cf.CrossEntropy(), train, queries, weight_decay=1e-3)
+"""
+
+
+def long(count: int, seed: int) -> dict[str, Any]:
+    """Commands that take a minute or more, of which works are kept on the way."""
+    return {f"long_{name}": value for name, value in run(count, seed, LONG).items()}
+
+
+def run(count: int, seed: int, commands: dict[str, list[str]] = COMMANDS) -> dict[str, Any]:
     generator = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "own.py").write_text(OWN)
-        wanted = {one: _reference(one, root) for one in tuple(COMMANDS)}
+        (root / "large.py").write_text(LARGE)
+        wanted = {one: _reference(one, commands[one], root) for one in commands}
         same = orphans = 0
         repeated = 0.0
         for k in range(count):
-            one = tuple(COMMANDS)[k % len(tuple(COMMANDS))]
+            one = tuple(commands)[k % len(commands)]
             shutil.rmtree(root / "r", ignore_errors=True)
             (root / "r.html").unlink(missing_ok=True)
             result, seconds = wanted[one]
-            at, left = _killed(COMMANDS[one], root, generator, seconds)
+            at, left = _killed(commands[one], root, generator, seconds)
             orphans += left
             _require_nothing_wrong(root)
             begun = time.monotonic()
-            code, _, err = ended(start(COMMANDS[one], root), 600)
+            code, _, err = ended(start(commands[one], root), 600)
             took = time.monotonic() - begun
             repeated = max(repeated, at + took - seconds)
             good = code == 0 and _result(one, root) == result
@@ -64,9 +90,9 @@ def run(count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _reference(one: str, root: Path) -> tuple[Any, float]:
+def _reference(one: str, words: list[str], root: Path) -> tuple[Any, float]:
     begun = time.monotonic()
-    code, _, err = ended(start(COMMANDS[one], root), 600)
+    code, _, err = ended(start(words, root), 600)
     assert code == 0, err
     return _result(one, root), time.monotonic() - begun
 

@@ -43,6 +43,9 @@ def study(
     subsets: SubsetCount = None,
     models: Models = 4,
     alpha: Annotated[float, typer.Option(help="Fraction of the data that a subset keeps.")] = 0.5,
+    queries: Annotated[
+        int | None, typer.Option(help="The first so many queries; all unless given.")
+    ] = None,
     depth: Depth = None,
     width: Width = None,
     epochs: Epochs = None,
@@ -82,6 +85,7 @@ def study(
         protocol=protocol,
         variant=Variant(depth=depth, width=width, epochs=epochs),
         bregman=bregman,
+        queries=queries,
     )
     console = plain()
     try:

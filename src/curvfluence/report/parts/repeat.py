@@ -60,6 +60,7 @@ def study_command(spec: StudySettings) -> str:
                 depth=changed.get("depth"), width=changed.get("width"), epochs=changed.get("epochs")
             ),
             bregman=spec.bregman,
+            queries=spec.queries,
         )
     except InputError:
         return ""
@@ -70,6 +71,7 @@ def study_command(spec: StudySettings) -> str:
         if name in changed or value != getattr(StudySpec, name):
             words += [f"--{name}", str(value)]
     words += ["--subsets", f"{spec.subsets}"]
+    words += ["--queries", f"{spec.queries}"] if spec.queries is not None else []
     words += ["--rungs", ",".join(rungs)] if rungs is not None else []
     return shlex.join([*words, *(["--no-bregman"] if not spec.bregman else [])])
 
