@@ -224,7 +224,7 @@ class TestForms:
         operator = fitted.blocks[0].operator
         assert isinstance(operator, SampleSpaceOperator)
         shift = torch.full((len(dense),), 1e-4)
-        plain = operator._direct(
+        plain = operator.direct(
             g.float(), shift, Cholesky.of(operator.kernel(shift), "kernel")
         ).double()
         unrefined = (plain @ damped - g).norm(dim=1) / g.norm(dim=1)

@@ -22,10 +22,11 @@ from curvfluence.runtime.stage import Stage
 class GGN(Rung):
     """(1/N) Σ_n J_nᵀ S_n S_nᵀ J_n over all parameters, exact expectation over labels.
 
-    `form` says how it is held: `inversion.Matrix()`, `SampleSpace()`, `ConjugateGradients()`, by
-    default the one with the fewest operations of those that fit half the memory. As a matrix: where
-    unshared layers hold every parameter one Khatri-Rao GEMM a pair of layers, about N P²
-    operations; otherwise the Gram of the rows, 2 C times that; 2 P² numbers. Errors: `InputError`
+    `form` says how it is held: `inversion.Matrix()`, `SampleSpace()`, `SelectedRows()`,
+    `ConjugateGradients()`, by default the one with the fewest operations of those that fit half the
+    memory. As a matrix: where unshared layers hold every parameter one Khatri-Rao GEMM a pair of
+    layers, about N P² operations; otherwise the Gram of the rows, 2 C times that; 2 P² numbers.
+    Errors: `InputError`
     for a matrix above 30,000 parameters.
     """
 
@@ -34,7 +35,8 @@ class GGN(Rung):
     def __post_init__(self) -> None:
         if self.form is not None and not isinstance(self.form, Form):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
-                f"form must be Matrix(), SampleSpace() or ConjugateGradients(); seen {self.form!r}"
+                f"form must be Matrix(), SampleSpace(), SelectedRows() or "
+                f"ConjugateGradients(); seen {self.form!r}"
             )
 
     def form_of(self, problem: Problem, queries: int = 0) -> Form:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from curvfluence.errors import InputError
 from curvfluence.jacobian.layers import Layer
-from curvfluence.jacobian.terms import Factored, Memo, SharedOuter, Term, joined
+from curvfluence.jacobian.terms import Factored, Memo, Outer, SharedOuter, Term, joined, mixed
 from curvfluence.problem.parameters import Parameters
 
 Basis: TypeAlias = "tuple[Tensor | None, Tensor | None]"  # U_B and U_A; None is the identity
@@ -131,6 +132,64 @@ class Rows:
         y_1nc[:, :, 0] = 1
         return self.adjoint(y_1nc)[0]
 
+    def mixed(self, index: Tensor, weights_rc: Tensor) -> Rows:
+        """Rows of a single column: row r is Σ_c weights_rc times column c of example index_r."""
+        terms = tuple(cast(Factored, term).mixed(index, weights_rc) for term in self.terms)
+        dense = mixed(self.dense, index, weights_rc)
+        return Rows(self.parameters, self.layers, terms, self.rest, dense)
+
+    def scaled_grams(self, shift: Tensor) -> Tensor:
+        """Z_n D⁻¹ Z_nᵀ of each example, [N, C, C], with D = diag(shift), of one value a tensor."""
+        n, c = self.dense.shape[:2]
+        total = self.dense.new_zeros(n, c, c)
+        for layer, term in self._parts:
+            weight = uniform(layer.weight_of(self.parameters, shift), layer.weight)
+            if isinstance(term, Outer):
+                s_nco = term.s
+                size_n = term.a.square().sum(1) / weight
+                if layer.bias is not None:
+                    bias = uniform(layer.bias_of(self.parameters, shift), layer.bias)
+                    size_n = size_n + 1 / bias
+                total += size_n[:, None, None] * (s_nco @ s_nco.mT)
+                continue
+            width = term.shape[0] * term.shape[1]
+            for start, part in term.numbered_slices(width):
+                z_ncw = part.dense().flatten(2)
+                total[start : start + part.n] += z_ncw @ z_ncw.mT / weight
+            if layer.bias is not None:
+                bias = uniform(layer.bias_of(self.parameters, shift), layer.bias)
+                b_nco = term.summed()
+                total += b_nco @ b_nco.mT / bias
+        for place, at in self.rest_slices():
+            z_ncr = self.dense[..., at] / shift[place].sqrt()
+            total += z_ncr @ z_ncr.mT
+        return total
+
+    def scaled_products(self, other: Rows, shift: Tensor) -> Tensor:
+        """Z D⁻¹ Z'ᵀ of single-column rows with others, [N, N']."""
+        total = self.dense.new_zeros(len(self), len(other))
+        for layer, mine, theirs in zip(self.layers, self.terms, other.terms, strict=True):
+            weight = uniform(layer.weight_of(self.parameters, shift), layer.weight)
+            bias = None
+            if layer.bias is not None:
+                bias = uniform(layer.bias_of(self.parameters, shift), layer.bias)
+            if isinstance(mine, Outer) and isinstance(theirs, Outer):
+                inputs = mine.a @ theirs.a.T / weight
+                if bias is not None:
+                    inputs += 1 / bias
+                total += inputs.mul_(mine.s[:, 0] @ theirs.s[:, 0].T)
+                continue
+            width = theirs.shape[0] * theirs.shape[1]
+            for start, part in theirs.numbered_slices(width):
+                found_rn = mine.inner(part.dense()[:, 0])[:, :, 0].T
+                total[:, start : start + part.n] += found_rn / weight
+            if bias is not None:
+                total += mine.summed()[:, 0] @ theirs.summed()[:, 0].T / bias
+        for place, at in self.rest_slices():
+            scaled = self.dense[:, 0, at] / shift[place]
+            total += scaled @ other.dense[:, 0, at].T
+        return total
+
     def squares(self) -> Tensor:
         """Σ_n Σ_c row_nc² elementwise, [P]: N times the diagonal of what the rows make."""
         total = self.dense.new_empty(self.parameters.count)
@@ -202,3 +261,11 @@ def concatenate(parts: list[Rows]) -> Rows:
     held = [p.weights for p in parts if p.weights is not None]
     weights = torch.cat(held) if held else None
     return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)
+
+
+def uniform(values: Tensor, name: str) -> float:
+    """The one value of w + λ in a tensor. Errors: `InputError` where there are several."""
+    first = float(values.flatten()[0])
+    if bool((values != first).any()):
+        raise InputError(f"{name} has more than one weight decay")
+    return first

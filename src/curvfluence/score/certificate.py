@@ -18,6 +18,7 @@ from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, journal, precision
+from curvfluence.score.bounds import ErrorBounds, error_bounds
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class Certifier:
 
     def __init__(self, problem: Problem, curvature: Curvature, damping: Damping) -> None:
         self._problem, self._curvature, self._damping = problem, curvature, damping
+
+    def bounds(self, rows: int) -> ErrorBounds:
+        """Bounds on the errors of the scores."""
+        return error_bounds(self._problem, self._curvature, self._damping, rows)
 
     def __call__(self, against: str, dtype: torch.dtype | None) -> Certificate:
         return certify(self._problem, self._curvature, self._damping, against, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -18,7 +18,8 @@ from curvfluence.curvature.damping import Damping
 from curvfluence.errors import InputError
 from curvfluence.problem.data import require_finite
 from curvfluence.runtime import budget
-from curvfluence.score.certificate import Certificate
+from curvfluence.score.bounds import ErrorBounds
+from curvfluence.score.certificate import Certificate, Certifier
 from curvfluence.score.cost import ScoreCost
 from curvfluence.score.saved import ALIKE, Id, SavedScores, save
 from curvfluence.score.table import Columns, long_table, write_table
@@ -63,7 +64,7 @@ class Scores:
     notes: tuple[str, ...]
     blocks: Mapping[str, Tensor] | None = None  # each block's share [Q, N], where asked for
     residuals: tuple[float, ...] | None = None  # of each query, where solved by iteration
-    certifier: Callable[[str, torch.dtype | None], Certificate] | None = None
+    certifier: Certifier | None = None
     train_ids: tuple[Id, ...] | None = None  # names of the user's own, in the order of the examples
     query_ids: tuple[Id, ...] | None = None
 
@@ -120,12 +121,28 @@ class Scores:
 
         By one product, see `certify`; the model and the curvature must still be alive.
         """
+        return self._certifier(against, None if dtype is None else kinds.dtype(dtype, "dtype"))
+
+    def error_bounds(self, rows: int = 1000) -> ErrorBounds:
+        """A bound on the error of every score against influence under the exact GGN at the same
+        damping, [Q, N], whatever the rung: (1/N) √(g_nᵀP⁻¹g_n) √(r_qᵀP⁻¹r_q), with r_q the residual
+        of the certificate and P ⪯ GGN + D the part on its `rows` largest rows; more bound tighter.
+        Cost and errors: as `score.bounds.error_bounds`. Not of leverage-corrected scores.
+        """
+        if self.leverage:
+            raise InputError(
+                "leverage-corrected scores are another quantity: score without leverage"
+            )
+        return self._certifier.bounds(rows)
+
+    @property
+    def _certifier(self) -> Certifier:
         if self.certifier is None:
             raise InputError(
                 "these scores were read back, or are of some queries alone: ask the scores that "
                 "influence() gave"
             )
-        return self.certifier(against, None if dtype is None else kinds.dtype(dtype, "dtype"))
+        return self.certifier
 
     def __getstate__(self) -> dict[str, Any]:
         """Without `certifier`, which holds the problem and the curvature: what is saved is of the

@@ -16,7 +16,7 @@ from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_d
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.layers import Layer
-from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.rows import Rows, uniform
 from curvfluence.jacobian.terms import Outer, Term
 from curvfluence.runtime import budget
 
@@ -76,24 +76,25 @@ class SampleSpaceOperator(Operator):
         if not self.count:  # every row is 0: a model that fits beyond rounding
             return v / shift
         flat = v.reshape(-1, self.size)
-        factor, batch = self._factor(shift), max(1, budget.RIGHT_HAND_SIDES // self.size)
+        factor, batch = self.factor(shift), max(1, budget.RIGHT_HAND_SIDES // self.size)
         out = torch.empty_like(flat)
         for to, part in zip(out.split(batch), flat.split(batch), strict=True):
             to.copy_(self._refined(part, shift, factor))
         return out.view_as(v)
 
-    def _factor(self, shift: Tensor) -> Cholesky:
+    def factor(self, shift: Tensor) -> Cholesky:
+        """Of the kernel N I + Z D⁻¹ Zᵀ."""
         if self._last and torch.equal(self._last[0][0], shift):
             return self._last[0][1]
         self._last.clear()  # before the next is made: both at once may not fit
-        factor = Cholesky.of(self.kernel(shift), "the kernel of the damped GGN")
-        self._last.append((shift, factor))
-        return factor
+        made = Cholesky.of(self.kernel(shift), "the kernel of the damped GGN")
+        self._last.append((shift, made))
+        return made
 
     def _refined(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
         exact = shift.double()
         size = v_qp.double().norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        x, last = self._direct(v_qp, shift, factor).double(), torch.inf
+        x, last = self.direct(v_qp, shift, factor).double(), torch.inf
         for _ in range(REFINEMENTS):
             residual = self._product(x).addcmul_(exact, x).neg_().add_(v_qp)
             relative = residual.norm(dim=1, keepdim=True) / size
@@ -102,10 +103,11 @@ class SampleSpaceOperator(Operator):
                 break
             last = worst
             scaled = residual.div_(size).to(v_qp.dtype)
-            x.addcmul_(self._direct(scaled, shift, factor).double(), size)
+            x.addcmul_(self.direct(scaled, shift, factor).double(), size)
         return x.to(v_qp.dtype)
 
-    def _direct(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
+    def direct(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
+        """The inverse once, without refinement."""
         u_qp = v_qp / shift
         y_qr = factor.solve(self.rows.inner(u_qp).flatten(1))
         y_qnc = y_qr.view(len(v_qp), *self.rows.dense.shape[:2])
@@ -117,10 +119,10 @@ class SampleSpaceOperator(Operator):
         total = rows.dense.new_zeros(n * c, n * c)
         step = max(1, budget.KERNEL // (c * c * n))
         for layer, term in zip(rows.layers, rows.terms, strict=True):
-            weight = _uniform(layer.weight_of(rows.parameters, shift), layer.weight)
+            weight = uniform(layer.weight_of(rows.parameters, shift), layer.weight)
             bias = None
             if layer.bias is not None:
-                bias = _uniform(layer.bias_of(rows.parameters, shift), layer.bias)
+                bias = uniform(layer.bias_of(rows.parameters, shift), layer.bias)
             if isinstance(term, Outer):
                 _add_outer(total, term, weight, bias, step)
             else:
@@ -169,13 +171,6 @@ class SampleSpaceOperator(Operator):
             f"{self.dropped_trace:.3g} of its trace, which changes an inverse by at most "
             f"{bound:.2g} of itself"
         )
-
-
-def _uniform(values: Tensor, name: str) -> float:
-    first = float(values.flatten()[0])
-    if bool((values != first).any()):
-        raise InputError(f"{name} has more than one weight decay")
-    return first
 
 
 def _add_outer(total: Tensor, term: Outer, weight: float, bias: float | None, step: int) -> None:

@@ -13,7 +13,7 @@ from curvfluence.jacobian.terms.formed import Formed
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.lookup import LookupOuter
 from curvfluence.jacobian.terms.outer import Outer
-from curvfluence.jacobian.terms.products import Memo, sum_of, with_ones
+from curvfluence.jacobian.terms.products import Memo, mixed, sum_of, with_ones
 from curvfluence.jacobian.terms.shared import SharedOuter
 from curvfluence.jacobian.terms.tied import TiedOuter
 
@@ -29,6 +29,7 @@ __all__ = [
     "bias_alone",
     "gram",
     "joined",
+    "mixed",
     "sum_of",
     "with_bias",
     "with_ones",

@@ -133,6 +133,10 @@ class Factored(Term):
         return self.s.shape[1]
 
     @abstractmethod
+    def mixed(self, index: Tensor, weights_rc: Tensor) -> Factored:
+        """Rows of a single column: row r is Σ_c weights_rc times column c of example index_r."""
+
+    @abstractmethod
     def input_gram(self, weights: Tensor | None = None, memo: Memo | None = None) -> Tensor:
         """Σ_n Σ_t v_n a aᵀ, [i, i] ([i], its diagonal, for a lookup); v [N] is 1 where None."""
 

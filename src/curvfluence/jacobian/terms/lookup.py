@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvfluence.jacobian.terms.base import Factored
 from curvfluence.jacobian.terms.gram import gram
-from curvfluence.jacobian.terms.products import Memo, combined, counted_positions, counting
+from curvfluence.jacobian.terms.products import Memo, combined, counted_positions, counting, mixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,9 @@ class LookupOuter(Factored):
     def __getitem__(self, index: slice | Tensor) -> LookupOuter:
         counted = None if self.counted is None else self.counted[index]
         return replace(self, ids=self.ids[index], s=self.s[index], counted=counted)
+
+    def mixed(self, index: Tensor, weights_rc: Tensor) -> LookupOuter:
+        return replace(self[index], s=mixed(self.s, index, weights_rc))
 
     def dense(self) -> Tensor:
         n, c, _, d = self.s.shape

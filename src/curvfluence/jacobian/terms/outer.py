@@ -10,7 +10,7 @@ from torch import Tensor
 from curvfluence.jacobian.terms.base import Factored
 from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.jacobian.terms.gram import gram
-from curvfluence.jacobian.terms.products import Memo, combined, mm, rooted, shared
+from curvfluence.jacobian.terms.products import Memo, combined, mixed, mm, rooted, shared
 from curvfluence.runtime import budget
 
 
@@ -33,6 +33,9 @@ class Outer(Factored):
 
     def __getitem__(self, index: slice | Tensor) -> Outer:
         return replace(self, data=self.data[index], s=self.s[index])
+
+    def mixed(self, index: Tensor, weights_rc: Tensor) -> Outer:
+        return replace(self[index], s=mixed(self.s, index, weights_rc))
 
     def dense(self) -> Tensor:
         return self.s[..., None] * self.a[:, None, None, :]

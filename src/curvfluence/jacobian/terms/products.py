@@ -87,3 +87,8 @@ def counted_positions(mask: Tensor | None, weights: Tensor | None, n: int, t: in
 def with_ones(a: Tensor) -> Tensor:
     """a with a column of ones behind the last axis."""
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
+
+
+def mixed(s: Tensor, index: Tensor, weights_rc: Tensor) -> Tensor:
+    """Σ_c weights_rc s[index_r, c], [R, 1, ...], of s [N, C, ...]."""
+    return torch.einsum("rc,rc...->r...", weights_rc.to(s), s[index])[:, None]

@@ -19,6 +19,7 @@ from curvfluence.jacobian.terms.products import (
     combined,
     counted_positions,
     counting,
+    mixed,
     mm,
     rooted,
     shared,
@@ -55,6 +56,9 @@ class SharedOuter(Factored):
     def __getitem__(self, index: slice | Tensor) -> SharedOuter:
         counted = None if self.counted is None else self.counted[index]
         return replace(self, data=self.data[index], s=self.s[index], counted=counted)
+
+    def mixed(self, index: Tensor, weights_rc: Tensor) -> SharedOuter:
+        return replace(self[index], s=mixed(self.s, index, weights_rc))
 
     def dense(self) -> Tensor:
         return self.s.mT @ self.a[:, None]

@@ -35,6 +35,10 @@ class TiedOuter(Factored):
     def __getitem__(self, index: slice | Tensor) -> TiedOuter:
         return replace(self, lookup=self.lookup[index], head=self.head[index])
 
+    def mixed(self, index: Tensor, weights_rc: Tensor) -> TiedOuter:
+        head = self.head.mixed(index, weights_rc)
+        return replace(self, lookup=self.lookup.mixed(index, weights_rc), head=head)
+
     def dense(self) -> Tensor:
         return self.lookup.dense().add_(self.head.dense().mT)
 

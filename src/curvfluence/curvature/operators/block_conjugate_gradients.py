@@ -1,0 +1,101 @@
+"""Preconditioned conjugate gradients whose right-hand sides share one space of directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.errors import SingularError
+
+DEPENDENT = 1e-10  # of the largest eigenvalue of a Gram matrix (float64): directions below go
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSolution:
+    """`x` [Q, n]; `residual` b − A x [Q, n] by the recurrence; how many `products` with a block of
+    directions were made, of how many `vectors` together."""
+
+    x: Tensor
+    residual: Tensor
+    products: int
+    vectors: int
+
+
+def block_conjugate_gradients(
+    product: Callable[[Tensor], Tensor],
+    b_qn: Tensor,
+    *,
+    precondition: Callable[[Tensor], Tensor],
+    enough_q: Tensor,
+    max_products: int,
+) -> BlockSolution:
+    """A x = b for each row of b [Q, n], with A positive definite and `precondition` ≈ A⁻¹.
+
+    Every row's error is least over the directions of all rows together, so a block of k directions
+    does for each of them what k single ones would (O'Leary 1980). Directions are made orthonormal
+    before a product; dependent ones go (Dubrulle 2001). A row whose residual's norm is
+    `enough_q` or less gives no further direction. Cost: a product and a preconditioning of the
+    rows left an iteration, and about 10 Q² n operations; memory 6 Q n numbers.
+
+    Errors: `SingularError` where a direction has no positive curvature.
+    """
+    x, residual = torch.zeros_like(b_qn), b_qn.clone()
+    products = vectors = 0
+    last: tuple[Tensor, Tensor, Tensor] | None = None  # P, A P, and the factor of Pᵀ A P
+    while products < max_products:
+        left = (_norms(residual) > enough_q).nonzero().flatten()
+        if not len(left):
+            break
+        z = precondition(residual[left])
+        if last is not None:
+            p, ap, factor = last
+            z -= _solved(factor, z @ ap.T) @ p
+        p = _orthonormal(z)
+        if not len(p):
+            break  # nothing new to go along
+        ap = product(p)
+        factor = _factor(p @ ap.T)
+        step_qk = _solved(factor, residual @ p.T)
+        x += step_qk @ p
+        residual -= step_qk @ ap
+        last = p, ap, factor
+        products, vectors = products + 1, vectors + len(p)
+    return BlockSolution(x, residual, products, vectors)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """In float64: squares of small numbers would be 0."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+def _orthonormal(z_qn: Tensor) -> Tensor:
+    """An orthonormal basis [k, n] of the rows; twice, since once leaves what rounding did."""
+    size = _norms(z_qn)
+    z = z_qn[size > 0] / size[size > 0, None].to(z_qn.dtype)
+    for _ in range(2):
+        gram = (z @ z.T).double()
+        values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+        kept = values > max(DEPENDENT, 10 * torch.finfo(z.dtype).eps) * values.amax()
+        z = (vectors[:, kept] / values[kept].sqrt()).T.to(z.dtype) @ z
+    return z
+
+
+def _factor(curved_kk: Tensor) -> Tensor:
+    """Cholesky factor of Pᵀ A P, in float64."""
+    gram = curved_kk.double()
+    factor, code = torch.linalg.cholesky_ex((gram + gram.T) / 2)
+    if int(code):
+        raise SingularError(
+            "block conjugate gradients met a direction without positive curvature: the damped "
+            "matrix is not positive definite in this precision. Use a larger damping, or "
+            "problem.to(torch.float64)"
+        )
+    return factor
+
+
+def _solved(factor_kk: Tensor, b_qk: Tensor) -> Tensor:
+    """b (Pᵀ A P)⁻¹."""
+    return torch.cholesky_solve(b_qk.double().T, factor_kk).T.to(b_qk.dtype)

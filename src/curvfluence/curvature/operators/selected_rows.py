@@ -1,0 +1,181 @@
+"""The GGN by its products, preconditioned by an exact inverse on its largest rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.dense_limit import require_dense
+from curvfluence.curvature.estimate.products import CurvatureProduct
+from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
+from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
+from curvfluence.curvature.operators.operator import Operator
+from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
+from curvfluence.errors import InputError
+from curvfluence.jacobian.rows import Rows, concatenate
+from curvfluence.runtime import budget
+
+RESTARTS = 3  # times that what rounding left of a residual is solved for
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The rows of Z of the largest zᵀD⁻¹z, [R] of a single column, and how much of
+    tr(Z D⁻¹ Zᵀ) they hold. Of each example the rows are those in which Z_n D⁻¹ Z_nᵀ is diagonal, so
+    that few of them hold most: an orthogonal change, after which Σ z zᵀ is the same."""
+
+    rows: Rows
+    trace: float
+    whole_trace: float
+
+    @property
+    def share(self) -> float:
+        return self.trace / self.whole_trace if self.whole_trace > 0 else 1.0
+
+
+def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
+    """The `count` largest rows of a pass. Cost: an eigendecomposition of C × C an example."""
+    kept: Rows | None = None
+    sizes = torch.empty(0)
+    whole = 0.0
+    for chunk in chunks:
+        values_nc, vectors = torch.linalg.eigh(chunk.scaled_grams(shift).double())
+        values_nc = values_nc.clamp_min(0)
+        whole += float(values_nc.sum())
+        n, c = values_nc.shape
+        best = values_nc.flatten().topk(min(count, n * c))
+        least = float(sizes.min()) if len(sizes) == count else 0.0
+        found = best.indices[best.values > least]
+        if not len(found):
+            continue
+        index, column = found // c, found % c
+        part = chunk.mixed(index, vectors[index, :, column])
+        kept = part if kept is None else concatenate([kept, part])
+        sizes = torch.cat([sizes.to(best.values), best.values[: len(found)]])
+        if len(sizes) > count:
+            order = sizes.topk(count).indices
+            kept, sizes = kept[order], sizes[order]
+    if kept is None:
+        raise InputError(
+            "the GGN is 0: no row of it has a norm above 0, so there is none to select. The model "
+            "fits its data beyond rounding, or its parameters do not reach the output"
+        )
+    return Selection(kept, float(sizes.sum()), whole)
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedRowsOperator(Operator):
+    """C by exact products; (C + D)⁻¹ v by block conjugate gradients over all vectors,
+    preconditioned by P = Z_MᵀZ_M/N + D on the `count` largest rows, solved exactly (Woodbury).
+
+    In a fitted model curvature lives in the unsaturated examples, and the norms of rows say which.
+    Stops on the residual of every vector. The rows of the last D and the factor of their kernel are
+    kept for the next solve with it.
+    """
+
+    product: CurvatureProduct
+    passes: Callable[[], Iterable[Rows]]
+    mean: MeanEigenvalue
+    count: int
+    max_products: int
+    tolerance: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
+    _last: list[tuple[Tensor, Selection, SampleSpaceOperator]] = field(
+        default_factory=list, init=False, repr=False
+    )
+    _products: list[int] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.product.problem.parameters.count
+
+    @property
+    def nbytes(self) -> int:
+        return sum(selection.rows.nbytes for _, selection, _ in self._last)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self.product(v.reshape(-1, self.size)).view_as(v)
+
+    def selected(self, shift: Tensor) -> tuple[Selection, SampleSpaceOperator]:
+        """The rows for a D, and P as an operator."""
+        if not (self._last and torch.equal(self._last[0][0], shift)):
+            self._last.clear()
+            self._products.clear()
+            selection = select(self.passes(), shift, self.count)
+            n = len(self.product.problem.train)
+            held = SampleSpaceOperator(selection.rows, n, rank=len(selection.rows))
+            self._last.append((shift, selection, held))
+        return self._last[0][1:]
+
+    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        shift = decay + damping
+        if not bool((shift > 0).all()):
+            raise InputError(
+                "with selected rows every parameter needs w + λ > 0: the kernel divides by it. Use "
+                "a damping > 0"
+            )
+        _, held = self.selected(shift)
+        factor = held.factor(shift)
+        flat = v.reshape(-1, self.size)
+        batch = max(1, budget.SOLVED // self.size)
+        out = torch.empty_like(flat)
+        for to, part in zip(out.split(batch), flat.split(batch), strict=True):
+            to.copy_(self._solved(part, shift, lambda r: held.direct(r, shift, factor)))
+        return out.view_as(v)
+
+    def _solved(
+        self, v_qp: Tensor, shift: Tensor, precondition: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        def damped(x_qp: Tensor) -> Tensor:
+            return self.product(x_qp).addcmul_(shift, x_qp)
+
+        scale = v_qp.abs().amax(1, keepdim=True)  # squares of small numbers would be 0
+        scale = torch.where(scale > 0, scale, 1)
+        b_qp = v_qp / scale
+        enough = self.tolerance * b_qp.norm(dim=1).double()
+        x, residual, products = torch.zeros_like(b_qp), b_qp, 0
+        for _ in range(RESTARTS):
+            left = (residual.norm(dim=1) > enough).nonzero().flatten()
+            if not len(left) or products >= self.max_products:
+                break
+            found = block_conjugate_gradients(
+                damped,
+                residual[left],
+                precondition=precondition,
+                enough_q=enough[left] / 2,  # the recurrence and the residual part by rounding
+                max_products=self.max_products - products,
+            )
+            x[left] += found.x
+            products += found.products
+            residual = b_qp - damped(x)
+        self._products.append(products)
+        return x * scale
+
+    def note(self, damping: float) -> str | None:
+        if not self._last or not self._products:
+            return None
+        selection = self._last[0][1]
+        return (
+            f"{len(selection.rows):,} selected rows, {selection.share:.0%} of the trace of "
+            f"Z D⁻¹ Zᵀ; {max(self._products)} products with a block of all open queries"
+        )
+
+    def to_dense(self) -> Tensor:
+        require_dense("GGN", self.size, "the model")
+        eye = torch.eye(self.size).to(self.product.problem.decay)
+        return torch.cat([self.product(part) for part in eye.split(256)])
+
+    def eigenvalues(self) -> Tensor:
+        raise InputError(
+            "GGN by selected rows has no eigenvalues at hand: use the form Matrix() or "
+            "SampleSpace()"
+        )
+
+    def eigenbasis(self) -> Eigen:
+        return Eigen.of(self.to_dense())
+
+    def mean_eigenvalue(self) -> MeanEigenvalue:
+        return self.mean

@@ -1,0 +1,149 @@
+"""A bound on the error of every score, which holds whatever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence import kinds
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Damping
+from curvfluence.curvature.estimate.products import CurvatureProduct
+from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
+from curvfluence.curvature.operators.selected_rows import select
+from curvfluence.errors import InputError
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.gradients import gradient_rows, query_gradients
+from curvfluence.jacobian.rows import Rows
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import budget, journal, precision
+
+SUMMED = 64.0  # eps of what a sum of P products of the scores' dtype may lose of ‖g_n‖‖x_q‖
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorBounds:
+    """|I[q, n] − I*[q, n]| ≤ `values[q, n]`, where I* is influence under the exact GGN at the same
+    damping. `rows` were selected and hold `share` of tr(Z D⁻¹ Zᵀ): more of them bound tighter."""
+
+    rung: str
+    values: Tensor
+    unit: str
+    rows: int
+    share: float
+
+    @property
+    def worst(self) -> Tensor:
+        """The largest of each query, [Q]."""
+        return self.values.amax(1)
+
+    def __str__(self) -> str:
+        middle, most = float(self.values.median()), float(self.values.max())
+        return (
+            f"{self.rung} against the exact GGN: no score is off by more than {most:.2g} "
+            f"{self.unit}, half by no more than {middle:.2g} ({self.rows:,} rows, {self.share:.0%} "
+            "of the trace)"
+        )
+
+
+@precision.full()
+def error_bounds(
+    problem: Problem, curvature: Curvature, damping: Damping, rows: int = 1000
+) -> ErrorBounds:
+    """|ΔI[q, n]| ≤ (1/N) √(g_nᵀP⁻¹g_n) √(r_qᵀP⁻¹r_q), r_q = g_q − A x_q, P = Z_MᵀZ_M/N + D on the
+    `rows` largest rows of Z.
+
+    A = GGN + D with D = diag(w) + λ as the scores' own inverse has it, x_q its solution. Any part
+    of the sum of z zᵀ leaves P ⪯ A, so A⁻¹ ⪯ P⁻¹, and Cauchy-Schwarz in that metric is the bound:
+    it holds for whatever x_q, EK-FAC's as well. It asks for one or two decades more than the error.
+
+    All of it is in float64: gradients, the product, the rows and the kernel. Added is what scores
+    lose by rounding, 64 ε ‖g_n‖‖x_q‖/N in their dtype. Cost: a solve, two passes and one product in
+    float64, R²(R/3 + N). Memory: R² + N R + 4 Q P numbers in float64. Errors: `InputError` for a
+    rung without an inverse, a loss of more than 64 columns, w + λ = 0.
+    """
+    kinds.count(rows, "rows")
+    if curvature.fixed_damping is not None:
+        raise InputError(f"{curvature.rung} approximates no curvature: it has no error to bound")
+    columns = problem.loss.columns(problem.n_outputs)
+    if columns > TYPE2_LIMIT:
+        raise InputError(
+            f"an example has {columns:,} rows of the GGN, more than the {TYPE2_LIMIT} of which the "
+            "largest are looked for: ask for certificate(), which needs none"
+        )
+    if curvature.fitted_on != problem.fingerprint:
+        raise InputError(
+            "weights, loss or training data were changed since the scores were made: bounds would "
+            "be of another system. Score again"
+        )
+    exact = problem.exact.to(torch.float64)
+    shift = curvature.shift(damping).double()
+    if not bool((shift > 0).all()):
+        raise InputError("bounds need w + λ > 0 everywhere: use a damping > 0")
+    n = len(problem.train)
+    with journal.scope(f"bounds {curvature.name} {damping}"):
+        x_qp, residual = _residual(problem, exact, curvature, damping, shift)
+        selection = select(FisherPass(exact, Type2()), shift, rows)
+        metric = _Metric(selection.rows, n, shift)
+        of_query = metric.of_vectors(residual)
+        sizes = list(_of_examples(exact, metric))
+    of_example = torch.cat([part for part, _ in sizes])
+    norms_n = torch.cat([part for _, part in sizes])
+    # The rows are those of A to rounding: P − (their error) ⪯ A.
+    off = 8 * torch.finfo(torch.float64).eps * columns * selection.trace / n
+    bound = (of_query.sqrt()[:, None] * of_example.sqrt()) / (1 - min(off, 0.5)) ** 0.5
+    eps = torch.finfo(problem.dtype).eps
+    rounding = SUMMED * eps * x_qp.norm(dim=1)[:, None] * norms_n
+    values = ((bound + rounding) / n).cpu()
+    count = len(selection.rows)
+    return ErrorBounds(curvature.name, values, problem.measurement.unit, count, selection.share)
+
+
+def _residual(
+    problem: Problem, exact: Problem, curvature: Curvature, damping: Damping, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(x_q, r_q = g_q − A x_q) in float64, [Q, P]."""
+    x_qp = curvature.solve(query_gradients(problem, discover(problem)).to_dense()[:, 0], damping)
+    x_qp = x_qp.double()
+    g_qp = query_gradients(exact, discover(exact)).to_dense()[:, 0]
+    product = CurvatureProduct(exact, "GGN")
+    step = max(1, budget.RIGHT_HAND_SIDES // x_qp.shape[1])
+    parts = [
+        g - product(x).addcmul_(shift, x)
+        for g, x in zip(g_qp.split(step), x_qp.split(step), strict=True)
+    ]
+    return x_qp, torch.cat(parts)
+
+
+class _Metric:
+    """v -> vᵀP⁻¹v = vᵀD⁻¹v − uᵀ(N I + K)⁻¹u with u = Z_M D⁻¹ v and K = Z_M D⁻¹ Z_Mᵀ, in float64."""
+
+    def __init__(self, rows: Rows, n: int, shift: Tensor) -> None:
+        self._rows, self._shift = rows, shift
+        self._factor = SampleSpaceOperator(rows, n, rank=len(rows)).factor(shift)
+
+    def of_vectors(self, v_qp: Tensor) -> Tensor:
+        """[Q]."""
+        scaled = v_qp / self._shift
+        return self._of((v_qp * scaled).sum(1), self._rows.inner(scaled)[:, :, 0])
+
+    def of_rows(self, rows: Rows) -> Tensor:
+        """[N] of single-column rows, which are not formed where no position is shared."""
+        whole = rows.scaled_grams(self._shift)[:, 0, 0]
+        return self._of(whole, self._rows.scaled_products(rows, self._shift).T)
+
+    def _of(self, whole: Tensor, u_qr: Tensor) -> Tensor:
+        within = (self._factor.solve(u_qr) * u_qr).sum(1)
+        rounding = 1e2 * torch.finfo(torch.float64).eps * whole  # of a difference of the two
+        return (whole - within).clamp_min(0) + rounding
+
+
+def _of_examples(exact: Problem, metric: _Metric) -> Iterator[tuple[Tensor, Tensor]]:
+    """(g_nᵀP⁻¹g_n, ‖g_n‖) of successive examples."""
+    for _, rows in gradient_rows(exact, discover(exact)):
+        yield metric.of_rows(rows), rows.squared_norms()[:, 0].sqrt()

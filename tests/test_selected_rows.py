@@ -1,0 +1,322 @@
+"""The GGN by its largest rows: the rows against dense ones, the solve against a matrix, and bounds
+on scores against scores without error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvfluence as cf
+from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SelectedRows
+from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
+from curvfluence.curvature.operators.selected_rows import select
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.gradients import training_gradients
+from tests.problems import seeded
+from tests.zoo import zoo_problem
+
+pytestmark = pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+ZOO = [
+    "mlp", "linear over positions", "cnn with groups", "embedding", "layer norm",
+    "multi-head attention", "tied transformer", "one module twice",
+]  # fmt: skip
+
+
+def shift_of(problem: cf.Problem, damping: float = 0.01) -> Tensor:
+    """w + λ, of another value in every tensor."""
+    shift = torch.empty_like(problem.decay)
+    for k, place in enumerate(problem.parameters.slices.values()):
+        shift[place] = damping * (1 + k % 3)
+    return shift
+
+
+def dense_rows(problem: cf.Problem) -> Tensor:
+    """Z, [N, C, P]."""
+    return torch.cat([rows.to_dense() for rows in FisherPass(problem, cf.Type2())])
+
+
+def fitted(
+    dtype: torch.dtype = torch.float64, *, epochs: int = 200, **options: object
+) -> cf.Problem:
+    """A net that fits most of its 90 examples."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4)).double()
+        x = torch.randn(105, 12, dtype=torch.float64)
+        y = (x[:, :4] + 0.3 * torch.randn(105, 4, dtype=torch.float64)).argmax(1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[:90]), y[:90]).backward()
+        optimizer.step()
+    model, x = model.to(dtype), x.to(dtype)
+    return cf.Problem(model, cf.CrossEntropy(), (x[:90], y[:90]), (x[90:], y[90:]), **options)  # type: ignore[arg-type]
+
+
+class TestRows:
+    @pytest.mark.parametrize("name", ZOO)
+    def test_grams_and_products_against_dense_rows(self, name: str) -> None:
+        problem = zoo_problem(name)
+        shift = shift_of(problem)
+        z_ncp = dense_rows(problem) / shift.sqrt()
+        (rows,) = FisherPass(problem, cf.Type2())
+        found = rows.scaled_grams(shift)
+        assert torch.allclose(found, z_ncp @ z_ncp.mT, rtol=1e-10, atol=1e-12)
+        single = training_gradients(problem, discover(problem))
+        flat = single.to_dense()[:, 0]
+        found = single.scaled_products(single[:3], shift)
+        assert torch.allclose(found, (flat / shift) @ flat[:3].T, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("name", ZOO)
+    def test_mixed(self, name: str) -> None:
+        problem = zoo_problem(name)
+        (rows,) = FisherPass(problem, cf.Type2())
+        index = torch.tensor([3, 0, 3])
+        weights = torch.randn(3, rows.dense.shape[1], dtype=torch.float64)
+        wanted = torch.einsum("rc,rcp->rp", weights, rows.to_dense()[index])
+        found = rows.mixed(index, weights).to_dense()[:, 0]
+        assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("count", [1, 5, 10_000])
+    @pytest.mark.parametrize("name", ["mlp", "cnn with groups", "tied transformer"])
+    def test_the_largest_ones(self, name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of all examples, whatever the chunks; together they are the whole GGN, and some of them
+        are never more than it."""
+        monkeypatch.setattr("curvfluence.runtime.budget.EXAMPLES", 3)
+        problem = zoo_problem(name)
+        shift = shift_of(problem)
+        z_ncp = dense_rows(problem)
+        scaled = z_ncp / shift.sqrt()
+        values = torch.linalg.eigvalsh(scaled @ scaled.mT).flatten().sort(descending=True).values
+        found = select(FisherPass(problem, cf.Type2()), shift, count)
+        rows = found.rows.to_dense()[:, 0]
+        sizes = (rows.square() / shift).sum(1).sort(descending=True).values
+        assert torch.allclose(sizes, values[: len(sizes)], rtol=1e-8, atol=1e-12)
+        assert found.whole_trace == pytest.approx(float(values.sum()))
+        assert found.trace == pytest.approx(float(sizes.sum()))
+        whole = z_ncp.flatten(0, 1)
+        rest = whole.T @ whole - rows.T @ rows
+        floor = -1e-10 * float(whole.square().sum())
+        assert float(torch.linalg.eigvalsh(rest).min()) >= floor
+        if count == 10_000:
+            assert torch.allclose(rest, torch.zeros_like(rest), atol=-floor)
+
+    def test_nothing_to_select(self) -> None:
+        model = nn.Linear(3, 2).double()
+        x = torch.zeros(4, 3, dtype=torch.float64)
+        problem = cf.Problem(
+            nn.Sequential(nn.Linear(3, 2, bias=False)).double(), cf.MSE(), (x, x[:, :2]),
+            (x, x[:, :2]),
+        )  # fmt: skip
+        del model
+        with pytest.raises(cf.errors.InputError, match="the GGN is 0: no row of it has a norm"):
+            cf.influence(problem, cf.GGN(SelectedRows()), damping=cf.Absolute(0.1))
+
+
+class TestBlockConjugateGradients:
+    def system(self) -> tuple[Tensor, Tensor]:
+        seeded()
+        z = torch.randn(25, 40, dtype=torch.float64)
+        matrix = z.T @ z / 25 + 0.05 * torch.eye(40, dtype=torch.float64)
+        return matrix, torch.randn(5, 40, dtype=torch.float64)
+
+    def solve(self, matrix: Tensor, b: Tensor, tolerance: float, most: int = 40) -> object:
+        return block_conjugate_gradients(
+            lambda v: v @ matrix, b, precondition=lambda r: r / matrix.diagonal(),
+            enough_q=tolerance * b.norm(dim=1), max_products=most,
+        )  # fmt: skip
+
+    def test_against_a_direct_solve(self) -> None:
+        matrix, b = self.system()
+        b[2] = 0
+        b[3] = 2 * b[0] - b[1]  # dependent: it comes for nothing
+        b[4] *= 1e-12
+        found = self.solve(matrix, b, 1e-11)
+        wanted = torch.linalg.solve(matrix, b.T).T
+        assert torch.allclose(found.x, wanted, rtol=1e-8, atol=0)
+        assert torch.allclose(found.residual, b - found.x @ matrix, atol=1e-12)
+        assert found.vectors <= 3 * found.products
+
+    def test_a_block_does_in_fewer_products(self) -> None:
+        """40 dimensions: five directions at a time leave nothing after eight products, but for what
+        rounding does to their conjugacy (one more)."""
+        matrix, b = self.system()
+        assert self.solve(matrix, b, 1e-9).products <= 9
+        assert self.solve(matrix, b[:1], 1e-9).products > 16
+
+    def test_each_row_is_the_best_of_the_space(self) -> None:
+        """After k products every row's error is least, in A's norm, over all directions so far."""
+        matrix, b = self.system()
+        diagonal = matrix.diagonal()
+        block = (b / diagonal).T
+        space = [block]
+        for _ in range(2):
+            block = (matrix @ block) / diagonal[:, None]
+            space.append(block)
+        basis = torch.cat(space, 1)
+        best = basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ b.T)
+        found = self.solve(matrix, b, 1e-14, most=3)
+        assert found.products == 3
+        assert torch.allclose(found.x, best.T, rtol=1e-6, atol=1e-9)
+
+    def test_not_positive_definite(self) -> None:
+        matrix, b = self.system()
+        with pytest.raises(cf.errors.SingularError, match="without positive curvature"):
+            block_conjugate_gradients(
+                lambda v: v @ (matrix - 10 * torch.eye(40)), b, precondition=lambda r: r,
+                enough_q=1e-6 * b.norm(dim=1), max_products=20,
+            )  # fmt: skip
+
+
+class TestSolve:
+    @pytest.mark.parametrize("name", ZOO)
+    def test_against_the_matrix(self, name: str) -> None:
+        problem = zoo_problem(name)
+        damping = cf.Absolute(1e-2)
+        wanted = cf.influence(problem, cf.GGN(Matrix()), damping=damping).values
+        for count in (2, 9):
+            rung = cf.GGN(SelectedRows(count, tolerance=1e-10))
+            found = cf.influence(problem, rung, damping=damping)
+            assert torch.allclose(found.values, wanted, rtol=1e-6, atol=1e-9 * float(wanted.norm()))
+            assert found.residuals is not None
+            assert max(found.residuals) <= 1e-10
+            assert any(f"{count} selected rows" in note for note in found.notes)
+
+    @pytest.mark.parametrize("decay", [0.0, 1e-2, {"0.weight": 1e-2, "2.weight": 3e-3}])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_decays_and_weights(self, decay: object, weighted: bool) -> None:
+        """w of 0, the same everywhere, or one for each weight and 0 for biases."""
+        v = torch.linspace(0, 2, 90, dtype=torch.float64) if weighted else None
+        problem = fitted(weight_decay=decay, sample_weight=v)
+        for damping in (cf.Absolute(1e-3), cf.Relative(0.1)):
+            wanted = cf.influence(problem, cf.GGN(Matrix()), damping=damping).values
+            rung = cf.GGN(SelectedRows(60, tolerance=1e-10))
+            found = cf.influence(problem, rung, damping=damping).values
+            assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-9 * float(wanted.norm()))
+
+    def test_large_rows_are_worth_products(self) -> None:
+        """What the form is for: in a fitted net few rows take most products away, and all of them
+        leave one."""
+        problem, damping = fitted(), cf.Absolute(1e-4)
+
+        def products(count: int) -> int:
+            rung = cf.GGN(SelectedRows(count, tolerance=1e-6))
+            notes = cf.influence(problem, rung, damping=damping).notes
+            return int(next(n for n in notes if "selected" in n).split("; ")[1].split()[0])
+
+        taken = [products(count) for count in (1, 40, 120, 360)]
+        assert taken == sorted(taken, reverse=True)
+        assert taken[-1] == 1
+        assert taken[2] <= taken[0] / 2
+
+    def test_refused(self) -> None:
+        problem = fitted()
+        with pytest.raises(cf.errors.InputError, match=r"needs w \+ λ > 0"):
+            cf.influence(problem, cf.GGN(SelectedRows()), damping=cf.Absolute(0.0))
+        for options in ({"count": 0}, {"tolerance": 1.0}, {"max_products": 0}):
+            with pytest.raises(cf.errors.InputError):
+                SelectedRows(**options)  # type: ignore[arg-type]
+
+    def test_many_columns_are_refused(self) -> None:
+        model = nn.Linear(3, 70).double()
+        x, y = torch.randn(4, 3, dtype=torch.float64), torch.arange(4)
+        problem = cf.Problem(model, cf.CrossEntropy(), (x, y), (x, y))
+        with pytest.raises(cf.errors.InputError, match="69 rows, more than the 64"):
+            cf.influence(problem, cf.GGN(SelectedRows()), damping=cf.Absolute(0.1))
+        scores = cf.influence(problem, cf.KFAC(), damping=cf.Absolute(0.1))
+        with pytest.raises(cf.errors.InputError, match="69 rows of the GGN, more than the 64"):
+            scores.error_bounds()
+
+
+RUNGS: dict[str, cf.Rung] = {
+    "EKFAC": cf.EKFAC(),
+    "KFAC": cf.KFAC(),
+    "Diagonal": cf.Diagonal(),
+    "BlockGGN": cf.BlockGGN(),
+    "rows, 1e-1": cf.GGN(SelectedRows(5, tolerance=1e-1)),
+    "rows, 1e-3": cf.GGN(SelectedRows(60, tolerance=1e-3)),
+    "iterations, 1e-2": cf.GGN(ConjugateGradients(tolerance=1e-2)),
+}
+
+
+class TestBounds:
+    @pytest.mark.parametrize("damping", [1e-4, 1e-2])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("decay", [0.0, {"0.weight": 1e-2, "2.weight": 3e-3}])
+    def test_no_score_is_further_off(
+        self, damping: float, dtype: torch.dtype, decay: object
+    ) -> None:
+        """Every pair, of every rung, against scores by the matrix in float64: 7 × 3 × 1,350 pairs a
+        case, whatever the number of rows."""
+        problem = fitted(dtype, weight_decay=decay)
+        at = cf.Absolute(damping)
+        exact = cf.influence(problem.to(torch.float64), cf.GGN(Matrix()), damping=at).values
+        for name, rung in RUNGS.items():
+            scores = cf.influence(problem, rung, damping=at)
+            error = (scores.values.double() - exact).abs()
+            looser = None
+            for rows in (1, 60, 400):
+                bounds = scores.error_bounds(rows)
+                assert bounds.values.shape == error.shape
+                assert bool((error <= bounds.values).all()), (name, rows)
+                if looser is not None:  # more rows bound tighter
+                    assert bool((bounds.values <= looser * (1 + 1e-6)).all())
+                looser = bounds.values
+            # With all rows P is A: the bound is an inner product's by Cauchy-Schwarz, and no more.
+            assert float((looser / error.clamp_min(1e-300)).median()) < 100
+
+    @pytest.mark.parametrize("name", ZOO)
+    def test_any_layer(self, name: str) -> None:
+        problem, at = zoo_problem(name), cf.Absolute(1e-2)
+        exact = cf.influence(problem, cf.GGN(Matrix()), damping=at).values
+        scores = cf.influence(problem, cf.EKFAC(), damping=at)
+        for rows in (3, 1000):
+            bounds = scores.error_bounds(rows).values
+            assert bool(((scores.values - exact).abs() <= bounds).all())
+
+    def test_by_hand(self) -> None:
+        """√(g_nᵀP⁻¹g_n) √(r_qᵀP⁻¹r_q)/N with dense matrices."""
+        problem, at = fitted(weight_decay=1e-3), cf.Absolute(1e-3)
+        scores = cf.influence(problem, cf.KFAC(), damping=at)
+        curvature = cf.fit(problem, cf.KFAC())
+        shift = curvature.shift(at)
+        selection = select(FisherPass(problem, cf.Type2()), shift, 25)
+        rows, n = selection.rows.to_dense()[:, 0], 90
+        inverse = torch.linalg.inv(rows.T @ rows / n + shift.diag())
+        layout = discover(problem)
+        g_n = training_gradients(problem, layout).to_dense()[:, 0]
+        whole = dense_rows(problem).flatten(0, 1)
+        a = whole.T @ whole / n + shift.diag()
+        from curvfluence.jacobian.gradients import query_gradients
+
+        g_q = query_gradients(problem, layout).to_dense()[:, 0]
+        r_q = g_q - curvature.solve(g_q, at) @ a
+        of_n = ((g_n @ inverse) * g_n).sum(1).sqrt()
+        of_q = ((r_q @ inverse) * r_q).sum(1).sqrt()
+        found = scores.error_bounds(25)
+        assert torch.allclose(found.values, of_q[:, None] * of_n / n, rtol=1e-6)
+        assert found.rows == 25
+        assert found.share == pytest.approx(selection.share)
+        assert torch.equal(found.worst, found.values.amax(1))
+        assert "against the exact GGN: no score is off by more than" in str(found)
+
+    def test_exact_scores_have_next_to_no_error(self) -> None:
+        problem, at = fitted(), cf.Absolute(1e-2)
+        scores = cf.influence(problem, cf.GGN(Matrix()), damping=at)
+        assert float(scores.error_bounds().values.max()) < 1e-9 * float(scores.values.abs().max())
+
+    def test_refused(self) -> None:
+        problem = fitted()
+        identity = cf.influence(problem, cf.Identity())
+        with pytest.raises(cf.errors.InputError, match="no error to bound"):
+            identity.error_bounds()
+        newton = cf.influence(problem, cf.GGN(), damping=cf.Absolute(0.1), leverage=True)
+        with pytest.raises(cf.errors.InputError, match="leverage-corrected scores are another"):
+            newton.error_bounds()
+        scores = cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1))
+        with torch.no_grad():
+            problem.theta["0.weight"].add_(1.0)
+        with pytest.raises(cf.errors.InputError, match="were changed since the scores were made"):
+            scores.error_bounds()
