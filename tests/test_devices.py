@@ -32,6 +32,7 @@ RUNGS = {
     "GGN": cf.GGN(cf.inversion.Matrix()),
     "GGN in sample space": cf.GGN(cf.inversion.SampleSpace()),
     "GGN by conjugate gradients": cf.GGN(cf.inversion.ConjugateGradients(tolerance=1e-6)),
+    "GGN by its largest rows": cf.GGN(cf.inversion.SelectedRows(20, tolerance=1e-6)),
     "Hessian": cf.Hessian(),
 }
 DAMPING = cf.Absolute(0.05)

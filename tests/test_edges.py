@@ -25,6 +25,7 @@ RUNGS = (
     cf.GGN(),
     cf.GGN(cf.inversion.SampleSpace()),
     cf.GGN(cf.inversion.ConjugateGradients()),
+    cf.GGN(cf.inversion.SelectedRows(10)),
     cf.Hessian(),
 )
 

@@ -22,7 +22,10 @@ GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(30, 5, generator=GENERATOR, dtype=DOUBLE)
 Y = torch.randint(3, (30,), generator=GENERATOR)
 Function = Callable[[Tensor, Tensor], Tensor]
-FORMS = [cf.inversion.Matrix(), cf.inversion.SampleSpace(), cf.inversion.ConjugateGradients()]
+FORMS = [
+    cf.inversion.Matrix(), cf.inversion.SampleSpace(), cf.inversion.ConjugateGradients(),
+    cf.inversion.SelectedRows(20),
+]  # fmt: skip
 
 
 def net(dtype: torch.dtype = DOUBLE) -> nn.Sequential:
@@ -140,10 +143,7 @@ class TestTheUsersLoss:
         assert any("0 in torch.float64" in n and "scale the loss" in n for n in notes)
         assert not any("squares" in n for n in scored().notes)
 
-    @pytest.mark.parametrize(
-        "form",
-        [cf.inversion.Matrix(), cf.inversion.SampleSpace(), cf.inversion.ConjugateGradients()],
-    )
+    @pytest.mark.parametrize("form", FORMS)
     def test_relative_damping_knows_its_rank(self, form: cf.inversion.Form) -> None:
         """Cross-entropy written by hand has a column more than its rank."""
         built_in, own = (

@@ -168,6 +168,7 @@ FORMS: dict[str, cf.inversion.Form] = {
     "conjugate gradients": cf.inversion.ConjugateGradients(tolerance=1e-11, max_iterations=3000),
     "without a preconditioner": cf.inversion.ConjugateGradients(None, 1e-11, 3000),
     "by K-FAC": cf.inversion.ConjugateGradients(cf.KFAC(), 1e-11, 3000),
+    "rows": cf.inversion.SelectedRows(5, 1e-11, 3000),
     "by blocks": cf.inversion.ConjugateGradients(cf.BlockGGN(), 1e-11, 3000),
 }
 
@@ -337,6 +338,14 @@ class TestCostModel:
         wide = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=20)
         assert isinstance(cheapest(wide), cf.inversion.SampleSpace)
         assert isinstance(cf.fit(wide, cf.GGN()).blocks[0].operator, SampleSpaceOperator)
+
+    def test_no_room_for_a_kernel_leaves_selected_rows(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seeded()
+        problem = make(mlp(5, 150, 150, 3), cf.CrossEntropy(), n=1000)
+        monkeypatch.setattr("curvfluence.runtime.device.memory", lambda _: 2 * 3 * 2**23)
+        assert isinstance(cheapest(problem), cf.inversion.SelectedRows)
 
     def test_no_room_leaves_conjugate_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seeded()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.auditing import audit
-from curvfluence.curvature.inversion import ConjugateGradients
+from curvfluence.curvature.inversion import ConjugateGradients, SelectedRows
 from curvfluence.curvature.operators import decomposed
 from curvfluence.explore import Answers, answer, going_on
 from curvfluence.runtime import budget, journal
@@ -95,6 +95,7 @@ RUNGS: dict[str, cf.Rung] = {
     "BlockGGN": cf.BlockGGN(),
     "GGN": cf.GGN(),
     "GGN(iterative)": cf.GGN(ConjugateGradients()),
+    "GGN(rows)": cf.GGN(SelectedRows(20)),
     "Hessian": cf.Hessian(),
 }
 

@@ -104,15 +104,19 @@ class TestRows:
             assert torch.allclose(rest, torch.zeros_like(rest), atol=-floor)
 
     def test_nothing_to_select(self) -> None:
-        model = nn.Linear(3, 2).double()
+        """Every row is 0: the inverse is that of D, and says nothing of rows."""
         x = torch.zeros(4, 3, dtype=torch.float64)
-        problem = cf.Problem(
-            nn.Sequential(nn.Linear(3, 2, bias=False)).double(), cf.MSE(), (x, x[:, :2]),
-            (x, x[:, :2]),
-        )  # fmt: skip
-        del model
-        with pytest.raises(cf.errors.InputError, match="the GGN is 0: no row of it has a norm"):
-            cf.influence(problem, cf.GGN(SelectedRows()), damping=cf.Absolute(0.1))
+        x[3] = 1.0  # a query
+        model = nn.Sequential(nn.Linear(3, 2, bias=False)).double()
+        data, asked = (x[:3], x[:3, :2]), (x[3:], x[3:, :2])
+        problem = cf.Problem(model, cf.MSE(), data, asked, weight_decay=0.1)
+        curvature = cf.fit(problem, cf.GGN(SelectedRows()))
+        v = torch.ones(2, 6, dtype=torch.float64)
+        found = curvature.solve(v, cf.Absolute(0.3))
+        assert torch.allclose(found, v / 0.4, rtol=1e-12)
+        scores = cf.influence(problem, curvature, damping=cf.Absolute(0.3))
+        assert torch.equal(scores.values, torch.zeros(1, 3, dtype=torch.float64))
+        assert torch.equal(scores.error_bounds().values, torch.zeros(1, 3, dtype=torch.float64))
 
 
 class TestBlockConjugateGradients:

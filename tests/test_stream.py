@@ -27,6 +27,7 @@ RUNGS = (
     cf.Identity(), cf.Diagonal(), cf.KFAC(), cf.EKFAC(), cf.EKFAC(cf.MonteCarlo(2)),
     cf.KFAC(cf.Empirical()), cf.Shampoo(), cf.BlockGGN(), cf.GGN(),
     cf.GGN(cf.inversion.SampleSpace()), cf.GGN(cf.inversion.ConjugateGradients(tolerance=1e-9)),
+    cf.GGN(cf.inversion.SelectedRows(30, tolerance=1e-9)),
     cf.Hessian(),
 )  # fmt: skip
 
@@ -408,6 +409,7 @@ def language_problem(train: int | None, queries: int | None) -> cf.Problem:
         cf.Diagonal(), cf.KFAC(), cf.EKFAC(), cf.KFAC(cf.Empirical(), sharing=cf.Reduce()),
         cf.EKFAC(cf.Empirical()), cf.BlockGGN(), cf.GGN(), cf.Hessian(),
         cf.GGN(cf.inversion.ConjugateGradients(tolerance=1e-13)),
+        cf.GGN(cf.inversion.SelectedRows(30, tolerance=1e-13)),
     ],
     ids=str,
 )  # fmt: skip

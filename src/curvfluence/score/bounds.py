@@ -125,7 +125,8 @@ class _Metric:
 
     def __init__(self, rows: Rows, n: int, shift: Tensor) -> None:
         self._rows, self._shift = rows, shift
-        self._factor = SampleSpaceOperator(rows, n, rank=len(rows)).factor(shift)
+        held = SampleSpaceOperator(rows, n, rank=len(rows))
+        self._factor = held.factor(shift) if held.count else None
 
     def of_vectors(self, v_qp: Tensor) -> Tensor:
         """[Q]."""
@@ -138,6 +139,8 @@ class _Metric:
         return self._of(whole, self._rows.scaled_products(rows, self._shift).T)
 
     def _of(self, whole: Tensor, u_qr: Tensor) -> Tensor:
+        if self._factor is None:  # every row is 0
+            return whole
         within = (self._factor.solve(u_qr) * u_qr).sum(1)
         rounding = 1e2 * torch.finfo(torch.float64).eps * whole  # of a difference of the two
         return (whole - within).clamp_min(0) + rounding

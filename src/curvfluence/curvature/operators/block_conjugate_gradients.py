@@ -73,8 +73,11 @@ def _norms(rows: Tensor) -> Tensor:
 
 def _orthonormal(z_qn: Tensor) -> Tensor:
     """An orthonormal basis [k, n] of the rows; twice, since once leaves what rounding did."""
-    size = _norms(z_qn)
-    z = z_qn[size > 0] / size[size > 0, None].to(z_qn.dtype)
+    largest = z_qn.abs().amax(dim=1)
+    z = z_qn[largest > 0] / largest[largest > 0, None]
+    if not len(z):
+        return z
+    z = z / _norms(z)[:, None].to(z.dtype)
     for _ in range(2):
         gram = (z @ z.T).double()
         values, vectors = torch.linalg.eigh((gram + gram.T) / 2)

@@ -40,6 +40,7 @@ class Selection:
 def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
     """The `count` largest rows of a pass. Cost: an eigendecomposition of C × C an example."""
     kept: Rows | None = None
+    nothing: Rows | None = None
     sizes = torch.empty(0)
     whole = 0.0
     for chunk in chunks:
@@ -51,6 +52,8 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
         least = float(sizes.min()) if len(sizes) == count else 0.0
         found = best.indices[best.values > least]
         if not len(found):
+            none = found.new_empty(0)
+            nothing = chunk.mixed(none, vectors.new_empty(0, c))
             continue
         index, column = found // c, found % c
         part = chunk.mixed(index, vectors[index, :, column])
@@ -59,11 +62,9 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
         if len(sizes) > count:
             order = sizes.topk(count).indices
             kept, sizes = kept[order], sizes[order]
-    if kept is None:
-        raise InputError(
-            "the GGN is 0: no row of it has a norm above 0, so there is none to select. The model "
-            "fits its data beyond rounding, or its parameters do not reach the output"
-        )
+    if kept is None:  # every row is 0: a model that fits beyond rounding
+        kept = nothing
+    assert kept is not None
     return Selection(kept, float(sizes.sum()), whole)
 
 
@@ -118,6 +119,8 @@ class SelectedRowsOperator(Operator):
                 "a damping > 0"
             )
         _, held = self.selected(shift)
+        if not held.count:  # every row is 0
+            return v / shift
         factor = held.factor(shift)
         flat = v.reshape(-1, self.size)
         batch = max(1, budget.SOLVED // self.size)
