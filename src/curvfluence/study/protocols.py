@@ -17,7 +17,7 @@ from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.hessian import Hessian, Truncate
 from curvfluence.curvature.hybrids import Sorted, TraceMatched
 from curvfluence.curvature.identity import Identity
-from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace, SelectedRows
+from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace
 from curvfluence.curvature.kfac import KFAC
 from curvfluence.curvature.rung import Rung
 from curvfluence.curvature.shampoo import Shampoo
@@ -133,7 +133,6 @@ def _frontier(seed: int) -> dict[str, Rung]:
         "Hessian": Hessian(),
         "GGN": GGN(Matrix()),
         "GGN(samples)": GGN(SampleSpace()),
-        "GGN(rows)": GGN(SelectedRows()),
         "GGN(iterative)": GGN(ConjugateGradients()),
         "BlockGGN": BlockGGN(),
         "EKFAC": EKFAC(),
