@@ -80,6 +80,13 @@ def until(condition: object, seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("words", [[], ["judge"]])
+def test_usage_names_the_command_as_it_was_given(words: list[str], tmp_path: Path) -> None:
+    code, out, _ = ended(start([*words, "--help"], tmp_path))
+    assert code == 0
+    assert f"Usage: {' '.join(['curvfluence', *words])} " in out
+
+
 class TestProblemFiles:
     """Whatever a file does to its process, the command ends with a sentence or its results."""
 

@@ -29,7 +29,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        app()
+        app(prog_name="curvfluence")  # python -m would be called otherwise
     except CurvfluenceError as error:
         refuse("error" if isinstance(error, InputError) else type(error).__name__, str(error))
     except (MemoryError, RuntimeError) as error:
