@@ -178,6 +178,21 @@ class TestTheSameBits:
         assert len(found) == 1
         assert "did not converge in float32: it was done in float64" in found[0]
 
+    def test_another_form_is_another_work(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`GGN()` takes its form by the memory: what one form kept is not read by another."""
+        from curvfluence.curvature.inversion import Matrix, SampleSpace
+
+        forms = [Matrix(), SampleSpace(), SelectedRows(20), ConjugateGradients()]
+        steps = Steps(tmp_path / "s", {"of": "a test"})
+        for form in forms:
+            monkeypatch.setattr("curvfluence.curvature.ggn.cheapest", lambda *_, form=form: form)
+            with journal.kept_in(steps, every=0.0):
+                found = scored(cf.GGN())[0]
+            fresh = uninterrupted(lambda: scored(cf.GGN()), tmp_path / str(forms.index(form)))[0]
+            assert torch.equal(found, fresh)
+
 
 class TestWhatIsKept:
     def test_nothing_without_a_journal(self, tmp_path: Path) -> None:

@@ -119,6 +119,30 @@ class TestRows:
         assert torch.equal(scores.error_bounds().values, torch.zeros(1, 3, dtype=torch.float64))
 
 
+def test_what_is_not_finite_says_so() -> None:
+    problem = fitted()
+    curvature = cf.fit(problem, cf.GGN(SelectedRows(30)))
+    v = torch.ones(2, problem.parameters.count, dtype=torch.float64)
+    v[1, 3] = torch.nan
+    with pytest.raises(cf.errors.NonFiniteError, match="a vector to be solved for"):
+        curvature.solve(v, cf.Absolute(0.1))
+    single, small = fitted(torch.float32), cf.Absolute(1e-38)
+    with pytest.raises(cf.errors.NonFiniteError, match="norms of rows"):
+        cf.influence(single, cf.GGN(SelectedRows(30)), damping=small)
+
+
+def test_the_note_is_of_the_last_solve() -> None:
+    problem, at = fitted(), cf.Absolute(0.01)
+    curvature = cf.fit(problem, cf.GGN(SelectedRows(30)))
+
+    def noted() -> tuple[str, ...]:
+        return cf.influence(problem, curvature, damping=at).notes
+
+    before = noted()
+    curvature.solve(torch.randn(3, problem.parameters.count, dtype=torch.float64), at)
+    assert noted() == before
+
+
 class TestBlockConjugateGradients:
     def system(self) -> tuple[Tensor, Tensor]:
         seeded()
@@ -279,6 +303,47 @@ class TestBounds:
         for rows in (3, 1000):
             bounds = scores.error_bounds(rows).values
             assert bool(((scores.values - exact).abs() <= bounds).all())
+
+    @pytest.mark.parametrize("damping", [1e-2, 1.0])
+    def test_gradients_that_float32_rounds(self, damping: float) -> None:
+        """A linear net that all but interpolates: what is left of a residual in float32 is far from
+        it, and so is each gradient; the scores are then off by what the bound must hold."""
+        seeded()
+        layer = nn.Linear(12, 2)
+        w, x = torch.randn(2, 12), torch.randn(70, 12)
+        y = x @ w.T
+        y[60:] += 1
+        y[:60] += 1e-5 * torch.randn(60, 2)
+        with torch.no_grad():
+            layer.weight.copy_(w)
+            layer.bias.zero_()
+        problem = cf.Problem(layer, cf.MSE(), (x[:60], y[:60]), (x[60:], y[60:]))
+        at = cf.Absolute(damping)
+        exact = cf.influence(problem.to(torch.float64), cf.GGN(Matrix()), damping=at).values
+        for rung in (cf.EKFAC(), cf.GGN(Matrix()), cf.GGN(SelectedRows(30))):
+            scores = cf.influence(problem, rung, damping=at)
+            error = (scores.values.double() - exact).abs()
+            assert bool((error <= scores.error_bounds().values).all())
+
+    @pytest.mark.parametrize("damping", [1.0, 1e4])
+    def test_bfloat16_passes(self, damping: float) -> None:
+        problem = fitted(torch.float32, autocast=torch.bfloat16)
+        at = cf.Absolute(damping)
+        exact = cf.influence(problem.to(torch.float64), cf.GGN(Matrix()), damping=at).values
+        for rung in (cf.EKFAC(), cf.GGN(SelectedRows(60))):
+            scores = cf.influence(problem, rung, damping=at)
+            error = (scores.values.double() - exact).abs()
+            assert bool((error <= scores.error_bounds().values).all())
+
+    def test_compressed_queries(self) -> None:
+        """Bounds and certificates are of the scores that there are, not of those at full rank."""
+        problem, at = zoo_problem("cnn with groups"), cf.Absolute(10.0)
+        exact = cf.influence(problem, cf.GGN(Matrix()), damping=at).values
+        whole = cf.influence(problem, cf.EKFAC(), damping=at)
+        scores = cf.influence(problem, cf.EKFAC(), damping=at, compress=0.9)
+        error = (scores.values - exact).abs()
+        assert bool((error <= scores.error_bounds().values).all())
+        assert scores.certificate().worst > 2 * whole.certificate().worst
 
     def test_by_hand(self) -> None:
         """√(g_nᵀP⁻¹g_n) √(r_qᵀP⁻¹r_q)/N with dense matrices."""

@@ -13,6 +13,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import device as machine
 from curvfluence.runtime import generators
 from curvfluence.runtime.journal import kept_in
 from curvfluence.store.steps import Steps
@@ -35,7 +36,12 @@ def going_on(page: Path, problem: Problem, *asked: object) -> Generator[None]:
         yield
         return
     folder = page.with_name(f"{page.name}.steps")
-    with Steps(folder, {"problem": content(problem), "asked": list(map(str, asked))}).ours() as own:
+    depends = {
+        "problem": content(problem),
+        "asked": list(map(str, asked)),
+        "memory": machine.memory(problem.device),  # which the form of a GGN goes by
+    }
+    with Steps(folder, depends).ours() as own:
         if own is None:
             raise InputError(f"another command is on the way to {page}: name another page")
         with kept_in(own):

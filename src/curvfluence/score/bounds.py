@@ -23,7 +23,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, journal, precision
 
-SUMMED = 64.0  # eps of what a sum of P products of the scores' dtype may lose of ‖g_n‖‖x_q‖
+SUMMED = 64.0  # ε of float64 that a sum of P products may lose of ‖g_n‖‖x_q‖
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +53,25 @@ class ErrorBounds:
 
 @precision.full()
 def error_bounds(
-    problem: Problem, curvature: Curvature, damping: Damping, rows: int = 1000
+    problem: Problem,
+    curvature: Curvature,
+    damping: Damping,
+    values_qn: Tensor,
+    rows: int = 1000,
 ) -> ErrorBounds:
-    """|ΔI[q, n]| ≤ (1/N) √(g_nᵀP⁻¹g_n) √(r_qᵀP⁻¹r_q), r_q = g_q − A x_q, P = Z_MᵀZ_M/N + D on the
-    `rows` largest rows of Z.
+    """|ΔI[q, n]| ≤ |I[q, n] − g_nᵀx_q/N| + (1/N) √(g_nᵀP⁻¹g_n) √(r_qᵀP⁻¹r_q) of the scores
+    `values_qn`, r_q = g_q − A x_q, P = Z_MᵀZ_M/N + D on the `rows` largest rows of Z.
 
     A = GGN + D with D = diag(w) + λ as the scores' own inverse has it, x_q its solution. Any part
     of the sum of z zᵀ leaves P ⪯ A, so A⁻¹ ⪯ P⁻¹, and Cauchy-Schwarz in that metric is the bound:
     it holds for whatever x_q, EK-FAC's as well. It asks for one or two decades more than the error.
 
-    All of it is in float64: gradients, the product, the rows and the kernel. Added is what scores
-    lose by rounding, 64 ε ‖g_n‖‖x_q‖/N in their dtype. Cost: a solve, two passes and one product in
-    float64, R²(R/3 + N). Memory: R² + N R + 4 Q P numbers in float64. Errors: `InputError` for a
-    rung without an inverse, a loss of more than 64 columns, w + λ = 0.
+    All of it is in float64: gradients, the product, the rows and the kernel, and the scores again
+    from x_q: the first term is what rounding of gradients and sums (and compression) did to those
+    that are judged. Added is 64 ε ‖g_n‖‖x_q‖/N for the rounding of float64 itself. Cost: a solve,
+    two passes, one product and the scores in float64, R²(R/3 + N). Memory: R² + N R + 4 Q P + 2 Q N
+    numbers in float64. Errors: `InputError` for a rung without an inverse, a loss of more than 64
+    columns, w + λ = 0.
     """
     kinds.count(rows, "rows")
     if curvature.fixed_damping is not None:
@@ -86,20 +92,22 @@ def error_bounds(
     if not bool((shift > 0).all()):
         raise InputError("bounds need w + λ > 0 everywhere: use a damping > 0")
     n = len(problem.train)
-    with journal.scope(f"bounds {curvature.name} {damping}"):
+    with journal.scope(f"bounds {damping} {rows} {curvature.coverage}"):
         x_qp, residual = _residual(problem, exact, curvature, damping, shift)
         selection = select(FisherPass(exact, Type2()), shift, rows)
         metric = _Metric(selection.rows, n, shift)
         of_query = metric.of_vectors(residual)
-        sizes = list(_of_examples(exact, metric))
-    of_example = torch.cat([part for part, _ in sizes])
-    norms_n = torch.cat([part for _, part in sizes])
+        sizes = list(_of_examples(exact, metric, x_qp))
+    of_example, norms_n, again_qn = (torch.cat(part, -1) for part in zip(*sizes, strict=True))
     # The rows are those of A to rounding: P − (their error) ⪯ A.
-    off = 8 * torch.finfo(torch.float64).eps * columns * selection.trace / n
-    bound = (of_query.sqrt()[:, None] * of_example.sqrt()) / (1 - min(off, 0.5)) ** 0.5
-    eps = torch.finfo(problem.dtype).eps
+    eps = torch.finfo(torch.float64).eps
+    off = 8 * eps * columns * selection.trace / n
+    bound = (of_query.sqrt()[:, None] * of_example.sqrt()) * (
+        torch.inf if off >= 1 else (1 - off) ** -0.5
+    )
     rounding = SUMMED * eps * x_qp.norm(dim=1)[:, None] * norms_n
-    values = ((bound + rounding) / n).cpu()
+    gone_qn = (values_qn.double().to(again_qn) - again_qn / n).abs()
+    values = ((bound + rounding) / n + gone_qn).cpu()
     count = len(selection.rows)
     return ErrorBounds(curvature.name, values, problem.measurement.unit, count, selection.share)
 
@@ -146,7 +154,10 @@ class _Metric:
         return (whole - within).clamp_min(0) + rounding
 
 
-def _of_examples(exact: Problem, metric: _Metric) -> Iterator[tuple[Tensor, Tensor]]:
-    """(g_nᵀP⁻¹g_n, ‖g_n‖) of successive examples."""
+def _of_examples(
+    exact: Problem, metric: _Metric, x_qp: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(g_nᵀP⁻¹g_n, ‖g_n‖, g_nᵀx_q [Q, n]) of successive examples."""
     for _, rows in gradient_rows(exact, discover(exact)):
-        yield metric.of_rows(rows), rows.squared_norms()[:, 0].sqrt()
+        norms = rows.squared_norms()[:, 0].sqrt()
+        yield metric.of_rows(rows), norms, rows.inner(x_qp)[:, :, 0]

@@ -12,6 +12,7 @@ from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.estimate.products import CurvatureProduct
+from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
@@ -55,8 +56,10 @@ def certify(
     damping: Damping,
     against: str = "GGN",
     dtype: torch.dtype | None = None,
+    compress: float | None = None,
 ) -> Certificate:
-    """The certificate of a rung's inverse at one damping.
+    """The certificate of a rung's inverse at one damping; with `compress` of its solutions at low
+    rank, as `influence` takes it.
 
     `dtype` is that of the product and of g, by default the problem's, without its autocast;
     torch.float64 makes it independent of the rounding of the solution's own arithmetic. Rounding of
@@ -81,9 +84,17 @@ def certify(
     shift = curvature.shift(damping).to(exact.dtype)
     residuals: list[float] = []
     count = curvature.parameters.count
-    with journal.scope(f"certificate {curvature.name} {damping} {against}"):
+    with journal.scope(f"certificate {damping} {against} {dtype} {curvature.coverage}"):
         for given, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
-            x_qp = curvature.solve(given.to_dense()[:, 0], damping).to(exact.dtype)
+            if compress is None:
+                x_qp = curvature.solve(given.to_dense()[:, 0], damping)
+            else:
+                against_all = Against(len(problem.train))
+                solved = curvature.solve_rows(
+                    given, damping, against=against_all, compress=compress
+                )
+                x_qp = solved.flat()
+            x_qp = x_qp.to(exact.dtype)
             residuals += _relative(product(x_qp) + shift * x_qp, part.to_dense()[:, 0])
     name = str(exact.dtype).removeprefix("torch.")
     matrix = "A + W + λI" if bool(curvature.decay.any()) else "A + λI"
@@ -93,15 +104,20 @@ def certify(
 class Certifier:
     """Makes the certificate of a set of scores when it is asked for."""
 
-    def __init__(self, problem: Problem, curvature: Curvature, damping: Damping) -> None:
+    def __init__(
+        self, problem: Problem, curvature: Curvature, damping: Damping, compress: float | None
+    ) -> None:
         self._problem, self._curvature, self._damping = problem, curvature, damping
+        self._compress = compress
 
-    def bounds(self, rows: int) -> ErrorBounds:
-        """Bounds on the errors of the scores."""
-        return error_bounds(self._problem, self._curvature, self._damping, rows)
+    def bounds(self, values_qn: Tensor, rows: int) -> ErrorBounds:
+        """Bounds on the errors of these scores."""
+        return error_bounds(self._problem, self._curvature, self._damping, values_qn, rows)
 
     def __call__(self, against: str, dtype: torch.dtype | None) -> Certificate:
-        return certify(self._problem, self._curvature, self._damping, against, dtype)
+        return certify(
+            self._problem, self._curvature, self._damping, against, dtype, self._compress
+        )
 
 
 def own_residuals(

@@ -74,9 +74,9 @@ def influence(
     curvature = fitted(problem, rung, damping, strict=strict)
     n = len(problem.train)
     with ExitStack() as stack:
-        stack.enter_context(journal.scope(f"scores {curvature.name} {damping}"))
+        stack.enter_context(journal.scope(f"scores {damping} {curvature.coverage}"))
         told = stack.enter_context(noted())
-        run = _Run.begin(problem, curvature, damping)
+        run = _Run.begin(problem, curvature, damping, compress)
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
         for first, g_q in run.batches():
             if leverage:
@@ -119,17 +119,22 @@ class _Run:
     notes: tuple[str, ...]
     start: float
     reach: Reach
+    compress: float | None = None
     residuals: tuple[float, ...] = ()
     compression: float | None = None
 
     @staticmethod
-    def begin(problem: Problem, curvature: Curvature, damping: Damping) -> _Run:
+    def begin(
+        problem: Problem, curvature: Curvature, damping: Damping, compress: float | None
+    ) -> _Run:
         start = machine.clock(problem.device)
         layout = discover(problem)
         queries = query_gradients(problem, layout)
         chosen, notes = resolved(problem, curvature, damping, queries)
         notes += _of_underflow(queries)
-        return _Run(problem, curvature, layout, queries, chosen, notes, start, Reach(problem))
+        return _Run(
+            problem, curvature, layout, queries, chosen, notes, start, Reach(problem), compress
+        )
 
     def batches(self) -> Iterator[tuple[int, Rows]]:
         """All queries at once where their solutions fit, else as many as do."""
@@ -206,7 +211,7 @@ class _Run:
             notes=(*curvature.notes_at(damping), *notes, *self.reach.notes()),
             blocks=matrix.blocks or None,
             residuals=self.residuals or None,
-            certifier=Certifier(problem, curvature, damping),
+            certifier=Certifier(problem, curvature, damping, self.compress),
         )
 
 

@@ -133,7 +133,7 @@ class Scores:
             raise InputError(
                 "leverage-corrected scores are another quantity: score without leverage"
             )
-        return self._certifier.bounds(rows)
+        return self._certifier.bounds(self.values, rows)
 
     @property
     def _certifier(self) -> Certifier:

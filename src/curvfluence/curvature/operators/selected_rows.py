@@ -15,7 +15,7 @@ from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget
 
@@ -44,7 +44,13 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
     sizes = torch.empty(0)
     whole = 0.0
     for chunk in chunks:
-        values_nc, vectors = torch.linalg.eigh(chunk.scaled_grams(shift).double())
+        grams = chunk.scaled_grams(shift)
+        if not bool(grams.isfinite().all()):
+            raise NonFiniteError(
+                f"norms of rows zᵀD⁻¹z overflow {grams.dtype}, though every row is finite: use a "
+                "larger damping, scale the loss, or use problem.to(torch.float64)"
+            )
+        values_nc, vectors = torch.linalg.eigh(grams.double())
         values_nc = values_nc.clamp_min(0)
         whole += float(values_nc.sum())
         n, c = values_nc.shape
@@ -123,6 +129,9 @@ class SelectedRowsOperator(Operator):
             return v / shift
         factor = held.factor(shift)
         flat = v.reshape(-1, self.size)
+        if not bool(flat.isfinite().all()):
+            raise NonFiniteError("a vector to be solved for is not finite")
+        self._products.clear()
         batch = max(1, budget.SOLVED // self.size)
         out = torch.empty_like(flat)
         for to, part in zip(out.split(batch), flat.split(batch), strict=True):
