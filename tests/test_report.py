@@ -858,8 +858,8 @@ class TestText:
     def test_several_have_a_line_each(self, full: tuple[Path, str]) -> None:
         text = text_of([full[0], full[0]]).markdown("x")
         assert text.count("on the front, from the cheapest up") == 1
-        heading = read_study(full[0]).results.heading
-        assert text.count(f"\n| {heading} |") == 2
+        results = read_study(full[0]).results
+        assert text.count(f"\n| {results.problem}: {results.heading} |") == 2
 
     def test_claims_go_on_another_page(self, full: tuple[Path, str]) -> None:
         parts = sorted((Path(__file__).parent.parent / "docs" / "table1").glob("*.json"))

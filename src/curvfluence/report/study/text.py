@@ -40,7 +40,7 @@ def text(studies: Sequence[Study]) -> Text:
 def _fronts(each: Sequence[Results]) -> Table:
     """The front of every study, from the cheapest up."""
     columns: Columns[Results] = {
-        "Problem": lambda r: r.heading,
+        "Problem": lambda r: f"{r.problem}: {r.heading}",
         "training examples": lambda r: f"{r.truth.train:,}",
         "on the front, from the cheapest up": lambda r: ", ".join(
             f"{rung.full_name} {number(rung.lds)}" for rung, _ in front(_in_seconds(r))
@@ -58,7 +58,7 @@ def _parts(results: Results) -> tuple[str | Table | Figure, ...]:
     found = pareto(results)
     told = verdict(results)
     return (
-        f"## {results.heading}",
+        f"## {results.problem}: {results.heading}",
         told.headline,
         *((replace(found, name=f"{results.problem}-{found.name}"),) if found else ()),
         _costs(results).markdown,
