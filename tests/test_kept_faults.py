@@ -106,7 +106,7 @@ class TestMemory:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        def failed() -> None:
+        def failed(**_: object) -> None:
             raise error
 
         monkeypatch.setattr(process, "app", failed)
@@ -116,7 +116,7 @@ class TestMemory:
         assert said in capsys.readouterr().err
 
     def test_other_errors_are_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def failed() -> None:
+        def failed(**_: object) -> None:
             raise RuntimeError("a fault")
 
         monkeypatch.setattr(process, "app", failed)
