@@ -15,6 +15,7 @@ import curvfluence as cf
 from curvfluence.errors import InputError
 from curvfluence.report.table1 import text as text_of
 from curvfluence.report.table1 import write_table1
+from curvfluence.report.table1.page import MEASURED
 from curvfluence.study import StudySpec, load, run_study
 from curvfluence.study.asked import asked
 from curvfluence.study.claims import table1, table1_run
@@ -369,6 +370,11 @@ class TestTable:
 
         cell = next(c for c in table.table.cells if c.epochs == 1)
         assert verify_bank(table.path / cell.bank).retrainings == 2 * 2 * 6
+
+    def test_every_measure_is_of_a_claim(self, table: Table1Run) -> None:
+        """Or its line would count no cell."""
+        named = {statement for _, measured in MEASURED for _, statement in measured}
+        assert named <= set(table.table.statements)
 
     def test_page_and_text(self, table: Table1Run) -> None:
         done = write_table1(table)

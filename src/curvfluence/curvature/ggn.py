@@ -26,8 +26,7 @@ class GGN(Rung):
     `ConjugateGradients()`, by default the one with the fewest operations of those that fit half the
     memory. As a matrix: where unshared layers hold every parameter one Khatri-Rao GEMM a pair of
     layers, about N P² operations; otherwise the Gram of the rows, 2 C times that; 2 P² numbers.
-    Errors: `InputError`
-    for a matrix above 30,000 parameters.
+    Errors: `InputError` for a matrix above 30,000 parameters.
     """
 
     form: Form | None = None
@@ -35,7 +34,7 @@ class GGN(Rung):
     def __post_init__(self) -> None:
         if self.form is not None and not isinstance(self.form, Form):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
-                f"form must be Matrix(), SampleSpace(), SelectedRows() or "
+                "form must be Matrix(), SampleSpace(), SelectedRows() or "
                 f"ConjugateGradients(); seen {self.form!r}"
             )
 

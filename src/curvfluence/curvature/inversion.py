@@ -257,15 +257,9 @@ class SelectedRows(Form):
         reason = self.refusal(problem)
         if reason is not None:
             raise InputError(reason)
-        rows = FisherPass(problem, Type2(), again=True)
-        diagonal = fit(problem, Diagonal(Type2()))
         operator = SelectedRowsOperator(
             CurvatureProduct(problem),
-            lambda: rows,
-            of_parts(
-                [block.operator.mean_eigenvalue() for block in diagonal.blocks],
-                Type2().rank(problem),
-            ),
+            Type2().rank(problem),
             self.count,
             self.max_products,
             self.tolerance,

@@ -102,7 +102,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     _require_room(problem, rung)
     if strict:
         _require_rules(problem, rung)
-    with noted() as said, journal.scope(f"fit {rung!r} {rung.coverage(problem)}"):
+    with noted() as said, journal.scope(lambda: f"fit {rung!r} {rung.coverage(problem)}"):
         built = rung.build(problem)
     for note in built.notes:
         if FEW_SURPRISES_NOTE in note:

@@ -138,26 +138,31 @@ class Rows:
         dense = mixed(self.dense, index, weights_rc)
         return Rows(self.parameters, self.layers, terms, self.rest, dense)
 
+    def shift_of(self, layer: Layer, shift: Tensor) -> tuple[float, float | None]:
+        """(w + λ of a layer's weight, that of its bias), each of one value."""
+        weight = _uniform(layer.weight_of(self.parameters, shift), layer.weight)
+        if layer.bias is None:
+            return weight, None
+        return weight, _uniform(layer.bias_of(self.parameters, shift), layer.bias)
+
     def scaled_grams(self, shift: Tensor) -> Tensor:
         """Z_n D⁻¹ Z_nᵀ of each example, [N, C, C], with D = diag(shift), of one value a tensor."""
         n, c = self.dense.shape[:2]
         total = self.dense.new_zeros(n, c, c)
         for layer, term in self._parts:
-            weight = uniform(layer.weight_of(self.parameters, shift), layer.weight)
+            weight, bias = self.shift_of(layer, shift)
             if isinstance(term, Outer):
                 s_nco = term.s
                 size_n = term.a.square().sum(1) / weight
-                if layer.bias is not None:
-                    bias = uniform(layer.bias_of(self.parameters, shift), layer.bias)
-                    size_n = size_n + 1 / bias
+                if bias is not None:
+                    size_n += 1 / bias
                 total += size_n[:, None, None] * (s_nco @ s_nco.mT)
                 continue
             width = term.shape[0] * term.shape[1]
             for start, part in term.numbered_slices(width):
                 z_ncw = part.dense().flatten(2)
                 total[start : start + part.n] += z_ncw @ z_ncw.mT / weight
-            if layer.bias is not None:
-                bias = uniform(layer.bias_of(self.parameters, shift), layer.bias)
+            if bias is not None:
                 b_nco = term.summed()
                 total += b_nco @ b_nco.mT / bias
         for place, at in self.rest_slices():
@@ -169,10 +174,7 @@ class Rows:
         """Z D⁻¹ Z'ᵀ of single-column rows with others, [N, N']."""
         total = self.dense.new_zeros(len(self), len(other))
         for layer, mine, theirs in zip(self.layers, self.terms, other.terms, strict=True):
-            weight = uniform(layer.weight_of(self.parameters, shift), layer.weight)
-            bias = None
-            if layer.bias is not None:
-                bias = uniform(layer.bias_of(self.parameters, shift), layer.bias)
+            weight, bias = self.shift_of(layer, shift)
             if isinstance(mine, Outer) and isinstance(theirs, Outer):
                 inputs = mine.a @ theirs.a.T / weight
                 if bias is not None:
@@ -263,7 +265,7 @@ def concatenate(parts: list[Rows]) -> Rows:
     return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)
 
 
-def uniform(values: Tensor, name: str) -> float:
+def _uniform(values: Tensor, name: str) -> float:
     """The one value of w + λ in a tensor. Errors: `InputError` where there are several."""
     first = float(values.flatten()[0])
     if bool((values != first).any()):

@@ -120,10 +120,10 @@ def steady() -> bool:
 
 
 @contextmanager
-def scope(what: str) -> Generator[None]:
-    """Within it, works are told from those of other scopes."""
+def scope(what: Callable[[], str]) -> Generator[None]:
+    """Within it, works are told from those of other scopes; it is named where works are kept."""
     journal = _JOURNAL.get()
-    before = () if journal is None else journal.enter(what)
+    before = () if journal is None else journal.enter(what())
     try:
         yield
     finally:

@@ -92,7 +92,7 @@ def error_bounds(
     if not bool((shift > 0).all()):
         raise InputError("bounds need w + λ > 0 everywhere: use a damping > 0")
     n = len(problem.train)
-    with journal.scope(f"bounds {damping} {rows} {curvature.coverage}"):
+    with journal.scope(lambda: f"bounds {damping} {rows} {curvature.coverage}"):
         x_qp, residual = _residual(problem, exact, curvature, damping, shift)
         selection = select(FisherPass(exact, Type2()), shift, rows)
         metric = _Metric(selection.rows, n, shift)

@@ -84,7 +84,7 @@ def certify(
     shift = curvature.shift(damping).to(exact.dtype)
     residuals: list[float] = []
     count = curvature.parameters.count
-    with journal.scope(f"certificate {damping} {against} {dtype} {curvature.coverage}"):
+    with journal.scope(lambda: f"certificate {damping} {against} {dtype} {curvature.coverage}"):
         for given, part in zip(_batches(queries, count), _batches(wanted, count), strict=True):
             if compress is None:
                 x_qp = curvature.solve(given.to_dense()[:, 0], damping)

@@ -74,7 +74,7 @@ def influence(
     curvature = fitted(problem, rung, damping, strict=strict)
     n = len(problem.train)
     with ExitStack() as stack:
-        stack.enter_context(journal.scope(f"scores {damping} {curvature.coverage}"))
+        stack.enter_context(journal.scope(lambda: f"scores {damping} {curvature.coverage}"))
         told = stack.enter_context(noted())
         run = _Run.begin(problem, curvature, damping, compress)
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))

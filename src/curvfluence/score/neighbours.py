@@ -93,7 +93,7 @@ def neighbours(
             scale = own[:, None] * norm[start : start + tile.shape[1]]
             yield start, torch.where(scale > 0, tile / scale, 0.0)
 
-    with journal.scope(f"neighbours {chosen} {k} {curvature.coverage}"):
+    with journal.scope(lambda: f"neighbours {chosen} {k} {curvature.coverage}"):
         for rows in examples.split(step):
             with journal.work("nearest") as ours:
                 best = (None if ours is None else ours.find(_Best)) or _Best.none(rows, k)

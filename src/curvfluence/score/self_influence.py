@@ -49,5 +49,5 @@ def self_influence(
             require_finite_scores(scores_n[None], curvature.rung, 0, start)
             yield start, scores_n.cpu()
 
-    with journal.scope(f"self-influence {chosen} {curvature.coverage}"):
+    with journal.scope(lambda: f"self-influence {chosen} {curvature.coverage}"):
         return torch.cat([part for _, part in journal.in_pieces("parts", from_example)])

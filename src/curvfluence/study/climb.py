@@ -136,12 +136,9 @@ def _refused(spec: StudySpec, protocol: Protocol, problem: Problem) -> dict[str,
         # A form of the GGN solves anew at every λ; the others are decomposed once, or by the way.
         times = len(spec.dampings) if isinstance(rung, GGN) and rung.form != Matrix() else 1
         if forecast.seconds * times > protocol.seconds:
-            found[name] = (
-                f"forecast {forecast.seconds:.0f} s"
-                + (f" at each of {times} λ" if times > 1 else "")
-                + f", more than {protocol.seconds:g}"
-                + (" together" if times > 1 else "")
-            )
+            each, together = (f" at each of {times} λ", " together") if times > 1 else ("", "")
+            least = f"forecast {forecast.seconds:.0f} s{each}"
+            found[name] = f"{least}, more than {protocol.seconds:g}{together}"
     return found
 
 

@@ -47,8 +47,8 @@ class CurvatureProduct:
         self._examples = examples
         columns = problem.loss.columns(problem.n_outputs)
         by_rows = kind == "GGN" and columns <= TYPE2_LIMIT
-        self._rows = FisherPass(problem, Type2(), again=True) if by_rows else None
-        if self._rows is None:
+        self.rows = FisherPass(problem, Type2(), again=True) if by_rows else None
+        if self.rows is None:
             if kind == "Hessian":
                 require_second_derivative(self.problem)
             self._require_symmetric()
@@ -56,8 +56,8 @@ class CurvatureProduct:
     @precision.full()
     def __call__(self, v_qp: Tensor) -> Tensor:
         n = len(self.problem.train)
-        if self._rows is not None:
-            return gram_product(self._rows, v_qp) / n
+        if self.rows is not None:
+            return gram_product(self.rows, v_qp) / n
 
         return self._by_double_backward(v_qp, self.problem.train).div_(n)
 

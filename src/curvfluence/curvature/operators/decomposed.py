@@ -26,8 +26,13 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     if len(matrix) < KEPT:
         return _eigh(matrix)
-    values, vectors = journal.whole("eigendecomposition", lambda: _eigh(matrix))
-    return values.to(matrix), vectors.to(matrix)
+
+    def rows() -> tuple[Tensor, Tensor]:
+        values, vectors = _eigh(matrix)
+        return values, vectors.mT.contiguous()  # as a file has them: one layout, made or read
+
+    values, vectors = journal.whole("eigendecomposition", rows)
+    return values.to(matrix), vectors.to(matrix).mT
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_d
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.layers import Layer
-from curvfluence.jacobian.rows import Rows, uniform
+from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer, Term
 from curvfluence.runtime import budget
 
@@ -119,10 +119,7 @@ class SampleSpaceOperator(Operator):
         total = rows.dense.new_zeros(n * c, n * c)
         step = max(1, budget.KERNEL // (c * c * n))
         for layer, term in zip(rows.layers, rows.terms, strict=True):
-            weight = uniform(layer.weight_of(rows.parameters, shift), layer.weight)
-            bias = None
-            if layer.bias is not None:
-                bias = uniform(layer.bias_of(rows.parameters, shift), layer.bias)
+            weight, bias = rows.shift_of(layer, shift)
             if isinstance(term, Outer):
                 _add_outer(total, term, weight, bias, step)
             else:

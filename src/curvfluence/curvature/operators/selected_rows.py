@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.dense_limit import require_dense
+from curvfluence.curvature.estimate.accumulate import accumulate
 from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
 from curvfluence.curvature.operators.eigen import Eigen
-from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from curvfluence.errors import InputError, NonFiniteError
@@ -85,8 +86,7 @@ class SelectedRowsOperator(Operator):
     """
 
     product: CurvatureProduct
-    passes: Callable[[], Iterable[Rows]]
-    mean: MeanEigenvalue
+    rank: int  # of C, at most
     count: int
     max_products: int
     tolerance: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -100,6 +100,12 @@ class SelectedRowsOperator(Operator):
         return self.product.problem.parameters.count
 
     @property
+    def _rows(self) -> Iterable[Rows]:
+        """Those that products read: what fits the memory is made once for all of them."""
+        assert self.product.rows is not None
+        return self.product.rows
+
+    @property
     def nbytes(self) -> int:
         return sum(selection.rows.nbytes for _, selection, _ in self._last)
 
@@ -111,7 +117,7 @@ class SelectedRowsOperator(Operator):
         if not (self._last and torch.equal(self._last[0][0], shift)):
             self._last.clear()
             self._products.clear()
-            selection = select(self.passes(), shift, self.count)
+            selection = select(self._rows, shift, self.count)
             n = len(self.product.problem.train)
             held = SampleSpaceOperator(selection.rows, n, rank=len(selection.rows))
             self._last.append((shift, selection, held))
@@ -190,4 +196,7 @@ class SelectedRowsOperator(Operator):
         return Eigen.of(self.to_dense())
 
     def mean_eigenvalue(self) -> MeanEigenvalue:
-        return self.mean
+        """By a pass over the data, where a damping asks for it."""
+        sums = accumulate(self._rows, lambda rows, sums: sums.add_("squares", rows.squares()))
+        n = len(self.product.problem.train)
+        return of_definite(sums.pop("squares").div_(n), self.rank)
