@@ -94,7 +94,7 @@ class GramSum:
     def add(self, sums: Sums, rows: Rows) -> None:
         term = self._part.factored(rows)
         if isinstance(term, Outer):
-            self._pair.add(sums, term.s.mT @ term.s, term.a, term.a)
+            self._pair.add_outer(sums, term, term)
             return
         size = self._part.size
         for piece in term.slices(size):

@@ -25,6 +25,7 @@ FORMED = 2**22  # numbers of per-example matrices at a time: malloc keeps the me
 INNER = 2**22  # numbers in a temporary of products with some queries: it stays in cache
 OPERAND = 2**20  # numbers of solved queries that such a product takes at a time
 LOW_RANK = 2**24  # numbers in products of rows with every low-rank query
+PAIRS = 2**25  # numbers of products of two layers' inputs that are made at a time
 GRAM = 2**26  # numbers of dense rows whose Gram matrix is added up at a time
 
 # Solving ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from curvfluence.problem.forward import Forward
 from curvfluence.problem.in_chunks import InChunks
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import tensor_of
+from curvfluence.runtime import budget
 
 ELEMENTWISE: Final = (
     nn.ReLU,
@@ -141,13 +142,16 @@ def _derivatives(activations: tuple[nn.Module, ...], z: Tensor) -> tuple[Tensor,
     return value.detach(), slope.detach(), torch.zeros_like(z) if bend is None else bend
 
 
-def chain_hessian(problem: Problem, layout: Layout, chain: Chain, chunk: int = 2048) -> Tensor:
+def chain_hessian(problem: Problem, layout: Layout, chain: Chain, examples: int = 2048) -> Tensor:
     """∇²((1/N) Σ ℓ_n) in full, [P, P]: GGN and residual part in the same GEMMs.
 
     Cost: about 2 N P² operations, as the GGN of the same layers, and between layers that are not
-    neighbours as much again; memory 2 P² numbers.
+    neighbours as much again; memory 2 P² numbers, and a few times `budget.PAIRS` for the layers'
+    second derivatives of as many `examples` at a time as fit it.
     """
     parts = layer_parts(problem.parameters, layout, joint_bias=True)
+    widest = max(part.shape[0] for part in parts)
+    chunk = min(examples, max(1, budget.PAIRS // widest**2))
     pairs = pair_sums([part.shape for part in parts])
 
     def add_pairs(numbered: tuple[int, Examples], sums: Sums) -> None:

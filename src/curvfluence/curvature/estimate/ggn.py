@@ -54,7 +54,7 @@ def _from_pairs(problem: Problem, rows: FisherPass) -> Tensor:
     def add_pairs(chunk: Rows, sums: Sums) -> None:
         terms = [cast(Outer, part.term(chunk)) for part in parts]
         for (m, k), pair in pairs.items():
-            pair.add(sums, terms[m].s.mT @ terms[k].s, terms[m].a, terms[k].a)
+            pair.add_outer(sums, terms[m], terms[k])
 
     return assemble(problem, parts, pairs, accumulate(rows, add_pairs))
 

@@ -10,12 +10,14 @@ the diagonal (m = l) both X and ã ãᵀ are symmetric: a quarter of that suffic
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from curvfluence.curvature.estimate.accumulate import Sums
+from curvfluence.jacobian.terms import Outer
+from curvfluence.runtime import budget
 
 
 class PairSum:
@@ -31,30 +33,42 @@ class PairSum:
 
     def add(self, sums: Sums, x_bpr: Tensor, left_bq: Tensor, right_bs: Tensor) -> None:
         """Add the terms of a chunk; of a layer with itself X = Xᵀ and left is right."""
-        p, q, _, _ = self._sizes
-        if self._symmetric:
-            rows, columns = torch.triu_indices(p, p)
-            x = x_bpr[:, rows, columns]
-            rows, columns = torch.triu_indices(q, q)
-            a = left_bq[:, rows] * left_bq[:, columns]
-        else:
+        p, q, _, s = self._sizes
+        if not self._symmetric:
             x = x_bpr.flatten(1)
-            a = (left_bq[:, :, None] * right_bs[:, None, :]).flatten(1)
-        sums.add_product_(self._pair, x.T, a)
+            for at in _slices(len(x), q * s):
+                a = (left_bq[at, :, None] * right_bs[at, None, :]).flatten(1)
+                sums.add_product_(self._pair, x[at].T, a)
+            return
+        rows, columns = torch.triu_indices(p, p)
+        x = x_bpr[:, rows, columns]
+        rows, columns = torch.triu_indices(q, q)
+        for at in _slices(len(x), len(rows)):
+            a = left_bq[at, rows].mul_(left_bq[at, columns])
+            sums.add_product_(self._pair, x[at].T, a)
+
+    def add_outer(self, sums: Sums, left: Outer, right: Outer) -> None:
+        """Add the terms of rows s ⊗ a of both parts: X_n = Σ_c s^m s^lᵀ."""
+        p, _, r, _ = self._sizes
+        for at in _slices(left.n, p * r):
+            (s_m, a_m), (s_l, a_l) = (left.s[at], left.a[at]), (right.s[at], right.a[at])
+            self.add(sums, s_m.mT @ s_l, a_m, a_l)
 
     def add_cross(self, sums: Sums, g_bp: Tensor, e_bqr: Tensor, right_bs: Tensor) -> None:
         """Add Σ_n g[p] E[q, r] ã^l[s]; q counts the inputs of m without the bias."""
-        left = (g_bp[:, :, None] * right_bs[:, None, :]).flatten(1)  # [B, p s]
-        shape = (g_bp.shape[1], right_bs.shape[1], *e_bqr.shape[1:])
-        terms_psqr = (left.T @ e_bqr.flatten(1)).reshape(shape)
-        self._cross_add(sums, terms_psqr.permute(0, 2, 3, 1))
+        p, s = g_bp.shape[1], right_bs.shape[1]
+        for at in _slices(len(g_bp), p * s):
+            left = (g_bp[at, :, None] * right_bs[at, None, :]).flatten(1)  # [B, p s]
+            terms_psqr = (left.T @ e_bqr[at].flatten(1)).reshape(p, s, *e_bqr.shape[1:])
+            self._cross_add(sums, terms_psqr.permute(0, 2, 3, 1))
 
     def add_diagonal(self, sums: Sums, g_bp: Tensor, slope_bq: Tensor, right_bs: Tensor) -> None:
         """`add_cross` with E = diag(slope): q = r, one row fewer in the product."""
-        left = (g_bp[:, :, None] * right_bs[:, None, :]).flatten(1)
         p, s, q = g_bp.shape[1], right_bs.shape[1], slope_bq.shape[1]
-        terms_pqs = (left.T @ slope_bq).reshape(p, s, q).transpose(1, 2)
-        self._cross_add(sums, torch.diag_embed(terms_pqs.transpose(1, 2)).permute(0, 2, 3, 1))
+        for at in _slices(len(g_bp), p * s):
+            left = (g_bp[at, :, None] * right_bs[at, None, :]).flatten(1)
+            terms_psq = (left.T @ slope_bq[at]).reshape(p, s, q)
+            self._cross_add(sums, torch.diag_embed(terms_psq).permute(0, 2, 3, 1))
 
     def _cross_add(self, sums: Sums, terms_pqrs: Tensor) -> None:
         p, q, r, s = self._sizes
@@ -69,6 +83,12 @@ class PairSum:
             return total.reshape(p, r, q, s).transpose(1, 2)
         full = total[_triangle(p)][:, _triangle(q)]
         return full.reshape(p, p, q, q).transpose(1, 2)
+
+
+def _slices(count: int, width: int) -> Iterator[slice]:
+    """Examples, so many at a time that products of `width` numbers each stay within a budget."""
+    step = max(1, budget.PAIRS // width)
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def pair_sums(shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], PairSum]:
