@@ -37,7 +37,8 @@ class Sketch:
 
     @classmethod
     def of(cls, row: Rows, output: Tensor, x_1p: Tensor) -> Sketch:
-        return cls(output.clone(), row.inner(x_1p)[0, 0], row.squared_norms()[0].sqrt(), row.size())
+        sizes = row.to(torch.float64).squared_norms()[0].sqrt()  # in float32 1e-23 squared is 0
+        return cls(output.clone(), row.inner(x_1p)[0, 0], sizes, row.size())
 
 
 def require_alike(
@@ -55,7 +56,9 @@ def require_alike(
         )
     difference = (together.inner - alone.inner).abs()
     size = torch.maximum(together.sizes, alone.sizes).clamp_min(max(together.added, alone.added))
-    if bool((difference > tolerance * size).any()):
+    # below `tiny` numbers are not rounded in proportion to themselves
+    allowed = tolerance * size + torch.finfo(together.inner.dtype).tiny
+    if bool((difference > allowed).any()):
         if bool(((difference > 0) & (size == 0)).any()):
             raise InputError(
                 f"the gradient of example {number} of the {what} is so small that its square is 0 "
