@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.damping import Absolute, Damping, require_damping
 from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.solution import Solution
@@ -22,6 +24,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.parameters import Parameters
 
+NO_INVERSES: Mapping[str, LowRankInverse] = MappingProxyType({})
 FALLBACK_SHARE = 0.05  # of P, above which the result's name says that fallbacks were used
 
 
@@ -191,11 +194,16 @@ class Curvature:
         *,
         against: Against,
         compress: float | None = None,
+        inverses: Mapping[str, LowRankInverse] = NO_INVERSES,
     ) -> Solved:
         """(C + diag(w) + λI)⁻¹ r for single-column rows r, held block by block; those of layers
-        with shared positions at low rank where `compress` allows so much relative error."""
+        with shared positions at low rank where `compress` allows so much relative error, and by
+        the low-rank `inverses` of some blocks, which stand for the block's own."""
         parts: dict[str, Solution] = {}
-        for block, value in self._damped(damping):
+        for block, value in self.damped(damping):
+            if block.name in inverses:
+                parts[block.name] = inverses[block.name].of(rows)
+                continue
             decay = block.places.take(self.decay)
             with self._naming(block):
                 x = block.operator.solve_rows(block.places, rows, decay, value, against)
@@ -205,13 +213,14 @@ class Curvature:
     def quadratic(self, rows: Rows, damping: Damping) -> Tensor:
         """rᵀ (C + diag(w) + λI)⁻¹ r of single-column rows, [N]."""
         total = rows.dense.new_zeros(len(rows))
-        for block, value in self._damped(damping):
+        for block, value in self.damped(damping):
             decay = block.places.take(self.decay)
             with self._naming(block):
                 total += block.operator.quadratic(block.places, rows, decay, value)
         return total
 
-    def _damped(self, damping: Damping) -> Iterator[tuple[Block, float]]:
+    def damped(self, damping: Damping) -> Iterator[tuple[Block, float]]:
+        """Each block with its λ."""
         return zip(self.blocks, self.lambdas(damping), strict=True)
 
     @contextmanager

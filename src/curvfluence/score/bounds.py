@@ -67,7 +67,7 @@ def error_bounds(
     it holds for whatever x_q, EK-FAC's as well. It asks for one or two decades more than the error.
 
     All of it is in float64: gradients, the product, the rows and the kernel, and the scores again
-    from x_q: the first term is what rounding of gradients and sums (and compression) did to those
+    from x_q: the first term is what rounding, compression and inverses at low rank did to those
     that are judged. Added is 64 ε ‖g_n‖‖x_q‖/N for the rounding of float64 itself. Cost: a solve,
     two passes, one product and the scores in float64, R²(R/3 + N). Memory: R² + N R + 4 Q P + 2 Q N
     numbers in float64. Errors: `InputError` for a rung without an inverse, a loss of more than 64

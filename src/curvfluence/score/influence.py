@@ -7,11 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature, Solved
 from curvfluence.curvature.damping import Damping, Relative
+from curvfluence.curvature.low_rank_inverses import LowRankInverses, low_rank_inverses
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError, NonFiniteError
@@ -28,12 +30,15 @@ from curvfluence.runtime.said import noted
 from curvfluence.score.best_damping import resolved
 from curvfluence.score.certificate import Certifier, own_residuals, said_of_residuals
 from curvfluence.score.cost import ScoreCost
+from curvfluence.score.drawn import drawn_gradients
 from curvfluence.score.fitted import fitted
 from curvfluence.score.leverage import newton_scores
 from curvfluence.score.matrix import ScoreMatrix, require_new
 from curvfluence.score.reach import Reach
 from curvfluence.score.saved import write_record
 from curvfluence.score.scores import Scores
+
+INVERSE_ERROR = 1e-5  # of a query's scores, relative to their norm, by default in float32
 
 
 @precision.full()
@@ -46,6 +51,7 @@ def influence(
     strict: bool = False,
     by_block: bool = False,
     compress: float | None = None,
+    inverse_error: float | None = None,
     out: Path | None = None,
 ) -> Scores:
     """I[q, n] = (1/N) g_qᵀ (C + diag(w) + λI)⁻¹ g_n, the change of m_q when n is left out.
@@ -61,7 +67,8 @@ def influence(
     `Scores.values` is then a memory map of it, and `cf.load_scores` reads it back by the JSON that
     is put beside it in the end.
 
-    Cost: the fit, one solve for Q vectors, and 2 Q N P operations; leverage adds a solve for each
+    Cost: the fit, one solve for Q vectors, and 2 Q N P operations, or 2 Q N r (o + i) for a layer
+    with an inverse of rank r; leverage adds a solve for each
     of the N × C rows of the factor. Queries are taken so many at a time that their solutions stay
     below 2²⁸ numbers, with a pass over the training set each. Errors: `SingularError` where λ and w
     leave nothing to invert, `NonFiniteError` with the index of the example.
@@ -71,12 +78,13 @@ def influence(
     said = None if out is None or out.suffix != ".npy" else out.with_suffix(".json")
     require_new(said)
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
+    error = _inverse_error(inverse_error, problem)
     curvature = fitted(problem, rung, damping, strict=strict)
     n = len(problem.train)
     with ExitStack() as stack:
         stack.enter_context(journal.scope(lambda: f"scores {damping} {curvature.coverage}"))
         told = stack.enter_context(noted())
-        run = _Run.begin(problem, curvature, damping, compress)
+        run = _Run.begin(problem, curvature, damping, compress, 0.0 if leverage else error)
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
         for first, g_q in run.batches():
             if leverage:
@@ -107,6 +115,14 @@ def _require_settings(*, leverage: bool, by_block: bool, compress: float | None)
         raise InputError("leverage-corrected scores come neither by block nor compressed")
 
 
+def _inverse_error(given: float | None, problem: Problem) -> float:
+    if given is None:
+        return INVERSE_ERROR if problem.dtype == torch.float32 else 0.0
+    if not 0 <= kinds.number(given, "inverse_error") < 1:
+        raise InputError(f"inverse_error must be at least 0 and less than 1; seen {given}")
+    return float(given)
+
+
 @dataclass(eq=False)
 class _Run:
     """One call: what its solves rest on, and what they found that the result must say."""
@@ -119,26 +135,41 @@ class _Run:
     notes: tuple[str, ...]
     start: float
     reach: Reach
+    inverses: LowRankInverses
     compress: float | None = None
     residuals: tuple[float, ...] = ()
     compression: float | None = None
 
     @staticmethod
     def begin(
-        problem: Problem, curvature: Curvature, damping: Damping, compress: float | None
+        problem: Problem,
+        curvature: Curvature,
+        damping: Damping,
+        compress: float | None,
+        inverse_error: float,
     ) -> _Run:
         start = machine.clock(problem.device)
         layout = discover(problem)
         queries = query_gradients(problem, layout)
         chosen, notes = resolved(problem, curvature, damping, queries)
         notes += _of_underflow(queries)
+        inverses = low_rank_inverses(
+            curvature,
+            queries,
+            chosen,
+            examples=len(problem.train),
+            error=inverse_error,
+            sample=lambda: drawn_gradients(problem, layout),
+        )
+        notes += () if inverses.note is None else (inverses.note,)
+        reach = Reach(problem)
         return _Run(
-            problem, curvature, layout, queries, chosen, notes, start, Reach(problem), compress
+            problem, curvature, layout, queries, chosen, notes, start, reach, inverses, compress
         )
 
     def batches(self) -> Iterator[tuple[int, Rows]]:
         """All queries at once where their solutions fit, else as many as do."""
-        step = max(1, budget.SOLVED // self.curvature.parameters.count)
+        step = max(1, budget.SOLVED // self.inverses.numbers(self.curvature))
         for start in range(0, len(self.queries), step):
             yield start, self.queries[start : start + step]
 
@@ -159,7 +190,13 @@ class _Run:
         """(C + diag(w) + λI)⁻¹ g_q."""
         cached = cached_gradients(self.problem, self.layout)
         against = Against(len(self.problem.train), tuple(rows for _, rows in cached))
-        x_q = self.curvature.solve_rows(g_q, self.damping, against=against, compress=compress)
+        x_q = self.curvature.solve_rows(
+            g_q,
+            self.damping,
+            against=against,
+            compress=compress,
+            inverses=self.inverses.by_block,
+        )
         if compress is not None:
             self.compression = max(self.compression or 0.0, x_q.compression_error)
         if self.curvature.tolerance is not None:
@@ -211,6 +248,7 @@ class _Run:
             notes=(*curvature.notes_at(damping), *notes, *self.reach.notes()),
             blocks=matrix.blocks or None,
             residuals=self.residuals or None,
+            inverse_error=self.inverses.error,
             certifier=Certifier(problem, curvature, damping, self.compress),
         )
 

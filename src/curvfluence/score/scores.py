@@ -64,6 +64,7 @@ class Scores:
     notes: tuple[str, ...]
     blocks: Mapping[str, Tensor] | None = None  # each block's share [Q, N], where asked for
     residuals: tuple[float, ...] | None = None  # of each query, where solved by iteration
+    inverse_error: float | None = None  # measured, of inverses at low rank; None without any
     certifier: Certifier | None = None
     train_ids: tuple[Id, ...] | None = None  # names of the user's own, in the order of the examples
     query_ids: tuple[Id, ...] | None = None

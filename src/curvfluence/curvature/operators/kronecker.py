@@ -6,6 +6,7 @@ row-major, (U_B ⊗ U_A) vec(V) = vec(U_B V U_Aᵀ).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -14,6 +15,14 @@ from torch import Tensor
 
 from curvfluence.curvature.operators.decomposed import eigh
 from curvfluence.curvature.operators.denominator import Denominator
+from curvfluence.curvature.operators.low_rank_inverse import (
+    Correction,
+    LowRankInverse,
+    Sample,
+    low_rank,
+    spread_of,
+    worth_a_search,
+)
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
     Against,
@@ -27,9 +36,9 @@ from curvfluence.curvature.operators.solution import InLayer, Solution, compress
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
 from curvfluence.jacobian.rows import Rows
-from curvfluence.jacobian.terms import Formed, SharedOuter, Term
+from curvfluence.jacobian.terms import Formed, Outer, SharedOuter, Term
 
-Correction: TypeAlias = tuple[Tensor, Tensor, Tensor]
+ByBias: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +117,9 @@ class Kronecker(Diagonalised):
         same = a is b if a is None or b is None else torch.equal(a, b)
         return same and torch.equal(self.out_basis, other.out_basis)
 
+    def _solving(self, part: LayerPart, decay: Tensor, damping: float) -> Callable[[Rows], Tensor]:
+        return lambda rows: self.solve(part.dense(rows)[:, 0], decay, damping)
+
     def decay_of_weight_and_bias(self, decay: Tensor) -> tuple[float, float]:
         """w₀ and δ with decay = w₀ everywhere and w₀ + δ on the last input."""
         w_oi = decay.reshape(self.values.shape)
@@ -168,6 +180,40 @@ class KroneckerEigen(Kronecker):
             return InLayer.laid_out(places, self.rotate_back(x_qoi).unflatten(-1, (o, i)))
         return Rotated(places, self, output_last(places, x_qoi))
 
+    def low_rank_inverse(
+        self, places: Places, queries: Rows, decay: Tensor, damping: float, sample: Sample
+    ) -> LowRankInverse | None:
+        """Of the least rank whose error is allowed, where that is cheaper than the product with
+        solved queries."""
+        if not isinstance(places, LayerPart) or self.in_basis is None:
+            return None
+        term = places.term(queries)
+        if not isinstance(term, Outer) or not worth_a_search(places, queries, sample):
+            return None
+        assert sample.allowed is not None
+        basis = self.out_basis, self.in_basis
+        denominator, correction = self._damped(decay, damping)
+        rotated = term.rotated(*basis)
+        _require_trusted(denominator, rotated)
+        drawn, rows = places.term(sample.queries), places.term(sample.rows())
+        if not isinstance(drawn, Outer) or not isinstance(rows, Outer):
+            return None
+        rows = rows.rotated(*basis)
+        found = low_rank(
+            1 / denominator.values.double(),
+            spread_of(self.values, rotated, rows),
+            drawn.rotated(*basis),
+            rows,
+            sample.allowed(),
+        )
+        if found is None:
+            return None
+        u_or, v_ir = (x.to(self.values) for x in found)
+        by_bias = None if correction is None else Correction(correction[1], correction[2])
+        return LowRankInverse(
+            places, *basis, u_or, v_ir, by_bias, False, self._solving(places, decay, damping)
+        )
+
     def _count_within(self, part: LayerPart, against: Against) -> int:
         """How many examples have a row that is formed in this basis."""
         terms = (part.term(rows) for rows in against.cached if not rows.factored)
@@ -192,7 +238,7 @@ class KroneckerEigen(Kronecker):
         """The rows of a term in the eigenbasis."""
         return term.rotated(self.out_basis, self.in_basis)
 
-    def _damped(self, decay: Tensor, damping: float) -> tuple[Denominator, Correction | None]:
+    def _damped(self, decay: Tensor, damping: float) -> tuple[Denominator, ByBias | None]:
         """(Λ + w₀ + λ [o, i], and where the bias has a decay of its own: u [i], u over that, and δ
         over the gain of each output direction [o])."""
         weight_decay, delta = self.decay_of_weight_and_bias(decay)
@@ -240,6 +286,31 @@ class FactoredKronecker(Kronecker):
     in_values: Tensor  # λ_A, (i,)
 
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        out, inp = self._factors(decay, damping)
+        return self.rotate_back(self.rotate(v) / torch.outer(out, inp))
+
+    def low_rank_inverse(
+        self, places: Places, queries: Rows, decay: Tensor, damping: float, sample: Sample
+    ) -> LowRankInverse | None:
+        """Of rank one, and exact: a solved query is as much of an outer product as the query."""
+        if not isinstance(places, LayerPart) or self.in_basis is None:
+            return None
+        if not isinstance(places.term(queries), Outer):
+            return None
+        out, inp = self._factors(decay, damping)
+        return LowRankInverse(
+            places,
+            self.out_basis,
+            self.in_basis,
+            1 / out[:, None],
+            1 / inp[:, None],
+            None,
+            True,
+            self._solving(places, decay, damping),
+        )
+
+    def _factors(self, decay: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """λ_B + √λ/π [o] and λ_A + π√λ [i]."""
         weight_decay, delta = self.decay_of_weight_and_bias(decay)
         if delta != 0:
             raise InputError(
@@ -257,7 +328,17 @@ class FactoredKronecker(Kronecker):
         else:  # a diagonal, of which each entry is divided by as it is
             lowest, top = float(inp.min()), float(inp.max())
             require_positive(lowest, top, n=0, eps=0.0, what="the damped counts of a lookup")
-        return self.rotate_back(self.rotate(v) / torch.outer(out, inp))
+        return out, inp
+
+
+def _require_trusted(denominator: Denominator, rotated: Outer) -> None:
+    """`Denominator.require_trusted` of rows s ⊗ a in the eigenbasis, whose solutions are not
+    formed."""
+    if denominator.error is None:
+        return
+    size = rotated.weighted_squares(1 / denominator.values.square())
+    moved = rotated.weighted_squares((denominator.error / denominator.values).square())
+    denominator.require_small(torch.where(size > 0, (moved / size).sqrt(), 0.0))
 
 
 def basis_of(factor: Tensor) -> tuple[Tensor, Tensor | None]:

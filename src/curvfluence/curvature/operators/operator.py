@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.solution import InParameters, Solution
 from curvfluence.curvature.places import Places
@@ -87,6 +88,12 @@ class Operator(ABC):
         for what the solution will meet; here the parameters' own."""
         x_qn = self.solve(places.dense(rows)[:, 0], decay, damping)
         return InParameters(places, x_qn)
+
+    def low_rank_inverse(
+        self, places: Places, queries: Rows, decay: Tensor, damping: float, sample: Sample
+    ) -> LowRankInverse | None:
+        """The inverse as few products, where scores of these queries are cheaper by that."""
+        return None
 
     def quadratic(self, places: Places, rows: Rows, decay: Tensor, damping: float) -> Tensor:
         """rᵀ (M + diag(decay) + damping I)⁻¹ r of the block's part of single-column rows, [N]."""

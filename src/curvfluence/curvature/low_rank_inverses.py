@@ -1,0 +1,109 @@
+"""Inverses of Kronecker blocks at low rank, found and measured for the scores they will make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.curvature import Curvature, Solved
+from curvfluence.curvature.damping import Damping
+from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.jacobian.rows import Rows
+
+QUERIES = 16  # that ranks are chosen for
+SHARES = (0.5, 0.1)  # of the error that is allowed, that a block may bring; the second where other
+# examples, and all blocks together, have more than is allowed
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankInverses:
+    """Of some blocks, by the name of the block; of the others a solution is held. `error` is the
+    largest ‖ΔI_q‖/‖I_q‖ of `queries` queries over `examples` training examples that no rank was
+    chosen on; None where none was chosen."""
+
+    by_block: Mapping[str, LowRankInverse] = field(default_factory=lambda: MappingProxyType({}))
+    error: float | None = None
+    queries: int = 0
+    examples: int = 0
+
+    def numbers(self, curvature: Curvature) -> int:
+        """That are held of each solved query."""
+        sizes = {block.name: block.size for block in curvature.blocks}
+        return sum(
+            self.by_block[name].numbers if name in self.by_block else size
+            for name, size in sizes.items()
+        )
+
+    @property
+    def note(self) -> str | None:
+        """What a result must say of them."""
+        ranks = ", ".join(f"{v.rank} ({k})" for k, v in self.by_block.items() if not v.exact)
+        if self.error is None:
+            return None
+        return (
+            f"inverses at low rank, {ranks}: the scores of a query are off by at most "
+            f"{self.error:.1e} of their norm, measured on {self.queries} queries and "
+            f"{self.examples} examples; inverse_error=0 takes the product in full"
+        )
+
+
+def low_rank_inverses(
+    curvature: Curvature,
+    queries: Rows,
+    damping: Damping,
+    *,
+    examples: int,
+    error: float,
+    sample: Callable[[], Rows],
+) -> LowRankInverses:
+    """Those that make scores of these queries and so many training examples cheaper, with a
+    relative error of at most `error` for each drawn query over the half of `sample`, training rows,
+    that ranks were not chosen on. A rank that does not keep it is chosen anew, once, and then the
+    block's product is taken in full."""
+    chosen = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))[:QUERIES]
+    some = queries[chosen.sort().values]
+    drawn = cache(sample)
+
+    @cache
+    def solved() -> Solved:
+        return curvature.solve_rows(some, damping, against=Against(len(drawn())))
+
+    @cache
+    def size_q() -> Tensor:
+        return _scores(solved(), drawn()[::2]).norm(dim=1)
+
+    def allowed_q(share: float) -> Tensor:
+        return share * error * size_q()
+
+    exact: dict[str, LowRankInverse] = {}
+    for share in SHARES:
+        found: dict[str, LowRankInverse] = {}
+        allowed = partial(allowed_q, share) if error else None
+        asked = Sample(examples, some, lambda: drawn()[::2], allowed)
+        for block, value in curvature.damped(damping):
+            decay = block.places.take(curvature.decay)
+            inverse = block.operator.low_rank_inverse(block.places, queries, decay, value, asked)
+            if inverse is not None:
+                found[block.name] = inverse
+        exact = {name: inverse for name, inverse in found.items() if inverse.exact}
+        if len(exact) == len(found):
+            break
+        others = drawn()[1::2]
+        true_qn = _scores(solved(), others)
+        by_rank = curvature.solve_rows(some, damping, against=Against(0), inverses=found)
+        gap_q, true_q = (_scores(by_rank, others) - true_qn).norm(dim=1), true_qn.norm(dim=1)
+        worst = float(torch.where(true_q > 0, gap_q / true_q, 0.0).max())
+        if worst <= error:
+            return LowRankInverses(found, worst, len(some), len(others))
+    return LowRankInverses(exact)
+
+
+def _scores(solved: Solved, rows: Rows) -> Tensor:
+    """N times those of solved queries, [Q, n]."""
+    return solved.inner(rows)[..., 0].double()

@@ -1,0 +1,228 @@
+"""1/(Λ + w + λ) of a Kronecker block as a sum of few products, for scores of unshared layers.
+
+In the eigenbasis a score of rows s ⊗ a is Σ_oi ŝ_q[o] â_q[i] ŝ_n[o] â_n[i] / (Λ + w + λ)_oi. With
+1/(Λ + w + λ) ≈ Σ_r u_r v_rᵀ it is Σ_r ((ŝ_q ∘ u_r)·ŝ_n)((â_q ∘ v_r)·â_n): N Q r (o + i) operations
+for the N Q o i of the product with solved queries, and no solution of o i numbers is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.operators.solution import Solution
+from curvfluence.curvature.places import LayerPart
+from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Outer
+from curvfluence.jacobian.terms.blas import matmul
+from curvfluence.runtime import budget
+
+LEAST = 2.0**35  # operations of a product with solved queries that are worth a search for ranks
+WORTH = 0.7  # of those operations, that the products of a low rank may take
+RANKS = (64, 128, 256)  # tried one after the other
+OVERSAMPLED = 16
+NOTHING = 1e-18  # of the largest weight
+POWERS = 2  # of M Mᵀ, by which its largest singular vectors stand out
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Queries and training rows that ranks are chosen on: of how many `examples` scores are wanted,
+    and the norm [Q] that a block's error may have in the scores of each of these queries over these
+    rows; None where there may be none."""
+
+    examples: int
+    queries: Rows
+    rows: Callable[[], Rows]
+    allowed: Callable[[], Tensor] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """Of a bias with a decay of its own: diag(w) is then w₀ + δ at the last input, and the inverse
+    loses Σ_o gain_o (Σ_i scaled_oi r_oi)²."""
+
+    scaled_oi: Tensor
+    gain_o: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankInverse:
+    """u [o, r] and v [i, r] with Σ_r u_r v_rᵀ ≈ 1/(Λ + w₀ + λ) in the basis of a block, and what is
+    exact: the term of a bias's decay, and `solve` for whoever asks for a solution itself."""
+
+    part: LayerPart
+    out_basis: Tensor  # U_B
+    in_basis: Tensor  # U_A
+    u_or: Tensor
+    v_ir: Tensor
+    correction: Correction | None
+    exact: bool  # no more than rounding away
+    solve: Callable[[Rows], Tensor]
+
+    @property
+    def rank(self) -> int:
+        return self.u_or.shape[1]
+
+    @property
+    def numbers(self) -> int:
+        """That are held of each query."""
+        return self.u_or.shape[0] + self.v_ir.shape[0]
+
+    def of(self, rows: Rows) -> Merged:
+        """The solutions of single-column rows, as what scores are made of."""
+        return Merged(self, rows, _outer(self.part, rows).rotated(self.out_basis, self.in_basis))
+
+
+@dataclass(frozen=True, eq=False)
+class Merged(Solution):
+    """Queries in the eigenbasis, ŝ_q ⊗ â_q, which the inverse's ranks are merged into a few at a
+    time; `rows` are the queries themselves."""
+
+    inverse: LowRankInverse
+    rows: Rows
+    rotated: Outer
+
+    def inner(self, rows: Rows) -> Tensor:
+        """GEMMs of the merged queries, [Q r, o] and [Q r, i], with s and a of the rows. Whichever
+        are fewer are rotated: rows into the eigenbasis, or merged queries out of it."""
+        inverse, term = self.inverse, _outer(self.inverse.part, rows)
+        q, rank = self.rotated.n, inverse.rank
+        there = inverse.correction is not None or q * rank > term.n
+        if there:
+            term = term.rotated(inverse.out_basis, inverse.in_basis)
+        total = term.s.new_empty(q, term.n, term.c)
+        several = max(1, budget.MERGED // (rank * inverse.numbers))
+        for first in range(0, q, several):
+            s_ro, a_ri = self._merged(slice(first, first + several))
+            if not there:
+                s_ro, a_ri = matmul(s_ro, inverse.out_basis.T), matmul(a_ri, inverse.in_basis.T)
+            step = max(64, budget.MERGED // len(s_ro))
+            for start in range(0, term.n, step):
+                s_nco, a_ni = term.s[start : start + step], term.a[start : start + step]
+                found_rnc = matmul(s_ro, s_nco.flatten(0, 1).T).view(-1, len(a_ni), term.c)
+                found_rnc.mul_(matmul(a_ri, a_ni.T)[:, :, None])
+                found_qnc = found_rnc.unflatten(0, (-1, rank)).sum(1)
+                total[first : first + several, start : start + step] = found_qnc
+        if inverse.correction is not None:
+            total -= self._corrected(term, inverse.correction)
+        return total
+
+    def _merged(self, queries: slice) -> tuple[Tensor, Tensor]:
+        """(ŝ_q ∘ u_r [Q r, o], â_q ∘ v_r [Q r, i])."""
+        s_qo, a_qi = self.rotated.s[queries, 0], self.rotated.a[queries]
+        u_ro, v_ri = self.inverse.u_or.T, self.inverse.v_ir.T
+        return (s_qo[:, None] * u_ro).flatten(0, 1), (a_qi[:, None] * v_ri).flatten(0, 1)
+
+    def _corrected(self, term: Outer, correction: Correction) -> Tensor:
+        """Σ_o gain_o (Σ_i scaled x̂_q)_o (Σ_i scaled row_nc)_o, [Q, N, C]."""
+        of_queries = self.rotated.contracted(correction.scaled_oi) * correction.gain_o
+        of_rows = (term.a @ correction.scaled_oi.T)[:, None] * term.s
+        return (of_queries @ of_rows.flatten(0, 1).T).unflatten(1, (term.n, term.c))
+
+    def flat(self) -> Tensor:
+        return self.inverse.solve(self.rows)
+
+
+def worth_a_search(part: LayerPart, queries: Rows, sample: Sample) -> bool:
+    """Whether a low rank could take less than `WORTH` of the product with solved queries, and that
+    is long enough to look for one."""
+    o, i = part.shape
+    direct = 2.0 * len(queries) * sample.examples * o * i
+    return sample.allowed is not None and direct >= LEAST and most_ranks(o, i) >= 8
+
+
+def most_ranks(o: int, i: int) -> int:
+    return int(WORTH * o * i / (o + i))
+
+
+def low_rank(
+    inverse_oi: Tensor,
+    spread: tuple[Tensor, Tensor],
+    queries: Outer,
+    rows: Outer,
+    allowed_q: Tensor,
+) -> tuple[Tensor, Tensor] | None:
+    """(u [o, r], v [i, r]) of the least rank at which, for each of some queries (all in the
+    eigenbasis), what it changes in products with some rows is of a norm of at most `allowed_q`;
+    None where that takes too many.
+
+    Σ_r u_r v_rᵀ is the truncated singular value decomposition of 1/(Λ + w₀ + λ) weighted by the
+    `spread` of rows, √E ŝ² and √E â² over queries times the same over training rows: where those
+    are uncorrelated its error is the expected squared error of a score. All of it in float64.
+    """
+    out_weight, in_weight = spread
+    weighted = out_weight[:, None] * inverse_oi * in_weight
+    s_qo, a_qi = queries.s[:, 0].double(), queries.a.double()
+    s_no, a_ni = rows.s[:, 0].double(), rows.a.double()
+    exact_qn = torch.stack(
+        [
+            torch.einsum("no,no->n", (a_ni * a_i) @ inverse_oi.T, s_no * s_o)
+            for s_o, a_i in zip(s_qo, a_qi, strict=True)
+        ]
+    )
+    most = most_ranks(*inverse_oi.shape)
+    for count in RANKS:
+        u_or, v_ir = _truncated(weighted, min(count, most))
+        u_or, v_ir = _divided(u_or, out_weight), _divided(v_ir, in_weight)
+        s_qrn = (s_qo[:, None] * u_or.T) @ s_no.T
+        a_qrn = (a_qi[:, None] * v_ir.T) @ a_ni.T
+        gap_qr = (s_qrn * a_qrn).cumsum(1).sub_(exact_qn[:, None]).norm(dim=2)
+        good_r = (gap_qr <= allowed_q[:, None]).all(0)
+        bad = (~good_r).nonzero()
+        rank = int(bad.max()) + 2 if len(bad) else 1
+        if rank <= len(good_r):
+            return u_or[:, :rank], v_ir[:, :rank]
+        if count >= most:
+            break
+    return None
+
+
+def spread_of(values_oi: Tensor, queries: Outer, rows: Outer) -> tuple[Tensor, Tensor]:
+    """√E ŝ² and √E â² of queries times those of training rows, [o] and [i], of rows in the
+    eigenbasis; of training rows by some of them and by the eigenvalues, whose sums over inputs and
+    outputs are E ŝ² ‖a‖² and E â² ‖s‖² over all."""
+    values = values_oi.double().clamp_min(0)
+    return (
+        _spread(queries.s[:, 0], rows.s[:, 0], values.sum(1)),
+        _spread(queries.a, rows.a, values.sum(0)),
+    )
+
+
+def _spread(queries: Tensor, rows: Tensor, eigenvalues: Tensor) -> Tensor:
+    of_rows = _normed(rows.double().square().mean(0)) + _normed(eigenvalues)
+    return (queries.double().square().mean(0) * of_rows).sqrt()
+
+
+def _normed(x: Tensor) -> Tensor:
+    total = float(x.sum())
+    return x / total if total > 0 else x
+
+
+def _truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(U Σ, V) of the largest singular values, from a random range (Halko et al. 2011, algorithm
+    4.4)."""
+    width = min(rank + OVERSAMPLED, *matrix.shape)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(matrix @ start.to(matrix.device))[0]
+    for _ in range(POWERS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
+    u, sigma, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return (basis @ u * sigma)[:, :rank], vh[:rank].T.contiguous()
+
+
+def _divided(x_kr: Tensor, weight_k: Tensor) -> Tensor:
+    """x / weight; 0 where the weight is nothing beside the largest: rows have no such part, and
+    the quotient might be no float32."""
+    reached = weight_k > NOTHING * weight_k.max()
+    return torch.where(reached[:, None], x_kr / weight_k[:, None], 0.0)
+
+
+def _outer(part: LayerPart, rows: Rows) -> Outer:
+    term = part.term(rows)
+    assert isinstance(term, Outer)
+    return term

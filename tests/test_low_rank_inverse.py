@@ -1,0 +1,238 @@
+"""Scores by inverses at low rank against products in full, and against dense inverses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvfluence as cf
+from curvfluence.curvature import low_rank_inverses as found_for
+from curvfluence.curvature.operators import kronecker, low_rank_inverse
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.errors import InputError, SingularError
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.runtime import budget
+from tests import oracles
+from tests.problems import make, mlp
+
+DAMPING = cf.Absolute(1e-2)
+RUNGS = {
+    "EKFAC": cf.EKFAC(),
+    "KFAC": cf.KFAC(),
+    "apart": cf.EKFAC(joint_bias=False),
+    "sampled": cf.EKFAC(cf.MonteCarlo(1, seed=0)),
+    "empirical": cf.EKFAC(cf.Empirical()),
+    "EShampoo": cf.EShampoo(),
+    "TKFAC": cf.TKFAC(),
+}
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are looked for however short the product is."""
+    monkeypatch.setattr(low_rank_inverse, "LEAST", 0.0)
+
+
+def problem(
+    weight_decay: float | dict[str, float] = 0.01, *, n: int = 80, q: int = 24
+) -> cf.Problem:
+    torch.manual_seed(0)
+    return make(
+        mlp(40, 44, 36, 3),
+        cf.CrossEntropy(),
+        shape=(40,),
+        n=n,
+        q=q,
+        weight_decay=weight_decay,
+    )
+
+
+def off(scores: cf.Scores, true: Tensor) -> Tensor:
+    """‖ΔI_q‖/‖I_q‖, [Q]."""
+    return (scores.values - true).norm(dim=1) / true.norm(dim=1)
+
+
+@pytest.mark.usefixtures("searched")
+class TestScores:
+    @pytest.mark.parametrize("decay", ["one", "biases 0"])
+    @pytest.mark.parametrize("rung", RUNGS.values(), ids=RUNGS)
+    def test_errors_are_within_what_was_asked(self, rung: cf.Rung, decay: str) -> None:
+        """Against the dense inverse, which knows nothing of bases or ranks."""
+        names = [f"{k}.weight" for k in (0, 2, 4)]
+        given = problem(0.01 if decay == "one" else dict.fromkeys(names, 0.01))
+        curvature = cf.fit(given, rung)
+        matrix = curvature.to_dense() + torch.diag(given.decay + DAMPING.value)
+        g_q, g_n = oracles.query_gradients(given), oracles.example_gradients(given)
+        true = g_q @ torch.linalg.solve(matrix, g_n.T) / len(given.train)
+        last = torch.inf
+        for error in (3e-1, 3e-2):
+            scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=error)
+            assert scores.inverse_error is not None, "no rank was found"
+            assert 1e-9 < scores.inverse_error <= error
+            assert any("inverses at low rank" in note for note in scores.notes)
+            # of queries and examples that nothing was chosen or measured on, too
+            assert float(off(scores, true).max()) <= 2 * error
+            assert scores.inverse_error < last
+            last = scores.inverse_error
+
+    def test_whichever_side_is_rotated(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Few queries are rotated out of the eigenbasis, many rows into it; and slices of any size
+        give the same."""
+        given = problem(n=400, q=3)
+        curvature = cf.fit(given, cf.EKFAC())
+        whole = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1)
+        assert whole.inverse_error is not None
+        monkeypatch.setattr(budget, "MERGED", 1)
+        assert torch.allclose(
+            cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1).values,
+            whole.values,
+            rtol=1e-10,
+            atol=1e-15,
+        )
+
+    @pytest.mark.parametrize("decay", ["one", "biases 0"])
+    def test_products_are_those_of_the_inverse_itself(self, decay: str) -> None:
+        """(u vᵀ ∘ ŝ ⊗ â) in the eigenbasis, less the term of a bias's decay, against rows of one
+        column and of several; with few rows, which are rotated, and with many."""
+        names = [f"{k}.weight" for k in (0, 2, 4)]
+        given = problem(0.01 if decay == "one" else dict.fromkeys(names, 0.01), n=400, q=3)
+        curvature = cf.fit(given, cf.EKFAC())
+        layout = discover(given)
+        g_q = query_gradients(given, layout)
+        inverses = found_for.low_rank_inverses(
+            curvature, g_q, DAMPING, examples=400, error=0.3, sample=lambda: g_q
+        )
+        assert inverses.by_block
+        made = curvature.solve_rows(g_q, DAMPING, against=Against(0), inverses=inverses.by_block)
+        for block, value in curvature.damped(DAMPING):
+            operator, inverse = block.operator, inverses.by_block.get(block.name)
+            if inverse is None:
+                continue
+            assert isinstance(operator, kronecker.KroneckerEigen)
+            g_qn = block.places.dense(g_q)[:, 0]
+            rotated = operator.rotate(g_qn)
+            x_qoi = rotated * (inverse.u_or @ inverse.v_ir.T)
+            own = block.places.take(given.decay)
+            exact = operator.solve_rotated(rotated, own, value)
+            plain = rotated / (operator.values + own[0] + value)
+            x_qn = operator.rotate_back(x_qoi + exact - plain)
+            passed = list(FisherPass(given, cf.Type2()))
+            for rows in (g_q, *passed, passed[0][:2]):
+                found = made.parts[block.name].inner(rows)
+                assert torch.allclose(found, block.places.inner(rows, x_qn), rtol=1e-9, atol=1e-12)
+            assert torch.allclose(
+                made.parts[block.name].flat(), operator.solve(g_qn, own, value), rtol=1e-9
+            )
+
+    def test_by_block_and_several_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        given = problem()
+        curvature = cf.fit(given, cf.EKFAC())
+        scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1, by_block=True)
+        assert scores.blocks is not None
+        assert torch.allclose(sum(scores.blocks.values(), torch.zeros(())), scores.values)
+        numbers = found_for.LowRankInverses().numbers(curvature)
+        monkeypatch.setattr(budget, "SOLVED", numbers)
+        again = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1)
+        assert torch.allclose(again.values, scores.values, rtol=1e-12, atol=1e-15)
+
+    def test_what_others_do_not_bear_out_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A rank that other examples have a larger error under is given up: the product in full,
+        to the last bit, and nothing is said of ranks."""
+        given = problem()
+        curvature = cf.fit(given, cf.EKFAC())
+        calls: list[float] = []
+
+        def too_low(
+            inverse_oi: Tensor, spread: object, queries: object, rows: object, allowed_q: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            calls.append(float(allowed_q.sum()))
+            o, i = inverse_oi.shape
+            return torch.ones(o, 1).double(), torch.ones(i, 1).double()
+
+        monkeypatch.setattr(kronecker, "low_rank", too_low)
+        scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=1e-3)
+        true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0)
+        assert len(calls) == 4  # two layers are wide enough; tried, and tried tighter
+        assert calls[2] < calls[0]
+        assert torch.equal(scores.values, true.values)
+        assert scores.inverse_error is None
+        assert not any("low rank" in note for note in scores.notes)
+
+    def test_an_error_that_no_rank_reaches(self) -> None:
+        given = problem()
+        scores = cf.influence(given, cf.EKFAC(), damping=DAMPING, inverse_error=1e-12)
+        assert scores.inverse_error is None
+        true = cf.influence(given, cf.EKFAC(), damping=DAMPING, inverse_error=0)
+        assert torch.equal(scores.values, true.values)
+
+    def test_a_damping_that_cannot_be_trusted_is_refused_as_before(self) -> None:
+        torch.manual_seed(0)
+        given = problem(0.0).to(torch.float32)
+        for error in (0, 0.1):
+            with pytest.raises(SingularError, match="cannot be inverted"):
+                cf.influence(given, cf.EKFAC(), damping=cf.Absolute(1e-12), inverse_error=error)
+
+    def test_the_bound_knows_of_it(self) -> None:
+        given = problem()
+        scores = cf.influence(given, cf.EKFAC(), damping=DAMPING, inverse_error=0.3)
+        ggn = cf.influence(given, cf.GGN(), damping=DAMPING)
+        bounds = scores.error_bounds(rows=50)
+        assert bool(((scores.values - ggn.values).abs() <= bounds.values).all())
+
+    def test_shared_layers_and_lookups_take_the_product(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv1d(8, 40, 3), nn.Tanh(), nn.Flatten(), nn.Linear(240, 3))
+        given = make(model, cf.CrossEntropy(), shape=(8, 8), n=30, q=12)
+        scores = cf.influence(given, cf.EKFAC(), damping=DAMPING, inverse_error=0.3)
+        assert scores.inverse_error is None
+
+
+class TestChoice:
+    def test_float64_is_exact_unless_asked(self) -> None:
+        """And short products are exact whatever is asked."""
+        given = problem()
+        plain = cf.influence(given, cf.EKFAC(), damping=DAMPING)
+        assert plain.inverse_error is None
+        asked = cf.influence(given, cf.EKFAC(), damping=DAMPING, inverse_error=0.5)
+        assert torch.equal(asked.values, plain.values)
+
+    @pytest.mark.usefixtures("searched")
+    def test_float32_is_within_a_hundred_thousandth(self) -> None:
+        given = problem().to(torch.float32)
+        scores = cf.influence(given, cf.EKFAC(), damping=cf.Absolute(10.0))
+        assert scores.inverse_error is not None
+        assert scores.inverse_error <= 1e-5
+        exact = problem()
+        true = cf.influence(exact, cf.EKFAC(), damping=cf.Absolute(10.0)).values
+        assert float(off(scores, true).max()) <= 2e-5
+
+    @pytest.mark.parametrize("error", [-1e-3, 1.0, float("nan"), "small"])
+    def test_bad_values(self, error: float) -> None:
+        with pytest.raises(InputError, match="inverse_error"):
+            cf.influence(problem(), cf.EKFAC(), damping=DAMPING, inverse_error=error)
+
+    def test_fewer_numbers_are_held(self) -> None:
+        given = problem()
+        curvature = cf.fit(given, cf.KFAC(factored_damping=True))
+        queries = query_gradients(given, discover(given))
+        inverses = found_for.low_rank_inverses(
+            curvature, queries, DAMPING, examples=80, error=0.0, sample=lambda: queries
+        )
+        assert inverses.numbers(curvature) == (44 + 41) + (36 + 45) + (3 + 37)
+        assert inverses.note is None
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_factored_damping_is_of_rank_one(joint: bool) -> None:
+    """Exactly: against the dense Kronecker product of damped factors."""
+    given = problem()
+    rung = cf.KFAC(factored_damping=True, joint_bias=joint)
+    curvature = cf.fit(given, rung)
+    scores = cf.influence(given, curvature, damping=DAMPING)
+    g_q, g_n = oracles.query_gradients(given), oracles.example_gradients(given)
+    true = curvature.solve(g_q, DAMPING) @ g_n.T / len(given.train)
+    assert torch.allclose(scores.values, true, rtol=1e-9, atol=1e-14)
+    assert scores.inverse_error is None
