@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.hybrids import paired
@@ -21,7 +21,7 @@ from curvfluence.fidelity import (
     shares,
     spectrum,
 )
-from tests.problems import all_problems, chain_problem, mixed_problem
+from tests.problems import all_problems, chain_problem, make, mixed_problem, seeded
 
 PROBLEMS = {**all_problems(), "mixed": mixed_problem()}
 CHAIN = {"GGN": cf.GGN(), "BlockGGN": cf.BlockGGN(), "EKFAC": cf.EKFAC(), "KFAC": cf.KFAC()}
@@ -38,12 +38,31 @@ def fitted(problem: cf.Problem) -> dict[str, cf.Curvature]:
 
 class TestDistances:
     def test_against_dense(self, problem: cf.Problem) -> None:
-        found = fitted(problem)
+        found = {**fitted(problem), "Diagonal": cf.fit(problem, cf.Diagonal())}
         for a in found.values():
             for b in found.values():
                 wanted = float((a.to_dense() - b.to_dense()).square().sum())
                 assert distance_squared(a, b) == pytest.approx(wanted, rel=1e-9, abs=1e-20)
             assert frobenius_squared(a) == pytest.approx(float(a.to_dense().square().sum()))
+
+    def test_from_a_wide_layer_to_its_diagonal(self) -> None:
+        """A layer of 100,000 weights, whose matrix would be 75 GiB: from products with it."""
+        seeded()
+        given = make(nn.Sequential(nn.Linear(390, 256)), cf.MSE(), shape=(390,), outputs=256, n=8)
+        kfac, diagonal = cf.fit(given, cf.KFAC()), cf.fit(given, cf.Diagonal())
+        entries = diagonal.blocks[0].operator.diagonal_entries()
+        drawn = torch.randperm(len(entries), generator=torch.Generator().manual_seed(0))[:200]
+        units = torch.zeros(200, len(entries), dtype=torch.float64)
+        units[torch.arange(200), drawn] = 1.0
+        columns = kfac.matvec(units)
+        own = columns[torch.arange(200), drawn]
+        assert torch.allclose(kfac.blocks[0].operator.diagonal_entries()[drawn], own, rtol=1e-10)
+        off = frobenius_squared(kfac) - float(
+            kfac.blocks[0].operator.diagonal_entries().square().sum()
+        )
+        on = float((kfac.blocks[0].operator.diagonal_entries() - entries).square().sum())
+        assert distance_squared(kfac, diagonal) == pytest.approx(off + on, rel=1e-12)
+        assert distance_squared(diagonal, kfac) == pytest.approx(off + on, rel=1e-12)
 
     def test_squared_distances_add_up(self, problem: cf.Problem) -> None:
         """GGN→Block→EK→K is orthogonal, to 1e-8 (the issue's bar)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import (
     Diagonalised,
+    Operator,
     require_positive,
     squared,
 )
@@ -64,3 +65,12 @@ class DiagonalOperator(Diagonalised):
 
     def squared_norm(self) -> float:
         return squared(self.diagonal)
+
+    def diagonal_entries(self) -> Tensor:
+        return self.diagonal
+
+    def squared_distance_of(self, other: Operator) -> float:
+        """What the other has off its diagonal, and the distance on it."""
+        entries = other.diagonal_entries()
+        off = other.squared_norm() - squared(entries)
+        return max(0.0, off) + squared(entries, self.diagonal)

@@ -105,6 +105,12 @@ class Kronecker(Diagonalised):
     def squared_norm(self) -> float:
         return squared(self.values)
 
+    def diagonal_entries(self) -> Tensor:
+        """Σ_kl U_B[o, k]² Λ_kl U_A[i, l]², summed in float64."""
+        half = self.out_basis.double().square() @ self.values.double()
+        both = half if self.in_basis is None else half @ self.in_basis.double().square().T
+        return both.flatten()
+
     def squared_distance(self, other: Operator) -> float:
         """Σ (Λ − Λ')² where both have the same U: no dense matrix."""
         if isinstance(other, Kronecker) and self.shares_basis(other):

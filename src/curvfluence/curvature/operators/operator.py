@@ -104,9 +104,21 @@ class Operator(ABC):
         """‖M‖² in Frobenius norm, summed in float64."""
         return squared(self.to_dense())
 
+    def diagonal_entries(self) -> Tensor:
+        """diag(M), [n]."""
+        return self.to_dense().diagonal()
+
     def squared_distance(self, other: Operator) -> float:
         """‖M − M'‖² in Frobenius norm, summed in float64."""
+        for one, its in ((other, self), (self, other)):
+            found = one.squared_distance_of(its)
+            if found is not None:
+                return found
         return squared(self.to_dense(), other.to_dense())
+
+    def squared_distance_of(self, other: Operator) -> float | None:
+        """The same where this operator's form spares a dense matrix of the other; else None."""
+        return None
 
 
 class Diagonalised(Operator):
