@@ -101,6 +101,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     # scores
     "compress": (lambda: Any_.influence(problem(), cf.KFAC(), compress="a"), "compress must be"),
+    "inverse": (
+        lambda: Any_.influence(problem(), cf.KFAC(), inverse_error="a"),
+        "inverse_error must be",
+    ),
+    "tolerance": (lambda: Any_.influence(problem(), cf.GGN(), tolerance="a"), "tolerance must be"),
+    "bound": (
+        lambda: Any_.influence(problem(), cf.GGN(), bound_tolerance="a"),
+        "bound_tolerance must be",
+    ),
     "leverage": (lambda: Any_.influence(problem(), cf.GGN(), leverage=1), "leverage must be"),
     "top": (lambda: scores().top(2.5), "k must be a whole number"),
     "no group": (lambda: scores().for_group(None), "group must be a tensor"),

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SelectedRows
+from curvfluence.curvature.operators import selected_rows
 from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
 from curvfluence.curvature.operators.selected_rows import select
+from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.gradients import training_gradients
@@ -389,3 +391,85 @@ class TestBounds:
             problem.theta["0.weight"].add_(1.0)
         with pytest.raises(cf.errors.InputError, match="were changed since the scores were made"):
             scores.error_bounds()
+
+
+class TestCloser:
+    """`influence(tolerance=, bound_tolerance=)`, and rows that are doubled."""
+
+    def test_a_tolerance_replaces_the_forms_own(self) -> None:
+        given = fitted()
+        form = cf.inversion.SelectedRows(count=5, tolerance=0.5)
+        curvature = cf.fit(given, cf.GGN(form))
+        loose = cf.influence(given, curvature, damping=cf.Absolute(1e-3))
+        close = cf.influence(given, curvature, damping=cf.Absolute(1e-3), tolerance=1e-8)
+        assert loose.residuals is not None
+        assert close.residuals is not None
+        assert max(close.residuals) <= 1e-8 < max(loose.residuals)
+        assert any("wanted 1e-08" in note for note in close.notes)
+        true = cf.influence(given, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-3))
+        assert torch.allclose(close.values, true.values, rtol=1e-5, atol=1e-9)
+        direct = cf.influence(
+            given, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-3), tolerance=0.5
+        )
+        assert torch.equal(direct.values, true.values)
+
+    def test_bounds_come_down_to_what_was_asked(self) -> None:
+        given = fitted()
+        damping = cf.Absolute(1e-2)
+        rung = cf.GGN(cf.inversion.SelectedRows(count=20, tolerance=1e-2))
+        true = cf.influence(given, cf.GGN(cf.inversion.Matrix()), damping=damping).values
+        wanted = 1e-6 * float(true.abs().max())
+        first = cf.influence(given, rung, damping=damping)
+        assert float(first.error_bounds().values.max()) > wanted, "nothing to do"
+        scores = cf.influence(given, rung, damping=damping, bound_tolerance=wanted)
+        assert scores.bounds is not None
+        assert float(scores.bounds.values.max()) <= wanted
+        assert bool(((scores.values - true).abs() <= scores.bounds.values).all())
+        some = scores[[1, 0]].bounds
+        assert some is not None
+        assert torch.equal(some.values, scores.bounds.values[[1, 0]])
+
+    def test_what_is_not_reached_is_said(self) -> None:
+        given = fitted()
+        rung = cf.GGN(cf.inversion.SelectedRows(count=1, tolerance=1e-2, max_products=2))
+        with pytest.warns(CurvfluenceWarning) as told:
+            scores = cf.influence(given, rung, damping=cf.Absolute(1e-3), bound_tolerance=1e-12)
+        assert any("max_products" in str(one.message) for one in told)
+        assert scores.bounds is not None
+        assert any("wanted 1e-12" in note for note in scores.notes)
+
+    @pytest.mark.parametrize(
+        ("rung", "settings", "said"),
+        [
+            (cf.EKFAC(), {"bound_tolerance": 1e-3}, "no residual of EKFAC changes"),
+            (cf.GGN(), {"bound_tolerance": 0.0}, "above 0"),
+            (cf.GGN(), {"bound_tolerance": 1e-3, "leverage": True}, "plain scores"),
+            (cf.GGN(), {"tolerance": 1.5}, "tolerance must lie between 0 and 1"),
+        ],
+    )
+    def test_bad_input(self, rung: cf.Rung, settings: dict[str, float], said: str) -> None:
+        with pytest.raises(InputError, match=said):
+            cf.influence(fitted(), rung, **settings)  # pyright: ignore[reportArgumentType]
+
+    def test_rows_are_doubled_where_residuals_do_not_fall(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One row and a patience of one product: twice as many until a residual is a tenth, and the
+        solution is the exact one."""
+        given = fitted()
+        monkeypatch.setattr(selected_rows, "PATIENCE", 1)
+        monkeypatch.setattr(selected_rows, "PROGRESS", 1e-3)
+        counts: list[int] = []
+        once = selected_rows.select
+
+        def counted(chunks: object, shift: torch.Tensor, count: int) -> selected_rows.Selection:
+            counts.append(count)
+            return once(chunks, shift, count)  # pyright: ignore[reportArgumentType]
+
+        monkeypatch.setattr(selected_rows, "select", counted)
+        form = cf.inversion.SelectedRows(count=2, tolerance=1e-8)
+        scores = cf.influence(given, cf.GGN(form), damping=cf.Absolute(1e-3))
+        assert counts[:3] == [2, 4, 8]
+        true = cf.influence(given, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-3))
+        assert torch.allclose(scores.values, true.values, rtol=1e-5, atol=1e-9)
+        assert any(f"{counts[-1]:,} selected rows" in note for note in scores.notes)

@@ -219,6 +219,12 @@ class Curvature:
                 total += block.operator.quadratic(block.places, rows, decay, value)
         return total
 
+    def within(self, tolerance: float) -> Curvature:
+        """The same curvature with inverses by iteration to another relative residual; direct ones
+        stay as they are."""
+        blocks = (replace(b, operator=b.operator.within(tolerance)) for b in self.blocks)
+        return replace(self, blocks=tuple(blocks))
+
     def damped(self, damping: Damping) -> Iterator[tuple[Block, float]]:
         """Each block with its λ."""
         return zip(self.blocks, self.lambdas(damping), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class ErrorBounds:
     unit: str
     rows: int
     share: float
+
+    def of(self, queries: list[int]) -> ErrorBounds:
+        """Of some queries."""
+        return replace(self, values=self.values[queries])
 
     @property
     def worst(self) -> Tensor:

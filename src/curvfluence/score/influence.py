@@ -37,6 +37,7 @@ from curvfluence.score.matrix import ScoreMatrix, require_new
 from curvfluence.score.reach import Reach
 from curvfluence.score.saved import write_record
 from curvfluence.score.scores import Scores
+from curvfluence.score.within_bounds import require_boundable, within_bounds
 
 INVERSE_ERROR = 1e-5  # of a query's scores, relative to their norm, by default in float32
 
@@ -52,6 +53,8 @@ def influence(
     by_block: bool = False,
     compress: float | None = None,
     inverse_error: float | None = None,
+    tolerance: float | None = None,
+    bound_tolerance: float | None = None,
     out: Path | None = None,
 ) -> Scores:
     """I[q, n] = (1/N) g_qᵀ (C + diag(w) + λI)⁻¹ g_n, the change of m_q when n is left out.
@@ -63,28 +66,52 @@ def influence(
 
     `by_block=True` keeps each block's share in `Scores.blocks` as well. `compress` holds the solved
     queries of layers with shared positions at low rank, each within that relative error, and says
-    what it came to. `out` names a new .npy file that scores are written to as they are made;
+    what it came to. `inverse_error` is how far the scores of a query may be off, relative to their
+    norm, for inverses of Kronecker blocks at low rank: a fraction of the product where many queries
+    meet wide layers without shared positions. By default 1e-5 in float32, and 0, the product in
+    full, in float64; what was measured is in the result.
+
+    `tolerance` is the relative residual ‖(C + diag(w) + λI) x − g‖/‖g‖ of every query at which an
+    inverse by iteration stops, in the place of its form's own. `bound_tolerance`, in the units of
+    m, asks of the GGN by iteration for ever smaller residuals until no error bound of a score is
+    above it; the bounds are then `Scores.bounds`, and what was not reached is said and warned of.
+
+    `out` names a new .npy file that scores are written to as they are made;
     `Scores.values` is then a memory map of it, and `cf.load_scores` reads it back by the JSON that
     is put beside it in the end.
 
     Cost: the fit, one solve for Q vectors, and 2 Q N P operations, or 2 Q N r (o + i) for a layer
-    with an inverse of rank r; leverage adds a solve for each
-    of the N × C rows of the factor. Queries are taken so many at a time that their solutions stay
-    below 2²⁸ numbers, with a pass over the training set each. Errors: `SingularError` where λ and w
-    leave nothing to invert, `NonFiniteError` with the index of the example.
+    with an inverse of rank r; leverage adds a solve for each of the N × C rows of the factor.
+    Queries are taken so many at a time that their solutions stay below 2²⁸ numbers, with a pass
+    over the training set each. Errors: `SingularError` where λ and w leave nothing to invert,
+    `NonFiniteError` with the index of the example.
     """
     out = kinds.path(out, "out")
     require_new(out)
     said = None if out is None or out.suffix != ".npy" else out.with_suffix(".json")
     require_new(said)
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
-    error = _inverse_error(inverse_error, problem)
+    _require_errors(tolerance, inverse_error)
+    require_boundable(bound_tolerance, rung, plain=not (leverage or by_block or out))
     curvature = fitted(problem, rung, damping, strict=strict)
+    if inverse_error is None:
+        inverse_error = INVERSE_ERROR if problem.dtype == torch.float32 else 0.0
+    if tolerance is not None:
+        curvature = curvature.within(tolerance)
+    if bound_tolerance is not None:
+        return within_bounds(
+            lambda closer: influence(
+                problem, closer, damping=damping, compress=compress, inverse_error=inverse_error
+            ),
+            curvature,
+            bound_tolerance,
+        )
     n = len(problem.train)
     with ExitStack() as stack:
-        stack.enter_context(journal.scope(lambda: f"scores {damping} {curvature.coverage}"))
+        asked = f"{damping} {inverse_error} {curvature.tolerance}"
+        stack.enter_context(journal.scope(lambda: f"scores {asked} {curvature.coverage}"))
         told = stack.enter_context(noted())
-        run = _Run.begin(problem, curvature, damping, compress, 0.0 if leverage else error)
+        run = _Run.begin(problem, curvature, damping, compress, 0.0 if leverage else inverse_error)
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
         for first, g_q in run.batches():
             if leverage:
@@ -115,12 +142,11 @@ def _require_settings(*, leverage: bool, by_block: bool, compress: float | None)
         raise InputError("leverage-corrected scores come neither by block nor compressed")
 
 
-def _inverse_error(given: float | None, problem: Problem) -> float:
-    if given is None:
-        return INVERSE_ERROR if problem.dtype == torch.float32 else 0.0
-    if not 0 <= kinds.number(given, "inverse_error") < 1:
-        raise InputError(f"inverse_error must be at least 0 and less than 1; seen {given}")
-    return float(given)
+def _require_errors(tolerance: float | None, inverse_error: float | None) -> None:
+    if tolerance is not None and not 0 < kinds.number(tolerance, "tolerance") < 1:
+        raise InputError(f"tolerance must lie between 0 and 1; seen {tolerance}")
+    if inverse_error is not None and not 0 <= kinds.number(inverse_error, "inverse_error") < 1:
+        raise InputError(f"inverse_error must be at least 0 and less than 1; seen {inverse_error}")
 
 
 @dataclass(eq=False)

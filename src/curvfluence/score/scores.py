@@ -64,6 +64,7 @@ class Scores:
     notes: tuple[str, ...]
     blocks: Mapping[str, Tensor] | None = None  # each block's share [Q, N], where asked for
     residuals: tuple[float, ...] | None = None  # of each query, where solved by iteration
+    bounds: ErrorBounds | None = None  # of every score, where `bound_tolerance` was asked for
     inverse_error: float | None = None  # measured, of inverses at low rank; None without any
     certifier: Certifier | None = None
     train_ids: tuple[Id, ...] | None = None  # names of the user's own, in the order of the examples
@@ -99,6 +100,7 @@ class Scores:
             blocks=None if self.blocks is None else {k: v[rows] for k, v in self.blocks.items()},
             residuals=None if self.residuals is None else tuple(self.residuals[k] for k in rows),
             query_ids=None if self.query_ids is None else tuple(self.query_ids[k] for k in rows),
+            bounds=None if self.bounds is None else self.bounds.of(rows),
             certifier=None,
         )
 

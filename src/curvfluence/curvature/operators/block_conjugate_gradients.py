@@ -16,12 +16,13 @@ DEPENDENT = 1e-10  # of the largest eigenvalue of a Gram matrix (float64): direc
 @dataclass(frozen=True, eq=False)
 class BlockSolution:
     """`x` [Q, n]; `residual` b − A x [Q, n] by the recurrence; how many `products` with a block of
-    directions were made, of how many `vectors` together."""
+    directions were made, of how many `vectors` together; whether it was `slow` and stopped."""
 
     x: Tensor
     residual: Tensor
     products: int
     vectors: int
+    slow: bool = False
 
 
 def block_conjugate_gradients(
@@ -31,13 +32,15 @@ def block_conjugate_gradients(
     precondition: Callable[[Tensor], Tensor],
     enough_q: Tensor,
     max_products: int,
+    patience: tuple[int, Tensor] | None = None,
 ) -> BlockSolution:
     """A x = b for each row of b [Q, n], with A positive definite and `precondition` ≈ A⁻¹.
 
     Every row's error is least over the directions of all rows together, so a block of k directions
     does for each of them what k single ones would (O'Leary 1980). Directions are made orthonormal
     before a product; dependent ones go (Dubrulle 2001). A row whose residual's norm is
-    `enough_q` or less gives no further direction. Cost: a product and a preconditioning of the
+    `enough_q` or less gives no further direction. With `patience` (k, norms [Q]) it stops after k
+    products where a residual is still above its norm. Cost: a product and a preconditioning of the
     rows left an iteration, and about 10 Q² n operations; memory 6 Q n numbers.
 
     Errors: `SingularError` where a direction has no positive curvature.
@@ -46,9 +49,12 @@ def block_conjugate_gradients(
     products = vectors = 0
     last: tuple[Tensor, Tensor, Tensor] | None = None  # P, A P, and the factor of Pᵀ A P
     while products < max_products:
-        left = (_norms(residual) > enough_q).nonzero().flatten()
+        norms_q = _norms(residual)
+        left = (norms_q > enough_q).nonzero().flatten()
         if not len(left):
             break
+        if patience is not None and products == patience[0] and bool((norms_q > patience[1]).any()):
+            return BlockSolution(x, residual, products, vectors, slow=True)
         z = precondition(residual[left])
         if last is not None:
             p, ap, factor = last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class IterativeOperator(Operator):
             max_iterations=self.max_iterations,
         )
         return solution.x.view_as(v)
+
+    def within(self, tolerance: float) -> IterativeOperator:
+        return replace(self, tolerance=tolerance)
 
     def to_dense(self) -> Tensor:
         require_dense(self.product.kind, self.size, "the model")

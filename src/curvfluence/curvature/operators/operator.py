@@ -76,6 +76,11 @@ class Operator(ABC):
         """What a result at this damping must say of the inverse."""
         return None
 
+    def within(self, tolerance: float) -> Operator:
+        """The same matrix with an inverse by iteration to another relative residual; itself where
+        the inverse is direct."""
+        return self
+
     def solve_many(self, v: Tensor, decay: Tensor, dampings: Iterable[float]) -> Iterable[Tensor]:
         """`solve` at each damping in turn; operators that can share work override it."""
         for damping in dampings:

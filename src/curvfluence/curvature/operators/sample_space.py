@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,11 @@ class SampleSpaceOperator(Operator):
         for to, part in zip(out.split(batch), flat.split(batch), strict=True):
             to.copy_(self._refined(part, shift, factor))
         return out.view_as(v)
+
+    def within(self, tolerance: float) -> SampleSpaceOperator:
+        other = replace(self, tolerance=tolerance)
+        other._last.extend(self._last)  # the factor does not depend on it
+        return other
 
     def factor(self, shift: Tensor) -> Cholesky:
         """Of the kernel N I + Z D⁻¹ Zᵀ."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget
 
 RESTARTS = 3  # times that what rounding left of a residual is solved for
+PATIENCE, PROGRESS = 10, 0.1  # products after which every residual is to be a tenth, or less
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,9 @@ class SelectedRowsOperator(Operator):
     preconditioned by P = Z_MᵀZ_M/N + D on the `count` largest rows, solved exactly (Woodbury).
 
     In a fitted model curvature lives in the unsaturated examples, and the norms of rows say which.
-    Stops on the residual of every vector. The rows of the last D and the factor of their kernel are
-    kept for the next solve with it.
+    While `PATIENCE` products do not bring every relative residual to `PROGRESS`, twice as many rows
+    are selected, up to `most`. Stops on the residual of every vector. The rows of the last D and
+    the factor of their kernel are kept for the next solve with it.
     """
 
     product: CurvatureProduct
@@ -90,6 +92,7 @@ class SelectedRowsOperator(Operator):
     count: int
     max_products: int
     tolerance: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
+    most: int = field(default=0, kw_only=True)  # up to which `count` is doubled
     _last: list[tuple[Tensor, Selection, SampleSpaceOperator]] = field(
         default_factory=list, init=False, repr=False
     )
@@ -112,16 +115,32 @@ class SelectedRowsOperator(Operator):
     def __matmul__(self, v: Tensor) -> Tensor:
         return self.product(v.reshape(-1, self.size)).view_as(v)
 
+    def within(self, tolerance: float) -> SelectedRowsOperator:
+        other = replace(self, tolerance=tolerance)
+        other._last.extend(self._last)  # the rows do not depend on it
+        return other
+
     def selected(self, shift: Tensor) -> tuple[Selection, SampleSpaceOperator]:
         """The rows for a D, and P as an operator."""
         if not (self._last and torch.equal(self._last[0][0], shift)):
-            self._last.clear()
-            self._products.clear()
-            selection = select(self._rows, shift, self.count)
-            n = len(self.product.problem.train)
-            held = SampleSpaceOperator(selection.rows, n, rank=len(selection.rows))
-            self._last.append((shift, selection, held))
+            self._select(shift, self.count)
         return self._last[0][1:]
+
+    def _select(self, shift: Tensor, count: int) -> None:
+        self._last.clear()  # before the next are made: both at once may not fit
+        selection = select(self._rows, shift, count)
+        n = len(self.product.problem.train)
+        held = SampleSpaceOperator(selection.rows, n, rank=len(selection.rows))
+        self._last.append((shift, selection, held))
+
+    def _doubled(self, shift: Tensor) -> bool:
+        """Select twice as many rows; False where there are no more to select."""
+        now = len(self._last[0][1].rows)
+        count = min(2 * now, self.most)
+        if count <= now:
+            return False
+        self._select(shift, count)
+        return len(self._last[0][1].rows) > now
 
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
         shift = decay + damping
@@ -133,7 +152,6 @@ class SelectedRowsOperator(Operator):
         _, held = self.selected(shift)
         if not held.count:  # every row is 0
             return v / shift
-        factor = held.factor(shift)
         flat = v.reshape(-1, self.size)
         if not bool(flat.isfinite().all()):
             raise NonFiniteError("a vector to be solved for is not finite")
@@ -141,23 +159,27 @@ class SelectedRowsOperator(Operator):
         batch = max(1, budget.SOLVED // self.size)
         out = torch.empty_like(flat)
         for to, part in zip(out.split(batch), flat.split(batch), strict=True):
-            to.copy_(self._solved(part, shift, lambda r: held.direct(r, shift, factor)))
+            to.copy_(self._solved(part, shift))
         return out.view_as(v)
 
-    def _solved(
-        self, v_qp: Tensor, shift: Tensor, precondition: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _solved(self, v_qp: Tensor, shift: Tensor) -> Tensor:
         def damped(x_qp: Tensor) -> Tensor:
             return self.product(x_qp).addcmul_(shift, x_qp)
+
+        def precondition(r_qp: Tensor) -> Tensor:
+            held = self._last[0][2]
+            return held.direct(r_qp, shift, held.factor(shift))
 
         scale = v_qp.abs().amax(1, keepdim=True)  # squares of small numbers would be 0
         scale = torch.where(scale > 0, scale, 1)
         b_qp = v_qp / scale
         enough = self.tolerance * b_qp.norm(dim=1).double()
+        first = PROGRESS * b_qp.norm(dim=1).double()
         x, residual, products = torch.zeros_like(b_qp), b_qp, 0
-        for _ in range(RESTARTS):
+        restarts, more = 0, True  # rows to be had, where residuals do not fall
+        while restarts < RESTARTS and products < self.max_products:
             left = (residual.norm(dim=1) > enough).nonzero().flatten()
-            if not len(left) or products >= self.max_products:
+            if not len(left):
                 break
             found = block_conjugate_gradients(
                 damped,
@@ -165,10 +187,15 @@ class SelectedRowsOperator(Operator):
                 precondition=precondition,
                 enough_q=enough[left] / 2,  # the recurrence and the residual part by rounding
                 max_products=self.max_products - products,
+                patience=(PATIENCE, first[left]) if more else None,
             )
             x[left] += found.x
             products += found.products
             residual = b_qp - damped(x)
+            if found.slow:
+                more = self._doubled(shift)
+            else:
+                restarts += 1
         self._products.append(products)
         return x * scale
 
