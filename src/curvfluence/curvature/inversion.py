@@ -32,8 +32,6 @@ from curvfluence.runtime.stage import Stage
 
 __all__ = ["ConjugateGradients", "Form", "Matrix", "SampleSpace", "SelectedRows"]
 
-MOST_ROWS = 8_000  # that are selected: their kernel takes R³/3 operations
-
 
 class Form(ABC):
     """How C + diag(w) + λI is solved; every form solves the same system."""
@@ -236,7 +234,7 @@ class ConjugateGradients(Form):
 class SelectedRows(Form):
     """Block conjugate gradients on exact products, preconditioned by an exact inverse on the
     `count` rows of Z of the largest zᵀD⁻¹z, D = diag(w) + λ; no matrix. By default 1,000 rows,
-    doubled up to 8,000, as memory allows, while ten products leave a residual above a tenth.
+    doubled up to `most`, as memory allows, while ten products leave a residual above a tenth.
 
     In a fitted model few examples hold most of the GGN, and the norms of rows say which: where they
     do, a few products are enough for a residual of 1e-3; where curvature is spread over all rows (a
@@ -249,11 +247,13 @@ class SelectedRows(Form):
     count: int = 1000
     tolerance: float = 1e-4
     max_products: int = 100
+    most: int = 8000
 
     def __post_init__(self) -> None:
         if not 0 < kinds.number(self.tolerance, "tolerance") < 1:
             raise InputError(f"tolerance must lie between 0 and 1; seen {self.tolerance}")
         kinds.count(self.count, "count")
+        kinds.count(self.most, "most")
         kinds.count(self.max_products, "max_products")
 
     def operator(self, problem: Problem) -> tuple[Operator, str]:
@@ -266,7 +266,7 @@ class SelectedRows(Form):
             self.count,
             self.max_products,
             self.tolerance,
-            most=_most_rows(problem, self.count),
+            most=min(self.most, _most_rows(problem)),
         )
         return operator, self.rule(problem)
 
@@ -305,14 +305,13 @@ class SelectedRows(Form):
         ]
 
 
-def _most_rows(problem: Problem, count: int) -> int:
-    """Up to which R is doubled: half of all rows, 8,000, or a quarter of the memory in R² numbers
-    and R rows."""
+def _most_rows(problem: Problem) -> int:
+    """Half of all rows, or as many as take a quarter of the memory in R² numbers and R rows."""
     room = machine.memory(problem.device) / 4 / problem.dtype.itemsize
     row = discover(problem).elements(1)
     by_memory = int((row * row / 4 + room) ** 0.5 - row / 2)
     every = len(problem.train) * _columns(problem)
-    return max(count, min(MOST_ROWS, by_memory, every // 2))
+    return min(by_memory, every // 2)
 
 
 def _positions(problem: Problem) -> int:
