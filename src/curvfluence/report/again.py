@@ -26,7 +26,7 @@ def write_again(folder: Path) -> str:
 
     Errors: `InputError` where the folder holds nothing finished.
     """
-    if is_claims(folder):
+    if folder.suffix != ".json" and is_claims(folder):
         return f"{claims.write_claims(read_claims(folder))}"
     done = _report(folder)
     figures = done.path.parent / "figures"
@@ -50,8 +50,8 @@ def text_of(folders: Sequence[Path]) -> Text:
 
     Errors: `InputError` for a folder of anything else, and for studies among claims.
     """
-    own = [folder for folder in folders if is_table1(folder)]
     others = [folder for folder in folders if is_claims(folder)]
+    own = [folder for folder in folders if folder not in others and is_table1(folder)]
     rest = [folder for folder in folders if folder not in own and folder not in others]
     if rest and (own or others):
         raise InputError(

@@ -63,14 +63,16 @@ class Claims:
         return self.table.problems[problem].claims
 
 
-def is_claims(folder: Path) -> bool:
-    """Whether the folder holds a table of claims."""
-    return (folder / TABLE).is_file()
+def is_claims(path: Path) -> bool:
+    """Whether that is a folder with a table of claims, or the file of one."""
+    return path.name == TABLE or (path / TABLE).is_file()
 
 
-def read_claims(folder: Path) -> Claims:
-    """The table in `folder`. Errors: `InputError` where there is none, or where it does not fit."""
-    table = read(folder / TABLE, ClaimsTable)
+def read_claims(path: Path) -> Claims:
+    """The table in a folder, or in the file that was copied from one. Errors: `InputError` where
+    there is none, or where it does not fit."""
+    file = path if path.name == TABLE else path / TABLE
+    table = read(file, ClaimsTable)
     if table is None:
-        raise InputError(f"{folder} holds no table of claims: there is no {TABLE} in it")
-    return Claims(table, folder)
+        raise InputError(f"{path} holds no table of claims: there is no {TABLE}")
+    return Claims(table, file.parent)
