@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,16 +129,108 @@ class TestScores:
                 made.parts[block.name].flat(), operator.solve(g_qn, own, value), rtol=1e-9
             )
 
-    def test_by_block_and_several_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_several_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = problem()
         curvature = cf.fit(given, cf.EKFAC())
-        scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1, by_block=True)
-        assert scores.blocks is not None
-        assert torch.allclose(sum(scores.blocks.values(), torch.zeros(())), scores.values)
+        scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1)
+        assert scores.inverse_error is not None
         numbers = found_for.LowRankInverses().numbers(curvature)
         monkeypatch.setattr(budget, "SOLVED", numbers)
         again = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1)
         assert torch.allclose(again.values, scores.values, rtol=1e-12, atol=1e-15)
+
+    def test_shares_and_leverage_take_the_product_in_full(self) -> None:
+        """An error that is small beside a score may be all of a block's share of it."""
+        given = problem().to(torch.float32)
+        curvature = cf.fit(given, cf.EKFAC())
+        scores = cf.influence(given, curvature, damping=cf.Absolute(10.0), by_block=True)
+        assert scores.inverse_error is None
+        for settings in ({"by_block": True}, {"leverage": True}):
+            with pytest.raises(InputError, match="leave inverse_error out"):
+                cf.influence(given, curvature, inverse_error=0.1, **settings)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_weights_of_examples_count(self, seed: int) -> None:
+        """A few examples of a large weight, which scores are then made of."""
+        torch.manual_seed(seed)
+        base = problem(n=400)
+        weights = torch.ones(400, dtype=torch.float64)
+        weights[torch.randperm(400)[:5]] = 1e4
+        given = cf.Problem(
+            base.model,
+            base.loss,
+            (base.train.inputs, base.train.targets),
+            base.queries,
+            weight_decay=0.01,
+            sample_weight=weights,
+        )
+        curvature = cf.fit(given, cf.EKFAC())
+        at = cf.Absolute(10.0)
+        true = cf.influence(given, curvature, damping=at, inverse_error=0).values
+        scores = cf.influence(given, curvature, damping=at, inverse_error=0.03)
+        if scores.inverse_error is not None:
+            assert float(off(scores, true).max()) <= 0.06
+
+    def test_a_heavy_example_anywhere_is_looked_at(self) -> None:
+        torch.manual_seed(0)
+        given = make(mlp(40, 44, 36, 3), cf.MSE(), shape=(40,), n=1500, q=24)
+        targets = given.train.targets.clone()
+        targets[1234] *= 1e4
+        heavy = cf.Problem(
+            given.model, given.loss, (given.train.inputs, targets), given.queries, weight_decay=0.01
+        )
+        curvature = cf.fit(heavy, cf.EKFAC())
+        for damping in (cf.Relative(0.1), cf.Absolute(1e-2)):
+            true = cf.influence(heavy, curvature, damping=damping, inverse_error=0).values
+            scores = cf.influence(heavy, curvature, damping=damping, inverse_error=0.03)
+            if scores.inverse_error is not None:
+                assert float(off(scores, true).max()) <= 0.06
+
+    def test_examples_without_a_gradient_prove_nothing(self) -> None:
+        """A saturated model with five wrong labels: the others have gradients of 0."""
+        torch.manual_seed(0)
+        model = mlp(40, 44, 3, activation=nn.Tanh)
+        with torch.no_grad():
+            model[2].weight.mul_(1e4)
+        x = torch.randn(900, 40)
+        top = model(x).topk(2, 1).values
+        x = x[top[:, 0] - top[:, 1] > 150]
+        y = model(x).argmax(1)
+        asked = torch.randn(30, 40), torch.randint(0, 3, (30,))
+        for wrong in (0, 1, 5):
+            labels = y.clone()
+            labels[:wrong] = (labels[:wrong] + 1) % 3
+            given = cf.Problem(model, cf.CrossEntropy(), (x, labels), asked)
+            curvature = cf.fit(given, cf.EKFAC())
+            true = cf.influence(given, curvature, damping=cf.Absolute(1.0), inverse_error=0)
+            scores = cf.influence(given, curvature, damping=cf.Absolute(1.0), inverse_error=1e-3)
+            gap = (scores.values - true.values).norm(dim=1)
+            assert bool((gap <= 1e-3 * true.values.norm(dim=1)).all())
+
+    def test_queries_without_a_gradient_prove_nothing(self) -> None:
+        """Ten queries of 400 whose hinge is open, wherever they are."""
+        torch.manual_seed(0)
+        base = make(mlp(40, 44, 36, 3), cf.MSE(), shape=(40,), n=80, q=400)
+        targets = base.outputs(base.queries, "queries").detach().clone()
+        targets[200:210] += 1.0
+        given = cf.Problem(base.model, base.loss, base.train, (base.queries.inputs, targets))
+        curvature = cf.fit(given, cf.EKFAC())
+        true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0).values
+        scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.03)
+        assert scores.inverse_error is not None
+        assert float(off(scores, true)[200:210].max()) <= 0.03
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_few_examples(self, n: int) -> None:
+        """Too few to choose and to check on are all scored in full."""
+        given = problem(n=n)
+        scores = cf.influence(given, cf.EKFAC(), damping=DAMPING, inverse_error=0.1)
+        assert (scores.inverse_error is not None) == (n >= 4)
+
+    def test_saved(self, tmp_path: Path) -> None:
+        scores = cf.influence(problem(), cf.EKFAC(), damping=DAMPING, inverse_error=0.1)
+        scores.save(tmp_path / "scores.npy")
+        assert cf.load_scores(tmp_path / "scores.npy").inverse_error == scores.inverse_error
 
     def test_what_others_do_not_bear_out_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A rank that other examples have a larger error under is given up: the product in full,

@@ -429,12 +429,42 @@ class TestCloser:
         assert some is not None
         assert torch.equal(some.values, scores.bounds.values[[1, 0]])
 
+    def test_few_products_are_not_spent_on_new_rows(self) -> None:
+        """With too few left to profit, iteration goes on with the directions that it has."""
+        given = fitted()
+        at = cf.Absolute(1e-5)
+        left: list[float] = []
+        for most in (1, 8000):
+            form = cf.inversion.SelectedRows(1, 1e-10, max_products=25, most=most)
+            scores = cf.influence(given, cf.GGN(form), damping=at)
+            assert scores.residuals is not None
+            left.append(max(scores.residuals))
+        assert left[1] == left[0]
+
+    def test_bounds_of_many_columns_are_refused_before_work(self) -> None:
+        model = nn.Linear(3, 80)
+        data = torch.randn(4, 3), torch.randint(0, 80, (4,))
+        given = cf.Problem(model, cf.CrossEntropy(), data, data)
+        given.model.train()
+        with pytest.raises(InputError, match="79 rows"):
+            cf.influence(given, cf.GGN(), bound_tolerance=1.0)
+
+    def test_a_bound_below_rounding_ends(self) -> None:
+        with pytest.warns(CurvfluenceWarning, match="what is left is rounding"):
+            scores = cf.influence(
+                fitted(),
+                cf.GGN(SelectedRows(50)),
+                damping=cf.Absolute(1e-2),
+                bound_tolerance=1e-300,
+            )
+        assert scores.bounds is not None
+
     def test_what_is_not_reached_is_said(self) -> None:
         given = fitted()
         rung = cf.GGN(cf.inversion.SelectedRows(count=1, tolerance=1e-2, max_products=2))
         with pytest.warns(CurvfluenceWarning) as told:
             scores = cf.influence(given, rung, damping=cf.Absolute(1e-3), bound_tolerance=1e-12)
-        assert any("max_products" in str(one.message) for one in told)
+        assert any("more products" in str(one.message) for one in told)
         assert scores.bounds is not None
         assert any("wanted 1e-12" in note for note in scores.notes)
 
@@ -451,14 +481,15 @@ class TestCloser:
         with pytest.raises(InputError, match=said):
             cf.influence(fitted(), rung, **settings)  # pyright: ignore[reportArgumentType]
 
-    def test_rows_are_doubled_where_residuals_do_not_fall(
+    def test_more_rows_are_selected_where_residuals_do_not_fall(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One row and a patience of one product: twice as many until a residual is a tenth, and the
-        solution is the exact one."""
+        """Two rows and a patience of one product: four times as many, as long as there are products
+        to profit from, and the solution is the exact one."""
         given = fitted()
         monkeypatch.setattr(selected_rows, "PATIENCE", 1)
-        monkeypatch.setattr(selected_rows, "PROGRESS", 1e-3)
+        monkeypatch.setattr(selected_rows, "PROGRESS", 1e-6)
+        monkeypatch.setattr(selected_rows, "ENOUGH", 1)
         counts: list[int] = []
         once = selected_rows.select
 
@@ -467,9 +498,9 @@ class TestCloser:
             return once(chunks, shift, count)  # pyright: ignore[reportArgumentType]
 
         monkeypatch.setattr(selected_rows, "select", counted)
-        form = cf.inversion.SelectedRows(count=2, tolerance=1e-8)
+        form = cf.inversion.SelectedRows(count=2, tolerance=1e-8, most=32)
         scores = cf.influence(given, cf.GGN(form), damping=cf.Absolute(1e-3))
-        assert counts[:3] == [2, 4, 8]
+        assert counts == [2, 8, 32]
         true = cf.influence(given, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-3))
         assert torch.allclose(scores.values, true.values, rtol=1e-5, atol=1e-9)
         assert any(f"{counts[-1]:,} selected rows" in note for note in scores.notes)

@@ -234,7 +234,8 @@ class ConjugateGradients(Form):
 class SelectedRows(Form):
     """Block conjugate gradients on exact products, preconditioned by an exact inverse on the
     `count` rows of Z of the largest zᵀD⁻¹z, D = diag(w) + λ; no matrix. By default 1,000 rows,
-    doubled up to `most`, as memory allows, while ten products leave a residual above a tenth.
+    four times as many, up to `most` as memory allows, while ten products leave a residual above a
+    tenth.
 
     In a fitted model few examples hold most of the GGN, and the norms of rows say which: where they
     do, a few products are enough for a residual of 1e-3; where curvature is spread over all rows (a
@@ -271,7 +272,7 @@ class SelectedRows(Form):
         return operator, self.rule(problem)
 
     def rule(self, problem: Problem) -> str:
-        return f"exact products, block conjugate gradients (by the {self.count:,} largest rows)"
+        return "exact products, block conjugate gradients (by the largest rows)"
 
     def refusal(self, problem: Problem) -> str | None:
         columns = _columns(problem)

@@ -60,48 +60,60 @@ def low_rank_inverses(
     *,
     examples: int,
     error: float,
-    sample: Callable[[], Rows],
+    sample: Callable[[], Rows | None],
 ) -> LowRankInverses:
     """Those that make scores of these queries and so many training examples cheaper, with a
-    relative error of at most `error` for each drawn query over the half of `sample`, training rows,
-    that ranks were not chosen on. A rank that does not keep it is chosen anew, once, and then the
-    block's product is taken in full."""
-    chosen = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))[:QUERIES]
-    some = queries[chosen.sort().values]
+    relative error of at most `error` for each of some queries over the half of `sample`, training
+    rows, that ranks were not chosen on. A rank that does not keep it is chosen anew, once, and then
+    the block's product is taken in full; so it is where there is nothing to measure on."""
+    some = _spread(queries)
     drawn = cache(sample)
 
     @cache
     def solved() -> Solved:
-        return curvature.solve_rows(some, damping, against=Against(len(drawn())))
+        return curvature.solve_rows(some, damping, against=Against(2 * len(some)))
 
-    @cache
-    def size_q() -> Tensor:
-        return _scores(solved(), drawn()[::2]).norm(dim=1)
+    def allowed_q(share: float, rows: Rows) -> Tensor:
+        return share * error * _scores(solved(), rows).norm(dim=1)
 
-    def allowed_q(share: float) -> Tensor:
-        return share * error * size_q()
+    def chosen_on() -> Rows | None:
+        rows = drawn() if len(some) else None
+        return None if rows is None else rows[::2]
 
     exact: dict[str, LowRankInverse] = {}
     for share in SHARES:
         found: dict[str, LowRankInverse] = {}
         allowed = partial(allowed_q, share) if error else None
-        asked = Sample(examples, some, lambda: drawn()[::2], allowed)
+        asked = Sample(examples, some, chosen_on, allowed)
         for block, value in curvature.damped(damping):
             decay = block.places.take(curvature.decay)
             inverse = block.operator.low_rank_inverse(block.places, queries, decay, value, asked)
             if inverse is not None:
                 found[block.name] = inverse
         exact = {name: inverse for name, inverse in found.items() if inverse.exact}
-        if len(exact) == len(found):
+        rows = None if len(exact) == len(found) else drawn()
+        if rows is None:
             break
-        others = drawn()[1::2]
+        others = rows[1::2]
         true_qn = _scores(solved(), others)
         by_rank = curvature.solve_rows(some, damping, against=Against(0), inverses=found)
         gap_q, true_q = (_scores(by_rank, others) - true_qn).norm(dim=1), true_qn.norm(dim=1)
-        worst = float(torch.where(true_q > 0, gap_q / true_q, 0.0).max())
+        told_q = (gap_q > 0) | (true_q > 0)  # of nothing but zeros an error is not told
+        if not bool(told_q.any()):
+            break
+        worst = float((gap_q / true_q)[told_q].max())
         if worst <= error:
-            return LowRankInverses(found, worst, len(some), len(others))
+            return LowRankInverses(found, worst, int(told_q.sum()), len(others))
     return LowRankInverses(exact)
+
+
+def _spread(queries: Rows) -> Rows:
+    """A few queries that are not 0, from the smallest to the largest."""
+    size_q = queries.to(torch.float64).squared_norms()[:, 0]
+    order = size_q.argsort()[int((size_q == 0).sum()) :]
+    count = min(QUERIES, len(order))
+    at = torch.linspace(0, max(0, len(order) - 1), count).round().long()
+    return queries[order[at.to(order.device)]]
 
 
 def _scores(solved: Solved, rows: Rows) -> Tensor:

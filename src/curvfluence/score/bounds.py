@@ -55,6 +55,17 @@ class ErrorBounds:
         )
 
 
+def require_few_columns(problem: Problem) -> int:
+    """How many rows of the GGN an example has. Errors: `InputError` where they are too many."""
+    columns = problem.loss.columns(problem.n_outputs)
+    if columns > TYPE2_LIMIT:
+        raise InputError(
+            f"an example has {columns:,} rows of the GGN, more than the {TYPE2_LIMIT} of which the "
+            "largest are looked for: ask for certificate(), which needs none"
+        )
+    return columns
+
+
 @precision.full()
 def error_bounds(
     problem: Problem,
@@ -80,12 +91,7 @@ def error_bounds(
     kinds.count(rows, "rows")
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: it has no error to bound")
-    columns = problem.loss.columns(problem.n_outputs)
-    if columns > TYPE2_LIMIT:
-        raise InputError(
-            f"an example has {columns:,} rows of the GGN, more than the {TYPE2_LIMIT} of which the "
-            "largest are looked for: ask for certificate(), which needs none"
-        )
+    columns = require_few_columns(problem)
     if curvature.fitted_on != problem.fingerprint:
         raise InputError(
             "weights, loss or training data were changed since the scores were made: bounds would "

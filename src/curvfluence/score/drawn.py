@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import torch
 
-from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.jacobian.gradients import gradient_rows
 from curvfluence.jacobian.layers import Layout
-from curvfluence.jacobian.rows import Rows
-from curvfluence.problem.measurement import LossMeasurement
+from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.problem import Problem
 
-LOOKED_AT = 256  # examples, drawn at random
-DRAWN = 48  # of these, by the size of their gradients: what scores are mostly made of
+DRAWN = 48  # by the size of their gradients: what scores are mostly made of
 
 
-def drawn_gradients(problem: Problem, layout: Layout) -> Rows:
-    """∇ℓ_n of up to 48 training examples, the same ones at every call; in no particular order."""
+def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
+    """v_n ∇ℓ_n of up to 48 training examples, the same ones at every call, the largest first; None
+    where fewer than four are not 0. Each is drawn with a chance that goes with its size, out of all
+    of them, so that one which scores are made of is not missed.
+
+    Cost: a pass for gradients, which the scores then read where they are kept (`remember`).
+    """
     generator = torch.Generator().manual_seed(0)
-    n = len(problem.train)
-    index = torch.randperm(n, generator=generator)[:LOOKED_AT].sort().values
-    asked = problem.train.take(index.to(problem.device))
-    rows = query_gradients(problem.about(asked, LossMeasurement(problem.loss)), layout)
-    sizes = rows.squared_norms()[:, 0].double().sqrt().cpu()
-    sizes += torch.finfo(torch.float64).tiny  # of size 0 are drawn last, and may be
-    drawn = torch.multinomial(sizes, min(DRAWN, len(sizes)), generator=generator)
-    return rows[drawn.to(problem.device)]
+    kept: list[Rows] = []
+    keys = torch.empty(0, dtype=torch.float64)
+    sizes = torch.empty(0, dtype=torch.float64)
+    for _, rows in gradient_rows(problem, layout):
+        size = rows.to(torch.float64).squared_norms()[:, 0].sqrt().cpu()
+        # Efraimidis & Spirakis 2006: the largest log(u)/size are a sample by size
+        key = torch.rand(len(size), generator=generator, dtype=torch.float64).log() / size
+        best = key.topk(min(DRAWN, int((size > 0).sum()))).indices
+        kept.append(rows[best.to(problem.device)])
+        keys, sizes = torch.cat([keys, key[best]]), torch.cat([sizes, size[best]])
+        if len(keys) > DRAWN:
+            chosen = keys.topk(DRAWN).indices
+            kept = [concatenate(kept)[chosen.to(problem.device)]]
+            keys, sizes = keys[chosen], sizes[chosen]
+    if len(sizes) < 4:
+        return None
+    return concatenate(kept)[sizes.argsort(descending=True).to(problem.device)]

@@ -69,12 +69,14 @@ def influence(
     what it came to. `inverse_error` is how far the scores of a query may be off, relative to their
     norm, for inverses of Kronecker blocks at low rank: a fraction of the product where many queries
     meet wide layers without shared positions. By default 1e-5 in float32, and 0, the product in
-    full, in float64; what was measured is in the result.
+    full, in float64, with `leverage` and `by_block`. What some queries showed over some examples is
+    in the result: a measurement, not a bound.
 
     `tolerance` is the relative residual ‖(C + diag(w) + λI) x − g‖/‖g‖ of every query at which an
-    inverse by iteration stops, in the place of its form's own. `bound_tolerance`, in the units of
-    m, asks of the GGN by iteration for ever smaller residuals until no error bound of a score is
-    above it; the bounds are then `Scores.bounds`, and what was not reached is said and warned of.
+    inverse by iteration stops, in the place of its form's own (a direct one is at rounding).
+    `bound_tolerance`, in the units of m, asks of the GGN by iteration for ever smaller residuals
+    until no error bound of a score is above it; the bounds are then `Scores.bounds`, and what was
+    not reached is said and warned of.
 
     `out` names a new .npy file that scores are written to as they are made;
     `Scores.values` is then a memory map of it, and `cf.load_scores` reads it back by the JSON that
@@ -91,10 +93,12 @@ def influence(
     said = None if out is None or out.suffix != ".npy" else out.with_suffix(".json")
     require_new(said)
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
-    _require_errors(tolerance, inverse_error)
-    require_boundable(bound_tolerance, rung, plain=not (leverage or by_block or out))
+    _require_errors(tolerance, inverse_error, plain=not (leverage or by_block))
+    require_boundable(bound_tolerance, problem, rung, plain=not (leverage or by_block or out))
     curvature = fitted(problem, rung, damping, strict=strict)
-    if inverse_error is None:
+    if leverage or by_block:
+        inverse_error = 0.0
+    elif inverse_error is None:
         inverse_error = INVERSE_ERROR if problem.dtype == torch.float32 else 0.0
     if tolerance is not None:
         curvature = curvature.within(tolerance)
@@ -111,7 +115,7 @@ def influence(
         asked = f"{damping} {inverse_error} {curvature.tolerance}"
         stack.enter_context(journal.scope(lambda: f"scores {asked} {curvature.coverage}"))
         told = stack.enter_context(noted())
-        run = _Run.begin(problem, curvature, damping, compress, 0.0 if leverage else inverse_error)
+        run = _Run.begin(problem, curvature, damping, compress, inverse_error)
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
         for first, g_q in run.batches():
             if leverage:
@@ -142,11 +146,16 @@ def _require_settings(*, leverage: bool, by_block: bool, compress: float | None)
         raise InputError("leverage-corrected scores come neither by block nor compressed")
 
 
-def _require_errors(tolerance: float | None, inverse_error: float | None) -> None:
+def _require_errors(tolerance: float | None, inverse_error: float | None, *, plain: bool) -> None:
     if tolerance is not None and not 0 < kinds.number(tolerance, "tolerance") < 1:
         raise InputError(f"tolerance must lie between 0 and 1; seen {tolerance}")
     if inverse_error is not None and not 0 <= kinds.number(inverse_error, "inverse_error") < 1:
         raise InputError(f"inverse_error must be at least 0 and less than 1; seen {inverse_error}")
+    if inverse_error and not plain:
+        raise InputError(
+            "leverage-corrected scores, and shares by block, take the product in full: leave "
+            "inverse_error out"
+        )
 
 
 @dataclass(eq=False)
@@ -250,7 +259,7 @@ class _Run:
     def scores(self, matrix: ScoreMatrix, told: list[str], *, leverage: bool) -> Scores:
         problem, curvature, damping = self.problem, self.curvature, self.damping
         measurement, notes = problem.measurement, [*self.notes, *told]
-        if self.compression is not None:
+        if self.compression:
             notes.append(
                 f"queries of shared layers at low rank: relative error up to {self.compression:.2g}"
             )

@@ -48,13 +48,14 @@ class SavedScores(Record, frozen=True):
     train_ids: tuple[Id, ...] | None
     query_ids: tuple[Id, ...] | None
     blocks: tuple[str, ...]
+    inverse_error: float | None = None
     files: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
 
 # Fields that a file holds as `Scores` has them.
 ALIKE = (
     "rung", "lambdas", "fisher", "measurement", "unit", "lower_is_better", "leverage", "coverage",
-    "cost", "notes", "residuals", "train_ids", "query_ids",
+    "cost", "notes", "residuals", "inverse_error", "train_ids", "query_ids",
 )  # fmt: skip
 
 

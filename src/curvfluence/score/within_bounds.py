@@ -6,18 +6,25 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import CurvfluenceWarning, InputError
+from curvfluence.problem.problem import Problem, require_problem
+from curvfluence.score.bounds import require_few_columns
 from curvfluence.score.scores import Scores
 
 ATTEMPTS = 4
 CLOSER = 0.1  # of the last tolerance, at most
+LEAST_EPS = 4.0  # ε, below which no residual is asked for
 
 
-def require_boundable(wanted: float | None, rung: Rung | Curvature, *, plain: bool) -> None:
+def require_boundable(
+    wanted: float | None, problem: Problem, rung: Rung | Curvature, *, plain: bool
+) -> None:
     """Refuse what a smaller residual would not bring to any bound, before work."""
     if wanted is None:
         return
@@ -31,6 +38,8 @@ def require_boundable(wanted: float | None, rung: Rung | Curvature, *, plain: bo
         )
     if not plain:
         raise InputError("bounds are of plain scores in memory: without leverage, by_block, out")
+    require_problem(problem)
+    require_few_columns(problem)
 
 
 def within_bounds(
@@ -38,7 +47,8 @@ def within_bounds(
 ) -> Scores:
     """The scores with `bounds` of at most `wanted`, or the closest of a few attempts with a warning
     that says what was reached and what it would take. A bound goes with the residual, so the next
-    tolerance is the last one times what is missing."""
+    tolerance is the last one times what is missing, as long as that is above rounding."""
+    least = LEAST_EPS * torch.finfo(curvature.decay.dtype).eps
     tolerance = curvature.tolerance
     attempt = 1
     while True:
@@ -48,23 +58,27 @@ def within_bounds(
         scores = replace(scores, bounds=bounds)
         if worst <= wanted:
             return scores
-        reached = max(scores.residuals or (0.0,))
-        if tolerance is None or attempt == ATTEMPTS or reached > 2 * tolerance:
-            return _short(scores, worst, wanted, tolerance)
-        tolerance *= min(CLOSER, wanted / worst / 2)
+        closer = 0.0 if tolerance is None else tolerance * min(CLOSER, wanted / worst / 2)
+        arrived = tolerance is not None and max(scores.residuals or (0.0,)) <= 2 * tolerance
+        if attempt == ATTEMPTS or not arrived or closer < least:
+            return _short(scores, worst, wanted, closer if closer >= least else None)
+        tolerance = closer
         curvature = curvature.within(tolerance)
         attempt += 1
 
 
-def _short(scores: Scores, worst: float, wanted: float, tolerance: float | None) -> Scores:
-    if tolerance is None:
-        why = "the inverse is direct, and what is left is rounding: use problem.to(torch.float64)"
+def _short(scores: Scores, worst: float, wanted: float, needed: float | None) -> Scores:
+    """`needed`: the residual that would do; None where that is below rounding."""
+    if needed is not None:
+        why = f"a residual of about {needed:.1g} would do: allow the form more products"
+    elif scores.values.dtype == torch.float64:
+        why = "what is left is rounding, and more rows in error_bounds(rows=...) bound it closer"
     else:
-        residual = max(scores.residuals or (tolerance,))
-        why = (
-            f"the largest residual is {residual:.2g}, and about {residual * wanted / worst:.1g} "
-            "would do: allow more products (max_products), or use problem.to(torch.float64)"
-        )
-    text = f"the bound of a score is up to {worst:.2g} {scores.unit}, wanted {wanted:g}: {why}"
-    warnings.warn(text, CurvfluenceWarning, stacklevel=6)
+        why = "what is left is rounding: use problem.to(torch.float64)"
+    reached = max(scores.residuals or (0.0,))
+    text = (
+        f"the bound of a score is up to {worst:.2g} {scores.unit}, wanted {wanted:g}; the largest "
+        f"residual is {reached:.2g}, and {why}"
+    )
+    warnings.warn(text, CurvfluenceWarning, stacklevel=5)
     return replace(scores, notes=(*scores.notes, text))

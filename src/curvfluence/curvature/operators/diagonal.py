@@ -15,6 +15,8 @@ from curvfluence.curvature.operators.operator import (
     squared,
 )
 
+SMALL = 2048  # of a dense matrix that is formed for a distance
+
 
 @dataclass(frozen=True, eq=False)
 class DiagonalOperator(Diagonalised):
@@ -69,8 +71,12 @@ class DiagonalOperator(Diagonalised):
     def diagonal_entries(self) -> Tensor:
         return self.diagonal
 
-    def squared_distance_of(self, other: Operator) -> float:
-        """What the other has off its diagonal, and the distance on it."""
+    def squared_distance_of(self, other: Operator) -> float | None:
+        """What the other has off its diagonal, a difference of squares that is known to rounding of
+        those, and the distance on it; None where a dense matrix is small, which has no difference.
+        """
+        if self.size <= SMALL:
+            return None
         entries = other.diagonal_entries()
         off = other.squared_norm() - squared(entries)
         return max(0.0, off) + squared(entries, self.diagonal)

@@ -196,12 +196,17 @@ class KroneckerEigen(Kronecker):
         term = places.term(queries)
         if not isinstance(term, Outer) or not worth_a_search(places, queries, sample):
             return None
-        assert sample.allowed is not None
+        held = sample.rows()
+        if held is None or sample.allowed is None:
+            return None
+        allowed_q = sample.allowed(held)
+        if not bool((allowed_q > 0).any()):
+            return None  # nothing but zeros: no rank would show its error
         basis = self.out_basis, self.in_basis
         denominator, correction = self._damped(decay, damping)
         rotated = term.rotated(*basis)
         _require_trusted(denominator, rotated)
-        drawn, rows = places.term(sample.queries), places.term(sample.rows())
+        drawn, rows = places.term(sample.queries), places.term(held)
         if not isinstance(drawn, Outer) or not isinstance(rows, Outer):
             return None
         rows = rows.rotated(*basis)
@@ -210,7 +215,7 @@ class KroneckerEigen(Kronecker):
             spread_of(self.values, rotated, rows),
             drawn.rotated(*basis),
             rows,
-            sample.allowed(),
+            allowed_q,
         )
         if found is None:
             return None
@@ -342,8 +347,9 @@ def _require_trusted(denominator: Denominator, rotated: Outer) -> None:
     formed."""
     if denominator.error is None:
         return
-    size = rotated.weighted_squares(1 / denominator.values.square())
-    moved = rotated.weighted_squares((denominator.error / denominator.values).square())
+    exact, values = rotated.to(torch.float64), denominator.values.double()
+    size = exact.weighted_squares(1 / values.square())
+    moved = exact.weighted_squares((denominator.error.double() / values).square())
     denominator.require_small(torch.where(size > 0, (moved / size).sqrt(), 0.0))
 
 

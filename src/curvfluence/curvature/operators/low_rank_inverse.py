@@ -30,14 +30,14 @@ POWERS = 2  # of M Mᵀ, by which its largest singular vectors stand out
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Queries and training rows that ranks are chosen on: of how many `examples` scores are wanted,
-    and the norm [Q] that a block's error may have in the scores of each of these queries over these
-    rows; None where there may be none."""
+    """Queries and training rows that ranks are chosen on (None where there are none): of how many
+    `examples` scores are wanted, and the norm [Q] that a block's error may have in the scores of
+    each of these queries over rows; None where there may be none."""
 
     examples: int
     queries: Rows
-    rows: Callable[[], Rows]
-    allowed: Callable[[], Tensor] | None
+    rows: Callable[[], Rows | None]
+    allowed: Callable[[Rows], Tensor] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,8 @@ def low_rank(
         s_qrn = (s_qo[:, None] * u_or.T) @ s_no.T
         a_qrn = (a_qi[:, None] * v_ir.T) @ a_ni.T
         gap_qr = (s_qrn * a_qrn).cumsum(1).sub_(exact_qn[:, None]).norm(dim=2)
-        good_r = (gap_qr <= allowed_q[:, None]).all(0)
+        told_q = allowed_q > 0
+        good_r = (gap_qr <= allowed_q[:, None])[told_q].all(0)
         bad = (~good_r).nonzero()
         rank = int(bad.max()) + 2 if len(bad) else 1
         if rank <= len(good_r):

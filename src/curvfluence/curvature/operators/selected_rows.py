@@ -22,6 +22,7 @@ from curvfluence.runtime import budget
 
 RESTARTS = 3  # times that what rounding left of a residual is solved for
 PATIENCE, PROGRESS = 10, 0.1  # products after which every residual is to be a tenth, or less
+ENOUGH = 1000  # rows that are selected at least, where fewer were not enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +83,10 @@ class SelectedRowsOperator(Operator):
     preconditioned by P = Z_MᵀZ_M/N + D on the `count` largest rows, solved exactly (Woodbury).
 
     In a fitted model curvature lives in the unsaturated examples, and the norms of rows say which.
-    While `PATIENCE` products do not bring every relative residual to `PROGRESS`, twice as many rows
-    are selected, up to `most`. Stops on the residual of every vector. The rows of the last D and
-    the factor of their kernel are kept for the next solve with it.
+    While `PATIENCE` products do not bring every relative residual to `PROGRESS`, and products
+    enough are left to profit, four times as many rows are selected, up to `most`. Stops on the
+    residual of every vector. The rows of the last D and the factor of their kernel are kept for the
+    next solve with it.
     """
 
     product: CurvatureProduct
@@ -133,10 +135,11 @@ class SelectedRowsOperator(Operator):
         held = SampleSpaceOperator(selection.rows, n, rank=len(selection.rows))
         self._last.append((shift, selection, held))
 
-    def _doubled(self, shift: Tensor) -> bool:
-        """Select twice as many rows; False where there are no more to select."""
+    def _extended(self, shift: Tensor) -> bool:
+        """Select more rows; False where there are no more to select. What was iterated on fewer is
+        kept as a start, but its directions are not, so steps are long."""
         now = len(self._last[0][1].rows)
-        count = min(2 * now, self.most)
+        count = min(max(4 * now, ENOUGH), self.most)
         if count <= now:
             return False
         self._select(shift, count)
@@ -178,6 +181,7 @@ class SelectedRowsOperator(Operator):
         x, residual, products = torch.zeros_like(b_qp), b_qp, 0
         restarts, more = 0, True  # rows to be had, where residuals do not fall
         while restarts < RESTARTS and products < self.max_products:
+            worth = self.max_products - products >= 3 * PATIENCE
             left = (residual.norm(dim=1) > enough).nonzero().flatten()
             if not len(left):
                 break
@@ -187,13 +191,13 @@ class SelectedRowsOperator(Operator):
                 precondition=precondition,
                 enough_q=enough[left] / 2,  # the recurrence and the residual part by rounding
                 max_products=self.max_products - products,
-                patience=(PATIENCE, first[left]) if more else None,
+                patience=(PATIENCE, first[left]) if more and worth else None,
             )
             x[left] += found.x
             products += found.products
             residual = b_qp - damped(x)
             if found.slow:
-                more = self._doubled(shift)
+                more = self._extended(shift)
             else:
                 restarts += 1
         self._products.append(products)
