@@ -47,9 +47,9 @@ class LowRankInverses:
         if self.error is None:
             return None
         return (
-            f"inverses at low rank, {ranks}: the scores of a query are off by at most "
-            f"{self.error:.1e} of their norm, measured on {self.queries} queries and "
-            f"{self.examples} examples; inverse_error=0 takes the product in full"
+            f"inverses at low rank, {ranks}: scores of {self.queries} queries over {self.examples} "
+            f"examples were off by at most {self.error:.1e} of their norm, a measurement and no "
+            "bound; inverse_error=0 takes the product in full"
         )
 
 
