@@ -259,9 +259,11 @@ class _Run:
     def scores(self, matrix: ScoreMatrix, told: list[str], *, leverage: bool) -> Scores:
         problem, curvature, damping = self.problem, self.curvature, self.damping
         measurement, notes = problem.measurement, [*self.notes, *told]
-        if self.compression:
+        if self.compression is not None:
             notes.append(
                 f"queries of shared layers at low rank: relative error up to {self.compression:.2g}"
+                if self.compression
+                else "compress changed nothing: no solved query is smaller at low rank"
             )
         if curvature.tolerance is not None and self.residuals:
             notes.append(said_of_residuals(self.residuals, curvature.tolerance))
