@@ -394,7 +394,7 @@ class TestBounds:
 
 
 class TestCloser:
-    """`influence(tolerance=, bound_tolerance=)`, and rows that are doubled."""
+    """`influence(tolerance=, bound_tolerance=)`, and more rows where residuals stay."""
 
     def test_a_tolerance_replaces_the_forms_own(self) -> None:
         given = fitted()
@@ -445,7 +445,6 @@ class TestCloser:
         model = nn.Linear(3, 80)
         data = torch.randn(4, 3), torch.randint(0, 80, (4,))
         given = cf.Problem(model, cf.CrossEntropy(), data, data)
-        given.model.train()
         with pytest.raises(InputError, match="79 rows"):
             cf.influence(given, cf.GGN(), bound_tolerance=1.0)
 

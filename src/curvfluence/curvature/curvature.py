@@ -183,7 +183,7 @@ class Curvature:
         for _ in lambdas:
             out = torch.empty_like(v)
             for block, solution in zip(self.blocks, solutions, strict=True):
-                with self._naming(block):
+                with self.naming(block):
                     block.places.put(out, next(solution))
             yield out
 
@@ -205,7 +205,7 @@ class Curvature:
                 parts[block.name] = inverses[block.name].of(rows)
                 continue
             decay = block.places.take(self.decay)
-            with self._naming(block):
+            with self.naming(block):
                 x = block.operator.solve_rows(block.places, rows, decay, value, against)
             parts[block.name] = x if compress is None else x.compressed(compress)
         return Solved(self, parts)
@@ -215,7 +215,7 @@ class Curvature:
         total = rows.dense.new_zeros(len(rows))
         for block, value in self.damped(damping):
             decay = block.places.take(self.decay)
-            with self._naming(block):
+            with self.naming(block):
                 total += block.operator.quadratic(block.places, rows, decay, value)
         return total
 
@@ -230,7 +230,7 @@ class Curvature:
         return zip(self.blocks, self.lambdas(damping), strict=True)
 
     @contextmanager
-    def _naming(self, block: Block) -> Generator[None]:
+    def naming(self, block: Block) -> Generator[None]:
         """Name the block in what its operator finds singular."""
         try:
             yield

@@ -87,7 +87,10 @@ def low_rank_inverses(
         asked = Sample(examples, some, chosen_on, allowed)
         for block, value in curvature.damped(damping):
             decay = block.places.take(curvature.decay)
-            inverse = block.operator.low_rank_inverse(block.places, queries, decay, value, asked)
+            with curvature.naming(block):
+                inverse = block.operator.low_rank_inverse(
+                    block.places, queries, decay, value, asked
+                )
             if inverse is not None:
                 found[block.name] = inverse
         exact = {name: inverse for name, inverse in found.items() if inverse.exact}
