@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
@@ -79,3 +80,8 @@ def row_operations(problem: Problem, layout: Layout, columns: int) -> float:
     for layer in layout.layers:
         total += 2.0 * n * layer.width * (columns * layer.positions if layer.shared else 1)
     return total
+
+
+def operations(problem: Problem) -> float:
+    """Of a pass over the training set and the scores of all queries, about."""
+    return row_operations(problem, discover(problem), 1) * (3 + len(problem.queries))

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 
-from curvfluence.curvature.workload import row_operations
+from curvfluence.curvature.workload import operations
 from curvfluence.errors import InputError
-from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import generators
-from curvfluence.runtime.journal import kept_in
+from curvfluence.runtime.journal import LONG, kept_in
 from curvfluence.store.steps import Steps
 
-LONG = 3e11  # operations of scores: what takes less is done again sooner than kept
 TRIED = 8  # queries whose outputs tell one model's code from another's
 
 
@@ -46,11 +44,6 @@ def going_on(page: Path, problem: Problem, *asked: object) -> Generator[None]:
             raise InputError(f"another command is on the way to {page}: name another page")
         with kept_in(own):
             yield
-
-
-def operations(problem: Problem) -> float:
-    """Of a pass over the training set and the scores of all queries, about."""
-    return row_operations(problem, discover(problem), 1) * (3 + len(problem.queries))
 
 
 def content(problem: Problem) -> str:

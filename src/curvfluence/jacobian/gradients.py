@@ -64,6 +64,13 @@ def cached_gradients(problem: Problem, layout: Layout) -> CachedRows[Rows]:
     return row_cache(problem, layout).of(GRADIENTS)
 
 
+def forget_gradients(problem: Problem, layout: Layout) -> None:
+    """As if no pass had been made: the next one computes all of them."""
+    cached = row_cache(problem, layout).of(GRADIENTS)
+    cached.clear(problem.remember)
+    cached.asked = False
+
+
 def gradient_batches(
     problem: Problem, layout: Layout, *, first: int = 0
 ) -> Iterator[tuple[int, tuple[Rows, ...]]]:

@@ -12,10 +12,12 @@ from torch import nn
 
 from curvfluence import kinds
 from curvfluence.banks import SHIPPED
+from curvfluence.curvature.workload import operations
 from curvfluence.errors import InputError
-from curvfluence.explore.kept import LONG, content, operations
+from curvfluence.explore.kept import content
 from curvfluence.judging.holdings import Holdings
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime.journal import LONG
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import writing
 from curvfluence.store.records import as_json

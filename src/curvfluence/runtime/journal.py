@@ -16,6 +16,7 @@ from curvfluence.runtime.said import noted, say
 from curvfluence.store.steps import Steps
 
 EVERY = 20.0  # seconds of work after which what is done of it is kept
+LONG = 3e11  # operations, some ten seconds: a job of fewer is done again sooner than kept
 SHORT = 1.0  # seconds of a work that is done again sooner than read
 SHARE = 10.0  # so many times the seconds that keeping took pass before it is kept again
 
@@ -34,6 +35,7 @@ class Journal:
     steps: Steps
     every: float = EVERY
     place: tuple[str, ...] = ()  # the scopes that we are in
+    found: int = 0  # works that an earlier command had begun or done
     _seen: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
     _last: float = field(default_factory=lambda: time.monotonic())
     _pause: float = 0.0
@@ -73,7 +75,9 @@ class Work:
 
     def find(self, kind: type[T]) -> T | None:
         """What was kept of it."""
-        return self.journal.steps.find(self.name, kind)
+        found = self.journal.steps.find(self.name, kind)
+        self.journal.found += found is not None
+        return found
 
     def keep(self, value: object) -> None:
         """Keep it, however short it was."""
@@ -112,6 +116,23 @@ def kept_in(steps: Steps, every: float = EVERY) -> Generator[None]:
     finally:
         _JOURNAL.reset(tokens[0])
         _STEADY.reset(tokens[1])
+
+
+@contextmanager
+def apart() -> Generator[None]:
+    """Within it nothing is kept or read: for what is timed."""
+    tokens = _JOURNAL.set(None), _STEADY.set(False)
+    try:
+        yield
+    finally:
+        _JOURNAL.reset(tokens[0])
+        _STEADY.reset(tokens[1])
+
+
+def found() -> int:
+    """How many works so far were read, in whole or in part."""
+    journal = _JOURNAL.get()
+    return 0 if journal is None else journal.found
 
 
 def steady() -> bool:

@@ -89,6 +89,11 @@ class Steps:
             if before is not None:
                 self._remove_arrays(before)
 
+    def within(self, about: Mapping[str, Any]) -> Steps:
+        """Steps of one of these steps, in a folder of their own, which can be cleared before."""
+        depends = {**self.depends, **about}
+        return Steps(self.path / hash_json(depends)[:16], depends)
+
     @contextmanager
     def ours(self) -> Generator[Steps | None]:
         """These steps while nobody else writes them, and cleared where the work was done; None

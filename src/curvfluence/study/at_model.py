@@ -32,8 +32,13 @@ from curvfluence.fidelity import (
     spectrum,
 )
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.gradients import query_gradients, training_gradients
+from curvfluence.jacobian.gradients import (
+    forget_gradients,
+    query_gradients,
+    training_gradients,
+)
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import journal
 from curvfluence.runtime.said import noted
 from curvfluence.study.needs import Needs, needs
 from curvfluence.study.paged import paged
@@ -148,16 +153,31 @@ class ModelLadder:
 
 
 def measured_needs(rung: Rung, problem: Problem, damping: Damping) -> tuple[Needs, Needs]:
-    """What a fit and its scores need, from a run of their own that no seconds are taken of."""
+    """What a fit and its scores need, from a run of their own that no seconds are taken of, after
+    nothing else: what an earlier fit left in memory would make it look cheap."""
+    forget_gradients(problem, discover(problem))
     fitted: list[Curvature] = []
     of_fit = needs(lambda: fitted.append(fit(problem, rung)))
     return of_fit, needs(lambda: _scores_at(problem, fitted[0], damping))
 
 
-def _seconds_of(problem: Problem, curvature: Curvature, damping: Damping) -> float:
-    start = time.perf_counter()
-    _scores_at(problem, curvature, damping)
-    return time.perf_counter() - start
+def _fitted(problem: Problem, name: str, rung: Rung) -> tuple[Curvature, float | None]:
+    """The curvature and the seconds of its fit; None where an earlier command had begun it."""
+    before = journal.found()
+    curvature = fit(problem, rung)
+    seconds = curvature.cost.fit_seconds if journal.found() == before else None
+    (seconds,) = journal.whole(f"seconds of {name}'s fit", lambda: [seconds], always=True)
+    return curvature, seconds
+
+
+def _seconds_of(problem: Problem, name: str, curvature: Curvature, damping: Damping) -> float:
+    def timed() -> float:
+        start = time.perf_counter()
+        with journal.apart():
+            _scores_at(problem, curvature, damping)
+        return time.perf_counter() - start
+
+    return journal.whole(f"seconds of {name}'s scores", timed, always=True)
 
 
 def _scores_at(problem: Problem, curvature: Curvature, damping: Damping) -> Tensor:
@@ -194,17 +214,21 @@ def climb_one(
     spectral: dict[str, Spectral] = {}
     swept: dict[str, RungScores] = {}
     for name, rung in rungs.items():
-        fitted[name] = fit(problem, rung)
+        fitted[name], fit_seconds = _fitted(problem, name, rung)
         spectral[name] = Spectral(fitted[name])
         # where a decomposition is needed anyway, it serves every damping
         row = sweep(spectral[name], decomposed=measured)
-        seconds = _seconds_of(problem, fitted[name], row.middle) if timed else None
-        row = replace(row, full_name=f"{row.full_name}{_marked(name)}", score_seconds=seconds)
+        row = replace(
+            row,
+            full_name=f"{row.full_name}{_marked(name)}",
+            fit_seconds=fit_seconds,
+            score_seconds=_seconds_of(problem, name, fitted[name], row.middle) if timed else None,
+        )
         swept[name] = row if name in stepped else row.put_away()
     parts = [name for name in ("BlockGGN", "KFAC") if with_hybrids and name in spectral]
     for name, curvature in hybrids({name: spectral[name].diagonal for name in parts}).items():
         row = sweep(Spectral(curvature)).put_away()
-        swept[name] = replace(row, hybrid=True, fit_seconds=None)  # never had for its own sake
+        swept[name] = replace(row, hybrid=True)  # without seconds: never had for its own sake
     decompositions = _decompositions(fitted, swept, protocol)
     swept = {name: row.put_away() for name, row in swept.items()}
     vectors: Vectors | None = None
@@ -277,7 +301,7 @@ class _Sweeper:
             surprising_labels=self.surprising.get(curvature.fisher),
             coverage=curvature.coverage,
             notes=(*curvature.notes, *said),
-            fit_seconds=curvature.cost.fit_seconds,
+            fit_seconds=None,
             score_seconds=None,
             spectrum=found,
             solutions=torch.stack(solutions),

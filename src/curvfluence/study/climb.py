@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 import torch
 
+from curvfluence.curvature.block_ggn import BlockGGN
 from curvfluence.curvature.damping import Absolute
 from curvfluence.curvature.ggn import GGN
+from curvfluence.curvature.hessian import Hessian
 from curvfluence.curvature.inversion import Matrix
+from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.workload import operations
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import StepLoss
 from curvfluence.forecast.make import plan
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import device as machine
+from curvfluence.runtime import journal
 from curvfluence.store.steps import Steps
 from curvfluence.study.at_model import (
     OVERLAP_RANKS,
@@ -32,6 +39,8 @@ from curvfluence.study.protocols import Protocol
 from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.words import size
 from curvfluence.truth import Trained
+
+CUBES = 10  # operations of a dense eigendecomposition, over P³
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,23 +95,27 @@ def climb(
                 models.append(model.put_away())
                 earlier += model.seconds
             else:
-                model = climb_one(
-                    rungs,
-                    at,
-                    grid,
-                    protocol,
-                    keep=DTYPES[spec.dtype],
-                    spectra=decomposed and not models,
-                    errors=protocol.double
-                    and decomposed
-                    and len(models) < _with_errors(len(at.decay)),
-                    timed=spec.costs,
-                    with_hybrids=spec.hybrids,
-                )
+                works = None if steps is None else steps.within(_works_of(len(models), at))
+                with _kept(works, rungs, at):
+                    model = climb_one(
+                        rungs,
+                        at,
+                        grid,
+                        protocol,
+                        keep=DTYPES[spec.dtype],
+                        spectra=decomposed and not models,
+                        errors=protocol.double
+                        and decomposed
+                        and len(models) < _with_errors(len(at.decay)),
+                        timed=spec.costs,
+                        with_hybrids=spec.hybrids,
+                    )
                 if spec.costs and not models:
                     model = model.with_needs(rungs, at)
                 if steps is not None:
                     steps.keep(name, model)
+                if works is not None:
+                    works.clear()
                 models.append(model)
             done(len(names) * len(models))
     return Ladder(
@@ -121,6 +134,24 @@ def climb(
         refused=refused,
         seconds=earlier + time.perf_counter() - start,
     )
+
+
+def _works_of(model: int, problem: Problem) -> dict[str, object]:
+    """What the works within one ladder go by; the form of a GGN goes by the memory."""
+    return {"works of model": model, "memory": machine.memory(problem.device)}
+
+
+@contextmanager
+def _kept(works: Steps | None, rungs: Mapping[str, Rung], problem: Problem) -> Generator[None]:
+    """Keep what takes long within one ladder, where all of it does. Whether it is kept decides
+    which gradients a pass may read from memory, and so last bits: it must not hang on the clock."""
+    dense = sum(isinstance(rung, GGN | BlockGGN | Hessian) for rung in rungs.values())
+    cubes = CUBES * dense * float(len(problem.decay)) ** 3
+    if works is None or len(rungs) * operations(problem) + cubes < journal.LONG:
+        yield
+        return
+    with journal.kept_in(works):
+        yield
 
 
 def _refused(spec: StudySpec, protocol: Protocol, problem: Problem) -> dict[str, str]:

@@ -1,0 +1,103 @@
+"""A ladder that is interrupted within one model goes on from its last kept work, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curvfluence.errors import InputError
+from curvfluence.runtime import journal
+from curvfluence.store.steps import STEPS, Steps
+from curvfluence.study import StudySpec, climb, run_study
+from curvfluence.study.study import Study
+from curvfluence.study.variant import Variant
+
+SHORT = Variant(epochs=3)
+CLEAN = StudySpec("wine", 4, 1, models=2, orders=1, variant=SHORT, replicates=200)
+
+pytestmark = pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+
+
+class Killed(BaseException):
+    """As a kill would be: nothing catches it."""
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every ladder counts as long, and every work is kept as soon as a part of it is done."""
+    kept_in = journal.kept_in
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    monkeypatch.setattr(journal, "LONG", 0.0)
+    monkeypatch.setattr(climb.journal, "kept_in", lambda steps: kept_in(steps, every=0.0))
+
+
+def digests(study: Study) -> dict[str, str]:
+    assert study.manifest is not None
+    return {name: array.sha256 for name, array in study.manifest.arrays.items()}
+
+
+def killed_after_each(
+    count: int, spec: StudySpec, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Study, int]:
+    """The study by a command that is killed after every `count` works of a ladder that it keeps and
+    given again until it ends; and how often it was killed."""
+    own, kept = Steps.keep, 0
+
+    def keep(steps: Steps, name: Mapping[str, Any], value: object) -> None:
+        nonlocal kept
+        own(steps, name, value)
+        kept += "work" in name
+        if "work" in name and kept % count == 0:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "keep", keep)
+        for kills in range(1000):
+            try:
+                return run_study(spec, out), kills
+            except Killed:
+                pass
+    raise AssertionError("it makes no headway")
+
+
+def test_equals_what_was_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_study(CLEAN, tmp_path / "whole")
+    study, kills = killed_after_each(5, CLEAN, tmp_path / "killed", monkeypatch)
+    assert kills > 5
+    assert digests(study) == digests(whole)
+    assert study.results.digest == whole.results.digest
+    assert not (tmp_path / "killed" / STEPS).exists()
+
+
+def test_seconds_of_an_interrupted_fit_are_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit of which a part was read would look cheap; what was measured before is kept."""
+    spec = replace(CLEAN, rungs=("GGN", "EKFAC"), models=1)
+    study, _ = killed_after_each(1, spec, tmp_path / "killed", monkeypatch)
+    interrupted = {row.name: row.fit_seconds for row in study.results.rungs}
+    assert interrupted["GGN"] is None
+    whole = run_study(spec, tmp_path / "whole")
+    assert all(row.fit_seconds is not None for row in whole.results.rungs)
+
+
+def test_what_was_kept_of_a_ladder_is_whole_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(steps: Steps, name: Mapping[str, Any], value: object) -> None:
+        own(steps, name, value)
+        if "work" in name:
+            raise Killed
+
+    own = Steps.keep
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Steps, "keep", keep)
+        run_study(CLEAN, tmp_path / "r")
+    (array,) = (tmp_path / "r" / STEPS).glob("*/*.1.npy")
+    array.write_bytes(array.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(InputError, match="remove that folder"):
+        run_study(CLEAN, tmp_path / "r")
