@@ -1,4 +1,4 @@
-"""A ladder that is interrupted within one model goes on from its last kept work, to the last bit."""
+"""A ladder interrupted within one model goes on from its last kept work, to the last bit."""
 
 from __future__ import annotations
 
@@ -94,9 +94,10 @@ def test_what_was_kept_of_a_ladder_is_whole_or_refused(
             raise Killed
 
     own = Steps.keep
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Steps, "keep", keep)
-        run_study(CLEAN, tmp_path / "r")
+        with pytest.raises(Killed):
+            run_study(CLEAN, tmp_path / "r")
     (array,) = (tmp_path / "r" / STEPS).glob("*/*.1.npy")
     array.write_bytes(array.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(InputError, match="remove that folder"):
