@@ -8,6 +8,7 @@ residual, which an independent float64 product checks. EK-FAC's fit and scores s
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from workloads import WORKLOADS, train
 
 import curvfluence as cf
 from curvfluence.curvature.estimate.products import CurvatureProduct
-from curvfluence.curvature.inversion import ConjugateGradients, Form, SelectedRows
+from curvfluence.curvature.inversion import ConjugateGradients, Form, SampleSpace, SelectedRows
 from curvfluence.study.problems import load
 
 
@@ -61,6 +62,8 @@ def ways(tolerance: float) -> dict[str, Form]:
         "conjugate gradients, EK-FAC": ConjugateGradients(cf.EKFAC(), tolerance, 300),
         "block conjugate gradients": SelectedRows(1, tolerance, 300, most=1),
         **{f"{r:,} rows": SelectedRows(r, tolerance, 300) for r in (500, 1000, 2000)},
+        "sample space, by iteration": SampleSpace(iterate=True, tolerance=tolerance),
+        "sample space, factored": SampleSpace(tolerance=tolerance),
     }
 
 
@@ -103,8 +106,8 @@ def main() -> None:
     start = time.perf_counter()
     cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(1e-3))
     print(f"EK-FAC, fit and scores: {time.perf_counter() - start:.1f} s")
-    print("| λ | way | products | seconds | largest residual |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| λ | way | products | seconds | largest residual | peak memory, GB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for damping in asked.damping or [1e-3, 1e-4]:
         at = cf.Absolute(damping)
         for name, form in ways(asked.tolerance).items():
@@ -114,9 +117,11 @@ def main() -> None:
                 start = time.perf_counter()
                 scores = cf.influence(problem, cf.GGN(form), damping=at)
                 seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of all so far
             residual = scores.certificate(dtype=torch.float64).worst
             print(
-                f"| {damping:g} | {name} | {len(products)} | {seconds:.1f} | {residual:.1e} |",
+                f"| {damping:g} | {name} | {len(products)} | {seconds:.1f} | {residual:.1e} | "
+                f"{peak:.1f} |",
                 flush=True,
             )
 

@@ -165,6 +165,7 @@ class TestProducts:
 FORMS: dict[str, cf.inversion.Form] = {
     "matrix": cf.inversion.Matrix(),
     "sample space": cf.inversion.SampleSpace(),
+    "sample space by iteration": cf.inversion.SampleSpace(iterate=True, tolerance=1e-11),
     "conjugate gradients": cf.inversion.ConjugateGradients(tolerance=1e-11, max_iterations=3000),
     "without a preconditioner": cf.inversion.ConjugateGradients(None, 1e-11, 3000),
     "by K-FAC": cf.inversion.ConjugateGradients(cf.KFAC(), 1e-11, 3000),

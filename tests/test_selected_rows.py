@@ -68,8 +68,11 @@ class TestRows:
         assert torch.allclose(found, z_ncp @ z_ncp.mT, rtol=1e-10, atol=1e-12)
         single = training_gradients(problem, discover(problem))
         flat = single.to_dense()[:, 0]
-        found = single.scaled_products(single[:3], shift)
+        found = single.scaled_products(single[:3], shift)[:, :, 0]
         assert torch.allclose(found, (flat / shift) @ flat[:3].T, rtol=1e-10, atol=1e-12)
+        wanted = torch.einsum("qp,ncp->qnc", flat[:4], dense_rows(problem) / shift)
+        found = single[:4].scaled_products(rows, shift)
+        assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-12)
 
     @pytest.mark.parametrize("name", ZOO)
     def test_mixed(self, name: str) -> None:

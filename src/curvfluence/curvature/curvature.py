@@ -285,6 +285,11 @@ class Solved:
         return x_qp
 
     @property
+    def residuals(self) -> tuple[float, ...] | None:
+        """‖(C + diag(w) + λI) x − r‖/‖r‖ of each where the solve itself measured them."""
+        return next(iter(self.parts.values())).residuals if len(self.parts) == 1 else None
+
+    @property
     def compression_error(self) -> float:
         """The largest ‖x − L Rᵀ‖/‖x‖ of a query in a compressed block; 0 where there is none."""
         return max(part.error for part in self.parts.values())

@@ -171,25 +171,28 @@ class Rows:
         return total
 
     def scaled_products(self, other: Rows, shift: Tensor) -> Tensor:
-        """Z D⁻¹ Z'ᵀ of single-column rows with others, [N, N']."""
-        total = self.dense.new_zeros(len(self), len(other))
+        """Z D⁻¹ Z'ᵀ of single-column rows with others, [N, N', C']."""
+        n, (others, c) = len(self), other.dense.shape[:2]
+        total = self.dense.new_zeros(n, others, c)
         for layer, mine, theirs in zip(self.layers, self.terms, other.terms, strict=True):
             weight, bias = self.shift_of(layer, shift)
             if isinstance(mine, Outer) and isinstance(theirs, Outer):
                 inputs = mine.a @ theirs.a.T / weight
                 if bias is not None:
                     inputs += 1 / bias
-                total += inputs.mul_(mine.s[:, 0] @ theirs.s[:, 0].T)
+                outputs = mine.s[:, 0] @ theirs.s.flatten(0, 1).T
+                total += outputs.view(n, others, c).mul_(inputs[:, :, None])
                 continue
             width = theirs.shape[0] * theirs.shape[1]
             for start, part in theirs.numbered_slices(width):
-                found_rn = mine.inner(part.dense()[:, 0])[:, :, 0].T
-                total[:, start : start + part.n] += found_rn / weight
+                found_rn = mine.inner(part.dense().flatten(0, 1))[:, :, 0].T
+                total[:, start : start + part.n] += found_rn.reshape(n, part.n, c) / weight
             if bias is not None:
-                total += mine.summed()[:, 0] @ theirs.summed()[:, 0].T / bias
+                shared = mine.summed()[:, 0] @ theirs.summed().flatten(0, 1).T
+                total += shared.view(n, others, c) / bias
         for place, at in self.rest_slices():
             scaled = self.dense[:, 0, at] / shift[place]
-            total += scaled @ other.dense[:, 0, at].T
+            total += (scaled @ other.dense[..., at].flatten(0, 1).T).view(n, others, c)
         return total
 
     def squares(self) -> Tensor:

@@ -154,7 +154,7 @@ class _Metric:
     def of_rows(self, rows: Rows) -> Tensor:
         """[N] of single-column rows, which are not formed where no position is shared."""
         whole = rows.scaled_grams(self._shift)[:, 0, 0]
-        return self._of(whole, self._rows.scaled_products(rows, self._shift).T)
+        return self._of(whole, self._rows.scaled_products(rows, self._shift)[:, :, 0].T)
 
     def _of(self, whole: Tensor, u_qr: Tensor) -> Tensor:
         if self._factor is None:  # every row is 0

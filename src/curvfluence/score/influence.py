@@ -235,8 +235,9 @@ class _Run:
         if compress is not None:
             self.compression = max(self.compression or 0.0, x_q.compression_error)
         if self.curvature.tolerance is not None:
-            g_qp = g_q.to_dense()[:, 0]
-            self.residuals += own_residuals(self.curvature, x_q.flat(), g_qp, self.damping)
+            self.residuals += x_q.residuals or own_residuals(
+                self.curvature, x_q.flat(), g_q.to_dense()[:, 0], self.damping
+            )
         return x_q
 
     def newton(self, g_q: Rows) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,8 +13,11 @@ from curvfluence.curvature.estimate.products import gram_product
 from curvfluence.curvature.operators.cholesky import Cholesky
 from curvfluence.curvature.operators.decomposed import eigvalsh
 from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.kernel_iteration import KernelIteration
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
-from curvfluence.curvature.operators.operator import Operator
+from curvfluence.curvature.operators.operator import Against, Operator
+from curvfluence.curvature.operators.solution import InParameters, Solution
+from curvfluence.curvature.places import Places, Whole
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.layers import Layer
 from curvfluence.jacobian.rows import Rows
@@ -21,6 +25,7 @@ from curvfluence.jacobian.terms import Outer, Term
 from curvfluence.runtime import budget
 
 REFINEMENTS = 5
+SINGLE = 1e-5  # the smallest relative residual that products in float32 are trusted with
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,11 @@ class SampleSpaceOperator(Operator):
     memory. What D⁻¹ v and the rest cancel in float32 is recovered by refinement against products
     in float64, until the residual is below `tolerance` or no longer falls. The factor of the last
     D is kept, R² numbers, for the next solve with it (a certificate's, say).
+
+    With `iterate` the kernel is not factored: y of (N I + K) y = Z D⁻¹ v comes by iteration, about
+    ten products of 2 R² operations a vector. With x = D⁻¹ (v − Zᵀ y) the residual is
+    v − (C + D) x = Zᵀ (N y − Z x)/N: one product of the rows with x tells it, and with the kernel
+    its norm. Where `tolerance` is above 1e-5 these products are in the rows' own dtype.
     """
 
     rows: Rows
@@ -40,7 +50,11 @@ class SampleSpaceOperator(Operator):
     dropped_trace: float = 0.0  # (1/N) Σ ‖row‖² of what was dropped: bounds ‖C − kept‖₂
     rank: int = field(kw_only=True)  # at most
     tolerance: float = 1e-6  # pyright: ignore[reportIncompatibleVariableOverride]
-    _last: list[tuple[Tensor, Cholesky]] = field(default_factory=list, init=False, repr=False)
+    iterate: bool = False
+    _last: list[tuple[Tensor, Cholesky | KernelIteration]] = field(
+        default_factory=list["tuple[Tensor, Cholesky | KernelIteration]"], init=False, repr=False
+    )
+    _products: list[int] = field(default_factory=list[int], init=False, repr=False)
 
     @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -67,17 +81,15 @@ class SampleSpaceOperator(Operator):
         return gram_product((part.to(v_qp.dtype) for part in parts), v_qp).div_(self.n)
 
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
-        shift = decay + damping
-        if not bool((shift > 0).all()):
-            raise InputError(
-                "in sample space every parameter needs w + λ > 0: the kernel divides by it. Use a "
-                "damping > 0"
-            )
+        shift = _positive(decay + damping)
         if not self.count:  # every row is 0: a model that fits beyond rounding
             return v / shift
-        flat = v.reshape(-1, self.size)
-        factor, batch = self.factor(shift), max(1, budget.RIGHT_HAND_SIDES // self.size)
-        out = torch.empty_like(flat)
+        flat, batch = v.reshape(-1, self.size), self._batch
+        if self.iterate:
+            parts = flat.split(batch)
+            b_qr = torch.cat([self.rows.inner(part / shift).flatten(1) for part in parts])
+            return self._iterated(b_qr, lambda part: flat[part], shift)[0].view_as(v)
+        factor, out = self.factor(shift), torch.empty_like(flat)
         for to, part in zip(out.split(batch), flat.split(batch), strict=True):
             to.copy_(self._refined(part, shift, factor))
         return out.view_as(v)
@@ -87,14 +99,100 @@ class SampleSpaceOperator(Operator):
         other._last.extend(self._last)  # the factor does not depend on it
         return other
 
+    def solve_rows(
+        self, places: Places, rows: Rows, decay: Tensor, damping: float, against: Against
+    ) -> Solution:
+        """With `iterate` Z D⁻¹ Gᵀ comes from the factors of the rows where no position is shared,
+        and the solution knows its residuals."""
+        shift = _positive(decay + damping)
+        if not (self.iterate and self.count and isinstance(places, Whole)):
+            return super().solve_rows(places, rows, decay, damping, against)
+        b_qr = rows.scaled_products(self.rows, shift).flatten(1)
+        x_qp, residuals = self._iterated(b_qr, lambda part: rows[part].to_dense()[:, 0], shift)
+        return InParameters(places, x_qp, residuals)
+
+    @property
+    def _batch(self) -> int:
+        """Vectors at a time."""
+        return max(1, budget.RIGHT_HAND_SIDES // self.size)
+
     def factor(self, shift: Tensor) -> Cholesky:
         """Of the kernel N I + Z D⁻¹ Zᵀ."""
-        if self._last and torch.equal(self._last[0][0], shift):
-            return self._last[0][1]
+        last = self._of(shift)
+        if isinstance(last, Cholesky):
+            return last
         self._last.clear()  # before the next is made: both at once may not fit
         made = Cholesky.of(self.kernel(shift), "the kernel of the damped GGN")
         self._last.append((shift, made))
         return made
+
+    def _iteration(self, shift: Tensor) -> KernelIteration:
+        """On the kernel."""
+        last = self._of(shift)
+        if isinstance(last, KernelIteration):
+            return last
+        self._last.clear()
+        made = KernelIteration.of(self.kernel(shift), self.n)
+        self._last.append((shift, made))
+        return made
+
+    def _of(self, shift: Tensor) -> Cholesky | KernelIteration | None:
+        """What is kept for this D."""
+        same = self._last and torch.equal(self._last[0][0], shift)
+        return self._last[0][1] if same else None
+
+    def _iterated(
+        self, b_qr: Tensor, vectors: Callable[[slice], Tensor], shift: Tensor
+    ) -> tuple[Tensor, tuple[float, ...]]:
+        """(x [Q, P], ‖v − (C + D) x‖/‖v‖ of each) for b = Z D⁻¹ v; `vectors` gives v by slices."""
+        count, kernel = len(b_qr), self._iteration(shift)
+        dtype = b_qr.dtype if self.tolerance >= SINGLE else torch.float64
+        parts = [slice(k, min(k + self._batch, count)) for k in range(0, count, self._batch)]
+        size_q = torch.cat([_norms(vectors(part)) for part in parts])
+        size_q = torch.where(size_q > 0, size_q, 1)
+        x_qp = b_qr.new_empty(count, self.size)
+        y_qr, rho_qr = torch.zeros_like(b_qr, dtype=torch.float64), b_qr.double()
+        last, relative_q = torch.inf, size_q
+        self._products.append(0)
+        for _ in range(REFINEMENTS):
+            self._products[-1] += kernel.improve(y_qr, rho_qr, size_q, self.tolerance / 2, shift)
+            for part in parts:
+                y = y_qr[part].to(dtype)
+                x = (vectors(part).to(dtype) - self._adjoint(y)).div_(shift)
+                x_qp[part] = x.to(x_qp.dtype)
+                rho_qr[part] = (self._inner(x) - self.n * y).double()
+            relative_q = self._size(rho_qr, kernel, shift) / size_q
+            worst = float(relative_q.max())
+            if worst <= self.tolerance or not worst < 0.5 * last:
+                break
+            last = worst
+        return x_qp, tuple(relative_q.tolist())
+
+    def _size(self, rho_qr: Tensor, kernel: KernelIteration, shift: Tensor) -> Tensor:
+        """‖Zᵀ ρ‖/N of each, [Q]: by the kernel where D is a multiple of I."""
+        if bool((shift == shift[0]).all()):
+            return kernel.size(rho_qr, float(shift[0]))
+        parts = rho_qr.to(self.rows.dense.dtype).split(self._batch)
+        return torch.cat([_norms(self._adjoint(part)) for part in parts]) / self.n
+
+    def _inner(self, x_qp: Tensor) -> Tensor:
+        """Z x, [Q, R], in the dtype of x."""
+        if x_qp.dtype == self.rows.dense.dtype:
+            return self.rows.inner(x_qp).flatten(1)
+        parts = self.rows.slices(budget.EXACT_ROWS)
+        return torch.cat([part.to(x_qp.dtype).inner(x_qp).flatten(1) for part in parts], dim=1)
+
+    def _adjoint(self, y_qr: Tensor) -> Tensor:
+        """Zᵀ y, [Q, P], in the dtype of y."""
+        n, c = self.rows.dense.shape[:2]
+        y_qnc = y_qr.view(-1, n, c)
+        if y_qr.dtype == self.rows.dense.dtype:
+            return self.rows.adjoint(y_qnc)
+        total, start = y_qr.new_zeros(len(y_qr), self.size), 0
+        for part in self.rows.slices(budget.EXACT_ROWS):
+            total += part.to(y_qr.dtype).adjoint(y_qnc[:, start : start + len(part)])
+            start += len(part)
+        return total
 
     def _refined(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
         exact = shift.double()
@@ -119,14 +217,19 @@ class SampleSpaceOperator(Operator):
         return u_qp.sub_(self.rows.adjoint(y_qnc).div_(shift))
 
     def kernel(self, shift: Tensor) -> Tensor:
-        """N I + Z D⁻¹ Zᵀ, [R, R]; only the lower triangle is filled."""
+        """N I + Z D⁻¹ Zᵀ, [R, R]; only the lower triangle is filled, above it stands anything."""
         rows, (n, c) = self.rows, self.rows.dense.shape[:2]
-        total = rows.dense.new_zeros(n * c, n * c)
+        total = rows.dense.new_empty(n * c, n * c)
         step = max(1, budget.KERNEL // (c * c * n))
+        empty = True  # memory is touched once where the first layer's products are written to it
+        if not rows.terms or not isinstance(rows.terms[0], Outer):
+            total.zero_()
+            empty = False
         for layer, term in zip(rows.layers, rows.terms, strict=True):
             weight, bias = rows.shift_of(layer, shift)
             if isinstance(term, Outer):
-                _add_outer(total, term, weight, bias, step)
+                _add_outer(total, term, weight, bias, step, empty=empty)
+                empty = False
             else:
                 _add_dense(total, term, layer, weight, bias)
         if rows.dense.shape[2]:
@@ -165,6 +268,16 @@ class SampleSpaceOperator(Operator):
         return of_definite(self.rows.squares().div_(self.n), min(self.rank, self.count))
 
     def note(self, damping: float) -> str | None:
+        said = [text for text in (self._of_dropped(damping), self._of_products) if text]
+        return "; ".join(said) or None
+
+    @property
+    def _of_products(self) -> str | None:
+        if not self._products:
+            return None
+        return f"{max(self._products)} products with the kernel of {self.count:,} rows"
+
+    def _of_dropped(self, damping: float) -> str | None:
         if not self.dropped:
             return None
         bound = self.dropped_trace / damping if damping > 0 else torch.inf
@@ -175,8 +288,24 @@ class SampleSpaceOperator(Operator):
         )
 
 
-def _add_outer(total: Tensor, term: Outer, weight: float, bias: float | None, step: int) -> None:
-    """Σ (a aᵀ / w + 1/b)_nm (s sᵀ)_{nc, md}, rows of the lower triangle at a time."""
+def _positive(shift: Tensor) -> Tensor:
+    if not bool((shift > 0).all()):
+        raise InputError(
+            "in sample space every parameter needs w + λ > 0: the kernel divides by it. Use a "
+            "damping > 0"
+        )
+    return shift
+
+
+def _norms(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+def _add_outer(
+    total: Tensor, term: Outer, weight: float, bias: float | None, step: int, *, empty: bool
+) -> None:
+    """Σ (a aᵀ / w + 1/b)_nm (s sᵀ)_{nc, md}, rows of the lower triangle at a time; in the place of
+    what an `empty` total holds."""
     n, c, o = term.s.shape
     s_ro = term.s.reshape(n * c, o)
     for start in range(0, n, step):
@@ -184,9 +313,12 @@ def _add_outer(total: Tensor, term: Outer, weight: float, bias: float | None, st
         inputs = term.a[start:stop] @ term.a[:stop].T / weight
         if bias is not None:
             inputs += 1 / bias
-        block = s_ro[start * c : stop * c] @ s_ro[: stop * c].T
+        place = total[start * c : stop * c, : stop * c]
+        outputs = s_ro[start * c : stop * c], s_ro[: stop * c].T
+        block = torch.mm(*outputs, out=place) if empty else torch.mm(*outputs)
         block.view(stop - start, c, stop, c).mul_(inputs[:, None, :, None])
-        total[start * c : stop * c, : stop * c] += block
+        if not empty:
+            place += block
 
 
 def _add_dense(total: Tensor, term: Term, layer: Layer, weight: float, bias: float | None) -> None:

@@ -1,0 +1,195 @@
+"""The GGN's kernel in sample space, iterated with instead of factored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import curvfluence as cf
+from curvfluence.curvature.inversion import cheapest
+from curvfluence.curvature.operators import kernel_iteration
+from curvfluence.curvature.operators.kernel_iteration import KernelIteration
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.runtime import budget
+from curvfluence.runtime import device as machine
+from tests import oracles
+from tests.test_selected_rows import fitted
+from tests.zoo import zoo_problem
+
+FORM = cf.inversion.SampleSpace(iterate=True)
+N = 7
+
+
+def kernels(r: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(r, 2 * r, generator=generator, dtype=torch.float64)
+    sizes = torch.logspace(3, -6, r, dtype=torch.float64)
+    return {
+        "even": z @ z.T,
+        "few hold most": (sizes[:, None] * z) @ (sizes[:, None] * z).T,
+        "rank one": torch.outer(z[:, 0], z[:, 0]),
+        "nothing": torch.zeros(r, r, dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", kernels(1))
+@pytest.mark.parametrize("largest", [1, 5, 100])
+def test_preconditioner_and_size_against_dense_algebra(
+    name: str, largest: int, dtype: torch.dtype
+) -> None:
+    """(N I + K_M)⁻¹ with K_M the Nyström approximation, which is K where M is all of the rows."""
+    exact = kernels(40)[name]
+    given = (exact + N * torch.eye(40)).to(dtype).tril()
+    made = KernelIteration.of(given, N, largest)
+    assert made.kernel.data_ptr() == given.data_ptr()
+    close = 2e-4 if dtype == torch.float32 else 1e-9
+    assert torch.allclose(made.kernel.double(), exact + N * torch.eye(40), rtol=close, atol=close)
+    chosen = exact.diagonal().topk(min(largest, 40)).indices
+    corner = exact[chosen][:, chosen]
+    corner = corner + kernel_iteration.JITTER * max(1, float(corner.diagonal().max())) * torch.eye(
+        len(corner)
+    )
+    low = exact[:, chosen] @ torch.linalg.solve(corner, exact[chosen])
+    r = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted = torch.linalg.solve(low + N * torch.eye(40), r.T).T
+    # the kernel's own error over N, at the most
+    loose = close * max(1.0, float(exact.diagonal().max()) / N * 1e-2)
+    found = made.precondition(r.to(dtype)).double()
+    assert float((found - wanted).norm() / wanted.norm()) <= loose
+    sizes = ((r @ exact) * r).sum(1).mul(0.3).sqrt() / N
+    found = made.size(r, 0.3)
+    assert bool((found >= sizes * (1 - close)).all())
+    assert torch.allclose(found, sizes, rtol=1e-2, atol=1e-2 if dtype == torch.float32 else 1e-6)
+
+
+def true_residuals(problem: cf.Problem, x_qp: Tensor, damping: float) -> Tensor:
+    """‖g − (C + W + λI) x‖/‖g‖ with dense matrices in float64."""
+    exact = problem.to(torch.float64)
+    dense = oracles.dense_ggn(exact) + exact.decay.diag()
+    dense.diagonal().add_(damping)
+    g_qp = oracles.query_gradients(exact)
+    return (g_qp - x_qp.double() @ dense).norm(dim=1) / g_qp.norm(dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-4])
+@pytest.mark.parametrize("decay", [0.0, 1e-3, {"0.weight": 1e-2}])
+def test_the_residuals_that_are_stated_are_the_true_ones(
+    dtype: torch.dtype,
+    tolerance: float,
+    decay: float | dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also with few queries at a time, and with a preconditioner that is exact on few rows."""
+    monkeypatch.setattr(kernel_iteration, "LARGEST", 20)
+    monkeypatch.setattr(budget, "RIGHT_HAND_SIDES", 400)
+    problem = fitted(dtype, weight_decay=decay)
+    curvature, damping = cf.fit(problem, cf.GGN(FORM)).within(tolerance), cf.Absolute(1e-3)
+    queries = query_gradients(problem, discover(problem))
+    solved = curvature.solve_rows(queries, damping, against=Against(len(problem.train)))
+    assert solved.residuals is not None
+    stated = torch.tensor(solved.residuals, dtype=torch.float64)
+    assert float(stated.max()) <= tolerance
+    found = true_residuals(problem, solved.flat(), 1e-3)
+    floor = 1e-9 if dtype == torch.float64 else 1e-5  # of products in float32, at κ = 1e3
+    assert torch.allclose(found, stated, rtol=0.05, atol=floor), (found, stated)
+    scores = cf.influence(problem, cf.GGN(FORM), damping=damping, tolerance=tolerance)
+    assert scores.residuals == solved.residuals
+    if tolerance == 1e-4 and dtype == torch.float64:
+        wanted = cf.influence(
+            problem, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-3)
+        ).values
+        error = (scores.values - wanted).norm(dim=1) / wanted.norm(dim=1)
+        assert float(error.max()) <= 1e-2
+
+
+def test_float32_in_full() -> None:
+    """Without a tolerance it is that of a factor: products are in float64."""
+    problem = fitted(torch.float32)
+    solved = {}
+    for form in (FORM, cf.inversion.SampleSpace()):
+        curvature = cf.fit(problem, cf.GGN(form))
+        g_qp = oracles.query_gradients(problem.to(torch.float64)).float()
+        x = curvature.solve(g_qp, cf.Absolute(1e-3))
+        solved[form] = float(true_residuals(problem, x, 1e-3).max())
+    assert solved[FORM] <= max(1e-6, 2 * solved[cf.inversion.SampleSpace()])
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn with groups", "tied transformer", "embedding"])
+def test_solved_rows_are_solved_vectors(name: str) -> None:
+    problem = zoo_problem(name)
+    scores = cf.influence(problem, cf.GGN(FORM), damping=cf.Absolute(1e-2), tolerance=1e-11)
+    wanted = cf.influence(problem, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-2))
+    assert torch.allclose(scores.values, wanted.values, rtol=1e-8, atol=1e-12)
+    assert any("products with the kernel" in note for note in scores.notes)
+    assert scores.certificate().worst <= 1e-9
+
+
+def test_a_query_without_a_gradient() -> None:
+    problem = fitted()
+    g_qp = oracles.query_gradients(problem)
+    g_qp[1] = 0
+    x = cf.fit(problem, cf.GGN(FORM)).solve(g_qp, cf.Absolute(1e-3))
+    assert bool((x[1] == 0).all())
+    assert bool(x.isfinite().all())
+
+
+def test_gradients_of_any_size() -> None:
+    """Squares of small numbers would be 0 in float32, those of large ones infinite."""
+    problem = fitted(torch.float32)
+    g_qp = oracles.query_gradients(problem.to(torch.float64)).float()
+    curvature = cf.fit(problem, cf.GGN(FORM)).within(1e-3)
+    wanted = curvature.solve(g_qp, cf.Absolute(1e-3))
+    for scale in (1e-25, 1e20):
+        found = curvature.solve(g_qp * scale, cf.Absolute(1e-3)) / scale
+        assert torch.allclose(found, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
+
+
+def test_one_kernel_for_every_solve_at_a_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+    kernel = SampleSpaceOperator.kernel
+
+    def counted(self: SampleSpaceOperator, shift: Tensor) -> Tensor:
+        made.append(float(shift[0]))
+        return kernel(self, shift)
+
+    monkeypatch.setattr(SampleSpaceOperator, "kernel", counted)
+    curvature = cf.fit(fitted(), cf.GGN(FORM))
+    scores = cf.influence(fitted(), curvature, damping=cf.Absolute(0.1))
+    scores.certificate()
+    assert made == [0.1]
+
+
+def test_it_is_chosen_where_queries_are_few_and_the_kernel_is_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = fitted()
+    for queries, iterate in ((1, True), (10**9, False)):
+        found = [
+            form.operations(problem, queries)
+            for form in (cf.inversion.SampleSpace(), cf.inversion.SampleSpace(iterate=True))
+        ]
+        # so few rows are factored whatever the queries
+        assert found[0] < found[1]
+        monkeypatch.setattr("curvfluence.curvature.inversion.LARGEST", 1)
+        monkeypatch.setattr("curvfluence.curvature.inversion.ITERATIONS", 1e-9 if iterate else 12)
+        found = [
+            form.operations(problem, queries)
+            for form in (cf.inversion.SampleSpace(), cf.inversion.SampleSpace(iterate=True))
+        ]
+        assert (found[1] < found[0]) is iterate
+        monkeypatch.undo()
+
+
+def test_bad_input() -> None:
+    with pytest.raises(cf.errors.InputError, match="iterate"):
+        cf.inversion.SampleSpace(iterate="yes")  # type: ignore[arg-type]
+    with pytest.raises(cf.errors.InputError, match="w \\+ λ > 0"):
+        cf.influence(fitted(), cf.GGN(FORM), damping=cf.Absolute(0.0))
+    assert machine.memory(torch.device("cpu")) > 0
+    assert cheapest(fitted(), 1) is not None
