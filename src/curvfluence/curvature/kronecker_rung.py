@@ -13,6 +13,7 @@ from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.factors import Factors
 from curvfluence.curvature.fisher_rung import AddPart, FisherRung, each_part, require_fisher
 from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.decomposed import share
 from curvfluence.curvature.operators.kronecker import (
     InputBases,
     Kronecker,
@@ -68,14 +69,25 @@ class KroneckerRung(FisherRung):
         inputs = InputBases()
         made: list[Block] = []
         for part in parts:
+            most_a, most_b = self._ranks(part, rows.problem)
             a_ii, b_oo = self.factors.of(part, sums, rows.problem)
-            out_values, out_basis = basis_of(b_oo)
+            out_values, out_basis = basis_of(b_oo, most_b)
             assert out_basis is not None
-            inp = inputs.of(a_ii)
+            inp = inputs.of(a_ii, most_a)
             operator = self.operator((out_values, out_basis), inp)
             rank = _rank(out_values, inp[0], lookup=part.lookup)
             made.append(self.block(part, replace(operator, rank=rank)))
         return (*made, *fallback.blocks(sums, rows))
+
+    def _ranks(self, part: LayerPart, problem: Problem) -> tuple[int, int]:
+        columns = self.fisher_of(problem).width(problem)
+        return self.factors.ranks(part, len(problem.train), columns)
+
+    def _cubes(self, part: LayerPart, problem: Problem) -> float:
+        """Of both decompositions, in those of whole matrices: o³ + i³, less where a rank is known
+        to be small; the factor of a lookup is diagonal."""
+        (o, i), (most_a, most_b) = part.shape, self._ranks(part, problem)
+        return share(o, most_b) * o**3 + (0.0 if part.lookup else share(i, most_a) * i**3)
 
     def elements(self, problem: Problem) -> float:
         return sum(3.0 * _factor_elements(p) + p.size for p in _whole_parts(problem))
@@ -87,7 +99,7 @@ class KroneckerRung(FisherRung):
         cached = work.cached(fisher) if self.passes > 1 else 0.0
         update = each_part(parts, self.factors.add, fallback)
         operations = sum(self.factors.operations(part, columns) for part in parts)
-        cubes = sum(_cubes(part) for part in parts)
+        cubes = sum(self._cubes(part, work.problem) for part in parts)
         return [
             work.passed("pass over the data", columns),
             work.timed(
@@ -139,10 +151,11 @@ class CorrectedRung(KroneckerRung):
         out_bases, in_bases, inputs = dict[str, Tensor](), dict[str, Tensor | None](), InputBases()
         ranks: dict[str, int] = {}
         for part in parts:
+            most_a, most_b = self._ranks(part, problem)
             a_ii, b_oo = self.factors.of(part, sums, problem)
-            out_values, out_basis = basis_of(b_oo)
+            out_values, out_basis = basis_of(b_oo, most_b)
             assert out_basis is not None
-            in_values, in_basis = inputs.of(a_ii)
+            in_values, in_basis = inputs.of(a_ii, most_a)
             out_bases[part.name], in_bases[part.name] = out_basis, in_basis
             ranks[part.name] = _rank(out_values, in_values, lookup=part.lookup)
         bases: dict[str, Basis] = {k: (u, in_bases[k]) for k, u in out_bases.items()}
@@ -214,12 +227,6 @@ def _rank(out_values: Tensor, in_values: Tensor, *, lookup: bool) -> int:
 
 def _whole_parts(problem: Problem) -> tuple[LayerPart, ...]:
     return layer_parts(problem.parameters, discover(problem), joint_bias=True)
-
-
-def _cubes(part: LayerPart) -> float:
-    """o³ + i³; the factor of a lookup is diagonal."""
-    o, i = part.shape
-    return float(o) ** 3 + (0.0 if part.lookup else float(i) ** 3)
 
 
 def _factor_elements(part: LayerPart) -> float:

@@ -30,6 +30,12 @@ class Factors(ABC):
         """How shared positions were treated, as coverage says it; "" where there is no choice."""
         return ""
 
+    def ranks(self, part: LayerPart, examples: int, columns: int) -> tuple[int, int]:
+        """At most these, of A and B, where examples have as many positions as those that were
+        probed: sums of so many outer products."""
+        positions = examples * max(1, part.layer.positions) * _uses(part)
+        return positions, positions * columns
+
     @abstractmethod
     def operations(self, part: LayerPart, columns: int) -> float:
         """Of one example's contribution."""
@@ -62,7 +68,7 @@ class Sharing(Factors):
         n, v = len(problem.train), problem.train.weights
         total = n if v is None else float(v.sum())
         pairs: list[tuple[Tensor, Tensor]] = []
-        for k in range(1 if part.layer.head is None else 2):
+        for k in range(_uses(part)):
             count = float(sums.pop((part.name, "positions", k)))
             a_ii = sums.pop((part.name, "A", k)) / total
             b_oo = sums.pop((part.name, "B", k)) / (count * (n / total) if count else 1)
@@ -95,8 +101,17 @@ class Reduce(Sharing):
     def merged(self, term: Factored) -> Factored:
         return term.reduced()
 
+    def ranks(self, part: LayerPart, examples: int, columns: int) -> tuple[int, int]:
+        merged = examples * _uses(part)
+        return merged, merged * columns
+
     def rule(self, part: LayerPart) -> str:
         return "expand, as for every lookup" if part.layer.lookup else super().rule(part)
+
+
+def _uses(part: LayerPart) -> int:
+    """Kinds of uses of the weight: as a lookup and as a head, say."""
+    return 1 if part.layer.head is None else 2
 
 
 def _balanced(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -141,6 +156,10 @@ class Grams(Factors):
     def of(self, part: LayerPart, sums: Sums, problem: Problem) -> tuple[Tensor, Tensor]:
         n = len(problem.train)
         return sums.pop((part.name, "R")) / n, sums.pop((part.name, "L")) / n
+
+    def ranks(self, part: LayerPart, examples: int, columns: int) -> tuple[int, int]:
+        each = examples * columns * max(1, part.layer.positions) * _uses(part)
+        return each, each
 
     def operations(self, part: LayerPart, columns: int) -> float:
         o, i = part.shape

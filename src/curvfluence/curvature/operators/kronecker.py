@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import eigh
+from curvfluence.curvature.operators.decomposed import eigh, eigh_of_rank
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.low_rank_inverse import (
     Correction,
@@ -38,6 +38,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Formed, Outer, SharedOuter, Term
 
+ROUNDING = 16.0  # ε of a factor's trace, that sums leave of eigenvalues that are 0
 ByBias: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
@@ -353,9 +354,10 @@ def _require_trusted(denominator: Denominator, rotated: Outer) -> None:
     denominator.require_small(torch.where(size > 0, (moved / size).sqrt(), 0.0))
 
 
-def basis_of(factor: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(eigenvalues, eigenvectors) of a factor; of a lookup's, its diagonal and None."""
-    return (factor, None) if factor.ndim == 1 else rowwise_eigh(factor)
+def basis_of(factor: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
+    """(eigenvalues, eigenvectors) of a factor of at most that rank; of a lookup's, its diagonal and
+    None."""
+    return (factor, None) if factor.ndim == 1 else rowwise_eigh(factor, most)
 
 
 class InputBases:
@@ -365,14 +367,17 @@ class InputBases:
     def __init__(self) -> None:
         self._last: tuple[Tensor, tuple[Tensor, Tensor | None]] | None = None
 
-    def of(self, a_ii: Tensor) -> tuple[Tensor, Tensor | None]:
+    def of(self, a_ii: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
         if self._last is None or not torch.equal(self._last[0], a_ii):
-            self._last = a_ii, basis_of(a_ii)
+            self._last = a_ii, basis_of(a_ii, most)
         return self._last[1]
 
 
-def rowwise_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigendecomposition of a symmetric matrix, in float64 whatever its dtype; the vectors are laid
-    out row by row, with which products are faster."""
-    values, vectors = eigh(matrix.double())
+def rowwise_eigh(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Eigendecomposition of a symmetric matrix, positive semi-definite and of at most the rank
+    `most` where that is given, in float64 whatever its dtype; the vectors are laid out row by row,
+    with which products are faster."""
+    exact = matrix.double()
+    rounding = ROUNDING * torch.finfo(matrix.dtype).eps
+    values, vectors = eigh(exact) if most is None else eigh_of_rank(exact, most, rounding)
     return values.to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
