@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.terms import SharedOuter
 from curvfluence.runtime import budget
+from curvfluence.score import tokens
 from tests import oracles
 from tests.problems import make, mlp, seeded
 from tests.zoo import zoo_problem
@@ -76,8 +78,74 @@ def test_queries_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestTokens:
+    @pytest.fixture(autouse=True, params=["along queries", "by positions"])
+    def way(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Both ways to the same numbers."""
+        monkeypatch.setattr(tokens, "DIRECTIONS", 0.0 if request.param == "along queries" else 1e9)
+        return request.param
+
     def problem(self) -> cf.Problem:
         return zoo_problem("untied transformer")
+
+    def test_the_way_is_the_one(self, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken: list[str] = []
+        for name in ("rows_in_chunks", "_by_directions"):
+            own = getattr(tokens, name)
+
+            def watched(*args: object, own: Any = own, name: str = name) -> object:
+                taken.append(name)
+                return own(*args)
+
+            monkeypatch.setattr(tokens, name, watched)
+        cf.token_influence(self.problem(), cf.Identity())
+        assert ("_by_directions" in taken) is (way == "along queries")
+
+    @pytest.mark.parametrize("fault", ["refuses", "loses the graph", "wrong factor"])
+    def test_a_model_that_cannot_be_differentiated_twice(self, fault: str) -> None:
+        """Its numbers are those of passes by position, whatever its double backward does."""
+
+        class Again(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, g: Tensor) -> Tensor:
+                return 2 * g
+
+            @staticmethod
+            def backward(ctx: Any, g: Tensor) -> Tensor:
+                if fault == "refuses":
+                    raise NotImplementedError
+                return 3 * g
+
+        class Double(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return 2 * x
+
+            @staticmethod
+            def backward(ctx: Any, g: Tensor) -> Tensor:
+                return 2 * g.detach() if fault == "loses the graph" else Again.apply(g)
+
+        class Doubled(torch.nn.Module):
+            def __init__(self, model: torch.nn.Module, *, by_function: bool) -> None:
+                super().__init__()
+                self.model, self.by_function = model, by_function
+
+            def forward(self, x: Tensor) -> Tensor:
+                out = self.model(x)
+                return Double.apply(out) if self.by_function else 2 * out
+
+        found: list[Tensor] = []
+        for by_function in (True, False):
+            plain = self.problem()
+            doubled = Doubled(plain.model, by_function=by_function)
+            made = cf.Problem(doubled, plain.loss, plain.train, plain.queries)
+            found.append(cf.token_influence(made, cf.Identity()))
+        close(found[0], found[1])
+
+    def test_forecast(self, way: str) -> None:
+        stages = cf.plan(self.problem(), cf.KFAC(), tokens=True).stages
+        assert any(way.split()[1].strip("s") in stage.name for stage in stages)
+        with pytest.raises(cf.errors.InputError, match="Positions"):
+            cf.plan(zoo_problem("mlp"), cf.KFAC(), tokens=True)
 
     def test_they_add_up_to_the_example(self) -> None:
         problem = self.problem()

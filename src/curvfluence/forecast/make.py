@@ -17,47 +17,55 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError
 from curvfluence.forecast.plan import Plan
 from curvfluence.forecast.rates import Rates
-from curvfluence.forecast.scores import score_stages
+from curvfluence.forecast.scores import score_stages, token_stages
 from curvfluence.forecast.sizes import Sizes
 from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import precision
+from curvfluence.score.tokens import require_positions
 
 # From the top down: what to name where a rung does not fit; the first that does and takes less.
 LADDER: tuple[Rung, ...] = (Hessian(), GGN(), BlockGGN(), EKFAC(), KFAC(), Diagonal(), Identity())
 
 
 @precision.full()
-def plan(problem: Problem, rung: Rung, *, queries: int | None = None) -> Plan:
-    """Forecast the fit of `rung` and the scores of `queries` (by default all of the problem's).
+def plan(problem: Problem, rung: Rung, *, queries: int | None = None, tokens: bool = False) -> Plan:
+    """Forecast the fit of `rung` and the scores of `queries` (by default all of the problem's);
+    with `tokens` those of `token_influence`.
 
     Cost: the probe of `discover`, passes over at most 1,024 examples, and a few small products.
     Errors: `InputError` for a rung that states no stages (a hybrid).
     """
-    return plans(problem, (rung,), queries=queries)[0]
+    return plans(problem, (rung,), queries=queries, tokens=tokens)[0]
 
 
 @precision.full()
 def plans(
-    problem: Problem, rungs: Sequence[Rung], *, queries: int | None = None
+    problem: Problem,
+    rungs: Sequence[Rung],
+    *,
+    queries: int | None = None,
+    tokens: bool = False,
 ) -> tuple[Plan, ...]:
     """`plan` of several rungs; the machine's rates are measured once."""
     require_problem(problem)
+    if kinds.flag(tokens, "tokens"):
+        require_positions(problem)
     for rung in rungs:
         if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     count = len(problem.queries) if queries is None else queries
     kinds.count(count, "queries (how many there will be)")
     sizes = Sizes(problem, discover(problem), Rates.measured(problem), count)
-    return tuple(_or_cheaper(sizes, rung) for rung in rungs)
+    return tuple(_or_cheaper(sizes, rung, tokens=tokens) for rung in rungs)
 
 
-def _or_cheaper(sizes: Sizes, rung: Rung) -> Plan:
-    first = _plan(sizes, rung)
+def _or_cheaper(sizes: Sizes, rung: Rung, *, tokens: bool) -> Plan:
+    first = _plan(sizes, rung, tokens=tokens)
     if first.fits:
         return first
-    lower = (_plan(sizes, below) for below in _below(rung))
+    lower = (_plan(sizes, below, tokens=tokens) for below in _below(rung))
     fitting = (each.rung for each in lower if each.fits and each.bytes < first.bytes)
     return replace(first, cheaper=next(fitting, None))
 
@@ -68,10 +76,11 @@ def _below(rung: Rung) -> tuple[Rung, ...]:
     return LADDER[kinds.index(type(rung)) + 1 :] if type(rung) in kinds else LADDER
 
 
-def _plan(sizes: Sizes, rung: Rung) -> Plan:
+def _plan(sizes: Sizes, rung: Rung, *, tokens: bool) -> Plan:
+    scored = token_stages if tokens else score_stages
     return Plan(
         rung=rung.name,
-        stages=(*rung.stages(sizes), *score_stages(sizes, rung)),
+        stages=(*rung.stages(sizes), *scored(sizes, rung)),
         coverage=rung.coverage(sizes.problem),
         memory=machine.memory(sizes.problem.device),
         reason=rung.refusal(sizes.problem),

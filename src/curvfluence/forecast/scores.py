@@ -13,6 +13,7 @@ from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.runtime import budget
 from curvfluence.runtime.stage import Stage
+from curvfluence.score.tokens import along_queries, require_positions
 
 
 def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
@@ -30,6 +31,29 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
         sizes.products("solutions", rung.rotations(sizes, formed), 3.0 * queries * p),
         _products(sizes, formed, cached, pass_too=missing > 0),
     ]
+
+
+def token_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
+    """The queries' gradients, solved, and the shares of every position: along each query, or by a
+    pass for each position."""
+    problem, queries, p = sizes.problem, sizes.queries, sizes.problem.parameters.count
+    positions = require_positions(problem)
+    passes = queries / max(1, sizes.n)
+    stages = [
+        sizes.passed("queries' gradients", 1, passes),
+        sizes.products("solutions", rung.rotations(sizes, frozenset()), 3.0 * queries * p),
+    ]
+    held = 3.0 * queries * p + queries * sizes.n * positions
+    if along_queries(problem, queries):
+        graphs = sizes.products("positions", 0.0, held + 4 * sizes.chunk(1))
+        return [*stages, sizes.double_backward("positions, along queries", queries, graphs)]
+    # each query meets a layer's inputs once, and then every position's output gradients
+    rows = sum(
+        2.0 * queries * sizes.n * layer.multiplications * (1 + positions / layer.in_features)
+        for layer in sizes.layout.layers
+    )
+    each = sizes.passed("passes, one a position", positions)
+    return [*stages, each, sizes.products("positions against queries", rows, held)]
 
 
 def _reads_gradients(sizes: Sizes, left: LeftBehind) -> bool:

@@ -6,25 +6,36 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
 from curvfluence import kinds
-from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.curvature import Curvature, Solved
 from curvfluence.curvature.damping import Damping, Relative
+from curvfluence.curvature.estimate.linearised import Linearised
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.rung import Rung
-from curvfluence.errors import InputError
-from curvfluence.jacobian.columns import Columns
+from curvfluence.errors import InputError, counted_from
+from curvfluence.jacobian.columns import Columns, of_gradient
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.passes import rows_in_chunks
-from curvfluence.problem.data import Examples
+from curvfluence.problem.data import Examples, require_finite
+from curvfluence.problem.in_chunks import InChunks
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import Data
 from curvfluence.problem.tree import Batched
-from curvfluence.runtime import precision
+from curvfluence.runtime import budget, precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
+
+DIRECTIONS = 0.6  # passes of a position by itself that a product along a query takes, about
+
+
+PROBED = 4  # examples of which positions are held against scores
+ADDED = 100.0  # ε of ‖x_q‖‖g_n‖, that rounding leaves between the two
 
 
 @precision.full()
@@ -43,27 +54,87 @@ def token_influence(
     ℓ_n = c_n Σ_t ℓ_nt, so they add up over t to `influence(...).values`: what leaving the loss of
     one position out would change, with its token still in the context. A position that does not
     count has 0, and so have those behind the last of a shorter example, where lengths differ. On
-    the CPU. `examples` names some training examples, of which alone it is then, [Q, len, T]. Cost:
-    T backward passes over them in place of one.
+    the CPU. `examples` names some training examples, of which alone it is then, [Q, len, T].
+
+    It is the derivative of c_n ℓ_nt along each solved query, (∂ℓ_nt/∂f_t)ᵀ (J_n x_q)_t, of which
+    one product J_n x_q has all positions: two to three passes over the examples a query. Where
+    queries are many next to T, or the model cannot be differentiated twice, or runs under
+    autocast, it is T backward passes instead, one a position, whatever the queries.
 
     Errors: `InputError` for a loss that is not `Positions`.
     """
-    count = problem.loss.positions
-    if count is None:
-        raise InputError(
-            f"token influence needs a loss over positions, Positions(...); seen {problem.loss}"
-        )
+    count = require_positions(problem)
     curvature = fitted(problem, rung, damping, strict=strict)
     chosen = require_named(curvature, damping, "BestOf chooses by whole examples", "tokens")
     layout, n = discover(problem), len(problem.train)
     g_q = query_gradients(problem, layout)
     x_q = curvature.solve_rows(g_q, chosen, against=Against(n * count))
-    columns = Columns(_each_position, count, "training set")
     asked = problem.train if examples is None else _some(problem, examples)
-    rows_of = rows_in_chunks(problem, layout, asked, columns)
-    parts = [x_q.inner(g_nt).cpu() for _, g_nt in rows_of]
+    parts: list[Tensor] | None = None
+    if along_queries(problem, len(g_q)):
+        parts = _by_directions(problem, layout, asked, x_q)
+    if parts is None:
+        columns = Columns(_each_position, count, "training set")
+        rows_of = rows_in_chunks(problem, layout, asked, columns)
+        parts = [x_q.inner(g_nt).cpu() for _, g_nt in rows_of]
     longest = max(part.shape[2] for part in parts)
     return torch.cat([pad(part, (0, longest - part.shape[2])) for part in parts], dim=1) / n
+
+
+def require_positions(problem: Problem) -> int:
+    """How many positions an example has. Errors: `InputError` for a loss without."""
+    if problem.loss.positions is None:
+        raise InputError(
+            f"token influence needs a loss over positions, Positions(...); seen {problem.loss}"
+        )
+    return problem.loss.positions
+
+
+def along_queries(problem: Problem, queries: int) -> bool:
+    """Whether a product along each query is cheaper than a pass for each position; under autocast
+    it would not be the passes' own derivative."""
+    positions = problem.loss.positions or 0
+    return DIRECTIONS * queries < positions and problem.autocast is None
+
+
+def _by_directions(
+    problem: Problem, layout: Layout, asked: Data, x_q: Solved
+) -> list[Tensor] | None:
+    """[Q, n, T] of successive examples; None where the model cannot be differentiated twice, or
+    where on a few examples positions do not add up to the scores: an operation in it then has a
+    wrong double backward."""
+    few = asked.take(slice(0, PROBED))
+    x_qp = x_q.flat()
+    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+        try:
+            tried_qn = _shares(problem, 0, few, x_qp).sum(2)
+            ((_, rows),) = rows_in_chunks(problem, layout, few, of_gradient("training set"))
+            size_qn = torch.outer(x_qp.norm(dim=1), rows.squared_norms()[:, 0].sqrt())
+            gap_qn = (tried_qn - x_q.inner(rows)[:, :, 0]).abs()
+            if bool((gap_qn > ADDED * torch.finfo(problem.arithmetic).eps * size_qn).any()):
+                return None
+            chunks = InChunks(asked, _chunk(problem))
+            return [_shares(problem, start, part, x_qp).cpu() for start, part in chunks]
+        except InputError:
+            return None
+
+
+def _shares(problem: Problem, start: int, part: Examples, x_qp: Tensor) -> Tensor:
+    """[Q, n, T] of these examples."""
+    model = Linearised.of(problem, start, part, "GGN")
+    jx_qbo = torch.stack([model.along(x) for x in x_qp])
+    output = model.output.detach()
+    with counted_from(start):
+        slope_bo = model.loss.gradient(output, part.targets)
+        _, f_rk, _ = model.loss.of_rows(output, part.targets)
+    require_finite(slope_bo, "output gradient of training set", start)
+    shape = len(part), -1, f_rk.shape[1]
+    return (jx_qbo.view(len(x_qp), *shape) * slope_bo.view(shape)).sum(3)
+
+
+def _chunk(problem: Problem) -> int:
+    """Examples at a time: graphs of two derivatives are held."""
+    return max(1, min(256, budget.PASS // max(1, 4 * discover(problem).elements(1))))
 
 
 def _some(problem: Problem, examples: Sequence[int]) -> Examples:

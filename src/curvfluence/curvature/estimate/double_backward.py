@@ -22,7 +22,7 @@ def refused(problem: Problem, error: Exception) -> InputError:
     """What to raise for `error`, which a second derivative of the model met: names the innermost
     module that meets it by itself, and the rungs that serve."""
     where = _culprit(problem)
-    said = str(error).strip().splitlines()[0]
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return InputError(
         f"{where or 'this model'} cannot be differentiated twice ({said}): use a rung that needs "
         "first derivatives only: the GGN (as Matrix() or SampleSpace()), BlockGGN, EKFAC, KFAC or "
