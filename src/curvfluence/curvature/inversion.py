@@ -324,7 +324,7 @@ class SelectedRows(Form):
             work.products(
                 "about 10 products",
                 self.operations(problem, work.queries),
-                self.elements(problem, work.queries),
+                self.elements(problem, work.queries) + work.cached(Type2()),
             ),
         ]
 

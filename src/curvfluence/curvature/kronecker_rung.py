@@ -43,6 +43,7 @@ class KroneckerRung(FisherRung):
     """
 
     kind: ClassVar[str]  # what coverage calls a layer's block
+    low_rank: ClassVar[bool] = True
 
     @property
     @abstractmethod

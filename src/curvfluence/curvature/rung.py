@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine
@@ -36,6 +37,9 @@ class Rung(ABC):
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    # whether its inverse may be taken at low rank, where scores are cheaper by that
+    low_rank: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, problem: Problem) -> Curvature:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -18,6 +18,8 @@ from curvfluence.problem.tree import Batched
 from curvfluence.runtime import device as machine
 
 PROBED = 1024  # examples of a pass that is timed, at most
+SHARE = 32  # at most so small a part of all of them, where that is enough
+ENOUGH = 64
 PROBE_ELEMENTS = 2**23  # numbers in it, at most
 
 
@@ -48,15 +50,7 @@ class Rates:
 
     @staticmethod
     def measured(problem: Problem) -> Rates:
-        generator = torch.Generator().manual_seed(0)
-        a = torch.randn(512, 512, generator=generator).to(problem.device, problem.dtype)
-        product = timed(a.device, lambda: a @ a) / (2 * 512**3)
-        symmetric = a + a.T
-        eigen = timed(a.device, partial(torch.linalg.eigh, symmetric.double()), 2) / 512**3
-        exact = timed(a.device, partial(torch.linalg.eigh, symmetric), 2) / 512**3
-        positive = a @ a.T + 512 * torch.eye(512).to(a)
-        cholesky = timed(a.device, partial(torch.linalg.cholesky, positive))
-        fresh = timed(a.device, lambda: a.new_zeros(2**24)) / 2**24
+        machine_rates = _machine(problem.device, problem.dtype, torch.get_num_threads())
         layout = discover(problem)
         few, most = probed(problem, layout, 2)
 
@@ -75,7 +69,24 @@ class Rates:
             max(0.0, lines[1].start - backward.start),
             max(0.1 * lines[1].each, lines[1].each - backward.each),
         )
-        return Rates(product, eigen, exact, 3 * cholesky / 512**3, fresh, forward, backward)
+        return Rates(*machine_rates, forward, backward)
+
+
+@cache
+def _machine(
+    device: torch.device, dtype: torch.dtype, threads: int
+) -> tuple[float, float, float, float, float]:
+    """(product, eigen, symmetric, cholesky, fresh) of `Rates`, measured once a process."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(512, 512, generator=generator).to(device, dtype)
+    product = timed(a.device, lambda: a @ a) / (2 * 512**3)
+    symmetric = a + a.T
+    eigen = timed(a.device, partial(torch.linalg.eigh, symmetric.double())) / 512**3
+    exact = timed(a.device, partial(torch.linalg.eigh, symmetric)) / 512**3
+    positive = a @ a.T + 512 * torch.eye(512).to(a)
+    cholesky = timed(a.device, partial(torch.linalg.cholesky, positive))
+    fresh = timed(a.device, lambda: a.new_zeros(2**24)) / 2**24
+    return product, eigen, exact, 3 * cholesky / 512**3, fresh
 
 
 def _repeated(width: int) -> Columns:
@@ -90,7 +101,8 @@ def _repeated(width: int) -> Columns:
 def probed(problem: Problem, layout: Layout, width: int) -> tuple[int, int]:
     """How many examples are timed: (few, most)."""
     elements = max(1, layout.elements(width))
-    most = min(len(problem.train), PROBED, max(8, PROBE_ELEMENTS // elements))
+    few = max(ENOUGH, len(problem.train) // SHARE)
+    most = min(len(problem.train), few, PROBED, max(8, PROBE_ELEMENTS // elements))
     return max(1, most // 4), most
 
 
@@ -102,7 +114,7 @@ def line(few: int, short: float, many: int, long: float) -> Pass:
     return Pass(max(0.0, long - each * many), each)
 
 
-def timed(device: torch.device, run: Callable[[], object], runs: int = 3) -> float:
+def timed(device: torch.device, run: Callable[[], object], runs: int = 2) -> float:
     """Seconds of the quickest of a few runs."""
     found: list[float] = []
     for _ in range(runs):

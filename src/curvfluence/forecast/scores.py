@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from curvfluence.curvature.operators.low_rank_inverse import LEAST, WORTH
 from curvfluence.curvature.rung import LeftBehind, Rung
 from curvfluence.forecast.sizes import Sizes
 from curvfluence.jacobian.fisher import Empirical
@@ -14,6 +15,8 @@ from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.runtime import budget
 from curvfluence.runtime.stage import Stage
 from curvfluence.score.tokens import along_queries, require_positions
+
+FORESEEN = 100  # the rank of an inverse that is taken at low rank
 
 
 def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
@@ -26,10 +29,12 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     cached = min(cached, sizes.problem.remember / sizes.item)
     queries, p = sizes.queries, sizes.problem.parameters.count
     passes = missing + queries / max(1, sizes.n)
+    kept = 1 - (_saved(sizes) if rung.low_rank else 0.0)
+    turned = kept * rung.rotations(sizes, formed)
     return [
         sizes.passed("gradients", 1, passes, cached=cached),
-        sizes.products("solutions", rung.rotations(sizes, formed), 3.0 * queries * p),
-        _products(sizes, formed, cached, pass_too=missing > 0),
+        sizes.products("solutions", turned, 3.0 * kept * queries * p),
+        _products(sizes, kept, formed, cached, pass_too=missing > 0),
     ]
 
 
@@ -62,8 +67,11 @@ def _reads_gradients(sizes: Sizes, left: LeftBehind) -> bool:
     return gradient and sizes.problem.train.weights is None
 
 
-def _products(sizes: Sizes, formed: frozenset[str], cached: float, *, pass_too: bool) -> Stage:
-    """Solved queries against the training rows, timed on a few of both."""
+def _products(
+    sizes: Sizes, kept: float, formed: frozenset[str], cached: float, *, pass_too: bool
+) -> Stage:
+    """Solved queries against the training rows, timed on a few of both; of the operations that
+    share is done."""
     n, q, p = sizes.n, sizes.queries, sizes.problem.parameters.count
     rows = sum(
         2.0 * n * layer.multiplications
@@ -73,13 +81,29 @@ def _products(sizes: Sizes, formed: frozenset[str], cached: float, *, pass_too: 
     some = min(q, max(1, budget.TIMED_QUERIES // p))
     x_qp = torch.ones(some, p).to(sizes.problem.decay)
     # solved queries, scores, the queries' own rows, a temporary of products, a chunk's pass
-    held = 3.0 * q * p + q * n + q * sizes.layout.elements(1) + budget.FORMED
+    held = 3.0 * kept * q * p + q * n + q * sizes.layout.elements(1) + budget.FORMED
     held += sizes.chunk(1) if pass_too else 0.0
     sample = sizes.sample(Empirical())
     sample = replace(sample, rows=_with_formed(sample.rows, formed))
     line = sample.line(lambda rows: rows.inner(x_qp))
-    seconds = q / some * line.seconds(n, sizes.chunks(1)) + held * sizes.rates.fresh
-    return Stage("scores", rows + 2.0 * q * n * p, (held + cached) * sizes.item, seconds)
+    seconds = kept * q / some * line.seconds(n, sizes.chunks(1))
+    seconds += held * sizes.rates.fresh
+    operations = rows + kept * 2.0 * q * n * p
+    return Stage("scores", operations, (held + cached) * sizes.item, seconds)
+
+
+def _saved(sizes: Sizes) -> float:
+    """The share of the products that inverses at low rank spare, if their ranks are some hundred:
+    they are known when they are found."""
+    if sizes.problem.dtype != torch.float32:
+        return 0.0
+    pairs, spared = 2.0 * sizes.queries * sizes.n, 0.0
+    for layer in sizes.layout.layers:
+        o, i = layer.out_features, layer.in_features
+        whole, low = pairs * o * i, pairs * FORESEEN * (o + i) + 2.0 * sizes.n * (o * o + i * i)
+        if not (layer.shared or layer.lookup) and whole >= LEAST and low <= WORTH * whole:
+            spared += whole - low
+    return spared / (pairs * sizes.problem.parameters.count)
 
 
 def _shrunk(layout: Layout, formed: frozenset[str]) -> float:

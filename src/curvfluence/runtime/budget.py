@@ -39,7 +39,7 @@ QUERIES = (
 
 # Scores -----------------------------------------------------------------------------------------
 SOLVED = 2**28  # numbers of solved queries that are held at a time
-TIMED_QUERIES = 2**25  # the same in scores that a forecast times
+TIMED_QUERIES = 2**23  # the same in scores that a forecast times
 LEVERAGE = 2**26  # numbers of the factor's rows that are solved for at a time
 RANKED = 2**24  # scores that are sorted at a time
 
