@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.inversion import cheapest
@@ -15,7 +15,6 @@ from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.runtime import budget
-from curvfluence.runtime import device as machine
 from tests import oracles
 from tests.test_selected_rows import fitted
 from tests.zoo import zoo_problem
@@ -43,28 +42,42 @@ def test_preconditioner_and_size_against_dense_algebra(
     name: str, largest: int, dtype: torch.dtype
 ) -> None:
     """(N I + K_M)⁻¹ with K_M the Nyström approximation, which is K where M is all of the rows."""
-    exact = kernels(40)[name]
-    given = (exact + N * torch.eye(40)).to(dtype).tril()
+    exact, eye = kernels(40)[name], torch.eye(40, dtype=torch.float64)
+    given = exact.to(dtype).tril()
     made = KernelIteration.of(given, N, largest)
     assert made.kernel.data_ptr() == given.data_ptr()
-    close = 2e-4 if dtype == torch.float32 else 1e-9
-    assert torch.allclose(made.kernel.double(), exact + N * torch.eye(40), rtol=close, atol=close)
+    assert torch.allclose(made.kernel, exact.to(dtype), rtol=1e-12)
+    assert torch.equal(made.kernel, made.kernel.mT)
     chosen = exact.diagonal().topk(min(largest, 40)).indices
     corner = exact[chosen][:, chosen]
-    corner = corner + kernel_iteration.JITTER * max(1, float(corner.diagonal().max())) * torch.eye(
-        len(corner)
-    )
+    top = float(corner.diagonal().max()) or 1.0
+    corner = corner + kernel_iteration.JITTER * top * torch.eye(len(corner))
     low = exact[:, chosen] @ torch.linalg.solve(corner, exact[chosen])
     r = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    wanted = torch.linalg.solve(low + N * torch.eye(40), r.T).T
-    # the kernel's own error over N, at the most
-    loose = close * max(1.0, float(exact.diagonal().max()) / N * 1e-2)
+    wanted = torch.linalg.solve(low + N * eye, r.T).T
+    # in float32 by the rounding of K, over N
+    close = 1e-9 if dtype == torch.float64 else 1e-5 * max(1.0, top / N)
     found = made.precondition(r.to(dtype)).double()
-    assert float((found - wanted).norm() / wanted.norm()) <= loose
+    assert float((found - wanted).norm() / wanted.norm()) <= close
+    close = 1e-9 if dtype == torch.float64 else 1e-3
+    assert torch.allclose(made.product(r.to(dtype)).double(), r @ exact + N * r, rtol=close)
     sizes = ((r @ exact) * r).sum(1).mul(0.3).sqrt() / N
-    found = made.size(r, 0.3)
-    assert bool((found >= sizes * (1 - close)).all())
-    assert torch.allclose(found, sizes, rtol=1e-2, atol=1e-2 if dtype == torch.float32 else 1e-6)
+    assert torch.allclose(made.size(r, 0.3), sizes, rtol=close, atol=1e-3 * close)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1.0, 1e12])
+def test_a_kernel_of_dependent_rows_in_float32(factor: float) -> None:
+    """More rows than parameters, or examples twice: what rounding leaves has negative pivots."""
+    z = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) * factor**0.5
+    made = KernelIteration.of((z @ z.T).tril(), N, 50)
+    r = torch.randn(2, 60, generator=torch.Generator().manual_seed(1))
+    exact = z.double() @ z.double().T + N * torch.eye(60, dtype=torch.float64)
+    wanted = torch.linalg.solve(exact, r.double().T).T
+    found = made.precondition(r).double()
+    assert bool(found.isfinite().all())
+    assert bool(((found * r).sum(1) > 0).all())
+    if factor <= 1:  # beyond it what float32 rounds of K is more than N: a rough preconditioner
+        assert float((found - wanted).norm() / wanted.norm()) <= 1e-3
 
 
 def true_residuals(problem: cf.Problem, x_qp: Tensor, damping: float) -> Tensor:
@@ -106,6 +119,34 @@ def test_the_residuals_that_are_stated_are_the_true_ones(
         ).values
         error = (scores.values - wanted).norm(dim=1) / wanted.norm(dim=1)
         assert float(error.max()) <= 1e-2
+
+
+@pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+@pytest.mark.parametrize("damping", [1e4, 1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("twice", [1, 20])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+def test_every_damping_in_float32(damping: float, twice: int, tolerance: float) -> None:
+    """Where K is far below N, where rows are more than parameters or there again and again; what is
+    stated is what is left of the x that is returned, whether it is what was wanted or not."""
+    one = fitted(torch.float32)
+    x, y = one.train.inputs.repeat(twice, 1), one.train.targets.repeat(twice)
+    problem = cf.Problem(one.model, one.loss, (x, y), one.queries)
+    curvature, at = cf.fit(problem, cf.GGN(FORM)).within(tolerance), cf.Absolute(damping)
+    queries = query_gradients(problem, discover(problem))
+    solved = curvature.solve_rows(queries, at, against=Against(len(x)))
+    stated = torch.tensor(solved.residuals, dtype=torch.float64)
+    # by the rows that the solve had: a pass in float64 would have others
+    rows = curvature.blocks[0].operator.rows.to(torch.float64).to_dense().flatten(0, 1)  # type: ignore[attr-defined]
+    g_qp, x_qp = queries.to_dense()[:, 0].double(), solved.flat().double()
+    left = g_qp - (x_qp @ rows.T) @ rows / len(x) - damping * x_qp
+    true = left.norm(dim=1) / g_qp.norm(dim=1)
+    assert torch.allclose(stated, true, rtol=0.05, atol=3e-7 if tolerance == 1e-6 else 2e-5)
+    if damping >= 1e-2:
+        assert float(true.max()) <= max(tolerance, 2e-6)
+    wanted = cf.fit(problem, cf.GGN(cf.inversion.SampleSpace())).solve(g_qp.float(), at).double()
+    left = g_qp - (wanted @ rows.T) @ rows / len(x) - damping * wanted
+    factored = float((left.norm(dim=1) / g_qp.norm(dim=1)).max())
+    assert float(true.max()) <= max(tolerance, 3 * factored)
 
 
 def test_float32_in_full() -> None:
@@ -152,44 +193,32 @@ def test_gradients_of_any_size() -> None:
 
 def test_one_kernel_for_every_solve_at_a_damping(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
-    kernel = SampleSpaceOperator.kernel
+    products = SampleSpaceOperator.products
 
     def counted(self: SampleSpaceOperator, shift: Tensor) -> Tensor:
         made.append(float(shift[0]))
-        return kernel(self, shift)
+        return products(self, shift)
 
-    monkeypatch.setattr(SampleSpaceOperator, "kernel", counted)
+    monkeypatch.setattr(SampleSpaceOperator, "products", counted)
     curvature = cf.fit(fitted(), cf.GGN(FORM))
     scores = cf.influence(fitted(), curvature, damping=cf.Absolute(0.1))
     scores.certificate()
     assert made == [0.1]
 
 
-def test_it_is_chosen_where_queries_are_few_and_the_kernel_is_large(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    problem = fitted()
-    for queries, iterate in ((1, True), (10**9, False)):
-        found = [
-            form.operations(problem, queries)
-            for form in (cf.inversion.SampleSpace(), cf.inversion.SampleSpace(iterate=True))
-        ]
-        # so few rows are factored whatever the queries
-        assert found[0] < found[1]
-        monkeypatch.setattr("curvfluence.curvature.inversion.LARGEST", 1)
-        monkeypatch.setattr("curvfluence.curvature.inversion.ITERATIONS", 1e-9 if iterate else 12)
-        found = [
-            form.operations(problem, queries)
-            for form in (cf.inversion.SampleSpace(), cf.inversion.SampleSpace(iterate=True))
-        ]
-        assert (found[1] < found[0]) is iterate
-        monkeypatch.undo()
+def test_it_is_chosen_where_queries_are_few_and_the_kernel_is_large() -> None:
+    """Nothing is computed: a net of which the kernel has 9,000 rows, and 400,000 parameters."""
+    model = nn.Sequential(nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 10))
+    x, y = torch.zeros(1000, 784), torch.arange(1000) % 10
+    problem = cf.Problem(model, cf.CrossEntropy(), (x, y), (x[:10], y[:10]))
+    assert cheapest(problem, 10) == cf.inversion.SampleSpace(iterate=True)
+    assert cheapest(problem, 2000) == cf.inversion.SampleSpace()
 
 
 def test_bad_input() -> None:
     with pytest.raises(cf.errors.InputError, match="iterate"):
         cf.inversion.SampleSpace(iterate="yes")  # type: ignore[arg-type]
-    with pytest.raises(cf.errors.InputError, match="w \\+ λ > 0"):
+    with pytest.raises(cf.errors.InputError, match="tolerance must lie between"):
+        cf.inversion.SampleSpace(tolerance=0.0)
+    with pytest.raises(cf.errors.InputError, match=r"w \+ λ > 0"):
         cf.influence(fitted(), cf.GGN(FORM), damping=cf.Absolute(0.0))
-    assert machine.memory(torch.device("cpu")) > 0
-    assert cheapest(fitted(), 1) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from curvfluence.errors import InputError
+from curvfluence.jacobian import gradients
 from curvfluence.runtime import journal
 from curvfluence.store.steps import STEPS, Steps
-from curvfluence.study import StudySpec, climb, run_study
+from curvfluence.study import StudySpec, at_model, climb, run_study
 from curvfluence.study.study import Study
 from curvfluence.study.variant import Variant
 
@@ -79,6 +81,9 @@ def test_seconds_of_an_interrupted_fit_are_not_told(
     """A fit of which a part was read would look cheap; what was measured before is kept."""
     spec = replace(CLEAN, rungs=("GGN", "EKFAC"), models=1)
     study, _ = killed_after_each(1, spec, tmp_path / "killed", monkeypatch)
+    measured = {row.name: row.score_seconds for row in study.results.rungs}
+    assert measured["GGN"] is not None
+    assert measured["EKFAC"] is not None
     interrupted = {row.name: row.fit_seconds for row in study.results.rungs}
     assert interrupted["GGN"] is None
     whole = run_study(spec, tmp_path / "whole")
@@ -102,3 +107,49 @@ def test_what_was_kept_of_a_ladder_is_whole_or_refused(
     array.write_bytes(array.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(InputError, match="remove that folder"):
         run_study(CLEAN, tmp_path / "r")
+
+
+def test_the_seconds_of_killed_commands_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = 0
+
+    def slow(*given: object) -> object:
+        nonlocal slept
+        slept += 1
+        time.sleep(0.2)
+        return scores_at(*given)
+
+    scores_at = at_model._scores_at
+    monkeypatch.setattr(at_model, "_scores_at", slow)
+    spec = replace(CLEAN, models=1)
+    study, _ = killed_after_each(5, spec, tmp_path / "killed", monkeypatch)
+    assert slept > 6
+    assert study.results.seconds.climb >= 0.2 * 6
+
+
+def test_the_seconds_of_scores_are_those_after_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was timed before, by this command or a killed one."""
+    passes: list[int] = []
+    own = gradients._computed
+
+    def computed(*given: Any) -> object:
+        if passes and not journal.steady():
+            passes[-1] += 1
+        return own(*given)
+
+    def timed(*given: object) -> object:
+        passes.append(0)
+        try:
+            return scores_at(*given)
+        finally:
+            counted.append(passes.pop())
+
+    counted: list[int] = []
+    scores_at = at_model._scores_at
+    monkeypatch.setattr(gradients, "_computed", computed)
+    monkeypatch.setattr(at_model, "_scores_at", timed)
+    run_study(replace(CLEAN, models=1, costs=True), tmp_path / "r")
+    assert set(counted[: len(counted) // 2]) == {1}

@@ -17,6 +17,7 @@ from curvfluence.store.steps import Steps
 
 EVERY = 20.0  # seconds of work after which what is done of it is kept
 LONG = 3e11  # operations, some ten seconds: a job of fewer is done again sooner than kept
+SPENT = {"seconds": "spent"}  # the step that says how long it has taken so far
 SHORT = 1.0  # seconds of a work that is done again sooner than read
 SHARE = 10.0  # so many times the seconds that keeping took pass before it is kept again
 
@@ -36,6 +37,8 @@ class Journal:
     every: float = EVERY
     place: tuple[str, ...] = ()  # the scopes that we are in
     found: int = 0  # works that an earlier command had begun or done
+    earlier: float = 0.0  # seconds that such commands had spent when they last kept something
+    begun: float = field(default_factory=lambda: time.monotonic())
     _seen: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
     _last: float = field(default_factory=lambda: time.monotonic())
     _pause: float = 0.0
@@ -56,6 +59,7 @@ class Journal:
     def keep(self, name: dict[str, Any], value: object) -> None:
         start = time.monotonic()
         self.steps.keep(name, value)
+        self.steps.keep(SPENT, self.earlier + time.monotonic() - self.begun)
         self._last = time.monotonic()
         self._pause = SHARE * (self._last - start)
 
@@ -110,7 +114,8 @@ _STEADY: ContextVar[bool] = ContextVar("steady", default=False)
 @contextmanager
 def kept_in(steps: Steps, every: float = EVERY) -> Generator[None]:
     """Within it, long works are kept among these steps."""
-    tokens = _JOURNAL.set(Journal(steps, every)), _STEADY.set(True)
+    begun = Journal(steps, every, earlier=steps.find(SPENT, float) or 0.0)
+    tokens = _JOURNAL.set(begun), _STEADY.set(True)
     try:
         yield
     finally:
@@ -127,6 +132,12 @@ def apart() -> Generator[None]:
     finally:
         _JOURNAL.reset(tokens[0])
         _STEADY.reset(tokens[1])
+
+
+def earlier() -> float:
+    """Seconds that killed commands had spent on these works."""
+    journal = _JOURNAL.get()
+    return 0.0 if journal is None else journal.earlier
 
 
 def found() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,16 +11,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
 from curvfluence import kinds
-from curvfluence.curvature.curvature import Curvature, Solved
+from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.estimate.linearised import Linearised
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.rung import Rung
-from curvfluence.errors import InputError, counted_from
-from curvfluence.jacobian.columns import Columns, of_gradient
+from curvfluence.errors import CurvfluenceWarning, InputError, counted_from
+from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
-from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.in_chunks import InChunks
@@ -32,10 +32,7 @@ from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
 
 DIRECTIONS = 0.6  # passes of a position by itself that a product along a query takes, about
-
-
-PROBED = 4  # examples of which positions are held against scores
-ADDED = 100.0  # ε of ‖x_q‖‖g_n‖, that rounding leaves between the two
+ADDED = 1000.0  # ε of their size, that rounding leaves between positions and x_q · Σ_n g_n
 
 
 @precision.full()
@@ -54,12 +51,14 @@ def token_influence(
     ℓ_n = c_n Σ_t ℓ_nt, so they add up over t to `influence(...).values`: what leaving the loss of
     one position out would change, with its token still in the context. A position that does not
     count has 0, and so have those behind the last of a shorter example, where lengths differ. On
-    the CPU. `examples` names some training examples, of which alone it is then, [Q, len, T].
+    the CPU. `examples` names some training examples, of which alone it is then: [Q, len(examples),
+    T], with T that of the longest of them.
 
     It is the derivative of c_n ℓ_nt along each solved query, (∂ℓ_nt/∂f_t)ᵀ (J_n x_q)_t, of which
-    one product J_n x_q has all positions: two to three passes over the examples a query. Where
-    queries are many next to T, or the model cannot be differentiated twice, or runs under
-    autocast, it is T backward passes instead, one a position, whatever the queries.
+    one product J_n x_q has all positions: about a pass over the examples a query, by double
+    backward, which is held against x_q · Σ_n g_n on every chunk. Where queries are many next to T,
+    or the model runs under autocast, it is T backward passes instead, one a position, whatever the
+    queries; so it is, with a warning, where the model cannot be differentiated twice.
 
     Errors: `InputError` for a loss that is not `Positions`.
     """
@@ -72,7 +71,7 @@ def token_influence(
     asked = problem.train if examples is None else _some(problem, examples)
     parts: list[Tensor] | None = None
     if along_queries(problem, len(g_q)):
-        parts = _by_directions(problem, layout, asked, x_q)
+        parts = _by_directions(problem, asked, x_q.flat())
     if parts is None:
         columns = Columns(_each_position, count, "training set")
         rows_of = rows_in_chunks(problem, layout, asked, columns)
@@ -97,39 +96,43 @@ def along_queries(problem: Problem, queries: int) -> bool:
     return DIRECTIONS * queries < positions and problem.autocast is None
 
 
-def _by_directions(
-    problem: Problem, layout: Layout, asked: Data, x_q: Solved
-) -> list[Tensor] | None:
-    """[Q, n, T] of successive examples; None where the model cannot be differentiated twice, or
-    where on a few examples positions do not add up to the scores: an operation in it then has a
+def _by_directions(problem: Problem, asked: Data, x_qp: Tensor) -> list[Tensor] | None:
+    """[Q, n, T] of successive examples; None, with a warning, where the model cannot be
+    differentiated twice, or positions do not add up to x_q · Σ_n g_n: an operation in it then has a
     wrong double backward."""
-    few = asked.take(slice(0, PROBED))
-    x_qp = x_q.flat()
-    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-        try:
-            tried_qn = _shares(problem, 0, few, x_qp).sum(2)
-            ((_, rows),) = rows_in_chunks(problem, layout, few, of_gradient("training set"))
-            size_qn = torch.outer(x_qp.norm(dim=1), rows.squared_norms()[:, 0].sqrt())
-            gap_qn = (tried_qn - x_q.inner(rows)[:, :, 0]).abs()
-            if bool((gap_qn > ADDED * torch.finfo(problem.arithmetic).eps * size_qn).any()):
-                return None
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
             chunks = InChunks(asked, _chunk(problem))
             return [_shares(problem, start, part, x_qp).cpu() for start, part in chunks]
-        except InputError:
-            return None
+    except InputError as error:
+        warnings.warn(
+            f"token influence takes a pass for each position, and longer: {error}",
+            CurvfluenceWarning,
+            stacklevel=4,  # past the decorator
+        )
+        return None
 
 
 def _shares(problem: Problem, start: int, part: Examples, x_qp: Tensor) -> Tensor:
     """[Q, n, T] of these examples."""
     model = Linearised.of(problem, start, part, "GGN")
-    jx_qbo = torch.stack([model.along(x) for x in x_qp])
     output = model.output.detach()
     with counted_from(start):
         slope_bo = model.loss.gradient(output, part.targets)
         _, f_rk, _ = model.loss.of_rows(output, part.targets)
     require_finite(slope_bo, "output gradient of training set", start)
     shape = len(part), -1, f_rk.shape[1]
-    return (jx_qbo.view(len(x_qp), *shape) * slope_bo.view(shape)).sum(3)
+    shares = [(model.along(x).view(shape) * slope_bo.view(shape)).sum(2) for x in x_qp]
+    shares_qbt = torch.stack(shares)
+    whole_p, exact_qbt = model.pulled(slope_bo), shares_qbt.double()
+    size_q = exact_qbt.abs().sum((1, 2)) + (x_qp.norm(dim=1) * whole_p.norm()).double()
+    gap_q = (exact_qbt.sum((1, 2)) - (x_qp @ whole_p).double()).abs()
+    if bool((gap_q > ADDED * torch.finfo(problem.arithmetic).eps * size_q).any()):
+        raise InputError(
+            f"products along queries do not add up to gradients at examples from {start} on, so an "
+            "operation in the model has a wrong double backward"
+        )
+    return shares_qbt
 
 
 def _chunk(problem: Problem) -> int:

@@ -52,6 +52,8 @@ class Linearised:
                     delta = loss.gradient(output.detach(), y)
                     require_finite(delta, "output gradient of training set", start)
                     slopes = _with_graph(output, values, delta)
+            except torch.cuda.OutOfMemoryError:
+                raise
             except REFUSALS as error:
                 raise refused(problem, error) from error
         return Linearised(problem, kind, loss, y, start, values, output, dummy, vjp, slopes)
@@ -64,7 +66,7 @@ class Linearised:
         with counted_from(self.start):
             ssjv = curved(self.output.detach(), self.targets, jv)
             require_finite(ssjv, "∂²ℓ/∂f² J v of training set", self.start)
-        total = self._flat(pulled_back(self.output, self.theta, ssjv))
+        total = self.pulled(ssjv)
         return total + self._bent(v) if self.slopes else total
 
     def along(self, v: Tensor) -> Tensor:
@@ -74,9 +76,15 @@ class Linearised:
             (jv,) = pulled_back(_dot(self.vjp, self._parts(v)), [self.dummy], v.new_ones(()))
             if jv is None:
                 raise RuntimeError("its backward pass has no graph")
+        except torch.cuda.OutOfMemoryError:
+            raise
         except REFUSALS as error:
             raise refused(self.problem, error) from error
         return jv
+
+    def pulled(self, u: Tensor) -> Tensor:
+        """Jᵀ u of the chunk together, [P]. Cost: a backward pass."""
+        return self._flat(pulled_back(self.output, self.theta, u))
 
     def _bent(self, v: Tensor) -> Tensor:
         """∇(vᵀ Σ_n Jᵀ δ_n) with δ held fixed."""

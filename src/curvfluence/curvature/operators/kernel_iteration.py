@@ -31,23 +31,19 @@ class KernelIteration:
     Cost: 2 M² R once; 2 R² a vector and product. Memory: R² + M R numbers.
     """
 
-    kernel: Tensor  # K + N I, both triangles
+    kernel: Tensor  # K, both triangles
     n: int
     low: Tensor  # [M, R] with K_M = lowᵀ low
     inner: Tensor  # Cholesky factor of N I + low lowᵀ, [M, M], float64
 
     @staticmethod
     def of(kernel: Tensor, n: int, largest: int = LARGEST) -> KernelIteration:
-        """Of N I + K, of which the lower triangle was given, in its own memory."""
+        """Of K, of which the lower triangle was given, in its own memory."""
         _mirror(kernel)
         m = min(largest, len(kernel))
         chosen = kernel.diagonal().topk(m).indices
         rows = kernel[chosen]
-        corner = rows[:, chosen].double()
-        corner.diagonal().sub_(n)
-        corner.diagonal().add_(JITTER * corner.diagonal().amax().clamp_min(1))
-        rows[torch.arange(m), chosen] -= n
-        root = torch.linalg.cholesky(corner).to(kernel.dtype)
+        root = _root(rows[:, chosen].double()).to(kernel.dtype)
         low = torch.linalg.solve_triangular(root, rows, upper=False)
         inner = (low @ low.mT).double()
         inner.diagonal().add_(n)
@@ -55,7 +51,7 @@ class KernelIteration:
 
     def product(self, y_qr: Tensor) -> Tensor:
         """(N I + K) y of each row."""
-        return y_qr @ self.kernel
+        return torch.addmm(y_qr, y_qr, self.kernel, beta=self.n)
 
     def precondition(self, r_qr: Tensor) -> Tensor:
         """(N I + K_M)⁻¹ r of each row."""
@@ -100,15 +96,27 @@ class KernelIteration:
 
     def size(self, rho_qr: Tensor, shift: float) -> Tensor:
         """√(d ρᵀ K ρ)/N, [Q]: ‖Zᵀ ρ‖/N where D = d I, and at least that where d is the largest
-        of D. What rounding hides of ρᵀ K ρ = ρᵀ(N I + K)ρ − N ρᵀρ is added."""
+        of D."""
         scale = rho_qr.abs().amax(1, keepdim=True)
         scale = torch.where(scale > 0, scale, 1)
-        unit_qr = rho_qr / scale
-        whole_q = (self.product(unit_qr.to(self.kernel.dtype)).double() * unit_qr).sum(1)
-        own_q = self.n * unit_qr.square().sum(1)
-        hidden_q = 8 * torch.finfo(self.kernel.dtype).eps * own_q
-        inner_q = (whole_q - own_q).clamp_min(0) + hidden_q
+        unit_qr = (rho_qr / scale).to(self.kernel.dtype)
+        inner_q = ((unit_qr @ self.kernel).double() * unit_qr).sum(1).clamp_min(0)
         return (shift * inner_q).sqrt() * scale[:, 0] / self.n
+
+
+def _root(corner: Tensor) -> Tensor:
+    """A Cholesky factor of K_MM and as little more on its diagonal as that takes: rows of few
+    parameters, or of examples that are there twice, are dependent, and a kernel in float32 is then
+    as far from positive as its rounding. What is added makes the preconditioner rougher, and
+    nothing else."""
+    largest = corner.diagonal().amax()
+    jitter = JITTER * torch.where(largest > 0, largest, 1)
+    while True:
+        corner.diagonal().add_(jitter)
+        root, failed = torch.linalg.cholesky_ex(corner)
+        if not int(failed):
+            return root
+        jitter = jitter * 10
 
 
 def _mirror(matrix: Tensor) -> None:

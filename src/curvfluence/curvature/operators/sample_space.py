@@ -132,7 +132,7 @@ class SampleSpaceOperator(Operator):
         if isinstance(last, KernelIteration):
             return last
         self._last.clear()
-        made = KernelIteration.of(self.kernel(shift), self.n)
+        made = KernelIteration.of(self.products(shift), self.n)
         self._last.append((shift, made))
         return made
 
@@ -152,21 +152,44 @@ class SampleSpaceOperator(Operator):
         size_q = torch.where(size_q > 0, size_q, 1)
         x_qp = b_qr.new_empty(count, self.size)
         y_qr, rho_qr = torch.zeros_like(b_qr, dtype=torch.float64), b_qr.double()
-        last, relative_q = torch.inf, size_q
-        self._products.append(0)
-        for _ in range(REFINEMENTS):
-            self._products[-1] += kernel.improve(y_qr, rho_qr, size_q, self.tolerance / 2, shift)
+        last, relative_q, best_qr = torch.inf, size_q, y_qr
+
+        def at(dtype: torch.dtype) -> Tensor:
+            """x in that dtype from the y that is there, and what is left of each, relatively."""
             for part in parts:
                 y = y_qr[part].to(dtype)
                 x = (vectors(part).to(dtype) - self._adjoint(y)).div_(shift)
                 x_qp[part] = x.to(x_qp.dtype)
                 rho_qr[part] = (self._inner(x) - self.n * y).double()
-            relative_q = self._size(rho_qr, kernel, shift) / size_q
+            return self._size(rho_qr, kernel, shift) / size_q
+
+        self._products.append(0)
+        for _ in range(REFINEMENTS):
+            self._products[-1] += kernel.improve(y_qr, rho_qr, size_q, self.tolerance / 2, shift)
+            relative_q = at(dtype)
             worst = float(relative_q.max())
-            if worst <= self.tolerance or not worst < 0.5 * last:
+            if worst < last:
+                best_qr = y_qr.clone()
+            if worst <= self.tolerance:
                 break
-            last = worst
+            if not worst < 0.5 * last:
+                if dtype == torch.float64:
+                    break
+                dtype = torch.float64  # what products in float32 hide
+            last = min(last, worst)
+        if not float(relative_q.max()) <= last:  # the last step led away
+            y_qr = best_qr
+            relative_q = at(dtype)
+        if x_qp.dtype != dtype:
+            relative_q = self._left(x_qp, y_qr, kernel, shift, parts) / size_q
         return x_qp, tuple(relative_q.tolist())
+
+    def _left(
+        self, x_qp: Tensor, y_qr: Tensor, kernel: KernelIteration, shift: Tensor, parts: list[slice]
+    ) -> Tensor:
+        """‖v − (C + D) x‖ of what is returned, which was rounded to the vectors' dtype, [Q]."""
+        rounded = [self._inner(x_qp[part].double()) - self.n * y_qr[part] for part in parts]
+        return self._size(torch.cat(rounded), kernel, shift)
 
     def _size(self, rho_qr: Tensor, kernel: KernelIteration, shift: Tensor) -> Tensor:
         """‖Zᵀ ρ‖/N of each, [Q]: by the kernel where D is a multiple of I."""
@@ -218,6 +241,12 @@ class SampleSpaceOperator(Operator):
 
     def kernel(self, shift: Tensor) -> Tensor:
         """N I + Z D⁻¹ Zᵀ, [R, R]; only the lower triangle is filled, above it stands anything."""
+        total = self.products(shift)
+        total.diagonal().add_(self.n)
+        return total
+
+    def products(self, shift: Tensor) -> Tensor:
+        """Z D⁻¹ Zᵀ, [R, R], likewise."""
         rows, (n, c) = self.rows, self.rows.dense.shape[:2]
         total = rows.dense.new_empty(n * c, n * c)
         step = max(1, budget.KERNEL // (c * c * n))
@@ -236,7 +265,6 @@ class SampleSpaceOperator(Operator):
             places = torch.cat([shift[place] for place, _ in rows.rest_slices()])
             flat = rows.dense.flatten(0, 1)
             _add_gram(total, flat / places.sqrt())
-        total.diagonal().add_(self.n)
         if not bool(total.diagonal().isfinite().all()):
             raise NonFiniteError(
                 f"the kernel Z D⁻¹ Zᵀ overflows {total.dtype}, though every example's rows are "
