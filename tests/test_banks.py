@@ -12,6 +12,7 @@ import torch
 import curvfluence as cf
 from curvfluence.banks import SHIPPED, make_bank, verify_bank
 from curvfluence.errors import InputError
+from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.study import StudySpec, load, retrain, run_study
 from curvfluence.study.asked import asked
 from curvfluence.study.progress import silent
@@ -223,6 +224,38 @@ class TestRefused:
         with pytest.raises(InputError, match="one recipe on one data set"):
             make_bank([SPEC, other], bank)
         assert len(retrained(bank)) == 2
+
+    @pytest.mark.parametrize("kind", ["bank", "study"])
+    @pytest.mark.parametrize("before", ["the record", "its name"])
+    def test_a_claim_that_was_killed_while_it_was_made(
+        self, kind: str, before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same command makes it again; anything else in the folder still is in its way."""
+        place = tmp_path / "r"
+
+        def claim() -> None:
+            if kind == "bank":
+                Bank(place, source_of(load("wine"), SPEC)).claim()
+            else:
+                Folder(place, Header("a" * 64, {}, MadeBy("c", "t"))).claim()
+
+        def killed(path: Path, *_: object) -> None:
+            if before == "its name":
+                path.with_name(f".{path.name}.123.tmp").write_text("{")
+            raise KeyboardInterrupt
+
+        module = "curvfluence.truth.bank" if kind == "bank" else "curvfluence.store.folder"
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.write", killed)
+            with pytest.raises(KeyboardInterrupt):
+                claim()
+        assert any(place.iterdir())
+        (place / "mine.txt").write_text("mine")
+        with pytest.raises(InputError, match="holds files that are no"):
+            claim()
+        (place / "mine.txt").unlink()
+        claim()
+        claim()
 
     def test_a_folder_of_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")

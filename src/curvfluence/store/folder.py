@@ -71,7 +71,7 @@ class Folder:
         """Refuse a folder that holds another study, or files that are no study. Writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder with --out")
-        if not self.path.is_dir() or all(map(own, self.path.iterdir())):
+        if not self.path.is_dir() or only_begun(self.path, ARRAYS, SPEC):
             return
         held = read(self.path / SPEC, Header)
         if held is None:
@@ -109,6 +109,22 @@ class Folder:
             found = results(seal)
             write(self.path / RESULTS, found)
         return found
+
+
+def only_begun(path: Path, part: str, record: str) -> bool:
+    """Whether a folder holds at most what a claim leaves that was killed before its record was
+    there: a lock, the empty folder `part`, the record under a temporary name."""
+
+    def left(entry: Path) -> bool:
+        if own(entry):
+            return True
+        if entry.is_symlink():
+            return False
+        if entry.name == part:
+            return entry.is_dir() and not any(entry.iterdir())
+        return entry.name.startswith(f".{record}.") and entry.name.endswith(".tmp")
+
+    return all(map(left, path.iterdir()))
 
 
 @contextmanager

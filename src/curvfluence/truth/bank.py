@@ -21,9 +21,8 @@ from curvfluence.errors import InputError
 from curvfluence.runtime.log import logger
 from curvfluence.store.arrays import read_array
 from curvfluence.store.files import append_line, inside, replace_file, require_inside
-from curvfluence.store.folder import writing
+from curvfluence.store.folder import only_begun, writing
 from curvfluence.store.hashes import hash_code, hash_json
-from curvfluence.store.lock import own
 from curvfluence.store.records import Record, as_json, read, write
 from curvfluence.store.steps import STEPS, Steps
 
@@ -136,7 +135,8 @@ class Bank:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder for the retrainings")
         held = read(self.path / BANK, Source)
-        if held is None and self.path.is_dir() and not all(map(own, self.path.iterdir())):
+        begun = not self.path.is_dir() or only_begun(self.path, ENTRIES, BANK)
+        if held is None and not begun:
             raise InputError(f"{self.path} holds files that are no bank: name another folder")
         if held is not None and held.key != self.source.key:
             raise InputError(
