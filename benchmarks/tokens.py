@@ -10,15 +10,15 @@ chooses between, and what its forecast says of each.
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.forecast.rates import timed
 from curvfluence.score import tokens
 
 WORDS, WIDTH, SEQUENCES = 64, 128, 64
@@ -40,6 +40,9 @@ class LanguageModel(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, src_mask=mask, is_causal=True)
         return self.head(hidden)
+
+
+seconds = partial(timed, torch.device("cpu"), runs=1)
 
 
 def main() -> None:
@@ -71,22 +74,16 @@ def main() -> None:
         tokens.DIRECTIONS = pace
         rounds: list[float] = []
         for _ in range(given.rounds):
-            plain = _seconds(epoch)
-            scores = _seconds(
+            plain = seconds(epoch)
+            scores = seconds(
                 lambda: cf.token_influence(problem, curvature, damping=cf.Absolute(1e-2))
             )
             rounds.append(scores / plain)
         stages = cf.plan(problem, rung, tokens=True).stages
         after = sum(s.seconds for s in stages if "quer" in s.name or "position" in s.name)
         each = ", ".join(f"{value:.1f}" for value in rounds)
-        forecast = after / _seconds(epoch)
+        forecast = after / seconds(epoch)
         print(f"| {name} | {median(rounds):.1f} | {each} | {forecast:.1f} |", flush=True)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -80,6 +80,13 @@ def test_a_kernel_of_dependent_rows_in_float32(factor: float) -> None:
         assert float((found - wanted).norm() / wanted.norm()) <= 1e-3
 
 
+def test_a_kernel_that_is_no_number_ends() -> None:
+    kernel = torch.eye(5)
+    kernel[3, 1] = torch.nan
+    with pytest.raises(cf.errors.SingularError, match="not finite perhaps"):
+        KernelIteration.of(kernel, N, 5)
+
+
 def true_residuals(problem: cf.Problem, x_qp: Tensor, damping: float) -> Tensor:
     """‖g − (C + W + λI) x‖/‖g‖ with dense matrices in float64."""
     exact = problem.to(torch.float64)

@@ -114,19 +114,20 @@ _STEADY: ContextVar[bool] = ContextVar("steady", default=False)
 @contextmanager
 def kept_in(steps: Steps, every: float = EVERY) -> Generator[None]:
     """Within it, long works are kept among these steps."""
-    begun = Journal(steps, every, earlier=steps.find(SPENT, float) or 0.0)
-    tokens = _JOURNAL.set(begun), _STEADY.set(True)
-    try:
+    with _under(Journal(steps, every, earlier=steps.find(SPENT, float) or 0.0)):
         yield
-    finally:
-        _JOURNAL.reset(tokens[0])
-        _STEADY.reset(tokens[1])
 
 
 @contextmanager
 def apart() -> Generator[None]:
     """Within it nothing is kept or read: for what is timed."""
-    tokens = _JOURNAL.set(None), _STEADY.set(False)
+    with _under(None):
+        yield
+
+
+@contextmanager
+def _under(journal: Journal | None) -> Generator[None]:
+    tokens = _JOURNAL.set(journal), _STEADY.set(journal is not None)
     try:
         yield
     finally:

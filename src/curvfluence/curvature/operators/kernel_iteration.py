@@ -9,11 +9,10 @@ from torch import Tensor
 
 from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
 from curvfluence.curvature.operators.cholesky import BLOCK
+from curvfluence.errors import SingularError
 
 LARGEST = 2000  # rows that the preconditioner is exact on
-FIRST = (
-    1e-4  # of a residual of the kernel by the first iteration, after which its size is looked at
-)
+FIRST = 1e-4  # of a residual of the kernel by the first iteration; then its size is looked at
 REDUCE = 1e-5  # of it by one iteration, at the most: float32 allows little more
 DRIFT = 1e-5  # of a residual, below which that of the recurrence is not taken for the true one
 RESTARTS = 4  # iterations on what the last one left
@@ -43,11 +42,11 @@ class KernelIteration:
         m = min(largest, len(kernel))
         chosen = kernel.diagonal().topk(m).indices
         rows = kernel[chosen]
-        root = _root(rows[:, chosen].double()).to(kernel.dtype)
+        root = _root(rows[:, chosen].double(), JITTER).to(kernel.dtype)
         low = torch.linalg.solve_triangular(root, rows, upper=False)
         inner = (low @ low.mT).double()
         inner.diagonal().add_(n)
-        return KernelIteration(kernel, n, low, torch.linalg.cholesky(inner))
+        return KernelIteration(kernel, n, low, _root(inner, 0.0))
 
     def product(self, y_qr: Tensor) -> Tensor:
         """(N I + K) y of each row."""
@@ -104,19 +103,23 @@ class KernelIteration:
         return (shift * inner_q).sqrt() * scale[:, 0] / self.n
 
 
-def _root(corner: Tensor) -> Tensor:
-    """A Cholesky factor of K_MM and as little more on its diagonal as that takes: rows of few
-    parameters, or of examples that are there twice, are dependent, and a kernel in float32 is then
-    as far from positive as its rounding. What is added makes the preconditioner rougher, and
-    nothing else."""
-    largest = corner.diagonal().amax()
-    jitter = JITTER * torch.where(largest > 0, largest, 1)
-    while True:
-        corner.diagonal().add_(jitter)
-        root, failed = torch.linalg.cholesky_ex(corner)
+def _root(matrix: Tensor, jitter: float) -> Tensor:
+    """A Cholesky factor of a matrix with `jitter` times its largest entry on the diagonal, and as
+    little more as that takes: rows of few parameters, or of examples that are there twice, are
+    dependent, and sums in float32 then as far from positive as their rounding. What is added makes
+    the preconditioner rougher, and nothing else. Errors: `SingularError` where nothing does."""
+    largest = float(matrix.diagonal().amax()) or 1.0
+    added = 0.0
+    while added < 1.0:
+        matrix.diagonal().add_((jitter - added) * largest)
+        root, failed = torch.linalg.cholesky_ex(matrix)
         if not int(failed):
             return root
-        jitter = jitter * 10
+        added, jitter = jitter, max(JITTER, 10 * jitter)
+    raise SingularError(
+        "the kernel of the damped GGN has entries that no rounding explains, not finite perhaps: "
+        "use a larger damping, or problem.to(torch.float64)"
+    )
 
 
 def _mirror(matrix: Tensor) -> None:
