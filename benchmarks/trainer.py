@@ -54,6 +54,33 @@ def plain_loop(data: Examples, epochs: int, models: int) -> float:
     return time.perf_counter() - started
 
 
+def products_alone(epochs: int, hidden: tuple[int, ...], batch: int = 32) -> float:
+    """Seconds of the batched products of `stacked` and of nothing else: the limit of what stacking
+    can reach. Eight a step (forward, into the weights, into the inputs but for the first layer), in
+    memory that is used again, and the forward ones of the losses at the end."""
+    shapes = tuple(pairwise((64, *hidden, 10)))
+    weights = [torch.randn(MODELS, i, o) for i, o in shapes]
+    grads = [torch.empty_like(weight) for weight in weights]
+
+    def buffers(rows: int) -> list[torch.Tensor]:
+        widths = (shapes[0][0], *(o for _, o in shapes))
+        return [torch.randn(MODELS, rows, width) for width in widths]
+
+    values, backward, last = buffers(batch), buffers(batch), buffers(256)
+    started = time.perf_counter()
+    for _ in range(epochs * -(-ROWS // batch)):
+        for k, weight in enumerate(weights):
+            torch.bmm(values[k], weight, out=values[k + 1])
+        for k in reversed(range(len(weights))):
+            torch.bmm(values[k].transpose(1, 2), backward[k + 1], out=grads[k])
+            if k:
+                torch.bmm(backward[k + 1], weights[k].transpose(1, 2), out=backward[k])
+    for _ in range(-(-ROWS // 256)):
+        for k, weight in enumerate(weights):
+            torch.bmm(last[k], weight, out=last[k + 1])
+    return time.perf_counter() - started
+
+
 def compare(rounds: int, epochs: int) -> None:
     data = digits_like()
     recipe = Recipe(
@@ -75,6 +102,31 @@ def compare(rounds: int, epochs: int) -> None:
     for name, values in seconds.items():
         scaled = f"  ({FEW} models timed, scaled)" if name == "plain loop" else ""
         print(f"  {name:<12}{min(values):8.3f} s{slowest / min(values):8.1f}×{scaled}")
+
+
+def share_of_limit(rounds: int, epochs: int) -> None:
+    """How much of a training of usual length is its batched products, by width."""
+    data = digits_like()
+    for hidden in ((16, 16), (64, 32), (128, 64), (256, 256)):
+        recipe = Recipe(
+            lambda hidden=hidden: network(*hidden),
+            CrossEntropy(),
+            sgd(0.03, 0.9),
+            32,
+            epochs=epochs,
+            weight_decay=3e-3,
+        )
+        runs = [Run(i, i) for i in range(MODELS)]
+        shares: list[float] = []
+        for _ in range(rounds):
+            alone = products_alone(epochs, hidden)
+            trained = train(recipe, data, runs, path=Path.STACKED, threads=1)
+            shares.append(alone / trained.seconds)
+        shares.sort()
+        print(
+            f"  64-{hidden}-10, {epochs} epochs: batched products alone take "
+            f"{shares[rounds // 2]:.0%} ({shares[0]:.0%} to {shares[-1]:.0%})"
+        )
 
 
 def study(threads: int, epochs: int) -> None:
@@ -105,6 +157,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plain_loop(digits_like(), 1, 1)  # torch's lazy imports
     compare(options.rounds, options.epochs)
+    share_of_limit(max(3, options.rounds), options.study_epochs)
     for threads in (1, 2):
         study(threads, options.study_epochs)
 

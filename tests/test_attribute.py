@@ -35,6 +35,7 @@ from curvfluence.report.explorer.words import notes, what_values_are
 from curvfluence.score.agreement import Agreement, agreement
 from curvfluence.score.certificate import Certificate
 from curvfluence.study.problems.given import Given, given
+from curvfluence.study.words import short
 from tests.problems import chain_problem, make, seeded
 
 
@@ -280,6 +281,22 @@ class TestTrust:
             ("10 in both", "all"),
         ]
         assert [one.share for one in made] == pytest.approx([0, 1, 0.565, 0.4, 1], abs=1e-6)
+
+    def test_bounds_prove_signs(self, asked: Given) -> None:
+        rough, exact = cf.KFAC(), cf.GGN()
+        bounded = answer(
+            asked, rung=rough, beside=exact, damping=cf.Absolute(0.1), top=4, bounds=True
+        )
+        of_rough, of_exact = (m for m in measures(bounded, 0) if m.name.startswith("Scores of"))
+        bounds = bounded.answers[0].scores.error_bounds()
+        assert of_rough.value == f"off by at most {short(float(bounds.worst[0]))} nats"
+        row = bounded.asked[0]
+        ends = {*row.top(4).indices[0].tolist(), *row.bottom(4).indices[0].tolist()}
+        proven = [n for n in ends if abs(float(row.values[0, n])) > float(bounds.values[0, n])]
+        assert of_rough.words == f"the sign of {len(proven)} of the {len(ends)} listed is proven"
+        assert of_rough.share == len(proven) / len(ends)
+        assert of_exact.share == 1, "an exact inverse proves what it says"
+        assert not any("Scores of" in m.name for m in measures(answer(asked, rung=rough), 0))
 
     def test_a_page_has_the_words_of_the_terminal(self, found: Answers) -> None:
         data = embedded(found).data

@@ -376,6 +376,23 @@ class TestBounds:
         assert torch.equal(found.worst, found.values.amax(1))
         assert "against the exact GGN: no score is off by more than" in str(found)
 
+    def test_a_certificate_has_them_where_they_are_asked_for(self) -> None:
+        problem, at = fitted(), cf.Absolute(1e-2)
+        scores = cf.influence(problem, cf.EKFAC(), damping=at)
+        assert scores.certificate().bounds is None
+        found = scores.certificate(bounds=True)
+        assert found.bounds is not None
+        assert torch.equal(found.bounds.values, scores.error_bounds().values)
+        assert str(found).endswith(found.bounds.said)
+        proven = found.bounds.signs(scores.values)
+        exact = cf.influence(problem, cf.GGN(Matrix()), damping=at).values
+        assert bool((exact.sign() == scores.values.sign())[proven].all())
+        bounded = cf.influence(problem, cf.GGN(), damping=at, bound_tolerance=1e-3)
+        assert bounded.certificate().bounds is bounded.bounds
+        assert bounded.certificate("Hessian").bounds is None
+        with pytest.raises(cf.errors.InputError, match="against the exact GGN alone"):
+            scores.certificate("Hessian", bounds=True)
+
     def test_exact_scores_have_next_to_no_error(self) -> None:
         problem, at = fitted(), cf.Absolute(1e-2)
         scores = cf.influence(problem, cf.GGN(Matrix()), damping=at)

@@ -30,6 +30,12 @@ def attribute(
             "a minute at most; none."
         ),
     ] = "auto",
+    bounds: Annotated[
+        bool,
+        typer.Option(
+            "--bounds", help="Prove a bound on the error of every score against the exact GGN."
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("explorer.html"),
     table: Annotated[
         Path | None, typer.Option(help="Write the lists as a table too: a new FILE.csv.")
@@ -55,13 +61,15 @@ def attribute(
     with watching(no_progress) as watch, watch("load the problem", 3) as done:
         asked = given(problem)
         done(1)
-        settings = (query, chosen, beside, at, top)
+        settings = (query, chosen, beside, at, top, bounds)
         with going_on(out, asked.problem, *settings):
             why = ""
             if beside == "auto":
                 name, why = companion_named(asked.problem, chosen)
                 second = None if name is None else rung_named(name)
-            found = answer(asked, query, rung=chosen, beside=second, damping=at, top=top)
+            found = answer(
+                asked, query, rung=chosen, beside=second, damping=at, top=top, bounds=bounds
+            )
         done(2)
         page = write_explorer(found, out, command=command_line())
     show_answers(found, console)

@@ -23,6 +23,7 @@ class Diagonal(FisherRung):
     """diag of GGN: (1/N) Σ_n Σ_c (Σ_t s aᵀ)² elementwise, one GEMM where no position is shared.
     Exact for every parameter."""
 
+    by_layer: ClassVar[bool] = True
     native: ClassVar[Native] = Native(diagonal=True, limit=0)
 
     def rule(self, part: LayerPart) -> str:

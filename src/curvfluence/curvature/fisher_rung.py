@@ -18,7 +18,7 @@ from curvfluence.curvature.places import LayerPart, layer_parts
 from curvfluence.curvature.rung import LeftBehind, Rung
 from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.fisher import TYPE2_LIMIT, Fisher, default_fisher
+from curvfluence.jacobian.fisher import TYPE2_LIMIT, Fisher, Type2, default_fisher, type2
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Memo
@@ -35,6 +35,7 @@ class FisherRung(Rung):
     fisher: Fisher | None = None
     joint_bias: bool = True
 
+    by_layer: ClassVar[bool] = False  # whether it needs sums within each layer's rows alone
     native: ClassVar[Native] = Native()  # its definition where there is no layer rule
     passes: ClassVar[int] = 1  # how often the rows are read
 
@@ -52,7 +53,14 @@ class FisherRung(Rung):
         that eigenvalues are corrected with, where they are."""
 
     def fisher_of(self, problem: Problem) -> Fisher:
-        return default_fisher(problem) if self.fisher is None else self.fisher
+        if self.fisher is None:
+            return default_fisher(problem, by_layer=self.by_layer)
+        return self.as_summed(self.fisher, problem)
+
+    def as_summed(self, fisher: Fisher, problem: Problem) -> Fisher:
+        """The same Fisher type as this rung's sums need it."""
+        whole = type(fisher) is Type2
+        return type2(problem, by_layer=self.by_layer) if whole else fisher
 
     def fishers(self, problem: Problem) -> tuple[Fisher, Fisher]:
         """The Fisher type of the rows, and that of the eigenvalues: the same object where they are
@@ -77,7 +85,7 @@ class FisherRung(Rung):
 
     def _of_default(self, problem: Problem, fisher: Fisher) -> tuple[str, ...]:
         columns = problem.loss.columns(problem.n_outputs)
-        if self.fisher is not None or columns <= TYPE2_LIMIT:
+        if self.fisher is not None or columns <= TYPE2_LIMIT or isinstance(fisher, Type2):
             return ()
         return (
             f"{fisher.name} by default: {columns} output columns an example are more than "

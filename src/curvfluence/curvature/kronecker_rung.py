@@ -44,6 +44,7 @@ class KroneckerRung(FisherRung):
 
     kind: ClassVar[str]  # what coverage calls a layer's block
     low_rank: ClassVar[bool] = True
+    by_layer: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -81,7 +82,7 @@ class KroneckerRung(FisherRung):
         return (*made, *fallback.blocks(sums, rows))
 
     def _ranks(self, part: LayerPart, problem: Problem) -> tuple[int, int]:
-        columns = self.fisher_of(problem).width(problem)
+        columns = self.fisher_of(problem).width_at(problem, part.layer)
         return self.factors.ranks(part, len(problem.train), columns)
 
     def _cubes(self, part: LayerPart, problem: Problem) -> float:
@@ -143,7 +144,7 @@ class CorrectedRung(KroneckerRung):
 
     def fishers(self, problem: Problem) -> tuple[Fisher, Fisher]:
         fisher = self.fisher_of(problem)
-        return fisher, fisher if self.values is None else self.values
+        return fisher, fisher if self.values is None else self.as_summed(self.values, problem)
 
     def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
         problem = rows.problem

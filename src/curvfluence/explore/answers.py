@@ -65,11 +65,14 @@ def answer(
     beside: Rung | None = None,
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
     top: int = 10,
+    bounds: bool = False,
 ) -> Answers:
-    """Influences on some queries (by default all) under `rung`, and under `beside` to compare with.
+    """Influences on some queries (by default all) under `rung`, and under `beside` to compare with;
+    with `bounds` each with a proven bound on the error of every score.
 
-    Cost: both fits, their scores, and a product with the exact GGN each. Errors: as `influence`;
-    `InputError` for a query that is not there, or more examples than there are.
+    Cost: both fits, their scores, and a product with the exact GGN each; bounds as `error_bounds`.
+    Errors: as `influence`; `InputError` for a query that is not there, or more examples than there
+    are.
     """
     start = time.perf_counter()
     every = given.problem
@@ -81,7 +84,7 @@ def answer(
     asked = tuple(range(len(every.queries))) if queries is None else tuple(queries)
     problem = every if queries is None else every.asking(asked)
     fits = [fit(problem, one) for one in (rung, beside) if one is not None]
-    found = tuple(_answer(problem, curvature, damping) for curvature in fits)
+    found = tuple(_answer(problem, one, damping, bounds=bounds) for one in fits)
     both = [one.scores for one in found]
     tokens, notes = _tokens(problem, fits[0], both[0], damping, top)
     return Answers(
@@ -118,10 +121,10 @@ def companion_named(problem: Problem, rung: Rung) -> tuple[str | None, str]:
     return name, why
 
 
-def _answer(problem: Problem, curvature: Curvature, damping: Damping) -> Answer:
+def _answer(problem: Problem, curvature: Curvature, damping: Damping, *, bounds: bool) -> Answer:
     scores = influence(problem, curvature, damping=damping)
     no_inverse = curvature.fixed_damping is not None
-    return Answer(scores, None if no_inverse else scores.certificate())
+    return Answer(scores, None if no_inverse else scores.certificate(bounds=bounds))
 
 
 def _of_tokens(

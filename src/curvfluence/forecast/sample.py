@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from curvfluence.forecast.rates import Pass, line, probed, timed
-from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.passes import rows_in_chunks
@@ -25,7 +24,8 @@ class Sample:
     def of(problem: Problem, layout: Layout, fisher: Fisher) -> Sample:
         width = fisher.width(problem)
         few, most = probed(problem, layout, width)
-        columns, part = Columns(fisher.columns(), width, "a probe"), problem.train[:most]
+        columns = fisher.pulling(problem, fisher.columns(), "a probe")
+        part = problem.train[:most]
         rows_of = rows_in_chunks(problem, layout, part, columns)
         return Sample(concatenate([rows for _, rows in rows_of]), few)
 

@@ -36,12 +36,16 @@ class Sizes:
         return self.problem.dtype.itemsize
 
     def cached(self, fisher: Fisher) -> float:
-        every = self.n * self.layout.elements(fisher.width(self.problem))
+        every = self._rows(fisher)
         return min(every, self.problem.remember // self.item)
 
     def missing(self, fisher: Fisher) -> float:
-        every = self.n * self.layout.elements(fisher.width(self.problem))
+        every = self._rows(fisher)
         return 1 - self.cached(fisher) / max(1, every)
+
+    def _rows(self, fisher: Fisher) -> float:
+        """Numbers of all examples' rows."""
+        return self.n * fisher.pulling(self.problem, fisher.columns(), "").elements(self.layout)
 
     def products(
         self, name: str, operations: float, elements: float, *, fresh: float = 0.0

@@ -37,8 +37,8 @@ class Sketch:
 
     @classmethod
     def of(cls, row: Rows, output: Tensor, x_1p: Tensor) -> Sketch:
-        sizes = row.to(torch.float64).squared_norms()[0].sqrt()  # in float32 1e-23 squared is 0
-        return cls(output.clone(), row.inner(x_1p)[0, 0], sizes, row.size())
+        sizes = row.to(torch.float64).column_norms()[0]  # in float32 1e-23 squared is 0
+        return cls(output.clone(), row.sketched(x_1p[0])[0], sizes, row.size())
 
 
 def require_alike(

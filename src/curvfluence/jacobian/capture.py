@@ -20,8 +20,16 @@ from curvfluence.jacobian.operations import (
     Lookup,
     MatrixOperation,
 )
-from curvfluence.jacobian.terms import Factored, LookupOuter, Outer, SharedOuter, TiedOuter
+from curvfluence.jacobian.terms import (
+    Factored,
+    LastOuter,
+    LookupOuter,
+    Outer,
+    SharedOuter,
+    TiedOuter,
+)
 from curvfluence.jacobian.tracing import Piece, Tracer, Use
+from curvfluence.problem.losses.output_hessian import OutputHessian
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.structure import Structure
 from curvfluence.problem.tree import Batched
@@ -60,6 +68,40 @@ class Capture:
             for part in self.small
         }
         return terms, small, total
+
+    def pullback_below(
+        self, last: int, columns_bhc: Tensor, hessian: OutputHessian
+    ) -> tuple[tuple[Factored, ...], dict[str, Tensor]]:
+        """Rows by layer: those of layer `last`, whose output is the model's, by the loss's Hessian;
+        of all below it, Jᵀ of columns at its input h, [B, h, C]. C backward passes from there."""
+        b, _, c = columns_bhc.shape
+        (call,) = self.layers[last].uses
+        source = self.uses[call].source
+        grads = [self._from(source, columns_bhc[:, :, k], call) for k in range(c)]
+        memo: dict[object, Tensor] = {}
+        terms: list[Factored] = []
+        for number, layer in enumerate(self.layers):
+            if number != last:
+                terms.append(self.term(layer, grads, b, memo))
+                continue
+            ones = layer.bias is not None
+            a_bti = _inputs(layer, self.uses[call], b, ones, memo)
+            terms.append(LastOuter(a_bti[:, 0], hessian, ones=ones))
+        small = {
+            part.name: torch.stack([self.small_rows(part, dz, b) for dz in grads], dim=1)
+            for part in self.small
+        }
+        return tuple(terms), small
+
+    def _from(self, source: Tensor | None, column_bh: Tensor, call: int) -> list[Tensor | None]:
+        """∂/∂z of every call but one, from a column at that one's input."""
+        reached = [k for k, u in enumerate(self.uses) if u.edge is not None and k != call]
+        grads: list[Tensor | None] = [None] * len(self.uses)
+        edges = [use.edge for k in reached if (use := self.uses[k]).edge is not None]
+        if source is not None and edges:
+            for k, value in zip(reached, pulled_back(source, edges, column_bh), strict=True):
+                grads[k] = value
+        return grads
 
     def backward(self, column_bk: Tensor) -> list[Tensor | None]:
         """∂/∂z of every call; None where it does not reach the output."""

@@ -129,7 +129,27 @@ class _Sorting:
         )
         probe = self.probe
         hidden = unaccounted(probe.output, probe.leaves, probe.uses, layout.ruled)
-        return replace(layout, proved=hidden is None)
+        proved = hidden is None
+        return replace(layout, proved=proved, last=self._last(layout) if proved else None)
+
+    def _last(self, layout: Layout) -> int | None:
+        """Which layer is z = W h + b with z the model's output, of one position."""
+        output = self.probe.output
+        ends = [use.edge is not None and use.edge.node is output.grad_fn for use in self.probe.uses]
+        if ends.count(True) != 1:
+            return None
+        call = ends.index(True)
+        use = self.probe.uses[call]
+        plain = isinstance(use.op, Linear) and use.input.ndim == 2 and output.shape[1] > 1
+        others = {k for part in layout.small for k in part.calls}
+        if not plain or call in others or use.edge is None or use.edge.output_nr != 0:
+            return None
+        for number, layer in enumerate(layout.layers):
+            size = self.problem.theta[layer.weight].numel()
+            whole = layer.out_features == output.shape[1] and layer.width == size
+            if layer.uses == (call,) and whole and layer.axis == 0 and not layer.shared:
+                return number
+        return None
 
     def _use(self, r: _Role) -> Use:
         return self.probe.uses[r.call]

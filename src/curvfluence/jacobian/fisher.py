@@ -10,7 +10,10 @@ from torch import Tensor
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
-from curvfluence.jacobian.columns import MakeColumns
+from curvfluence.jacobian.columns import Columns, MakeColumns, Pulling
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.layer_columns import LayerColumns
+from curvfluence.jacobian.layers import Layer
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched
@@ -35,6 +38,14 @@ class Fisher(ABC):
     @abstractmethod
     def width(self, problem: Problem) -> int:
         """C."""
+
+    def pulling(self, problem: Problem, make: MakeColumns, what: str) -> Pulling:
+        """Those columns for a pass that errors call `what`, as they are pulled back."""
+        return Columns(make, self.width(problem), what)
+
+    def width_at(self, problem: Problem, layer: Layer) -> int:
+        """What the rank of an example's sum over a layer's rows is at most."""
+        return self.width(problem)
 
     def rank(self, problem: Problem) -> int:
         """What the rank of the sum over all rows is at most: C for each different example."""
@@ -67,6 +78,41 @@ class Type2(Fisher):
         with torch.no_grad(), generators.preserved():
             output = problem.forward(few.inputs.clone())
         return problem.train.distinct * problem.loss.rank(output, few.targets)
+
+
+@dataclass(frozen=True)
+class Type2ByLayer(Type2):
+    """The same expectation for sums within each layer, where the outputs are many and those of a
+    last layer W h + b: min(h, K − 1) columns instead of K − 1, see `LayerColumns`.
+
+    What rungs that have a block a layer take in the place of `Type2()`; rows across layers do not
+    belong together.
+    """
+
+    @staticmethod
+    def fits(problem: Problem) -> bool:
+        """More than `TYPE2_LIMIT` columns, of a loss that has its Hessian in closed form; and all
+        uses of the parameters known, every one of which reaches the output by the last layer."""
+        if problem.loss.columns(problem.n_outputs) <= TYPE2_LIMIT or not problem.loss.structured:
+            return False
+        layout = discover(problem)
+        ruled = {part.name for part in layout.small}
+        known = layout.last is not None and ruled.issuperset(layout.others)
+        return known and problem.autocast is None
+
+    def pulling(self, problem: Problem, make: MakeColumns, what: str) -> LayerColumns:
+        return LayerColumns(self.width(problem), what)
+
+    def width(self, problem: Problem) -> int:
+        return min(self._last(problem).in_features, super().width(problem))
+
+    def width_at(self, problem: Problem, layer: Layer) -> int:
+        return super().width(problem) if layer == self._last(problem) else self.width(problem)
+
+    def _last(self, problem: Problem) -> Layer:
+        layout = discover(problem)
+        assert layout.last is not None
+        return layout.layers[layout.last]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +195,14 @@ def fisher_named(name: str, seed: int = 0) -> Fisher:
     raise InputError(f"there is no Fisher type {name!r}; there are type2, empirical and mc(k)")
 
 
-def default_fisher(problem: Problem) -> Fisher:
-    """type2 while an example has at most 64 output columns, mc(8) above."""
-    few = problem.loss.columns(problem.n_outputs) <= TYPE2_LIMIT
-    return Type2() if few else MonteCarlo()
+def default_fisher(problem: Problem, *, by_layer: bool = False) -> Fisher:
+    """type2 while an example has at most 64 columns that are carried through the model, mc(8)
+    above: K − 1 of them, or with `by_layer` (for sums within a layer) no more than the last layer
+    has inputs."""
+    exact = type2(problem, by_layer=by_layer)
+    return exact if exact.width(problem) <= TYPE2_LIMIT else MonteCarlo()
+
+
+def type2(problem: Problem, *, by_layer: bool) -> Type2:
+    """The exact expectation; with `by_layer` for sums within a layer alone."""
+    return Type2ByLayer() if by_layer and Type2ByLayer.fits(problem) else Type2()

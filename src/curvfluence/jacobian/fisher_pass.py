@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from curvfluence.jacobian.cache import CachedRows, Kind, row_cache
-from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import FEW_SURPRISES, Draws, Fisher
 from curvfluence.jacobian.gradients import cached_gradients, gradient_rows
@@ -122,7 +121,7 @@ class FisherPass:
             return drawn(loss, output, target)
 
         what = f"training set ({self.fisher.name})"
-        columns = Columns(make, self.fisher.width(self.problem), what)
+        columns = self.fisher.pulling(self.problem, make, what)
         part = self.problem.train[first:]
         for start, rows in rows_in_chunks(self.problem, self.layout, part, columns, first=first):
             made = start + len(rows)

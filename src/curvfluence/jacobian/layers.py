@@ -100,6 +100,11 @@ class Small:
     layers: tuple[Layer, ...] = ()
     positions: tuple[int, ...] = ()  # of an example in each of `uses`; empty where not known yet
 
+    @property
+    def calls(self) -> set[int]:
+        """All that it appears in."""
+        return {k for k, _ in self.uses} | {k for layer in self.layers for k in layer.uses}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -108,6 +113,8 @@ class Layout:
     `small` are among the others: no layer, but rows without another pass over the model. `proved`
     says that the graph of the probe shows all uses of what has a rule, as each batch's then must.
     `elements` counts the numbers that one example needs in the layers' inputs, and per column in s.
+    `last` is the number of the layer whose output is the model's, where all else reaches it by
+    that layer's inputs.
     """
 
     layers: tuple[Layer, ...]
@@ -116,6 +123,7 @@ class Layout:
     calls: tuple[tuple[str, str], ...] = ()  # (kind, weight or bias) of each use, in order
     proved: bool = False
     varied: bool = False  # whether batches have other numbers of positions than the probe
+    last: int | None = None
 
     @property
     def ruled(self) -> tuple[str, ...]:

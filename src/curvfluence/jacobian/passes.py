@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from curvfluence.errors import counted_from
 from curvfluence.jacobian.agreement import Sketch, drawn, require_alike, require_sum
 from curvfluence.jacobian.capture import capture
-from curvfluence.jacobian.columns import Columns
+from curvfluence.jacobian.columns import Pulling
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
-from curvfluence.jacobian.unruled import rows_without_rule
 from curvfluence.problem.data import Examples, require_finite
-from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
-from curvfluence.problem.tree import Batched
 from curvfluence.runtime import budget
 from curvfluence.runtime import device as machine
 
@@ -28,7 +24,7 @@ def rows_in_chunks(
     problem: Problem,
     layout: Layout,
     examples: Data,
-    columns: Columns,
+    columns: Pulling,
     *,
     chunk: int | None = None,
     first: int = 0,
@@ -43,7 +39,7 @@ def rows_in_chunks(
     Errors: `NonFiniteError` names the first example whose output or row is not finite, `InputError`
     what these checks find.
     """
-    size = _chunk_size(problem, layout, columns.width, chunk)
+    size = _chunk_size(problem, layout, columns, chunk)
     for number, (place, part) in enumerate(examples.chunks(size)):
         start = first + place
         made = _made(problem, layout, part, columns, start)
@@ -54,16 +50,16 @@ def rows_in_chunks(
             versions = made.rows.versions
             _require_alone(problem, layout, part, made, at, start)
             if made.rows.versions != versions:  # the model keeps its activations in its own memory
-                made = _made(problem, layout, part, made.again(), start)
+                made = _made(problem, layout, part, made.again(slice(None)), start)
         yield start, made.rows
 
 
-def _chunk_size(problem: Problem, layout: Layout, width: int, chunk: int | None) -> int:
+def _chunk_size(problem: Problem, layout: Layout, columns: Pulling, chunk: int | None) -> int:
     dense = sum(problem.theta[name].numel() for name in layout.others)
     sizes = (
         budget.EXAMPLES if chunk is None else chunk,
-        budget.DENSE_ROWS // max(1, dense * width),
-        pass_examples(problem.device, layout.elements(width)),
+        budget.DENSE_ROWS // max(1, columns.dense_elements(dense)),
+        pass_examples(problem.device, columns.elements(layout)),
         budget.EXAMPLES if layout.proved else budget.UNPROVED,
     )
     return max(1, min(sizes))
@@ -82,42 +78,34 @@ def pass_examples(device: torch.device, elements: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """Rows, the outputs and columns that they were made of, and what an ordinary backward pass
-    gives for the sum of their first columns, where that is to be compared."""
+    """Rows, the outputs that they were made of, and what an ordinary backward pass gives for the
+    sum of their first columns, where that is to be compared."""
 
     rows: Rows
     output: Tensor
-    columns: Columns
-    columns_bkc: Tensor
+    what: str
+    again: Callable[[slice], Pulling]  # the same columns, of some of the examples
     summed: Tensor | None
 
-    def again(self, part: slice = slice(None)) -> Columns:
-        """The same columns, of some of the examples."""
 
-        def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
-            return self.columns_bkc[part]
-
-        return replace(self.columns, make=make)
-
-
-def _made(problem: Problem, layout: Layout, part: Examples, columns: Columns, start: int) -> _Made:
-    x, y, what = part.inputs, part.targets, columns.what
-    seen = capture(problem, layout, x, y)
+def _made(problem: Problem, layout: Layout, part: Examples, columns: Pulling, start: int) -> _Made:
+    seen = capture(problem, layout, part.inputs, part.targets)
     output = seen.output.detach()
-    require_finite(output, f"model output for {what}", start)
-    with counted_from(start):
-        columns_bkc = columns.make(problem.loss_of(part), output, y)
-    require_finite(columns_bkc, f"output gradient of {what}", start)
-    terms, small, total = seen.pullback(
-        columns_bkc, summed=not layout.proved and problem.exact is problem
-    )
-    dense = rows_without_rule(problem, layout, x, columns_bkc, small)
-    for rows in (*(term.s for term in terms), dense):
-        require_finite(rows, f"gradient of {what}", start)
+    require_finite(output, f"model output for {columns.what}", start)
+    summed = not layout.proved and problem.exact is problem
+    pulled = columns.pulled(problem, layout, part, seen, start, summed=summed)
     rest = tuple(layout.others)
-    rows = Rows(problem.parameters, layout.layers, terms, rest, dense, part.weights)
-    summed = None if total is None else problem.parameters.flatten(total)
-    return _Made(rows, output, columns, columns_bkc, summed)
+    rows = Rows(
+        problem.parameters,
+        layout.layers,
+        pulled.terms,
+        rest,
+        pulled.dense,
+        part.weights,
+        columns.by_layer,
+    )
+    total = None if pulled.summed is None else problem.parameters.flatten(pulled.summed)
+    return _Made(rows, output, columns.what, pulled.again, total)
 
 
 def _require_whole(
@@ -125,9 +113,9 @@ def _require_whole(
 ) -> None:
     """The rows add up to what an ordinary backward pass gives."""
     if problem.exact is not problem:  # autocast's rounding would hide a use
-        made = _made(problem.exact, layout, part, made.again(), start)
+        made = _made(problem.exact, layout, part, made.again(slice(None)), start)
     assert made.summed is not None
-    require_sum(made.rows, made.summed, made.columns.what)
+    require_sum(made.rows, made.summed, made.what)
 
 
 def _require_alone(
@@ -139,4 +127,4 @@ def _require_alone(
     together = Sketch.of(made.rows[one], made.output[one], x_1p)
     single = _made(problem, layout, part[one], made.again(one), number)
     alone = Sketch.of(single.rows, single.output, x_1p)
-    require_alike(together, alone, problem.autocast, number, made.columns.what)
+    require_alike(together, alone, problem.autocast, number, made.what)

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.jacobian.layers import Layer
-from curvfluence.jacobian.terms import Factored, Memo, Outer, SharedOuter, Term, joined, mixed
+from curvfluence.jacobian.terms import (
+    Factored,
+    Memo,
+    Outer,
+    SharedOuter,
+    Term,
+    joined,
+    mixed,
+    with_bias,
+)
 from curvfluence.problem.parameters import Parameters
 
 Basis: TypeAlias = "tuple[Tensor | None, Tensor | None]"  # U_B and U_A; None is the identity
@@ -24,6 +33,9 @@ class Rows:
     `terms` holds those of each layer, whose weights and biases stand side by side in no dense
     form. Parameters of no layer: dense [N, C, R], in the order of `rest`. `weights` [N] are the
     examples', which the rows hold already and only K-FAC's A needs to know; None is 1 each.
+
+    With `by_layer` each layer, and the rest, has columns of its own, as many as it needs: sums
+    over examples and columns within one are right, and nothing across them is.
     """
 
     parameters: Parameters
@@ -32,6 +44,7 @@ class Rows:
     rest: tuple[str, ...]
     dense: Tensor
     weights: Tensor | None = None
+    by_layer: bool = False
 
     def __len__(self) -> int:
         return len(self.dense)
@@ -39,7 +52,7 @@ class Rows:
     def __getitem__(self, index: slice | Tensor) -> Rows:
         terms = tuple(term[index] for term in self.terms)
         weights = None if self.weights is None else self.weights[index]
-        return Rows(self.parameters, self.layers, terms, self.rest, self.dense[index], weights)
+        return replace(self, terms=terms, dense=self.dense[index], weights=weights)
 
     @property
     def factored(self) -> bool:
@@ -215,6 +228,32 @@ class Rows:
                 total += term.summed().square().sum(2)
         return total
 
+    def _whole_parts(self) -> Iterator[tuple[Layer, Term]]:
+        """Each layer's rows with its bias among them."""
+        for layer, term in self._parts:
+            yield layer, term if layer.bias is None else with_bias(term)
+
+    def sketched(self, x_p: Tensor) -> Tensor:
+        """⟨x, row_nc⟩, [N, C]; by layer, of the columns of each side by side."""
+        if not self.by_layer:
+            return self.inner(x_p[None])[0]
+        found: list[Tensor] = []
+        for layer, term in self._whole_parts():
+            x_oi = layer.weight_of(self.parameters, x_p)
+            if layer.bias is not None:
+                x_oi = torch.cat([x_oi, layer.bias_of(self.parameters, x_p)[:, None]], dim=1)
+            found.append(term.sketched(x_oi))
+        found += [self.dense[..., at] @ x_p[place] for place, at in self.rest_slices()]
+        return torch.cat(found, dim=1)
+
+    def column_norms(self) -> Tensor:
+        """‖row_nc‖, [N, C]; by layer, of the columns of each side by side."""
+        if not self.by_layer:
+            return self.squared_norms().sqrt()
+        found = [term.column_norms() for _, term in self._whole_parts()]
+        found += [part.norm(dim=2) for part in self.rest_parts()]
+        return torch.cat(found, dim=1)
+
     @property
     def _tensors(self) -> list[Tensor]:
         return [self.dense, *(t for term in self.terms for t in term.tensors)]
@@ -240,8 +279,7 @@ class Rows:
         if self.dense.dtype == dtype:
             return self
         terms = tuple(term.to(dtype) for term in self.terms)
-        dense = self.dense.to(dtype)
-        return Rows(self.parameters, self.layers, terms, self.rest, dense, self.weights)
+        return replace(self, terms=terms, dense=self.dense.to(dtype))
 
     def slices(self, elements: int) -> Iterator[Rows]:
         """Successive examples, each part of about so many elements."""
@@ -265,7 +303,7 @@ def concatenate(parts: list[Rows]) -> Rows:
     dense = torch.cat([p.dense for p in parts])
     held = [p.weights for p in parts if p.weights is not None]
     weights = torch.cat(held) if held else None
-    return Rows(first.parameters, first.layers, terms, first.rest, dense, weights)
+    return replace(first, terms=terms, dense=dense, weights=weights)
 
 
 def _uniform(values: Tensor, name: str) -> float:

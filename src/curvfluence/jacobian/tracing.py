@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from curvfluence.jacobian.operations import (
     Affine,
+    Linear,
     Lookup,
     MatrixOperation,
     convolution_of,
@@ -57,6 +58,7 @@ class Use:
     version: int  # of the input, to notice when it is changed in place afterwards
     edge: GradientEdge | None
     dtype: torch.dtype  # of the output
+    source: Tensor | None = None  # the input with its graph, of a Linear layer
 
     @property
     def kind(self) -> str:
@@ -133,7 +135,9 @@ class Tracer(TorchFunctionMode):
             return
         edge = get_gradient_edge(output) if output.requires_grad else None
         kept = x.detach().clone() if self._clone else x.detach()
-        self.uses.append(Use(op, w, b, kept, kept._version, edge, output.dtype))  # pyright: ignore[reportPrivateUsage]
+        source = x if isinstance(op, Linear) and x.requires_grad else None
+        version = kept._version  # pyright: ignore[reportPrivateUsage]
+        self.uses.append(Use(op, w, b, kept, version, edge, output.dtype, source))
 
     @property
     def overwritten(self) -> bool:

@@ -46,13 +46,21 @@ class ErrorBounds:
         """The largest of each query, [Q]."""
         return self.values.amax(1)
 
-    def __str__(self) -> str:
+    def signs(self, values_qn: Tensor) -> Tensor:
+        """Which of the scores have their sign proven, [Q, N]: those larger than their bound."""
+        return values_qn.double().abs() > self.values.to(values_qn.device)
+
+    @property
+    def said(self) -> str:
+        """What they say, without of which rung."""
         middle, most = float(self.values.median()), float(self.values.max())
         return (
-            f"{self.rung} against the exact GGN: no score is off by more than {most:.2g} "
-            f"{self.unit}, half by no more than {middle:.2g} ({self.rows:,} rows, {self.share:.0%} "
-            "of the trace)"
+            f"no score is off by more than {most:.2g} {self.unit}, half by no more than "
+            f"{middle:.2g} ({self.rows:,} rows, {self.share:.0%} of the trace)"
         )
+
+    def __str__(self) -> str:
+        return f"{self.rung} against the exact GGN: {self.said}"
 
 
 def require_few_columns(problem: Problem) -> int:

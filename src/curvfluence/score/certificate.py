@@ -27,13 +27,15 @@ class Certificate:
     """`residuals[q]` = ‖(A + diag(w) + λI) x_q − g_q‖/‖g_q‖ with A the exact `against`, x_q the
     rung's own solution. 0 is exact; 1 is no better than x = 0. A query without
     a gradient has 0 with x = 0. `matrix` names what the solve inverted: A + W + λI, or A + λI where
-    no weight decay is in it."""
+    no weight decay is in it. `bounds`, where they were asked for, has a proven bound on the error
+    of every score, see `ErrorBounds`."""
 
     rung: str
     against: str
     residuals: tuple[float, ...]
     dtype: str
     matrix: str = "A + W + λI"
+    bounds: ErrorBounds | None = None
 
     @property
     def worst(self) -> float:
@@ -42,10 +44,11 @@ class Certificate:
     def __str__(self) -> str:
         ordered = sorted(self.residuals)
         middle = ordered[len(ordered) // 2]
+        proven = "" if self.bounds is None else f"; {self.bounds.said}"
         return (
             f"{self.rung} against the exact {self.against} ({self.dtype} product, "
             f"{self.matrix.replace('A', self.against)}): relative residual of {len(ordered)} "
-            f"queries, median {middle:.2g}, largest {ordered[-1]:.2g}"
+            f"queries, median {middle:.2g}, largest {ordered[-1]:.2g}{proven}"
         )
 
 

@@ -118,13 +118,24 @@ class Scores:
                 raise InputError(f"there are {count} queries, 0 to {count - 1}; seen {row}")
         return [row % count for row in rows]
 
-    def certificate(self, against: str = "GGN", dtype: torch.dtype | None = None) -> Certificate:
+    def certificate(
+        self, against: str = "GGN", dtype: torch.dtype | None = None, *, bounds: bool = False
+    ) -> Certificate:
         """‖(A + diag(w) + λI) x − g‖/‖g‖ of every query, x by this rung's inverse and A the exact
         GGN or Hessian: how far the inverse is from the one that it approximates.
 
-        By one product, see `certify`; the model and the curvature must still be alive.
+        By one product, see `certify`; the model and the curvature must still be alive. With
+        `bounds`, and where scores were made to a `bound_tolerance`, it has their `error_bounds()`
+        too, which hold against the GGN alone.
         """
-        return self._certifier(against, None if dtype is None else kinds.dtype(dtype, "dtype"))
+        kinds.flag(bounds, "bounds")
+        if bounds and against != "GGN":
+            raise InputError(f"bounds hold against the exact GGN alone; seen against={against!r}")
+        found = self._certifier(against, None if dtype is None else kinds.dtype(dtype, "dtype"))
+        if against != "GGN":
+            return found
+        proven = self.error_bounds() if bounds and self.bounds is None else self.bounds
+        return replace(found, bounds=proven)
 
     def error_bounds(self, rows: int = 1000) -> ErrorBounds:
         """A bound on the error of every score against influence under the exact GGN at the same

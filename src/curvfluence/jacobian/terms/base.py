@@ -98,6 +98,14 @@ class Term(ABC):
         width = self.shape[0] * self.shape[1]
         return torch.cat([part.dense().square().sum((2, 3)) for part in self.slices(width)])
 
+    def sketched(self, x_oi: Tensor) -> Tensor:
+        """⟨x, row_nc⟩, [N, C]: what tells rows apart."""
+        return self.inner(x_oi[None])[0]
+
+    def column_norms(self) -> Tensor:
+        """‖row_nc‖, [N, C]: what the rounding of `sketched` goes with."""
+        return self.squared_norms().sqrt()
+
     @property
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:

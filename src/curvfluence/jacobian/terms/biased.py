@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from curvfluence.jacobian.terms.base import Factored, Term
 from curvfluence.jacobian.terms.formed import Formed
+from curvfluence.jacobian.terms.last import LastOuter
 from curvfluence.jacobian.terms.lookup import LookupOuter
 from curvfluence.jacobian.terms.outer import Outer
 from curvfluence.jacobian.terms.products import with_ones
@@ -21,7 +22,7 @@ from curvfluence.jacobian.terms.tied import TiedOuter
 
 def with_bias(term: Term) -> Term:
     """The rows of [W | b]: a 1 is appended to every a."""
-    assert isinstance(term, Outer | SharedOuter | Formed)
+    assert isinstance(term, Outer | SharedOuter | LastOuter | Formed)
     if term.ones:
         return replace(term, biased=True)
     assert not isinstance(term, Formed)
@@ -32,7 +33,7 @@ def bias_alone(term: Term) -> Term:
     """The rows of the bias, o × 1."""
     if isinstance(term, Formed):
         return Formed(term.summed(), biased=True)
-    assert isinstance(term, Outer | SharedOuter)
+    assert isinstance(term, Outer | SharedOuter | LastOuter)
     ones = term.data.new_ones(*term.data.shape[:-1], 1)
     return replace(term, data=ones, biased=True, ones=False)
 
@@ -50,6 +51,9 @@ def joined(parts: Sequence[Term]) -> Term:
         tied = cast("Sequence[TiedOuter]", parts)
         lookup, head = joined([p.lookup for p in tied]), joined([p.head for p in tied])
         return TiedOuter(cast(LookupOuter, lookup), cast(SharedOuter, head))
+    if isinstance(first, LastOuter):
+        hessian = first.hessian.joined([cast(LastOuter, part).hessian for part in parts])
+        return replace(first, data=cat(lambda p: cast(LastOuter, p).data), hessian=hessian)
     if isinstance(first, Outer):
         s = cat(lambda part: cast(Factored, part).s)
         return replace(first, data=cat(lambda p: cast(Outer, p).data), s=s)

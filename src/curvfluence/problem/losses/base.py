@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
+from curvfluence.problem.losses.output_hessian import OutputHessian
 
 Part: TypeAlias = "tuple[Any, Tensor | None]"  # targets, and weights where there are some
 
@@ -113,6 +114,17 @@ class Loss(ABC):
         s_nkc = self.factor(output, target)
         return (s_nkc @ (s_nkc.mT @ v[:, :, None]))[:, :, 0]
 
+    @property
+    def structured(self) -> bool:
+        """Whether `output_hessian` is there, of the S that `factor` gives."""
+        names = ("factor", "output_hessian")
+        owner = next(one for one in type(self).__mro__ if any(name in vars(one) for name in names))
+        return owner is not Loss and "output_hessian" in vars(owner)
+
+    def output_hessian(self, output: Tensor, target: Any) -> OutputHessian:
+        """S Sᵀ per example in closed form, where a loss has one: for many outputs."""
+        raise InputError(f"the Hessian of {type(self).__name__} in its outputs has no closed form")
+
     def hessian_product(self, output: Tensor, target: Any, v: Tensor) -> Tensor:
         """∂²ℓ/∂f² v per example, [N, K], negative eigenvalues included."""
         if self.convex:
@@ -186,6 +198,10 @@ class Wrapping(Loss):
     @property
     def trees(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.loss.trees
+
+    @property
+    def structured(self) -> bool:
+        return False
 
     @property
     def closed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvfluence import kinds
 from curvfluence.errors import InputError, about
 from curvfluence.problem.losses.base import Loss
+from curvfluence.problem.losses.output_hessian import SoftmaxHessian
 
 ROUNDING = 1e-3  # by which probabilities may miss the sum of 1
 
@@ -176,6 +177,10 @@ class CrossEntropy(Loss):
         u_nk = (0.5 * output.log_softmax(-1)).exp()
         total_n = self._mass(output, target).sum(-1)
         return (total_n.sqrt()[:, None] * u_nk)[:, :, None] * _complement(u_nk)
+
+    def output_hessian(self, output: Tensor, target: Tensor) -> SoftmaxHessian:
+        """R (diag(p) − p pᵀ)."""
+        return SoftmaxHessian.of(output.softmax(-1), self._mass(output, target).sum(-1))
 
     def factored_product(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
         """R (p ∘ v − p pᵀ v)."""

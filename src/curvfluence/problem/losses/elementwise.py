@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError, about
 from curvfluence.problem.losses.base import Loss
+from curvfluence.problem.losses.output_hessian import DiagonalHessian
 
 
 def _as_output(output: Tensor, target: Tensor) -> Tensor:
@@ -57,6 +58,9 @@ class MSE(Loss):
         eye = torch.eye(k, dtype=output.dtype, device=output.device)
         return (sqrt(2 / k) * eye).expand(n, k, k)
 
+    def output_hessian(self, output: Tensor, target: Tensor) -> DiagonalHessian:
+        return DiagonalHessian(torch.full_like(output, 2 / output.shape[-1]))
+
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - _as_output(output, target)) * sqrt(2 / output.shape[-1])
 
@@ -100,6 +104,9 @@ class BinaryCrossEntropy(Loss):
 
     def factor(self, output: Tensor, target: Tensor) -> Tensor:
         return torch.diag_embed(self._diagonal(output))
+
+    def output_hessian(self, output: Tensor, target: Tensor) -> DiagonalHessian:
+        return DiagonalHessian(output.sigmoid() * (-output).sigmoid() / output.shape[-1])
 
     def coordinates(self, output: Tensor, target: Tensor) -> Tensor:
         # (1 − y) σ(f) / √(σ(f) σ(−f)) = (1 − y) e^{f/2}, and likewise for y: no 0/0.

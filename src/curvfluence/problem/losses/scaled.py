@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.problem.losses.base import Loss, Wrapping
+from curvfluence.problem.losses.output_hessian import OutputHessian
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,13 @@ class ScaledLoss(Wrapping):
 
     def hessian(self, output: Tensor, target: Any) -> Tensor:
         return self._times(self.loss.hessian(output, target))
+
+    @property
+    def structured(self) -> bool:
+        return self.loss.structured
+
+    def output_hessian(self, output: Tensor, target: Any) -> OutputHessian:
+        return self.loss.output_hessian(output, target).scaled(self.weights)
 
     def factored_product(self, output: Tensor, target: Any, v: Tensor) -> Tensor:
         return self._times(self.loss.factored_product(output, target, v))

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from math import inf, isfinite, isnan
 
+import torch
+
 from curvfluence.explore import Answers
 from curvfluence.study.words import NONE, listed, number, short
 
@@ -34,12 +36,16 @@ def measures(found: Answers, k: int) -> tuple[Measure, ...]:
         for r in range(len(found.answers))
         if (residual := _residual(found, r, k)) is not None
     )
+    bounds = (
+        measure for r in range(len(found.answers)) if (measure := _of_bounds(found, r, k))
+    )
     told = found.agreement
     if told is None:
-        return tuple(residuals)
+        return (*residuals, *bounds)
     both = f"{_name(found, 0)} and {_name(found, 1)}"
     return (
         *residuals,
+        *bounds,
         _of_ranks(both, float(told.correlation[k])),
         _of_lists("helpful", both, int(told.top[k]), told.k),
         _of_lists("harmful", both, int(told.bottom[k]), told.k),
@@ -95,6 +101,20 @@ def _of_inverse(name: str, residual: float) -> Measure:
     return Measure(
         f"Inverse of {name}", f"residual {_shown(residual)}", max(0.0, 1 - residual), words
     )
+
+
+def _of_bounds(found: Answers, r: int, k: int) -> Measure | None:
+    """How many of the scores that are listed are proven to have their sign."""
+    answer = found.answers[r]
+    bounds = None if answer.certificate is None else answer.certificate.bounds
+    if bounds is None:
+        return None
+    row = answer.scores[k]
+    listed = torch.cat([row.top(found.top).indices[0], row.bottom(found.top).indices[0]]).unique()
+    proven = int(bounds.of([k]).signs(row.values)[0, listed].sum())
+    value = f"off by at most {short(float(bounds.worst[k]))} {bounds.unit}"
+    words = f"the sign of {proven} of the {len(listed)} listed is proven"
+    return Measure(f"Scores of {_name(found, r)}", value, proven / len(listed), words)
 
 
 def _of_ranks(both: str, correlation: float) -> Measure:
