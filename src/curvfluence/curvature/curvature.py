@@ -94,6 +94,17 @@ class Curvature:
             block.places.put(out, block.operator @ block.places.take(v))
         return out
 
+    def inverted(self, v: Tensor, damping: Damping) -> Tensor:
+        """The matrix that `solve` inverts, times v [..., P]: (C + diag(w) + λI) v, but for what a
+        rung does to eigenvalues of its own, |μ| + λ say."""
+        self._require_length(v)
+        out = torch.zeros_like(v)
+        for block, value in zip(self.blocks, self.lambdas(damping), strict=True):
+            decay = block.places.take(self.decay)
+            x = block.places.take(v)
+            block.places.put(out, block.operator.inverted(x, decay, value))
+        return out
+
     def effective(self, damping: Damping) -> Damping:
         """`damping`, or the one that the rung's definition fixes."""
         return damping if self.fixed_damping is None else self.fixed_damping

@@ -9,7 +9,12 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.dense_limit import require_dense, too_large
 from curvfluence.curvature.estimate.ggn import by_pairs
 from curvfluence.curvature.estimate.hessian import hessian_matrix, path
-from curvfluence.curvature.inversion import ConjugateGradients, Matrix, matrix_operations
+from curvfluence.curvature.inversion import (
+    ConjugateGradients,
+    Matrix,
+    SelectedRows,
+    matrix_operations,
+)
 from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.symmetric import (
@@ -27,6 +32,8 @@ from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.stage import Stage
 
+ITERATED, EIGEN = 30, 4000  # products that a forecast counts
+
 __all__ = ["Abs", "Clip", "Hessian", "Plain", "Treatment", "Truncate"]
 
 
@@ -38,23 +45,31 @@ class Hessian(Rung):
     held fixed, so a saturated loss loses nothing to cancellation. Chains of Linear layers take
     GEMMs; any other model takes vmapped Hessian-vector products, P of them. A `CustomLoss` that is
     not convex in f keeps its negative curvature here.
-    With `form=ConjugateGradients()` and `Plain()` no matrix is formed; where H + diag(w) + λI is
-    not positive definite that raises `SingularError`.
+    With a form no matrix is formed. `SelectedRows()` takes `Plain()` by MINRES, whatever the signs,
+    and `Abs()` by turning over every negative eigenpair that an eigensolver finds, up to 256;
+    `ConjugateGradients()` takes `Plain()`, and raises `SingularError` where H + diag(w) + λI is not
+    positive definite.
     Cost: 2 N P² and an eigendecomposition, about 10 P³; memory 4 P² numbers.
     """
 
     treatment: Treatment = Abs()  # noqa: RUF009 - a frozen value
-    form: ConjugateGradients | None = None
+    form: ConjugateGradients | SelectedRows | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.treatment, Treatment):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
                 f"treatment must be Abs(), Plain(), Clip() or Truncate(τ); seen {self.treatment!r}"
             )
-        if self.form is not None and not isinstance(self.treatment, Plain):
+        if isinstance(self.form, SelectedRows):
+            if not isinstance(self.treatment, Abs | Plain):
+                raise InputError(
+                    f"selected rows take abs and plain, not {self.treatment.name}: the eigenvalues "
+                    "are not at hand. Use Hessian(form=SelectedRows())"
+                )
+        elif self.form is not None and not isinstance(self.treatment, Plain):
             raise InputError(
                 f"conjugate gradients know no eigenvalues to treat by {self.treatment.name}: use "
-                "Hessian(Plain(), form=ConjugateGradients())"
+                "Hessian(form=SelectedRows()), or Hessian(Plain(), form=ConjugateGradients())"
             )
 
     @property
@@ -75,6 +90,8 @@ class Hessian(Rung):
         )
 
     def _operator(self, problem: Problem) -> tuple[Operator, str, tuple[str, ...]]:
+        if isinstance(self.form, SelectedRows):
+            return *self.form.hessian(problem, turned=self._turned), ()
         if self.form is not None:
             return *self.form.operator(problem, "Hessian"), ()
         require_dense(self.name, problem.parameters.count, "the model")
@@ -92,8 +109,17 @@ class Hessian(Rung):
         )
 
     def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
-        rule = path(problem) if self.form is None else self.form.rule(problem)
+        if self.form is None:
+            rule = path(problem)
+        elif isinstance(self.form, SelectedRows):
+            rule = self.form.hessian_rule(turned=self._turned)
+        else:
+            rule = self.form.rule(problem)
         return over_everything(problem, rule)
+
+    @property
+    def _turned(self) -> bool:
+        return isinstance(self.treatment, Abs)
 
     def elements(self, problem: Problem) -> float:
         if self.form is not None or too_large(problem.parameters.count):
@@ -104,6 +130,8 @@ class Hessian(Rung):
         return (Matrix() if self.form is None else self.form).refusal(problem)
 
     def stages(self, work: Workload) -> list[Stage]:
+        if isinstance(self.form, SelectedRows):
+            return self._iterated_stages(work, self.form)
         if self.form is not None:
             return self.form.stages(work)
         problem, p = work.problem, float(work.problem.parameters.count)
@@ -114,3 +142,18 @@ class Hessian(Rung):
             work.double_backward(name, vectors, products),
             work.eigendecompositions("eigendecomposition", p**3, 5 * p**2, exact=False),
         ]
+
+    def _iterated_stages(self, work: Workload, form: SelectedRows) -> list[Stage]:
+        """How many products are needed is known only when they are done; these are about right
+        where the GGN's largest rows hold most of the curvature."""
+        problem, p = work.problem, float(work.problem.parameters.count)
+        held = form.elements(problem, work.queries)
+        none = work.products("", 0.0, held)
+        stages = [work.passed("pass over the data", problem.loss.columns(problem.n_outputs))]
+        if self._turned:
+            stages.append(
+                work.double_backward(f"about {EIGEN} products for eigenpairs", EIGEN, none)
+            )
+        count = float(ITERATED * work.queries)
+        solved = work.products("", 12 * count * p, held)
+        return [*stages, work.double_backward(f"about {ITERATED} products a query", count, solved)]

@@ -19,6 +19,7 @@ from curvfluence.curvature.operators.mean_eigenvalue import of_parts
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator, without_small
 from curvfluence.curvature.operators.selected_rows import SelectedRowsOperator
+from curvfluence.curvature.operators.selected_rows_hessian import SelectedRowsHessian
 from curvfluence.curvature.rung import Rung, fit
 from curvfluence.curvature.workload import Workload, row_operations
 from curvfluence.errors import InputError
@@ -280,10 +281,33 @@ class SelectedRows(Form):
         kinds.count(self.most, "most")
         kinds.count(self.max_products, "max_products")
 
-    def operator(self, problem: Problem) -> tuple[Operator, str]:
+    def hessian(self, problem: Problem, *, turned: bool) -> tuple[Operator, str]:
+        """(the Hessian by its products, by which path): H + diag(w) + λ as it is, by MINRES, or
+        with `turned` |H + diag(w)| + λ, see `SelectedRowsHessian`."""
+        self._require(problem)
+        operator = SelectedRowsHessian(
+            CurvatureProduct(problem, "Hessian"),
+            None,  # a relative damping is in units of the GGN's trace, as with conjugate gradients
+            self.count,
+            self.max_products,
+            self.tolerance,
+            most=min(self.most, _most_rows(problem)),
+            factor=FisherPass(problem, Type2(), again=True),
+            turned=turned,
+        )
+        return operator, self.hessian_rule(turned=turned)
+
+    def hessian_rule(self, *, turned: bool) -> str:
+        by = "block conjugate gradients, negative eigenpairs turned over" if turned else "MINRES"
+        return f"exact products, {by} (by the GGN's largest rows)"
+
+    def _require(self, problem: Problem) -> None:
         reason = self.refusal(problem)
         if reason is not None:
             raise InputError(reason)
+
+    def operator(self, problem: Problem) -> tuple[Operator, str]:
+        self._require(problem)
         operator = SelectedRowsOperator(
             CurvatureProduct(problem),
             Type2().rank(problem),

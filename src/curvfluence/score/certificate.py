@@ -126,12 +126,13 @@ class Certifier:
 def own_residuals(
     curvature: Curvature, x_qp: Tensor, g_qp: Tensor, damping: Damping
 ) -> tuple[float, ...]:
-    """‖(C + diag(w) + λI) x − g‖/‖g‖ of every query with C the curvature itself."""
-    shift, step = curvature.shift(damping), max(1, budget.RIGHT_HAND_SIDES // x_qp.shape[1])
+    """‖(C + diag(w) + λI) x − g‖/‖g‖ of every query with C the curvature itself, as its solve
+    inverts it."""
+    step = max(1, budget.RIGHT_HAND_SIDES // x_qp.shape[1])
     return tuple(
         value
         for x, g in zip(x_qp.split(step), g_qp.split(step), strict=True)
-        for value in _relative(curvature.matvec(x) + shift * x, g)
+        for value in _relative(curvature.inverted(x, damping), g)
     )
 
 

@@ -46,6 +46,10 @@ class Operator(ABC):
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
         """(M + diag(decay) + damping I)⁻¹ v for v [..., n]."""
 
+    def inverted(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        """The matrix that `solve` inverts, times v: (M + diag(decay) + damping I) v."""
+        return self @ v + (decay + damping) * v
+
     @abstractmethod
     def to_dense(self) -> Tensor:
         """M, [n, n]."""

@@ -90,7 +90,7 @@ class SelectedRowsOperator(Operator):
     """
 
     product: CurvatureProduct
-    rank: int  # of C, at most
+    rank: int | None  # of C, at most
     count: int
     max_products: int
     tolerance: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -165,9 +165,13 @@ class SelectedRowsOperator(Operator):
             to.copy_(self._solved(part, shift))
         return out.view_as(v)
 
+    def _damped(self, x_qp: Tensor, shift: Tensor) -> Tensor:
+        """What is inverted: (C + D) x."""
+        return self.product(x_qp).addcmul_(shift, x_qp)
+
     def _solved(self, v_qp: Tensor, shift: Tensor) -> Tensor:
         def damped(x_qp: Tensor) -> Tensor:
-            return self.product(x_qp).addcmul_(shift, x_qp)
+            return self._damped(x_qp, shift)
 
         def precondition(r_qp: Tensor) -> Tensor:
             held = self._last[0][2]
@@ -213,14 +217,14 @@ class SelectedRowsOperator(Operator):
         )
 
     def to_dense(self) -> Tensor:
-        require_dense("GGN", self.size, "the model")
+        require_dense(self.product.kind, self.size, "the model")
         eye = torch.eye(self.size).to(self.product.problem.decay)
         return torch.cat([self.product(part) for part in eye.split(256)])
 
     def eigenvalues(self) -> Tensor:
         raise InputError(
-            "GGN by selected rows has no eigenvalues at hand: use the form Matrix() or "
-            "SampleSpace()"
+            f"{self.product.kind} by selected rows has no eigenvalues at hand: use a matrix, or "
+            "SampleSpace() for the GGN"
         )
 
     def eigenbasis(self) -> Eigen:

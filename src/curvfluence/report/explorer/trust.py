@@ -36,9 +36,7 @@ def measures(found: Answers, k: int) -> tuple[Measure, ...]:
         for r in range(len(found.answers))
         if (residual := _residual(found, r, k)) is not None
     )
-    bounds = (
-        measure for r in range(len(found.answers)) if (measure := _of_bounds(found, r, k))
-    )
+    bounds = (measure for r in range(len(found.answers)) if (measure := _of_bounds(found, r, k)))
     told = found.agreement
     if told is None:
         return (*residuals, *bounds)

@@ -1,0 +1,121 @@
+"""The negative eigenpairs of a symmetric matrix that is known by its products."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvfluence.errors import InputError
+
+FIRST = 8  # pairs that are looked for at first
+ITERATIONS = 200
+WANTED = 1e-2  # of a pair's residual ‖A v − μ v‖, relative to what decides about it
+ACCURATE = 0.1  # that will do
+
+
+@dataclass(frozen=True, eq=False)
+class NegativePairs:
+    """μ [k] ascending, all below −`spared`; orthonormal vectors [k, n]; the largest residual
+    ‖A v − μ v‖; how many `products` with a vector were made."""
+
+    values: Tensor
+    vectors: Tensor
+    residual: float
+    spared: float
+    products: int
+
+
+def negative_pairs(
+    product: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    like: Tensor,
+    *,
+    spared: float,
+    most: int,
+) -> NegativePairs:
+    """Every eigenpair of A with μ < −`spared`, A acting on rows like `like` [n].
+
+    By LOBPCG (Knyazev 2001) on the lowest k pairs, with `precondition` ≈ (A + shift)⁻¹; k is
+    doubled until the k-th lowest is above −`spared`, since the lowest are found first.
+
+    Errors: `InputError` where there are more than `most`, or where they do not converge.
+    """
+    from scipy.sparse.linalg import lobpcg
+
+    n, counted = len(like), 0
+
+    def by_columns(of: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+        def applied(x: np.ndarray) -> np.ndarray:
+            rows = torch.from_numpy(np.ascontiguousarray(x.reshape(n, -1).T)).to(like)
+            return of(rows).double().cpu().numpy().T.reshape(x.shape)
+
+        return applied
+
+    def counting(rows: Tensor) -> Tensor:
+        nonlocal counted
+        counted += len(rows)
+        return product(rows)
+
+    a, m = by_columns(counting), by_columns(precondition)
+    count = min(FIRST, n)
+    start = np.random.default_rng(0).standard_normal((n, count))
+    while True:
+        if 5 * count >= n:  # the block is no small part of the space: scipy wants a dense solve
+            return _dense(product, like, spared, most)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whether it converged is looked at below
+            values, vectors = lobpcg(
+                a, start, M=m, largest=False, tol=WANTED * spared, maxiter=ITERATIONS
+            )
+        order = np.argsort(values)
+        values, vectors = values[order], vectors[:, order]
+        if values[-1] >= -spared:
+            break
+        if count >= most:
+            raise InputError(
+                f"more than {most} eigenvalues of H + diag(w) are below {-spared:.3g}: too many to "
+                "turn over one by one. Use a larger damping, or Hessian() as a matrix"
+            )
+        more = min(count, most - count, n - count)
+        fresh = np.random.default_rng(count).standard_normal((n, more))
+        start, count = np.concatenate([vectors, fresh], axis=1), count + more
+    mu = torch.from_numpy(values).to(like)
+    rows = torch.from_numpy(np.ascontiguousarray(vectors.T)).to(like)
+    off = _residuals(counting, mu, rows)
+    negative = int((mu < -spared).sum())
+    # The first above it says that there are no more: its own eigenvalue must be above too.
+    enough = ACCURATE * mu.abs().clamp_min(spared)
+    enough[:negative] = ACCURATE * spared
+    decided = off[: negative + 1] <= enough[: negative + 1]
+    if not bool(decided.all()):
+        raise InputError(
+            f"the lowest eigenpairs of H + diag(w) did not converge in {ITERATIONS} iterations: "
+            f"‖H v − μ v‖ is {float(off[: negative + 1].max()):.3g} where {spared:.3g} decides. "
+            "Use a larger damping, or Hessian() as a matrix"
+        )
+    worst = float(off[:negative].max()) if negative else 0.0
+    return NegativePairs(mu[:negative], rows[:negative], worst, spared, counted)
+
+
+def _dense(
+    product: Callable[[Tensor], Tensor], like: Tensor, spared: float, most: int
+) -> NegativePairs:
+    """Of a small matrix."""
+    matrix = product(torch.eye(len(like)).to(like)).double()
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    negative = values < -spared
+    mu, kept = values[negative].to(like), vectors.T[negative].to(like)
+    off = _residuals(product, mu, kept)
+    return NegativePairs(mu, kept, float(off.max()) if len(off) else 0.0, spared, len(like))
+
+
+def _residuals(product: Callable[[Tensor], Tensor], mu: Tensor, vectors: Tensor) -> Tensor:
+    """‖A v − μ v‖ of each."""
+    if not len(mu):
+        return mu
+    return torch.linalg.vector_norm(product(vectors) - mu[:, None] * vectors, dim=1)

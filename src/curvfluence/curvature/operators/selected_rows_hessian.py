@@ -1,0 +1,128 @@
+"""The Hessian by its products, solved behind an exact inverse on the largest rows of the GGN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.operators.minimal_residual import minimal_residual
+from curvfluence.curvature.operators.negative_pairs import NegativePairs, negative_pairs
+from curvfluence.curvature.operators.selected_rows import RESTARTS, SelectedRowsOperator
+from curvfluence.errors import InputError
+from curvfluence.jacobian.fisher_pass import FisherPass
+from curvfluence.jacobian.rows import Rows
+
+SPARED = 1e-2  # of λ: negative eigenvalues above −SPARED λ are inverted as 1/(μ + λ)
+MOST_NEGATIVE = 256  # that are turned over one by one
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedRowsHessian(SelectedRowsOperator):
+    """H by exact products; P = Z_MᵀZ_M/N + D, the GGN's on its largest rows, as a preconditioner.
+
+    With `turned` it inverts |H + diag(w)| + λ = H + diag(w) + λ + 2 Σ |μ| v vᵀ, the sum over all
+    eigenpairs with μ < −λ/100, by block conjugate gradients; eigenvalues between that and 0 are
+    inverted as 1/(μ + λ), which changes their part by 2% at most. Without, H + diag(w) + λ as it
+    is, by MINRES. P is positive definite either way, but no bound of H: nothing is proven by it.
+    """
+
+    definite: ClassVar[bool] = False
+
+    factor: FisherPass = field(kw_only=True)  # the rows of Z
+    turned: bool = field(default=False, kw_only=True)
+    _negative: list[tuple[Tensor, float, NegativePairs]] = field(
+        default_factory=list["tuple[Tensor, float, NegativePairs]"], init=False, repr=False
+    )
+
+    @property
+    def _rows(self) -> Iterable[Rows]:
+        return self.factor
+
+    def within(self, tolerance: float) -> SelectedRowsHessian:
+        other = super().within(tolerance)
+        assert isinstance(other, SelectedRowsHessian)
+        other._negative.extend(self._negative)
+        return other
+
+    def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        if self.turned and bool((decay + damping > 0).all()):
+            self._find(decay, damping)
+        return super().solve(v, decay, damping)
+
+    def inverted(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
+        if self.turned:
+            self._find(decay, damping)
+        return self._damped(v.reshape(-1, self.size), decay + damping).view_as(v)
+
+    def _damped(self, x_qp: Tensor, shift: Tensor) -> Tensor:
+        y_qp = super()._damped(x_qp, shift)
+        for _, _, pairs in self._negative if self.turned else ():
+            y_qp -= 2 * ((x_qp @ pairs.vectors.T) * pairs.values) @ pairs.vectors
+        return y_qp
+
+    def _find(self, decay: Tensor, damping: float) -> None:
+        """The negative eigenpairs of H + diag(w) that matter at λ."""
+        if self._negative:
+            known_decay, known_damping, _ = self._negative[0]
+            if torch.equal(known_decay, decay) and known_damping == damping:
+                return
+        if not damping > 0:
+            raise InputError("|μ| + λ by iteration needs λ > 0: which μ matter is told by it")
+        shift = decay + damping
+        self._negative.clear()
+        _, held = self.selected(shift)
+        factor = held.factor(shift) if held.count else None
+
+        def precondition(r_qp: Tensor) -> Tensor:
+            return r_qp / shift if factor is None else held.direct(r_qp, shift, factor)
+
+        pairs = negative_pairs(
+            lambda x: self.product(x).addcmul_(decay, x),
+            precondition,
+            decay,
+            spared=SPARED * damping,
+            most=MOST_NEGATIVE,
+        )
+        self._negative.append((decay, damping, pairs))
+
+    def _solved(self, v_qp: Tensor, shift: Tensor) -> Tensor:
+        if self.turned:
+            return super()._solved(v_qp, shift)
+        held = self._last[0][2]
+        scale = v_qp.abs().amax(1, keepdim=True)
+        scale = torch.where(scale > 0, scale, 1)
+        b_qp = v_qp / scale
+        enough = self.tolerance * b_qp.norm(dim=1).double()
+        x, residual, products = torch.zeros_like(b_qp), b_qp, 0
+        for _ in range(RESTARTS):
+            left = (residual.norm(dim=1) > enough).nonzero().flatten()
+            if not len(left) or products >= self.max_products:
+                break
+            found = minimal_residual(
+                lambda y: self._damped(y, shift),
+                residual[left],
+                precondition=lambda r: held.direct(r, shift, held.factor(shift)),
+                enough_q=enough[left] / 2,  # the recurrence and the residual part by rounding
+                max_products=self.max_products - products,
+            )
+            x[left] += found.x
+            products += found.products
+            residual = b_qp - self._damped(x, shift)
+        self._products.append(products)
+        return x * scale
+
+    def note(self, damping: float) -> str | None:
+        said = super().note(damping)
+        if said is None or not self._negative:
+            return said
+        values = self._negative[0][2].values
+        if not len(values):
+            return f"{said}; no eigenvalue of H + diag(w) below −λ/100"
+        return (
+            f"{said}; {len(values)} eigenvalues of H + diag(w) below −λ/100, the lowest "
+            f"{float(values[0]):.3g}: abs"
+        )

@@ -1,0 +1,201 @@
+"""The Hessian without a matrix, plain and abs, against its eigendecomposition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvfluence as cf
+from curvfluence.curvature.hessian import Abs, Clip, Plain
+from curvfluence.curvature.inversion import ConjugateGradients, SelectedRows
+from curvfluence.curvature.operators import negative_pairs as pairs_module
+from curvfluence.curvature.operators.minimal_residual import minimal_residual
+from curvfluence.curvature.operators.negative_pairs import negative_pairs
+from curvfluence.curvature.operators.selected_rows_hessian import SPARED
+from curvfluence.errors import InputError
+from tests.problems import chain_problem, make, mlp, seeded
+
+EXACT = SelectedRows(count=20, tolerance=1e-9, max_products=2000)
+
+
+def symmetric(values: list[float], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(values)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    return (q * torch.tensor(values, dtype=torch.float64)) @ q.T
+
+
+class TestMinimalResidual:
+    @pytest.mark.parametrize("preconditioned", [False, True])
+    def test_indefinite_systems(self, preconditioned: bool) -> None:
+        a = symmetric([-3.0, -0.5, *torch.linspace(0.1, 9, 28).tolist()])
+        m = (
+            symmetric(torch.linspace(1, 4, 30).tolist(), 1)
+            if preconditioned
+            else torch.eye(30).double()
+        )
+        b = torch.randn(5, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        b[3] = 0
+        found = minimal_residual(
+            lambda x: x @ a,
+            b,
+            precondition=lambda r: torch.linalg.solve(m, r.T).T,
+            enough_q=1e-11 * b.norm(dim=1),
+            max_products=200,
+        )
+        torch.testing.assert_close(found.x, torch.linalg.solve(a, b.T).T, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(found.residual, b - found.x @ a, rtol=0, atol=1e-9)
+        assert bool((found.x[3] == 0).all())
+
+    def test_residuals_never_rise_and_it_stops_where_asked(self) -> None:
+        a = symmetric([-3.0, -0.5, *torch.linspace(0.1, 9, 28).tolist()])
+        b = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+        def after(k: int) -> Tensor:
+            found = minimal_residual(
+                lambda x: x @ a, b, precondition=lambda r: r, enough_q=0 * b.norm(dim=1),
+                max_products=k,
+            )  # fmt: skip
+            assert found.products == k
+            return (b - found.x @ a).norm(dim=1)
+
+        norms = torch.stack([after(k) for k in range(1, 25)])
+        assert bool((norms[1:] <= norms[:-1] * (1 + 1e-12)).all())
+
+    def test_few_eigenvalues_need_few_products(self) -> None:
+        a = symmetric([-2.0] * 10 + [1.0] * 10 + [5.0] * 10)
+        b = torch.randn(4, 30, dtype=torch.float64)
+        found = minimal_residual(
+            lambda x: x @ a, b, precondition=lambda r: r, enough_q=1e-10 * b.norm(dim=1),
+            max_products=50,
+        )  # fmt: skip
+        assert found.products == 3
+
+
+class TestNegativePairs:
+    @pytest.mark.parametrize("count", [0, 3, 20])
+    def test_all_below(self, count: int) -> None:
+        values = [
+            *(-0.01 - 0.1 * k for k in range(count)),
+            *torch.linspace(-1e-4, 30, 180).tolist(),
+        ]
+        a = symmetric(values)
+        found = negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=5e-3, most=64)
+        wanted = torch.tensor(sorted(v for v in values if v < -5e-3), dtype=torch.float64)
+        torch.testing.assert_close(found.values, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            found.vectors @ found.vectors.T, torch.eye(count).double(), rtol=0, atol=1e-8
+        )
+        assert found.residual < 5e-4
+
+    def test_too_many(self) -> None:
+        a = symmetric([*(-1.0 - 0.01 * k for k in range(40)), *torch.linspace(1, 2, 260).tolist()])
+        with pytest.raises(InputError, match="more than 16 eigenvalues"):
+            negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=1e-2, most=16)
+
+    def test_no_convergence_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pairs_module, "ITERATIONS", 1)
+        a = symmetric([-0.2, -0.1, *torch.linspace(0, 1e4, 198).tolist()])
+        with pytest.raises(InputError, match="did not converge in 1 iterations"):
+            negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=1e-3, most=64)
+
+
+def vectors(problem: cf.Problem, count: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(count, problem.parameters.count, generator=generator, dtype=problem.dtype)
+
+
+def spectrum(problem: cf.Problem) -> tuple[Tensor, Tensor]:
+    h = cf.fit(problem, cf.Hessian()).to_dense() + problem.decay.diag()
+    return torch.linalg.eigh(h)
+
+
+def problems() -> dict[str, cf.Problem]:
+    seeded()
+    wide = make(mlp(5, 30, 3), cf.CrossEntropy(), outputs=3)
+    shared = make(
+        nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 3), nn.Tanh(), nn.Flatten(),
+                      nn.Linear(12, 3)),
+        cf.CrossEntropy(),
+        outputs=3,
+    )  # fmt: skip
+    return {"chain": chain_problem(), "wide": wide, "shared": shared}
+
+
+@pytest.mark.parametrize("name", ["chain", "wide", "shared"])
+@pytest.mark.parametrize("damping", [1e-3, 1e-2, 0.3])
+class TestHessian:
+    def test_plain(self, name: str, damping: float) -> None:
+        problem, at = problems()[name], cf.Absolute(damping)
+        v = vectors(problem)
+        curvature = cf.fit(problem, cf.Hessian(Plain(), form=EXACT))
+        values, u = spectrum(problem)
+        wanted = ((v @ u) / (values + damping)) @ u.T
+        found = curvature.solve(v, at)
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+        torch.testing.assert_close(curvature.inverted(found, at), v, rtol=0, atol=1e-7)
+
+    def test_abs(self, name: str, damping: float) -> None:
+        problem, at = problems()[name], cf.Absolute(damping)
+        v = vectors(problem)
+        curvature = cf.fit(problem, cf.Hessian(form=EXACT))
+        values, u = spectrum(problem)
+        below = values < -SPARED * damping
+        assert bool(below.any())
+        mu = torch.where(below, values.abs(), values)
+        wanted = ((v @ u) / (mu + damping)) @ u.T
+        found = curvature.solve(v, at)
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+        torch.testing.assert_close(curvature.inverted(found, at), v, rtol=0, atol=1e-7)
+        exact = ((v @ u) / (values.abs() + damping)) @ u.T
+        assert float((found - exact).norm() / exact.norm()) < 2 * SPARED
+
+
+def test_scores_say_what_was_done() -> None:
+    seeded()
+    problem = problems()["wide"]
+    at = cf.Absolute(1e-2)
+    scores = cf.influence(problem, cf.Hessian(form=SelectedRows(count=20)), damping=at)
+    wanted = cf.influence(problem, cf.Hessian(), damping=at).values
+    assert float((scores.values - wanted).norm() / wanted.norm()) < 0.02
+    assert scores.rung == "Hessian(abs)"
+    assert scores.residuals is not None
+    assert max(scores.residuals) < 1e-4
+    assert any("eigenvalues of H + diag(w) below −λ/100, the lowest" in n for n in scores.notes)
+    rows = SelectedRows(count=20, max_products=2000)
+    plain = cf.influence(problem, cf.Hessian(Plain(), form=rows), damping=at)
+    assert plain.residuals is not None
+    assert max(plain.residuals) < 1e-4
+    assert "MINRES" in cf.fit(problem, cf.Hessian(Plain(), form=SelectedRows())).coverage[0].rule
+
+
+def test_a_pole_is_left_as_a_residual() -> None:
+    """At λ = −μ plain has no inverse: MINRES gets as near as one can, and it is said."""
+    problem = problems()["chain"]
+    values, _ = spectrum(problem)
+    at = cf.Absolute(-float(values[0]))
+    rung = cf.Hessian(Plain(), form=SelectedRows(count=20, max_products=300))
+    with pytest.warns(cf.errors.CurvfluenceWarning, match="largest relative residual"):
+        scores = cf.influence(problem, rung, damping=at)
+    assert scores.residuals is not None
+    assert bool(scores.values.isfinite().all())
+
+
+def test_other_treatments_are_refused() -> None:
+    with pytest.raises(InputError, match="selected rows take abs and plain, not clip"):
+        cf.Hessian(Clip(), form=SelectedRows())
+    with pytest.raises(InputError, match=r"use Hessian\(form=SelectedRows\(\)\)"):
+        cf.Hessian(Abs(), form=ConjugateGradients())
+    with pytest.raises(InputError, match="needs λ > 0"):
+        cf.fit(chain_problem(), cf.Hessian(form=SelectedRows())).solve(
+            vectors(chain_problem()), cf.Absolute(0.0)
+        )
+
+
+def test_float32_to_the_tolerance_that_is_asked() -> None:
+    problem = problems()["wide"].to(torch.float32)
+    rung = cf.Hessian(form=SelectedRows(count=20, tolerance=1e-3))
+    scores = cf.influence(problem, rung, damping=cf.Absolute(1e-2))
+    assert scores.residuals is not None
+    assert max(scores.residuals) < 1e-3
