@@ -19,7 +19,7 @@ from curvfluence.jacobian.fisher import Type2ByLayer, default_fisher, type2
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.layer_columns import root
 from curvfluence.jacobian.terms import LastOuter, Outer
-from curvfluence.problem.losses import Loss, ScaledLoss
+from curvfluence.problem.losses import Loss, ScaledLoss, output_hessian
 from curvfluence.problem.losses.output_hessian import OutputHessian
 
 K, N = 70, 9
@@ -216,6 +216,26 @@ def test_output_hessian_against_the_factor(loss: Loss) -> None:
     }
     for name, (a, b) in pairs.items():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13, msg=name)
+
+
+@pytest.mark.parametrize("loss", [cf.CrossEntropy(), cf.MSE()])
+def test_output_hessian_keeps_one_dtype(loss: Loss) -> None:
+    f, y = torch.randn(3, 4), torch.randint(0, 4, (3,))
+    y = torch.randn(3, 4) if isinstance(loss, cf.MSE) else y
+    found = loss.output_hessian(f, y)
+    for wanted in (torch.float32, torch.float64):
+        weighted = found.to(wanted).scaled(torch.ones(3, dtype=torch.float64))
+        floating = [t for t in weighted.tensors if t.is_floating_point()]
+        assert {t.dtype for t in floating} == {wanted}
+
+
+def test_many_examples_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hessian = cf.CrossEntropy().output_hessian(torch.randn(7, 5).double(), torch.zeros(7).long())
+    w = torch.randn(5, 3, dtype=torch.float64)
+    wanted = hessian.pulled(w)
+    for numbers in (1, 15, 31):
+        monkeypatch.setattr(output_hessian, "SCALED", numbers)
+        torch.testing.assert_close(hessian.pulled(w), wanted, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("gap", [5.0, 20.0, 60.0])

@@ -134,8 +134,8 @@ class SoftmaxHessian(OutputHessian):
 
     @staticmethod
     def joined(parts: Sequence[SoftmaxHessian]) -> SoftmaxHessian:
-        held = zip(*(part.tensors for part in parts), strict=True)
-        return SoftmaxHessian(*(torch.cat(tensors) for tensors in held))
+        others, top, scale = (torch.cat([p.tensors[k] for p in parts]) for k in range(3))
+        return SoftmaxHessian(others, top, scale)
 
     def scaled(self, weights_n: Tensor) -> SoftmaxHessian:
         return replace(self, scale=self.scale * weights_n.to(self.scale))
@@ -187,7 +187,9 @@ class SoftmaxHessian(OutputHessian):
         q_n1 = self._q[:, None]
         p = self.others.scatter(1, self.top[:, None], 1 - q_n1)
         found = -p[:, :, None] * p[:, None, :]
-        found.diagonal(dim1=1, dim2=2).copy_(replace(self, scale=1 + 0 * self.scale).diagonal())
+        found.diagonal(dim1=1, dim2=2).copy_(
+            replace(self, scale=torch.ones_like(self.scale)).diagonal()
+        )
         return found * self.scale[:, None, None]
 
     @property
