@@ -48,6 +48,41 @@ class TestMinimalResidual:
         torch.testing.assert_close(found.residual, b - found.x @ a, rtol=0, atol=1e-9)
         assert bool((found.x[3] == 0).all())
 
+    @pytest.mark.parametrize("scale", [1e-6, 1e6])
+    def test_what_is_small_is_solved_alike(self, scale: float) -> None:
+        a = symmetric([-3.0, -0.5, *torch.linspace(0.1, 9, 28).tolist()])
+        b = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+        def solved(b: Tensor) -> Tensor:
+            enough = 1e-10 * b.norm(dim=1)
+            return minimal_residual(
+                lambda x: x @ a, b, precondition=lambda r: r, enough_q=enough, max_products=100
+            ).x
+
+        torch.testing.assert_close(solved(scale * b) / scale, solved(b), rtol=1e-9, atol=1e-10)
+
+    def test_squares_of_small_numbers_in_float32(self) -> None:
+        a = symmetric([-3.0, *torch.linspace(1, 4, 29).tolist()]).float()
+        b = torch.randn(2, 30, generator=torch.Generator().manual_seed(2)) * 1e-25
+        enough = 1e-4 * b.double().norm(dim=1)
+        found = minimal_residual(
+            lambda x: x @ a, b, precondition=lambda r: r, enough_q=enough, max_products=100
+        )
+        assert found.x.dtype == torch.float32
+        left = (b - found.x @ a).double().norm(dim=1) / b.double().norm(dim=1)
+        assert float(left.max()) < 2e-4
+
+    @pytest.mark.parametrize(("enough", "most"), [(1e-9, 0), (1e9, 50)])
+    def test_nothing_to_do(self, enough: float, most: int) -> None:
+        b = torch.randn(2, 3, dtype=torch.float64)
+        found = minimal_residual(
+            lambda x: x, b, precondition=lambda r: r, enough_q=torch.full((2,), enough),
+            max_products=most,
+        )  # fmt: skip
+        assert found.products == 0
+        assert torch.equal(found.x, torch.zeros_like(b))
+        assert torch.equal(found.residual, b)
+
     def test_residuals_never_rise_and_it_stops_where_asked(self) -> None:
         a = symmetric([-3.0, -0.5, *torch.linspace(0.1, 9, 28).tolist()])
         b = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

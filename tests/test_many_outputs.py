@@ -180,6 +180,75 @@ def test_a_loss_with_another_factor_is_not_taken_for_its_parent() -> None:
     assert not cf.Positions(cf.CrossEntropy()).structured
 
 
+class ByColumns(nn.Module):
+    """A last layer that is stored as [i, o]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.w = nn.Linear(12, 5), nn.Parameter(torch.randn(5, K))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).tanh() @ self.w
+
+
+def test_a_last_layer_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, rung = ByColumns(), exactly(cf.EKFAC())
+    problem = problem_of(model, cf.CrossEntropy())
+    assert type2(problem, by_layer=True).width(problem) == 5
+    found = solved(problem, rung)
+    by_all_columns(monkeypatch)
+    wanted = solved(problem_of(model, cf.CrossEntropy()), rung)
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9 * float(wanted.abs().max()))
+
+
+class Rooted(nn.Module):
+    """√ has an infinite derivative at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(12, 5, bias=False), nn.Linear(5, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).abs().sqrt())
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_an_infinite_gradient_names_its_example(small: bool) -> None:
+    class Normed(Rooted):
+        """The same in a parameter of no layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Identity() if small else self.body  # pyright: ignore[reportAttributeAccessIssue]
+            self.scale = nn.Parameter(torch.ones(12)) if small else None
+            self.head = nn.Linear(12 if small else 5, K)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.scale is not None:
+                x = nn.functional.rms_norm(x, (12,), self.scale)
+            return super().forward(x)
+
+    torch.manual_seed(1)
+    x, y = torch.randn(3000, 12), torch.randint(0, K, (3000,))
+    x[2990] = 0
+    problem = cf.Problem(Normed(), cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
+    with pytest.raises(cf.errors.NonFiniteError, match="2990"):
+        cf.fit(problem, exactly(cf.KFAC()))
+
+
+def test_a_chunk_counts_what_an_example_takes() -> None:
+    torch.manual_seed(0)
+    for width, made in ((5, 2 * 5**2), (90, K * (K - 1))):
+        problem = problem_of(mlp(width), cf.CrossEntropy())
+        fisher = type2(problem, by_layer=True)
+        columns = fisher.pulling(problem, fisher.columns(), "")
+        c = min(width, K - 1)
+        below = 12 + 8 * c + 8 + width * c  # a and s of both other layers
+        assert columns.elements(discover(problem)) == below + width + 2 * K + made
+        assert columns.dense_elements(3) == 3 * c
+
+
 def test_frozen_below_the_last_layer() -> None:
     torch.manual_seed(0)
     model = mlp(5)
@@ -270,6 +339,14 @@ def test_root_of_definite_singular_and_zero_matrices() -> None:
     found = root(grams)
     torch.testing.assert_close(found @ found.mT, grams, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found[-1] @ found[-1].T, grams[-1], rtol=1e-12, atol=0)
+
+
+def test_root_of_a_matrix_that_is_definite_but_for_rounding() -> None:
+    q, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
+    values = torch.tensor([-1e-12, 1e-3, 0.1, 0.2, 0.5, 1.0], dtype=torch.float64)
+    gram = ((q * values) @ q.T)[None]
+    found = root(gram)
+    torch.testing.assert_close(found @ found.mT, gram, rtol=0, atol=1e-11)
 
 
 def test_float32_scores_are_those_of_float64() -> None:

@@ -66,18 +66,21 @@ def low_rank_inverses(
     relative error of at most `error` for each of some queries over the half of `sample`, training
     rows, that ranks were not chosen on. A rank that does not keep it is chosen anew, once, and then
     the block's product is taken in full; so it is where there is nothing to measure on."""
-    some = _spread(queries)
     drawn = cache(sample)
 
     @cache
+    def some() -> Rows:
+        return _spread(queries)
+
+    @cache
     def solved() -> Solved:
-        return curvature.solve_rows(some, damping, against=Against(2 * len(some)))
+        return curvature.solve_rows(some(), damping, against=Against(2 * len(some())))
 
     def allowed_q(share: float, rows: Rows) -> Tensor:
         return share * error * _scores(solved(), rows).norm(dim=1)
 
     def chosen_on() -> Rows | None:
-        rows = drawn() if len(some) else None
+        rows = drawn() if len(some()) else None
         return None if rows is None else rows[::2]
 
     exact: dict[str, LowRankInverse] = {}
@@ -99,7 +102,7 @@ def low_rank_inverses(
             break
         others = rows[1::2]
         true_qn = _scores(solved(), others)
-        by_rank = curvature.solve_rows(some, damping, against=Against(0), inverses=found)
+        by_rank = curvature.solve_rows(some(), damping, against=Against(0), inverses=found)
         gap_q, true_q = (_scores(by_rank, others) - true_qn).norm(dim=1), true_qn.norm(dim=1)
         told_q = (gap_q > 0) | (true_q > 0)  # of nothing but zeros an error is not told
         if not bool(told_q.any()):
@@ -112,7 +115,7 @@ def low_rank_inverses(
 
 def _spread(queries: Rows) -> Rows:
     """A few queries that are not 0, from the smallest to the largest."""
-    size_q = queries.to(torch.float64).squared_norms()[:, 0]
+    size_q = queries.exact_norms()[:, 0]
     order = size_q.argsort()[int((size_q == 0).sum()) :]
     count = min(QUERIES, len(order))
     at = torch.linspace(0, max(0, len(order) - 1), count).round().long()

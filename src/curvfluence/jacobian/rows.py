@@ -22,6 +22,7 @@ from curvfluence.jacobian.terms import (
     with_bias,
 )
 from curvfluence.problem.parameters import Parameters
+from curvfluence.runtime import budget
 
 Basis: TypeAlias = "tuple[Tensor | None, Tensor | None]"  # U_B and U_A; None is the identity
 
@@ -288,6 +289,14 @@ class Rows:
         for start in range(0, len(self), step):
             yield self[start : start + step]
 
+    def exact_norms(self) -> Tensor:
+        """‖row_nc‖, [N, C], in float64, where the squares of small numbers are no 0; a slice of the
+        rows at a time."""
+        if not len(self):
+            return self.dense.new_zeros(0, self.dense.shape[1], dtype=torch.float64)
+        slices = (part.to(torch.float64) for part in self.slices(budget.FORMED))
+        return torch.cat([part.squared_norms() for part in slices]).sqrt()
+
     def size(self) -> float:
         """Σ_n of bounds on ‖row_n‖ (first columns): what rounding in a sum of rows goes with."""
         layers = sum(float(term.norms().sum()) for term in self.terms)
@@ -295,15 +304,21 @@ class Rows:
 
 
 def concatenate(parts: list[Rows]) -> Rows:
-    """The rows of successive chunks as one."""
-    if len(parts) == 1:
-        return parts[0]
+    """The rows of successive chunks as one. The list is emptied: each layer's parts are let go of
+    once they are joined, so that no more than one layer is there twice."""
     first = parts[0]
-    terms = tuple(joined([p.terms[k] for p in parts]) for k in range(len(first.layers)))
-    dense = torch.cat([p.dense for p in parts])
+    if len(parts) == 1:
+        return first
     held = [p.weights for p in parts if p.weights is not None]
     weights = torch.cat(held) if held else None
-    return replace(first, terms=terms, dense=dense, weights=weights)
+    dense = torch.cat([p.dense for p in parts])
+    by_layer = [[p.terms[k] for p in parts] for k in reversed(range(len(first.layers)))]
+    first = replace(first, terms=(), dense=dense, weights=weights)
+    parts.clear()
+    terms: list[Term] = []
+    while by_layer:
+        terms.append(joined(by_layer.pop()))
+    return replace(first, terms=tuple(terms))
 
 
 def _uniform(values: Tensor, name: str) -> float:

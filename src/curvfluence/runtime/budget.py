@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 # Passes over examples ---------------------------------------------------------------------------
-PASS = 3 * 2**22  # numbers in a pass's layer inputs and output gradients: not far from the caches
+PASS = 3 * 2**21  # numbers in a pass's layer inputs and output gradients: not far from the caches
 DEVICE_PASS = 2**27  # the same on a CUDA device: enough to fill it
-FEWEST = 32  # examples a pass takes where they fit twice its numbers: products of fewer are slow
+FEWEST = 16  # examples a pass takes where they fit twice its numbers: products of fewer are slow
 EXAMPLES = 4096  # that a pass takes at most
 UNPROVED = 512  # examples in a sum of rows that is compared: one that is wrong shows above rounding
 DENSE_ROWS = 2**27  # numbers in a pass's rows without a rule

@@ -24,7 +24,7 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
     keys = torch.empty(0, dtype=torch.float64)
     sizes = torch.empty(0, dtype=torch.float64)
     for _, rows in gradient_rows(problem, layout):
-        size = rows.to(torch.float64).squared_norms()[:, 0].sqrt().cpu()
+        size = rows.exact_norms()[:, 0].cpu()
         # Efraimidis & Spirakis 2006: the largest log(u)/size are a sample by size
         key = torch.rand(len(size), generator=generator, dtype=torch.float64).log() / size
         best = key.topk(min(DRAWN, int((size > 0).sum()))).indices

@@ -119,10 +119,10 @@ def influence(
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
         for first, g_q in run.batches():
             if leverage:
-                scores.put(first, 0, run.predicted(run.newton(g_q), first, 0))
+                scores.put(first, 0, run.predicted(run.newton(g_q.pop()), first, 0))
                 continue
             if by_block:
-                x_q = run.solve(g_q, compress)
+                x_q = run.solve(g_q.pop(), compress)
                 for at, g_n in gradient_batches(problem, run.layout):
                     shares = x_q.by_block(*g_n)
                     whole = sum_of(shares.values())[..., 0]
@@ -202,20 +202,26 @@ class _Run:
             problem, curvature, layout, queries, chosen, notes, start, reach, inverses, compress
         )
 
-    def batches(self) -> Iterator[tuple[int, Rows]]:
-        """All queries at once where their solutions fit, else as many as do."""
+    def batches(self) -> Iterator[tuple[int, list[Rows]]]:
+        """All queries at once where their solutions fit, else as many as do; in a list that whoever
+        solves for them empties, so that their rows are not held beside the solutions."""
         step = max(1, budget.SOLVED // self.inverses.numbers(self.curvature))
+        if step >= len(self.queries):
+            whole = [self.queries]
+            self.queries = self.queries[torch.arange(0)]  # a copy: a slice would hold them all
+            yield 0, whole
+            return
         for start in range(0, len(self.queries), step):
-            yield start, self.queries[start : start + step]
+            yield start, [self.queries[start : start + step]]
 
-    def tiles(self, g_q: Rows, compress: float | None) -> Iterator[tuple[int, Tensor]]:
+    def tiles(self, g_q: list[Rows], compress: float | None) -> Iterator[tuple[int, Tensor]]:
         """(first example, N times the scores [Q, count]) of these queries."""
         solved: list[Solved] = []
         if self.curvature.tolerance is not None or compress is not None:
-            solved.append(self.solve(g_q, compress))  # which finds what the result must say
+            solved.append(self.solve(g_q.pop(), compress))  # which finds what the result must say
 
         def from_example(first: int) -> Iterator[tuple[int, Tensor]]:
-            x_q = solved[0] if solved else self.solve(g_q, compress)
+            x_q = solved[0] if solved else self.solve(g_q.pop(), compress)
             for at, g_n in gradient_batches(self.problem, self.layout, first=first):
                 yield at, x_q.inner(*g_n)[..., 0]
 

@@ -207,7 +207,7 @@ class KroneckerEigen(Kronecker):
         denominator, correction = self._damped(decay, damping)
         rotated = term.rotated(*basis)
         _require_trusted(denominator, rotated)
-        drawn, rows = places.term(sample.queries), places.term(held)
+        drawn, rows = places.term(sample.queries()), places.term(held)
         if not isinstance(drawn, Outer) or not isinstance(rows, Outer):
             return None
         rows = rows.rotated(*basis)

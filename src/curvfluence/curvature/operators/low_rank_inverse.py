@@ -35,7 +35,7 @@ class Sample:
     each of these queries over rows; None where there may be none."""
 
     examples: int
-    queries: Rows
+    queries: Callable[[], Rows]
     rows: Callable[[], Rows | None]
     allowed: Callable[[Rows], Tensor] | None
 
