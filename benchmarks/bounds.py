@@ -1,8 +1,8 @@
 """How loose proven error bounds are: `python benchmarks/bounds.py`.
 
 The net of `digits-large` (6,570 parameters, 1,617 examples, 100 queries), trained once. Scores
-under a rung, and their bounds; beside them the error that the bounds are of, against influence by the
-dense GGN in float64. Loose is a bound over the error, in the median of all pairs.
+under a rung, and their bounds; beside them the error that the bounds are of, against influence by
+the dense GGN in float64. Loose is a bound over the error, in the median of all pairs.
 """
 
 from __future__ import annotations

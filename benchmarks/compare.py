@@ -1,6 +1,6 @@
-"""Curvfluence beside kronfluence, curvlinops, dattri and pyDVL on W1 to W4.
+"""Curvfluence beside kronfluence, curvlinops, dattri and pyDVL on W1 to W7.
 
-    python benchmarks/compare.py [--only W1 W3] [--rounds 2] [--libraries ours curvlinops] [--fresh]
+    python benchmarks/compare.py [--only W1 W3] [--rounds 3] [--libraries ours curvlinops] [--fresh]
     python benchmarks/compare.py --tables [--kinds]     # no timing: only the page, and other layers
 
 Every measurement is a process of its own with one thread. In a round each job of a group runs once,
@@ -33,7 +33,7 @@ from workloads import BUILD, load
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LONGEST = 150.0  # seconds after which a measurement is given up
+LONGEST = 400.0  # seconds after which a measurement is given up
 CACHE = BUILD / "peers"
 NAMES = {OURS: "curvfluence", "peers.pydvl": "pyDVL"}
 
@@ -52,7 +52,14 @@ class Attempt:
 
     def round(self) -> Round:
         said = self.said
-        return Round(said["fit_seconds"], said["pairwise_seconds"], said["sgemm"])
+        return Round(
+            said["fit_seconds"],
+            said["pairwise_seconds"],
+            said["sgemm"],
+            said["cold_fit_seconds"],
+            said["cold_pairwise_seconds"],
+            said["blas"],
+        )
 
 
 def command(job: Job) -> list[str]:
@@ -98,8 +105,9 @@ def run(job: Job) -> Attempt:
 
 
 def _nothing(why: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("fit_seconds", "pairwise_seconds", "peak_bytes", "error", "own_error"))
-    return {**empty, "refused": why, "version": "", "torch": "", "sgemm": 0.0}
+    times = ("fit_seconds", "pairwise_seconds", "cold_fit_seconds", "cold_pairwise_seconds")
+    empty = dict.fromkeys((*times, "peak_bytes", "error", "own_error"))
+    return {**empty, "refused": why, "version": "", "torch": "", "sgemm": 0.0, "blas": ""}
 
 
 def cache_path(job: Job) -> Path:
@@ -236,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="workloads, such as W1")
     parser.add_argument("--libraries", nargs="*", default=[OURS, *PEERS])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="measure the peers again")
     parser.add_argument("--tables", action="store_true", help="only write the page again")
     parser.add_argument("--kinds", action="store_true", help="also what becomes of other layers")

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from question import Task
 from workloads import WORKLOADS
@@ -35,14 +38,37 @@ LAYERS = {
         *(Layer(512, 129, 128), Layer(128, 513, 128)) * 2,
         Layer(256, 128, 128),
     ),
+    "W5": (
+        Layer(64, 147, 1024, True),
+        *(Layer(64, 576, 256),) * 4,
+        *(Layer(128, 576, 64), *(Layer(128, 1152, 64),) * 3, Layer(128, 64, 64)),
+        *(Layer(256, 1152, 16), *(Layer(256, 2304, 16),) * 3, Layer(256, 128, 16)),
+        *(Layer(512, 2304, 4), *(Layer(512, 4608, 4),) * 3, Layer(512, 256, 4)),
+        Layer(10, 513, 1),
+    ),
+    "W6": (
+        *(Layer(512, 513, 128),) * 16,
+        *(Layer(2048, 513, 128), Layer(512, 2049, 128)) * 4,
+        Layer(256, 512, 128),
+    ),
+    "W7": (
+        *(Layer(384, 385, 64),) * 24,
+        *(Layer(1536, 385, 64), Layer(384, 1537, 64)) * 6,
+        Layer(8, 385, 1),
+    ),
 }
-CLASSES = {"W1": 10, "W2": 10, "W3": 10, "W4": 256}
+CLASSES = {"W1": 10, "W2": 10, "W3": 10, "W4": 256, "W5": 10, "W6": 256, "W7": 8}
+ASKED = {"W1": (1617, 180), "W2": (4500, 100), "W3": (4500, 100), "W4": (512, 32)}
+ASKED |= dict.fromkeys(("W5",), (128, 8)) | dict.fromkeys(("W6", "W7"), (64, 8))
 # sgemm shapes (m, k, n): a large square, and the workload's own largest products.
 SHAPES = {
     "W1": ((64, 14553, 64), (180, 4160, 1617), (1617, 64, 64)),
     "W2": ((2048, 2048, 2048), (1024, 8192, 1024), (20480, 1025, 512)),
     "W3": ((2048, 2048, 2048), (289, 65536, 289), (3200, 289, 512)),
     "W4": ((2048, 2048, 2048), (512, 65536, 128), (4096, 129, 4096)),
+    "W5": ((2048, 2048, 2048), (576, 32768, 64)),
+    "W6": ((2048, 2048, 2048), (2048, 8192, 512)),
+    "W7": ((2048, 2048, 2048), (1536, 4096, 384)),
 }
 
 
@@ -85,19 +111,28 @@ def pairwise_operations(task: Task) -> float:
     return total
 
 
-def sgemm(workload: str, repeats: int = 3) -> float:
-    """The best rate over the workload's shapes, in operations a CPU second."""
-    best = 0.0
+def sgemm(workload: str, repeats: int = 3) -> tuple[float, str]:
+    """(the best rate over the workload's shapes, in operations a CPU second; whose it is): of
+    torch's BLAS and of NumPy's."""
+    best = {"torch": 0.0, "NumPy": 0.0}
     for m, k, n in SHAPES[workload]:
         a, b = torch.randn(m, k), torch.randn(k, n)
         calls = max(1, round(5e9 / (2.0 * m * k * n)))
-        torch.mm(a, b)
-        for _ in range(repeats):
-            start = time.process_time()
-            for _ in range(calls):
-                torch.mm(a, b)
-            best = max(best, 2.0 * m * k * n * calls / (time.process_time() - start))
-    return best
+        of: dict[str, Callable[[], object]] = {
+            "torch": partial(torch.mm, a, b),
+            "NumPy": partial(np.matmul, a.numpy(), b.numpy()),
+        }
+        for whose, product in of.items():
+            product()
+            for _ in range(repeats):
+                start = time.process_time()
+                for _ in range(calls):
+                    product()
+                rate = 2.0 * m * k * n * calls / (time.process_time() - start)
+                best[whose] = max(best[whose], rate)
+    whose = max(best, key=lambda name: best[name])
+    said = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in best.items())
+    return best[whose], f"{said} GFLOP/s"
 
 
 def main() -> None:
@@ -105,9 +140,9 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
     torch.set_num_threads(1)
     for name in parser.parse_args().workloads:
-        n, q = {"W1": (1617, 180), "W2": (4500, 100), "W3": (4500, 100), "W4": (512, 32)}[name]
-        rate = sgemm(name)
-        print(f"{name}: sgemm {rate / 1e9:.1f} GFLOP/s on one thread")
+        n, q = ASKED[name]
+        rate, said = sgemm(name)
+        print(f"{name}: sgemm of {said} on one thread")
         for fisher in ("empirical", "type2"):
             task = Task(name, "EKFAC", fisher, n, q, WORKLOADS[name].damping)
             fit, scores = fit_operations(task), pairwise_operations(task)

@@ -9,7 +9,7 @@ from question import Task
 from workloads import WORKLOADS
 
 OURS = "ours"
-ONCE = {("W2", "dattri"), ("W3", "dattri"), ("W4", "pydvl")}  # slow: one round
+ONCE = {("W2", "dattri"), ("W3", "dattri"), ("W4", "pydvl")}  # slow and wrong: one round, no ratio
 PEERS = ("kronfluence", "curvlinops", "dattri", "pydvl")
 
 
@@ -76,7 +76,6 @@ GROUPS = (
             ("EKFAC", "empirical", (OURS, "kronfluence", "curvlinops", "dattri")),
             ("EKFAC", "type2", (OURS, "curvlinops", "pydvl")),
         ),
-        rounds=1,
     ),
     Group(
         "W2",
@@ -87,7 +86,6 @@ GROUPS = (
             ("EKFAC", "mc(1)", (OURS, "curvlinops")),
         ),
         fit_only=("curvlinops",),
-        rounds=1,
     ),
     Group(
         "W3",
@@ -111,4 +109,20 @@ GROUPS = (
             ("KFAC", "mc(1)", (OURS, "kronfluence", "curvlinops")),
         ),
     ),
+    Group(
+        "W5",
+        128,
+        8,
+        (("EKFAC", "empirical", (OURS, "kronfluence", "curvlinops")),),
+    ),
+    Group(
+        "W6",
+        64,
+        8,
+        (
+            ("EKFAC", "empirical", (OURS, "kronfluence")),
+            ("KFAC", "empirical", (OURS, "kronfluence", "curvlinops")),
+        ),
+    ),
+    Group("W7", 64, 8, (("EKFAC", "empirical", (OURS, "kronfluence", "curvlinops")),)),
 )

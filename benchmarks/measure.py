@@ -2,11 +2,11 @@
 
     python benchmarks/measure.py ours '{"workload": "W1", ...}' [--fit-only]
 
-One thread. The library first answers the same question about a few examples, so that imports are
-not timed. Then 1.25 GiB are written to and freed: a virtual machine's host may give memory page by
-page as it is first used, several times as slowly as the system does, and whoever comes first would
-pay. Seconds are CPU seconds, of the quickest of a few runs where one is short; the peak is resident
-memory above what was held before the fit.
+One thread. The library is imported, and then asked: that first answer is *cold*, with whatever it
+loads late and memory that nobody touched before, and so is the peak, resident memory above what was
+held before the fit. Then it is asked again, of a model and examples of its own: *warm* is the
+quickest of up to five answers, or of two seconds of them. A first answer of more than 20 seconds
+stands for both. Seconds are CPU seconds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from reference import cached
 from torch import Tensor
 from workloads import Trained, load
 
-RUNS, SHORT = 5, 2.0
-TOUCHED = 5 * 2**28  # bytes
+RUNS, SHORT, LONG = 5, 2.0, 20.0
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -46,44 +45,47 @@ class Measured:
 
     fit_seconds: float | None
     pairwise_seconds: float | None
+    cold_fit_seconds: float | None
+    cold_pairwise_seconds: float | None
     peak_bytes: int | None
     error: float | None  # relative Frobenius error against the float64 reference
     own_error: float | None  # the same against the reference of the library's own Fisher
     refused: str | None
     version: str
     torch: str
-    sgemm: float  # operations a CPU second, the best of this process before and after the work
+    sgemm: float  # operations a CPU second, in this process after the work
+    blas: str  # whose sgemm that was
 
 
 def measure(library: str, task: Task, *, pairwise: bool) -> Measured:
     trained = load(task.workload)
-    rate = sgemm(task.workload, repeats=2)
     module: ModuleType | None = None
-    taken, error, own_error, refused = Taken(None, None, None, None), None, None, None
+    cold = warm = Taken(None, None, None, None)
+    error, own_error, refused = None, None, None
     try:
         module = import_module(library)
-        few = ask(task, trained).few(32, 4)
-        module.pairwise(few, module.fit(few))
-        torch.zeros(TOUCHED, dtype=torch.uint8).fill_(1)
-        taken = take(module, partial(ask, task, trained), pairwise=pairwise)
-        if taken.scores is not None:
-            error = _error(taken.scores, task, trained, task.fisher)
+        cold, warm = take(module, partial(ask, task, trained), pairwise=pairwise)
+        if warm.scores is not None:
+            error = _error(warm.scores, task, trained, task.fisher)
             own = getattr(module, "OWN_FISHER", "")
-            own_error = _error(taken.scores, task, trained, own)
+            own_error = _error(warm.scores, task, trained, own)
     except Exception as failure:
         traceback.print_exc()
         refused = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
-    rate = max(rate, sgemm(task.workload, repeats=2))
+    rate, blas = sgemm(task.workload)
     return Measured(
-        taken.fit_seconds,
-        taken.pairwise_seconds,
-        taken.peak_bytes,
+        warm.fit_seconds,
+        warm.pairwise_seconds,
+        cold.fit_seconds,
+        cold.pairwise_seconds,
+        cold.peak_bytes,
         error,
         own_error,
         refused,
         version(getattr(module, "DISTRIBUTION", library.rpartition(".")[2])),
         torch.__version__,
         rate,
+        blas,
     )
 
 
@@ -101,12 +103,18 @@ class Taken:
         return (self.fit_seconds or 0.0) + (self.pairwise_seconds or 0.0)
 
 
-def take(library: ModuleType, fresh: Callable[[], Question], *, pairwise: bool) -> Taken:
-    """One run; a short one again, up to RUNS times or SHORT seconds in all, for the quickest."""
+def take(
+    library: ModuleType, fresh: Callable[[], Question], *, pairwise: bool
+) -> tuple[Taken, Taken]:
+    """(the first run, the quickest of those after it): up to RUNS, or SHORT seconds in all; the
+    first again where it took LONG."""
+    cold = _once(library, fresh(), pairwise=pairwise)
+    if cold.seconds > LONG:
+        return cold, cold
     runs: list[Taken] = []
-    while len(runs) < RUNS and sum(one.seconds for one in runs) < SHORT:
+    while len(runs) < RUNS and (not runs or sum(one.seconds for one in runs) < SHORT):
         runs.append(_once(library, fresh(), pairwise=pairwise))
-    return min(runs, key=lambda one: one.seconds)
+    return cold, min(runs, key=lambda one: one.seconds)
 
 
 def _once(library: ModuleType, question: Question, *, pairwise: bool) -> Taken:

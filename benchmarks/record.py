@@ -16,15 +16,24 @@ RIGHT = 1e-2  # relative error up to which float32 scores count as right
 
 @dataclass(frozen=True)
 class Round:
-    """One run: CPU seconds, and the rate of sgemm in the same process just before."""
+    """One run, warm and cold: CPU seconds, and the rate of sgemm in the same process after it."""
 
     fit_seconds: float
     pairwise_seconds: float | None
     sgemm: float
+    cold_fit_seconds: float | None = None
+    cold_pairwise_seconds: float | None = None
+    blas: str = ""
 
     @property
     def total_seconds(self) -> float:
         return self.fit_seconds + (self.pairwise_seconds or 0.0)
+
+    @property
+    def cold_seconds(self) -> float | None:
+        if self.cold_fit_seconds is None:
+            return None
+        return self.cold_fit_seconds + (self.cold_pairwise_seconds or 0.0)
 
 
 @dataclass(frozen=True)

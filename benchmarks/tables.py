@@ -9,7 +9,7 @@ from pathlib import Path
 from conditions import OURS, paired, verdicts
 from floor import fit_operations, pairwise_operations
 from question import Task
-from record import RIGHT, Record
+from record import RIGHT, Record, middle
 from workloads import WORKLOADS
 
 HERE = Path(__file__).resolve().parent
@@ -19,7 +19,9 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 Made by `make bench` from `benchmarks/results.json`; how it is measured and how to run a part is in
-[benchmarks/README.md](../benchmarks/README.md). One thread, CPU seconds, medians. *Fit* holds the
+[benchmarks/README.md](../benchmarks/README.md). One thread, CPU seconds, medians. *Cold* is the
+first answer of a process after the imports, fit and scores; the other columns are those after it
+(of answers above 20 seconds the first). *Fit* holds the
 factors, decompositions and eigenvalues, *pairwise* the gradients of queries and examples and their
 scores. *Error* is the relative Frobenius error of the scores against a plain float64 reference of
 the same definition; none for sampled labels. A ratio is a library's seconds over curvfluence's in
@@ -54,7 +56,8 @@ def _workload(name: str, records: list[Record]) -> str:
             for one in records
             if (one.examples, one.queries) == (examples, queries) and one.ran
         ]
-        head = ["rung", "Fisher", "library", "fit", "pairwise", "both", "ratio", "of sgemm"]
+        head = ["rung", "Fisher", "library", "fit", "pairwise", "both", "ratio", "cold", "ratio"]
+        head += ["of sgemm"]
         head += ["peak MB", "error", "note"]
         parts.append(f"{examples} examples, {queries} queries:\n\n" + _table(head, rows))
     return "\n".join(parts)
@@ -65,7 +68,11 @@ def _row(record: Record, records: list[Record]) -> list[str]:
     same = {name: getattr(record, name) for name in asked}
     ours = [one for one in records if one.matches(library=OURS, **same) and one.ran]
     whole = "total_seconds" if record.total_seconds is not None else "fit_seconds"
-    ratio = paired(record, ours[0], whole) if ours and record.library != OURS else None
+    beside = ours[0] if ours and record.library != OURS else None
+    ratio = None if beside is None else paired(record, beside, whole)
+    cold = (
+        None if beside is None or whole == "fit_seconds" else paired(record, beside, "cold_seconds")
+    )
     note = record.note
     if record.error is not None and not record.right:
         note = "; ".join(filter(None, ("**wrong**", note)))
@@ -79,6 +86,8 @@ def _row(record: Record, records: list[Record]) -> list[str]:
         _seconds(record.pairwise_seconds),
         _seconds(record.total_seconds),
         "" if ratio is None else f"{ratio:.2f}",
+        _seconds(middle([one.cold_seconds for one in record.rounds])),
+        "" if cold is None else f"{cold:.2f}",
         _share(record),
         "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:.0f}",
         "" if record.error is None else f"{record.error:.1e}",
@@ -145,12 +154,20 @@ def _setting(records: list[Record]) -> str:
         f"torch {', '.join(made_with)}",
         f"- {'; '.join(sorted({one.cpu for one in records}))}",
         f"- measured {', '.join(sorted({one.measured for one in records}))}",
-        f"- {min(counts)} to {max(counts)} rounds a job; with one, on a machine that does "
-        "other work, ratios are rough",
+        f"- {min(counts)} to {max(counts)} rounds a job; a ratio is that of pairs within a round, "
+        "and is not given where one of the two has fewer rounds",
+        f"- sgemm is the faster of torch's BLAS and NumPy's; with ours: {_blas(records)}",
         f"- scores count as right up to a relative error of {RIGHT:g}",
         "- each record of `benchmarks/results.json` holds the command that measures it alone\n",
     ]
     return "\n".join(lines)
+
+
+def _blas(records: list[Record]) -> str:
+    """Both rates, in the last round of each workload."""
+    ours = [one for one in records if one.library == OURS and one.rounds]
+    said = {one.workload: one.rounds[-1].blas for one in ours if one.rounds[-1].blas}
+    return "; ".join(f"{name} {blas}" for name, blas in said.items())
 
 
 def _seconds(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The four trained models that every library is asked about, W1 to W4.
+"""The trained models that every library is asked about, W1 to W7.
 
 Each is plain PyTorch, trained once by SGD with the gradient norm clipped at 1, from the initial
 weights that seed 0 gives. Data, weights and their hash are kept in a build folder.
@@ -89,12 +89,38 @@ def cnn() -> nn.Module:
     return nn.Sequential(*modules, nn.Flatten(), nn.Linear(512, 10))
 
 
-class Attention(nn.Module):
-    """Causal attention with separate projections."""
+class Residual(nn.Module):
+    """ResNet's basic block: x + two 3 × 3 convolutions, each with a norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, i: int, o: int, stride: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.conv1 = nn.Conv2d(i, o, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(o, o, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(o), nn.BatchNorm2d(o)
+        self.short: nn.Module = nn.Identity()
+        if stride > 1:
+            self.short = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(out)) + self.short(x))
+
+
+def resnet18() -> nn.Module:
+    """He et al. 2016, table 1, for ten classes: 11.2 million parameters."""
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    modules: list[nn.Module] = [*stem, nn.MaxPool2d(3, 2, 1)]
+    for i, o, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
+        modules += [Residual(i, o, stride), Residual(o, o, 1)]
+    return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+class Attention(nn.Module):
+    """Attention with separate projections."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x_btd: Tensor) -> Tensor:
@@ -102,7 +128,7 @@ class Attention(nn.Module):
             layer(x_btd).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.q, self.k, self.v)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
 
@@ -134,6 +160,36 @@ class ByteModel(nn.Module):
     def forward(self, tokens_bt: Tensor) -> Tensor:
         at = torch.arange(tokens_bt.shape[1], device=tokens_bt.device)
         return self.head(self.norm(self.blocks(self.bytes(tokens_bt) + self.positions(at))))
+
+
+class EncoderBlock(nn.Module):
+    """Post-norm, as BERT has it: norm(x + attention x), then norm(x + mlp x)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads, causal=False)
+        self.mlp = mlp(width, 4 * width, width, activation=nn.GELU)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        x_btd = self.norm1(x_btd + self.attention(x_btd))
+        return self.norm2(x_btd + self.mlp(x_btd))
+
+
+class Encoder(nn.Module):
+    """all-MiniLM-L6's shape, 22.6 million parameters: the mean of its tokens, and a linear head."""
+
+    def __init__(self, length: int = 64, classes: int = 8) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(30_522, 384), nn.Embedding(512, 384)
+        self.norm = nn.LayerNorm(384)
+        self.blocks = nn.Sequential(*(EncoderBlock(384, 12) for _ in range(6)))
+        self.head = nn.Linear(384, classes)
+
+    def forward(self, tokens_bt: Tensor) -> Tensor:
+        at = torch.arange(tokens_bt.shape[1], device=tokens_bt.device)
+        hidden = self.norm(self.words(tokens_bt) + self.positions(at))
+        return self.head(self.blocks(hidden).mean(1))
 
 
 def _from(name: str, **settings: int) -> Callable[[], Data]:
@@ -194,6 +250,39 @@ WORKLOADS = {
             batch=8,
             damping=1e-1,
         ),
+        Workload(
+            "W5",
+            "MNIST at 3 × 64 × 64, ResNet-18",
+            resnet18,
+            _from("pictures", size=64, train=512, queries=16),
+            epochs=2,
+            rate=0.02,
+            momentum=0.9,
+            batch=32,
+            damping=1e-1,
+        ),
+        Workload(
+            "W6",
+            "licence texts by bytes, four-block transformer of width 512, T = 128",
+            lambda: ByteModel(width=512, heads=8, depth=4),
+            _from("licences", length=128, train=256, queries=16),
+            epochs=1,
+            rate=0.02,
+            momentum=0.9,
+            batch=8,
+            damping=1.0,
+        ),
+        Workload(
+            "W7",
+            "licence texts by words, encoder of six blocks and width 384, T = 64",
+            Encoder,
+            _from("words", length=64, train=256, queries=16),
+            epochs=2,
+            rate=0.01,
+            momentum=0.9,
+            batch=16,
+            damping=1e-1,
+        ),
     )
 }
 
@@ -212,6 +301,7 @@ def train(workload: Workload, data: Data) -> Trained:
             (losses.mean() / positions).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+    model.eval()
     with torch.no_grad():
         parts = zip(data.inputs.split(256), data.targets.split(256), strict=True)
         loss = torch.cat([example_losses(model(x), y) for x, y in parts]).mean()

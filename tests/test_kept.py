@@ -398,8 +398,9 @@ def test_inputs_that_the_model_writes_over(monkeypatch: pytest.MonkeyPatch, reme
 def test_a_pass_takes_some_examples_at_least() -> None:
     cpu, numbers = torch.device("cpu"), budget.PASS
     assert pass_examples(cpu, numbers // 100) == 100
-    assert pass_examples(cpu, numbers // 32) == 32
-    assert pass_examples(cpu, numbers // 20) == 32  # up to twice the numbers
-    assert pass_examples(cpu, numbers // 10) == 20
+    least = budget.FEWEST
+    assert pass_examples(cpu, numbers // least) == least
+    assert pass_examples(cpu, numbers * 3 // (2 * least)) == least  # up to twice the numbers
+    assert pass_examples(cpu, numbers * 4 // least) == least // 2
     assert pass_examples(cpu, 5 * numbers) == 1
     assert pass_examples(cpu, 0) >= budget.EXAMPLES

@@ -18,8 +18,8 @@ from workloads import ClassesFirst, example_losses
 
 DISTRIBUTION = "curvlinops-for-pytorch"
 FISHERS = {"type2": "type-2", "mc(1)": "mc", "empirical": "empirical"}
-FIT_BATCH = {"W1": 2048, "W2": 512, "W3": 512, "W4": 32}
-GRADIENT_CHUNK = {"W1": 2048, "W2": 32, "W3": 256, "W4": 16}
+FIT_BATCH = {"W1": 2048, "W2": 512, "W3": 512, "W4": 32, "W5": 32, "W6": 16, "W7": 32}
+GRADIENT_CHUNK = {"W1": 2048, "W2": 32, "W3": 256, "W4": 16, "W5": 8, "W6": 4, "W7": 4}
 
 
 @dataclass(frozen=True)

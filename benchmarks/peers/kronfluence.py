@@ -22,6 +22,7 @@ from torch.utils.data import TensorDataset
 DISTRIBUTION = "kronfluence"
 # Examples and queries a batch, the best of a few tried: per-example gradients are formed.
 BATCHES = {"W1": (512, 180), "W2": (32, 10), "W3": (128, 100), "W4": (32, 32)}
+BATCHES |= {"W5": (32, 8), "W6": (8, 8), "W7": (16, 8)}
 
 
 class SummedLoss(Task):
