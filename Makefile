@@ -19,7 +19,7 @@ SHIPPED := src/curvfluence/banks/shipped
 # More for the tests, for example: make test PYTEST='--durations=25 -k golden'
 PYTEST ?=
 
-.PHONY: study test test-slow test-models test-vision test-lowest lint format docs docs-serve banks torture mutation bench bench-peers clean
+.PHONY: study test test-slow test-models test-vision test-lowest lint format docs docs-serve banks torture mutation scale bench bench-peers clean
 
 study: .venv/run
 	$(BIN)/curvfluence study digits
@@ -114,6 +114,10 @@ mutation: .venv/mutation
 .venv/mutation: .venv/test
 	$(PIP) install -q -c .venv/constraints.txt -e .[mutation]
 	touch $@
+
+# Several processes on one machine: the same bits, what they send, and seconds; writes scale.json.
+scale: .venv/test
+	$(BIN)/python benchmarks/scale.py
 
 bench: .venv/test bench-peers
 	$(BIN)/python benchmarks/compare.py $(if $(ONLY),--only $(ONLY)) $(BENCH)

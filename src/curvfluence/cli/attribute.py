@@ -11,6 +11,7 @@ from rich.text import Text
 from curvfluence.cli.consoles import plain, watching
 from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads
 from curvfluence.cli.root import app
+from curvfluence.cli.together import agreed, together
 from curvfluence.cli.words import command_line, set_threads
 
 
@@ -45,7 +46,8 @@ def attribute(
 ) -> None:
     """Which training examples are behind an answer: a table here, and a page to look at them.
 
-    Of a file nothing is trained again; a built-in problem is trained once.
+    Of a file nothing is trained again; a built-in problem is trained once. Under torchrun,
+    `torchrun --nproc-per-node 2 -m curvfluence attribute my_problem.py`, processes share the work.
     """
     from curvfluence.curvature.named import damping_named, rung_named
     from curvfluence.explore import answer, companion_named, going_on
@@ -57,21 +59,24 @@ def attribute(
     second = None if beside in ("auto", "none") else rung_named(beside)
     require_own(out)
     set_threads(threads)
-    console = plain()
-    with watching(no_progress) as watch, watch("load the problem", 3) as done:
-        asked = given(problem)
-        done(1)
-        settings = (query, chosen, beside, at, top, bounds)
-        with going_on(out, asked.problem, *settings):
-            why = ""
-            if beside == "auto":
-                name, why = companion_named(asked.problem, chosen)
-                second = None if name is None else rung_named(name)
-            found = answer(
-                asked, query, rung=chosen, beside=second, damping=at, top=top, bounds=bounds
-            )
-        done(2)
-        page = write_explorer(found, out, command=command_line())
+    with together() as leads:
+        console = plain(quiet=not leads)
+        with watching(no_progress or not leads) as watch, watch("load the problem", 3) as done:
+            asked = given(problem)
+            done(1)
+            settings = (query, chosen, beside, at, top, bounds)
+            with going_on(out, asked.problem, *settings):
+                why = ""
+                if beside == "auto":
+                    name, why = agreed(companion_named(asked.problem, chosen))
+                    second = None if name is None else rung_named(name)
+                found = answer(
+                    asked, query, rung=chosen, beside=second, damping=at, top=top, bounds=bounds
+                )
+            done(2)
+            page = write_explorer(found, out, command=command_line()) if leads else None
+        if page is None:
+            return
     show_answers(found, console)
     if table is not None:
         found.asked.with_ids(queries=found.queries).to_csv(table, top)

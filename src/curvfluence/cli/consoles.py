@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from curvfluence.study.progress import Watcher
 
 
-def plain() -> Console:
+def plain(*, quiet: bool = False) -> Console:
     """Of results: as wide as the terminal, of one width in a file."""
     from curvfluence.report.terminal import WIDTH
 
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    return Console(width=None if sys.stdout.isatty() else WIDTH, quiet=quiet)
 
 
 @contextmanager

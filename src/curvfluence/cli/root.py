@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from curvfluence._version import __version__
+from curvfluence.cli.together import require_shared
 from curvfluence.runtime.log import shown
 
 ORDER = (
@@ -54,4 +55,5 @@ def curvfluence(
     ] = None,
 ) -> None:
     """Which training data made the model do this, and how far can the answer be trusted?"""
+    require_shared(context.invoked_subcommand)
     context.with_resource(shown(verbose, log_file))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,7 +31,11 @@ from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.jacobian.terms import Memo
 from curvfluence.jacobian.terms.shared import is_compact
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import ranks
 from curvfluence.runtime.stage import Stage
+
+OutBasis: TypeAlias = "tuple[Tensor, Tensor]"
+InBasis: TypeAlias = "tuple[Tensor, Tensor | None]"
 
 NOISE = 4.0  # ε of a factor's largest eigenvalue, that a sum leaves of one that is 0
 
@@ -68,18 +73,55 @@ class KroneckerRung(FisherRung):
         """Factors, their eigenvectors, and the operator that these make."""
         parts, fallback = self.parts(rows.problem), self.fallback(rows.problem)
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
-        inputs = InputBases()
         made: list[Block] = []
-        for part in parts:
-            most_a, most_b = self._ranks(part, rows.problem)
-            a_ii, b_oo = self.factors.of(part, sums, rows.problem)
-            out_values, out_basis = basis_of(b_oo, most_b)
-            assert out_basis is not None
-            inp = inputs.of(a_ii, most_a)
-            operator = self.operator((out_values, out_basis), inp)
-            rank = _rank(out_values, inp[0], lookup=part.lookup)
+        for part, (out, inp) in zip(parts, self._bases(parts, sums, rows.problem), strict=True):
+            operator = self.operator(out, inp)
+            rank = _rank(out[0], inp[0], lookup=part.lookup)
             made.append(self.block(part, replace(operator, rank=rank)))
         return (*made, *fallback.blocks(sums, rows))
+
+    def _bases(
+        self, parts: tuple[LayerPart, ...], sums: Sums, problem: Problem
+    ) -> Iterator[tuple[OutBasis, InBasis]]:
+        """(λ_B, U_B) and (λ_A, U_A) of each part, decomposed one after the other, or shared out
+        among processes."""
+        team = ranks.here()
+        if team is None:
+            inputs = InputBases()
+            for part in parts:
+                most_a, most_b = self._ranks(part, problem)
+                a_ii, b_oo = self.factors.of(part, sums, problem)
+                out_values, out_basis = basis_of(b_oo, most_b)
+                assert out_basis is not None
+                yield (out_values, out_basis), inputs.of(a_ii, most_a)
+            return
+        yield from self._shared_bases(parts, sums, problem, team)
+
+    def _shared_bases(
+        self, parts: tuple[LayerPart, ...], sums: Sums, problem: Problem, team: ranks.Ranks
+    ) -> Iterator[tuple[OutBasis, InBasis]]:
+        jobs: list[ranks.Job] = []
+        of_part: list[tuple[int, int | None, Tensor]] = []  # jobs of B and A; the A of a lookup
+        last: tuple[Tensor, int] | None = None  # layers on the same inputs have the same A
+        for part in parts:
+            most_a, most_b = self._ranks(part, problem)
+            a_ii, b_oo = self.factors.of(part, sums, problem)
+            jobs.append(_decomposition(b_oo, most_b))
+            out, inp = len(jobs) - 1, None
+            if a_ii.ndim > 1:
+                if last is None or not torch.equal(last[0], a_ii):
+                    jobs.append(_decomposition(a_ii, most_a))
+                    last = a_ii, len(jobs) - 1
+                inp = last[1]
+            of_part.append((out, inp, a_ii))
+        found = team.shared_out(jobs)
+        for out, inp, a_ii in of_part:
+            out_values, out_basis = found[out]
+            if inp is None:
+                yield (out_values, out_basis), (a_ii, None)
+            else:
+                in_values, in_basis = found[inp]
+                yield (out_values, out_basis), (in_values, in_basis)
 
     def _ranks(self, part: LayerPart, problem: Problem) -> tuple[int, int]:
         columns = self.fisher_of(problem).width_at(problem, part.layer)
@@ -150,23 +192,18 @@ class CorrectedRung(KroneckerRung):
         problem = rows.problem
         parts, fallback = self.parts(problem), self.fallback(problem)
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
-        out_bases, in_bases, inputs = dict[str, Tensor](), dict[str, Tensor | None](), InputBases()
-        ranks: dict[str, int] = {}
-        for part in parts:
-            most_a, most_b = self._ranks(part, problem)
-            a_ii, b_oo = self.factors.of(part, sums, problem)
-            out_values, out_basis = basis_of(b_oo, most_b)
-            assert out_basis is not None
-            in_values, in_basis = inputs.of(a_ii, most_a)
-            out_bases[part.name], in_bases[part.name] = out_basis, in_basis
-            ranks[part.name] = _rank(out_values, in_values, lookup=part.lookup)
+        out_bases, in_bases = dict[str, Tensor](), dict[str, Tensor | None]()
+        rank: dict[str, int] = {}
+        for part, (out, inp) in zip(parts, self._bases(parts, sums, problem), strict=True):
+            out_bases[part.name], in_bases[part.name] = out[1], inp[1]
+            rank[part.name] = _rank(out[0], inp[0], lookup=part.lookup)
         bases: dict[str, Basis] = {k: (u, in_bases[k]) for k, u in out_bases.items()}
         chunks = values.within({p.position: bases[p.name] for p in parts if p.whole})
         squares = accumulate(chunks, each_part(parts, add_squares(bases)))
         made: list[Block] = []
         for part in parts:
             best, k = squares.pop(part.name) / len(problem.train), part.name
-            operator = KroneckerEigen(out_bases[k], in_bases[k], best, rank=ranks[k])
+            operator = KroneckerEigen(out_bases[k], in_bases[k], best, rank=rank[k])
             made.append(self.block(part, operator))
         return (*made, *fallback.blocks(sums, rows))
 
@@ -205,6 +242,16 @@ class CorrectedRung(KroneckerRung):
             if part.whole and part.shared and is_compact(*part.shape, part.layer.positions)
         )
         return LeftBehind(self.fishers(problem)[1], frozenset(formed))
+
+
+def _decomposition(factor: Tensor, most: int) -> ranks.Job:
+    def run() -> tuple[Tensor, ...]:
+        values, basis = basis_of(factor, most)
+        assert basis is not None
+        return values, basis
+
+    n = len(factor)
+    return ranks.Job(share(n, most) * float(n) ** 3, run)
 
 
 def add_squares(bases: dict[str, Basis]) -> AddPart:

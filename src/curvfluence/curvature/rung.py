@@ -17,7 +17,7 @@ from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
-from curvfluence.runtime import journal, precision
+from curvfluence.runtime import journal, precision, ranks
 from curvfluence.runtime.said import noted
 from curvfluence.runtime.stage import Stage
 
@@ -102,6 +102,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     start = machine.clock(problem.device)
+    _require_together(problem, rung)
     discover(problem)  # refuses a model that is no function of one example, before anything runs
     _require_room(problem, rung)
     if strict:
@@ -114,6 +115,15 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     notes = (*built.notes, *said, *_of_decay(problem), *problem.notes)
     curvature = replace(built, notes=notes, fitted_on=problem.fingerprint)
     return curvature.with_cost(machine.clock(problem.device) - start)
+
+
+def _require_together(problem: Problem, rung: Rung) -> None:
+    """Where processes work together they must work on the same."""
+    team = ranks.here()
+    if team is not None:
+        team.require_enough(len(problem.train))
+        held = {"the weights, loss or training data": problem.fingerprint, "the rung": repr(rung)}
+        team.require_same(held)
 
 
 def _of_decay(problem: Problem) -> tuple[str, ...]:

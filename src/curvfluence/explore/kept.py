@@ -13,7 +13,7 @@ from curvfluence.errors import InputError
 from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
-from curvfluence.runtime import generators
+from curvfluence.runtime import generators, ranks
 from curvfluence.runtime.journal import LONG, kept_in
 from curvfluence.store.steps import Steps
 
@@ -28,9 +28,10 @@ def going_on(page: Path, problem: Problem, *asked: object) -> Generator[None]:
 
     Works are kept from about 10 seconds up, by the operations of scores: passes read no gradients
     that an earlier one left in memory then, which is what bits would hang on. Errors: `InputError`
-    where another command is on the way to the same page.
+    where another command is on the way to the same page. Nothing is kept where several processes
+    work together.
     """
-    if operations(problem) < LONG:
+    if operations(problem) < LONG or ranks.here() is not None:
         yield
         return
     folder = page.with_name(f"{page.name}.steps")

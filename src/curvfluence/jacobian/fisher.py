@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,9 @@ class Fisher(ABC):
     is_gradient: bool = False  # whether the one column is ∂ℓ/∂f, so that the rows are gradients
 
     @abstractmethod
-    def columns(self) -> MakeColumns:
-        """(loss, output, target) -> [B, K, C]; each call starts the random draws anew."""
+    def columns(self, group: int | None = None) -> MakeColumns:
+        """(loss, output, target) -> [B, K, C]; each call starts the random draws anew, those of one
+        of the ranges that processes share out by themselves."""
 
     @abstractmethod
     def width(self, problem: Problem) -> int:
@@ -62,7 +64,7 @@ class Type2(Fisher):
 
     name = "type2"
 
-    def columns(self) -> MakeColumns:
+    def columns(self, group: int | None = None) -> MakeColumns:
         def factor(loss: Loss, output: Tensor, target: Batched) -> Tensor:
             return loss.factor(output, target)
 
@@ -146,8 +148,11 @@ class MonteCarlo(Fisher):
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return f"mc({self.draws})"
 
-    def columns(self) -> MakeColumns:
-        return Draws(self.draws, torch.Generator().manual_seed(self.seed))
+    def columns(self, group: int | None = None) -> MakeColumns:
+        seed = self.seed
+        if group is not None:
+            seed = int(np.random.SeedSequence((seed, group)).generate_state(1, np.uint64)[0]) >> 1
+        return Draws(self.draws, torch.Generator().manual_seed(seed))
 
     def width(self, problem: Problem) -> int:
         return self.draws
@@ -173,7 +178,7 @@ class Empirical(Fisher):
     name = "empirical"
     is_gradient = True
 
-    def columns(self) -> MakeColumns:
+    def columns(self, group: int | None = None) -> MakeColumns:
         def gradient(loss: Loss, output: Tensor, target: Batched) -> Tensor:
             return loss.label_column(output, target)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.jacobian.cache import CachedRows, Kind, row_cache
+from curvfluence.jacobian.columns import MakeColumns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import FEW_SURPRISES, Draws, Fisher
 from curvfluence.jacobian.gradients import cached_gradients, gradient_rows
@@ -18,7 +19,7 @@ from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.problem.losses import Loss, ScaledLoss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched, joined
-from curvfluence.runtime import journal
+from curvfluence.runtime import journal, ranks
 
 FEW_SURPRISES_NOTE = "a sampled factor is nearly zero"
 
@@ -40,6 +41,8 @@ class FisherPass:
         self._surprising: dict[int, float] = {}  # by a chunk's first example
         self._reached = 0  # the example after the last chunk that was given
         self._drawing: torch.Generator | None = None
+        self._groups: dict[int, list[Rows]] = {}  # kept for a further pass over one range
+        self._room = problem.remember if again else 0
 
     @cached_property
     def rank(self) -> int:
@@ -79,6 +82,46 @@ class FisherPass:
         if first < len(self.problem.train):
             yield from self._computed(first)
 
+    def group(self, number: int) -> Iterator[Rows]:
+        """The rows of one of the ranges that processes share out, with draws of its own; those of
+        the first ranges are kept for a further pass, as far as there is room."""
+        if number in self._groups:
+            yield from self._groups[number]
+            return
+        first, end = ranks.bounds(len(self.problem.train), number)
+        if first == end:
+            return
+        kept: list[Rows] | None = []
+        drawn = self.fisher.columns(number)
+        made = first
+
+        def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
+            self._surprise(drawn, made, loss, output, target)
+            return drawn(loss, output, target)
+
+        columns = self.fisher.pulling(self.problem, make, f"training set ({self.fisher.name})")
+        part = self.problem.train[first:end]
+        for start, rows in rows_in_chunks(self.problem, self.layout, part, columns, first=first):
+            made = start + len(rows)
+            if kept is not None and rows.held <= self._room:
+                self._room -= rows.held
+                kept.append(rows)
+            else:
+                self._room += sum(one.held for one in kept or ())
+                kept = None
+            yield rows
+        if kept is not None:
+            self._groups[number] = kept
+
+    def _surprise(
+        self, drawn: MakeColumns, made: int, loss: Loss, output: Tensor, target: Batched
+    ) -> None:
+        """Note how many drawn labels are expected to surprise."""
+        if isinstance(drawn, Draws) and made not in self._surprising:
+            surprise = loss.surprise(output, target)
+            if surprise is not None:
+                self._surprising[made] = float(surprise.double().sum()) * drawn.draws
+
     @property
     def position(self) -> dict[str, Any]:
         """Where the pass is: the next example, the state of the draws, and what they surprised."""
@@ -100,7 +143,7 @@ class FisherPass:
 
         So they stay in the cache: scores in the same basis then form no row.
         """
-        if not self._of_gradients or journal.steady():
+        if not self._of_gradients or journal.steady() or ranks.here() is not None:
             return self
         cached = cached_gradients(self.problem, self.layout)
         return (_formed(rows, bases, cached) if cached.holds(rows) else rows for rows in self)
@@ -114,10 +157,7 @@ class FisherPass:
         made = first
 
         def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
-            if isinstance(drawn, Draws) and made not in self._surprising:
-                surprise = loss.surprise(output, target)
-                if surprise is not None:
-                    self._surprising[made] = float(surprise.double().sum()) * drawn.draws
+            self._surprise(drawn, made, loss, output, target)
             return drawn(loss, output, target)
 
         what = f"training set ({self.fisher.name})"
@@ -132,19 +172,21 @@ class FisherPass:
     @property
     def surprising(self) -> float | None:
         """How many drawn labels were expected to differ from the likeliest, after a whole pass."""
-        return sum(self._surprising.values()) if self._surprising else None
+        team = ranks.here()
+        known = self._surprising if team is None else team.merged(self._surprising)
+        return sum(known.values()) if known else None
 
     def notes(self) -> tuple[str, ...]:
         """What a result must say of its Fisher type, after a pass."""
-        notes = loss_notes(self.problem)
-        if self.surprising is None:
+        notes, surprising = loss_notes(self.problem), self.surprising
+        if surprising is None:
             return notes
         text = (
             f"Fisher {self.fisher.name}, seed {getattr(self.fisher, 'seed', None)}: "
-            f"{self.surprising:.3g} surprising labels expected among {len(self.problem.train)} "
+            f"{surprising:.3g} surprising labels expected among {len(self.problem.train)} "
             "examples"
         )
-        if self.surprising < FEW_SURPRISES:
+        if surprising < FEW_SURPRISES:
             text += (
                 f"; below about {FEW_SURPRISES:.0f} {FEW_SURPRISES_NOTE} and its scores are mostly "
                 "noise. Use Type2(), or more draws"

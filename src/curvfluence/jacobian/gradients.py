@@ -14,7 +14,7 @@ from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched
-from curvfluence.runtime import budget, journal
+from curvfluence.runtime import budget, journal, ranks
 
 
 def gradient_rows(
@@ -88,6 +88,22 @@ def gradient_batches(
         if first + count >= cached:
             yield first, tuple(several)
             several, first, count = [], first + count, 0
+
+
+def own_gradients(
+    problem: Problem, layout: Layout, *, first: int = 0
+) -> Iterator[tuple[int, tuple[Rows, ...]]]:
+    """`gradient_batches` of all examples, or where processes work together of this one's ranges."""
+    team = ranks.here()
+    if team is None:
+        yield from gradient_batches(problem, layout, first=first)
+        return
+    for number in team.own:
+        begin, end = ranks.bounds(len(problem.train), number)
+        if begin < end:
+            part, columns = problem.train[begin:end], of_gradient("training set")
+            for start, rows in rows_in_chunks(problem, layout, part, columns, first=begin):
+                yield start, (rows,)
 
 
 def training_gradients(problem: Problem, layout: Layout) -> Rows:

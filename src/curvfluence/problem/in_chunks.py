@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from curvfluence.problem.data import Examples
 from curvfluence.problem.stream import Data
+from curvfluence.runtime.ranks import bounds
 
 
 @dataclass(eq=False)
@@ -19,6 +20,13 @@ class InChunks:
 
     def __iter__(self) -> Iterator[tuple[int, Examples]]:
         return self.after(0)
+
+    def group(self, number: int) -> Iterator[tuple[int, Examples]]:
+        """The chunks of one of the ranges that processes share out."""
+        first, end = bounds(len(self.data), number)
+        if first < end:
+            for place, part in self.data[first:end].chunks(self.size):
+                yield first + place, part
 
     def after(self, position: int) -> Iterator[tuple[int, Examples]]:
         """The chunks from an example on, where one begins."""

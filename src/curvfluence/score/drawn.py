@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from curvfluence.jacobian.gradients import gradient_rows
+from curvfluence.jacobian.columns import of_gradient
+from curvfluence.jacobian.gradients import gradient_rows, own_gradients
 from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import ranks
 
 DRAWN = 48  # by the size of their gradients: what scores are mostly made of
 
@@ -19,6 +22,9 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
 
     Cost: a pass for gradients, which the scores then read where they are kept (`remember`).
     """
+    team = ranks.here()
+    if team is not None:
+        return _drawn_together(problem, layout, team)
     generator = torch.Generator().manual_seed(0)
     kept: list[Rows] = []
     keys = torch.empty(0, dtype=torch.float64)
@@ -37,3 +43,21 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
     if len(sizes) < 4:
         return None
     return concatenate(kept)[sizes.argsort(descending=True).to(problem.device)]
+
+
+def _drawn_together(problem: Problem, layout: Layout, team: ranks.Ranks) -> Rows | None:
+    """The same drawn from everyone's sizes; each process then makes the rows of all that are."""
+    own: dict[int, list[float]] = {}
+    for start, parts in own_gradients(problem, layout):
+        own[start] = [float(size) for rows in parts for size in rows.exact_norms()[:, 0]]
+    sizes = torch.tensor([size for part in team.merged(own).values() for size in part])
+    sizes = sizes.double()
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.rand(len(sizes), generator=generator, dtype=torch.float64).log() / sizes
+    chosen = keys.topk(min(DRAWN, int((sizes > 0).sum()))).indices
+    if len(chosen) < 4:
+        return None
+    chosen = chosen[sizes[chosen].argsort(descending=True)]
+    few = problem.train.take(chosen.to(problem.device))
+    rows_of = rows_in_chunks(problem, layout, few, of_gradient("training set"))
+    return concatenate([rows for _, rows in rows_of])

@@ -19,12 +19,12 @@ from curvfluence.curvature.rung import Rung
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.agreement import drawn
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.gradients import cached_gradients, gradient_batches, query_gradients
+from curvfluence.jacobian.gradients import cached_gradients, own_gradients, query_gradients
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import budget, journal, precision
+from curvfluence.runtime import budget, journal, precision, ranks
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.said import noted
 from curvfluence.score.best_damping import resolved
@@ -123,7 +123,7 @@ def influence(
                 continue
             if by_block:
                 x_q = run.solve(g_q.pop(), compress)
-                for at, g_n in gradient_batches(problem, run.layout):
+                for at, g_n in own_gradients(problem, run.layout):
                     shares = x_q.by_block(*g_n)
                     whole = sum_of(shares.values())[..., 0]
                     scores.put(first, at, run.predicted(whole, first, at))
@@ -131,9 +131,14 @@ def influence(
                 continue
             for at, whole in run.tiles(g_q, compress):
                 scores.put(first, at, run.predicted(whole, first, at))
+        if not leverage:
+            scores.gather()
+            run.reach.gather()
     made = run.scores(scores, told, leverage=leverage)
     if said is not None:
-        write_record(replace(made, blocks=None).record, said)
+        if ranks.leads():
+            write_record(replace(made, blocks=None).record, said)
+        ranks.wait()
     return made
 
 
@@ -222,7 +227,7 @@ class _Run:
 
         def from_example(first: int) -> Iterator[tuple[int, Tensor]]:
             x_q = solved[0] if solved else self.solve(g_q.pop(), compress)
-            for at, g_n in gradient_batches(self.problem, self.layout, first=first):
+            for at, g_n in own_gradients(self.problem, self.layout, first=first):
                 yield at, x_q.inner(*g_n)[..., 0]
 
         return journal.in_pieces("tiles", from_example)

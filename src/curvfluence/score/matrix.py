@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
+from curvfluence.runtime import ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,7 @@ class ScoreMatrix:
         kind = torch.empty(0, dtype=dtype).numpy().dtype
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            part = _unfinished(path)
-            mapped = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=(q, n))
+            mapped = _open(_unfinished(path), kind, (q, n))
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
         return ScoreMatrix(torch.from_numpy(mapped), mapped=mapped, path=Path(path))
@@ -62,10 +62,40 @@ class ScoreMatrix:
             whole = self.blocks.setdefault(name, part_qn.new_empty(shape, device="cpu"))
             _fill(whole, row, column, part_qn)
 
+    def gather(self) -> None:
+        """Where processes work together: the columns of all, at each of them. A file has them once
+        every process wrote its own."""
+        team = ranks.here()
+        if team is None:
+            return
+        for whole in (*(() if self.path is not None else (self.values,)), *self.blocks.values()):
+            ranks.gathered(team, whole)
+
     def _finish(self) -> None:
-        if self.path is not None:
-            self.mapped.flush()
+        if self.path is None:
+            return
+        self.mapped.flush()
+        team = ranks.here()
+        if team is not None:
+            team.barrier()
+        if ranks.leads():
             _unfinished(self.path).rename(self.path)
+        if team is not None:
+            team.barrier()
+
+
+def _open(part: Path, kind: Any, shape: tuple[int, int]) -> Any:
+    """A memory map, made by one process and opened by all that work together."""
+    team = ranks.here()
+    if team is not None:
+        team.barrier()  # nobody still asks whether it is there
+    made = None
+    if ranks.leads():
+        made = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=shape)
+    if team is None:
+        return made
+    team.barrier()
+    return np.lib.format.open_memmap(part, mode="r+") if made is None else made
 
 
 def require_new(path: Path | None) -> None:

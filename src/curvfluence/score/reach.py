@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import ranks
 
 
 @dataclass(eq=False)
@@ -54,6 +55,17 @@ class Reach:
         q, n = divmod(int((sizes_qn / reach_q1).argmax()), values_qn.shape[1])
         seen = (float(values_qn[q, n]), float(reach_q1[q, 0]), first + q, at + n)
         self.worst = max(self.worst, seen, key=lambda s: abs(s[0]) / s[1] if s[1] else 0.0)
+
+    def gather(self) -> None:
+        """What all processes found."""
+        team = ranks.here()
+        if team is None:
+            return
+        found = team.merged({team.rank: (self.count, self.worst)})
+        self.count = sum(count for count, _ in found.values())
+        self.worst = max(
+            (worst for _, worst in found.values()), key=lambda s: abs(s[0]) / s[1] if s[1] else 0.0
+        )
 
     def notes(self) -> tuple[str, ...]:
         """What a result must say."""

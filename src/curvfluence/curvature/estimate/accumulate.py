@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from curvfluence.errors import NonFiniteError
-from curvfluence.runtime import journal
+from curvfluence.runtime import journal, ranks
 from curvfluence.runtime.resumable import Resumable
 
 Chunk = TypeVar("Chunk")
@@ -18,8 +18,12 @@ Chunk = TypeVar("Chunk")
 class Sums:
     """Named sums of tensors that grow chunk by chunk."""
 
-    def __init__(self) -> None:
-        self._totals: dict[Hashable, Tensor] = {}
+    def __init__(self, totals: dict[Hashable, Tensor] | None = None) -> None:
+        self._totals: dict[Hashable, Tensor] = {} if totals is None else totals
+
+    @property
+    def totals(self) -> dict[Hashable, Tensor]:
+        return self._totals
 
     def add(self, key: Hashable, value: Tensor) -> None:
         """Add a tensor that others may hold too, and that stays as it is."""
@@ -89,10 +93,17 @@ def accumulate(chunks: Iterable[Chunk], update: Callable[[Chunk, Sums], None]) -
     groups: all are such sums, and what all of them need (a reduction over machines, progress,
     another device) has this one place. Where the work of a command is kept (`journal`), a sum over
     chunks that can begin anywhere (`Resumable`) goes on where it stopped, and every other one that
-    is whole is read. A chunk is let go of before the next is made.
+    is whole is read. A chunk is let go of before the next is made. Where processes of
+    torch.distributed work together, each takes its own ranges of what can be had by ranges
+    (`ranks.Grouped`), and all have the sum.
 
     Errors: `NonFiniteError` where a sum is beyond its dtype though each row was finite.
     """
+    team = ranks.here()
+    if team is not None and isinstance(chunks, ranks.Grouped):
+        sums = _together(team, chunks, update)
+        sums.require_finite()
+        return sums
     with journal.work("sum") as ours:
         sums = Sums() if ours is None else _kept(ours, chunks, update)
         if ours is None:
@@ -101,6 +112,20 @@ def accumulate(chunks: Iterable[Chunk], update: Callable[[Chunk, Sums], None]) -
                 del chunk
     sums.require_finite()
     return sums
+
+
+def _together(
+    team: ranks.Ranks, chunks: ranks.Grouped[Chunk], update: Callable[[Chunk, Sums], None]
+) -> Sums:
+    """The sums of all processes, each over its own ranges of the data."""
+    tree = ranks.Tree(team)
+    for number in team.own:
+        own = Sums()
+        for chunk in chunks.group(number):
+            update(chunk, own)
+            del chunk
+        tree.add(number, own.totals)
+    return Sums(tree.total())
 
 
 def _kept(

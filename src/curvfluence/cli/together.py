@@ -1,0 +1,68 @@
+"""Commands that several processes under `torchrun` do together."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from curvfluence.errors import InputError
+
+SHARED = frozenset({"attribute"})  # commands that are shared out
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells a process
+
+
+def launched() -> int | None:
+    """How many processes torchrun started for this command; None without it. One by itself adds up
+    in the order of several, and so has their bits."""
+    return int(os.environ["WORLD_SIZE"]) if all(k in os.environ for k in LAUNCHED) else None
+
+
+def require_shared(command: str | None) -> None:
+    """Errors: `InputError` for a command that several processes would each do by themselves."""
+    count = launched()
+    if count is not None and count > 1 and command is not None and command not in SHARED:
+        raise InputError(
+            f"{count} processes were started for `curvfluence {command}`, and each would do all of "
+            f"it: under torchrun there is {', '.join(sorted(SHARED))}. Start it once, without "
+            "torchrun"
+        )
+
+
+@contextmanager
+def together() -> Generator[bool]:
+    """Join the processes that were started with this one, by gloo or on CUDA devices by NCCL;
+    whether this is the one that speaks and writes."""
+    if launched() is None:
+        yield True
+        return
+    import torch
+    import torch.distributed as dist
+
+    from curvfluence.runtime import ranks
+
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if not ranks.leads():
+        warnings.simplefilter("ignore")  # the first process says them
+    try:
+        yield ranks.leads()
+        ranks.wait()  # nobody leaves while another still speaks to it
+    finally:
+        dist.destroy_process_group()
+        # What still refers to the group would end it with the interpreter, whose locks its threads
+        # want: an abort (pytorch/pytorch#179291).
+        gc.collect()
+
+
+def agreed(value: Any) -> Any:
+    """What the first process has, at all of them."""
+    if launched() is None:
+        return value
+    import torch.distributed as dist
+
+    said = [value]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]

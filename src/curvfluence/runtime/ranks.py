@@ -1,0 +1,250 @@
+"""The processes of torch.distributed that work on one problem together, where there are any.
+
+Nothing here starts or joins them: who runs under `torchrun` calls
+`torch.distributed.init_process_group`, and from then on sums over the data, eigendecompositions and
+scores are shared out. Every process calls the same functions with the same arguments and has the
+same result.
+
+Data are cut into `GROUPS` ranges that do not depend on how many processes there are, and sums of
+ranges are added along one binary tree, so that 1, 2 or 16 processes give the same bits on machines
+that are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from curvfluence.errors import InputError
+
+_SENT = [0]  # bytes of tensors that this process handed on
+
+LEVELS = 4
+GROUPS = 2**LEVELS  # ranges of the data; as many processes can be used at most
+
+Totals: TypeAlias = dict[Hashable, Tensor]
+Chunk = TypeVar("Chunk", covariant=True)
+
+
+@runtime_checkable
+class Grouped(Protocol[Chunk]):
+    """Chunks of data of which each of `GROUPS` ranges can be had by itself."""
+
+    def group(self, number: int) -> Any:
+        """An iterator over the chunks of one range."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of how many this one is."""
+
+    rank: int
+    count: int
+
+    @property
+    def own(self) -> range:
+        """The ranges of the data that are this process's."""
+        return self._groups(self.rank)
+
+    def _groups(self, rank: int) -> range:
+        return range(GROUPS * rank // self.count, GROUPS * (rank + 1) // self.count)
+
+    def owner(self, group: int) -> int:
+        return next(r for r in range(self.count) if group in self._groups(r))
+
+    def examples(self, n: int, rank: int | None = None) -> tuple[int, int]:
+        """The examples of all ranges of a process, [first, end)."""
+        groups = self._groups(self.rank if rank is None else rank)
+        return (n * groups.start) // GROUPS, (n * groups.stop) // GROUPS
+
+    def require_same(self, said: Mapping[str, str]) -> None:
+        """Errors: `InputError` where the processes were not given the same, with what differs."""
+        every: list[Any] = [None] * self.count
+        dist.all_gather_object(every, dict(said))
+        for name in said:
+            values = [one.get(name) for one in every]
+            if len(set(values)) > 1:
+                other = next(r for r, value in enumerate(values) if value != values[0])
+                raise InputError(
+                    f"the processes disagree: {name} of rank {other} is not that of rank 0. Give "
+                    "every rank the same (load one checkpoint, seed what is drawn)"
+                )
+
+    def require_enough(self, examples: int) -> None:
+        """Errors: `InputError` for more processes than ranges, or than examples."""
+        if self.count > GROUPS:
+            raise InputError(
+                f"{self.count} ranks are more than the {GROUPS} ranges that data are cut into: use "
+                f"at most {GROUPS}, which may have several threads each"
+            )
+        if self.count > examples:
+            raise InputError(
+                f"{self.count} ranks are more than the {examples} training examples: use at most "
+                f"{examples}"
+            )
+
+    def merged(self, own: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The union of everyone's, in the order of its keys."""
+        every: list[Any] = [None] * self.count
+        dist.all_gather_object(every, dict(own))
+        union = {key: value for one in every for key, value in one.items()}
+        return {key: union[key] for key in sorted(union)}
+
+    def shared_out(self, jobs: Sequence[Job]) -> list[tuple[Tensor, ...]]:
+        """The results of all jobs, each done by one process: the dearest first, to whoever has
+        least to do."""
+        load = [0.0] * self.count
+        doing: dict[int, int] = {}
+        for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].cost, k)):
+            doing[k] = min(range(self.count), key=lambda r: (load[r], r))
+            load[doing[k]] += jobs[k].cost
+        mine = {k: jobs[k].run() for k, r in doing.items() if r == self.rank}
+        return [
+            tuple(_broadcast(dict(enumerate(mine.get(k, ()))), doing[k], self).values())
+            for k in range(len(jobs))
+        ]
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something that one process does for all."""
+
+    cost: float
+    run: Callable[[], tuple[Tensor, ...]]
+
+
+def here() -> Ranks | None:
+    """None where torch.distributed is not initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def sent() -> int:
+    """Bytes of tensors that this process has handed on, each once however many have them after."""
+    return _SENT[0]
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    team = here()
+    return team is None or team.rank == 0
+
+
+def wait() -> None:
+    """Until all that work together are here."""
+    team = here()
+    if team is not None:
+        team.barrier()
+
+
+def bounds(n: int, group: int) -> tuple[int, int]:
+    """The examples of one range, [first, end)."""
+    return n * group // GROUPS, n * (group + 1) // GROUPS
+
+
+@dataclass(eq=False)
+class Tree:
+    """Sums of ranges on their way up: a node is added to its sibling as soon as both are at one
+    process, so that few are held."""
+
+    ranks: Ranks
+    nodes: dict[tuple[int, int], Totals] = field(default_factory=dict[tuple[int, int], Totals])
+
+    def add(self, group: int, totals: Totals) -> None:
+        """The sums of one of this process's ranges, in the order of the ranges."""
+        level, index = 0, group
+        while index % 2 and (level, index - 1) in self.nodes:
+            totals = _sum(self.nodes.pop((level, index - 1)), totals)
+            level, index = level + 1, index // 2
+        self.nodes[level, index] = totals
+
+    def total(self) -> Totals:
+        """The sums of all ranges, at every process."""
+        ranks = self.ranks
+        for level in range(LEVELS):
+            for index in range(0, GROUPS >> level, 2):
+                left, right = (ranks.owner((index + side) << level) for side in (0, 1))
+                if left == right:
+                    self._merge(level, index)
+                elif ranks.rank == right:
+                    _send(self.nodes.pop((level, index + 1)), left)
+                elif ranks.rank == left:
+                    self.nodes[level, index + 1] = _receive(right)
+                    self._merge(level, index)
+        return _broadcast(self.nodes.pop((LEVELS, 0), {}), 0, ranks)
+
+    def _merge(self, level: int, index: int) -> None:
+        if (level, index + 1) in self.nodes:
+            a, b = self.nodes.pop((level, index)), self.nodes.pop((level, index + 1))
+            self.nodes[level + 1, index // 2] = _sum(a, b)
+
+
+def _sum(a: Totals, b: Totals) -> Totals:
+    """Of tensors by name; new memory, since a sum may be held by others too."""
+    found = dict(a)
+    for key, value in b.items():
+        found[key] = found[key] + value if key in found else value
+    return found
+
+
+def _described(totals: Totals) -> list[tuple[Hashable, tuple[int, ...], torch.dtype, str]]:
+    return [(k, tuple(v.shape), v.dtype, str(v.device.type)) for k, v in totals.items()]
+
+
+def _empty(said: tuple[Hashable, tuple[int, ...], torch.dtype, str]) -> Tensor:
+    _, shape, dtype, device = said
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _send(totals: Totals, to: int) -> None:
+    dist.send_object_list([_described(totals)], dst=to)
+    for value in totals.values():
+        _SENT[0] += value.nbytes
+        dist.send(value.contiguous(), dst=to)
+
+
+def _receive(of: int) -> Totals:
+    said: list[Any] = [None]
+    dist.recv_object_list(said, src=of)
+    found: Totals = {}
+    for one in said[0]:
+        value = _empty(one)
+        dist.recv(value, src=of)
+        found[one[0]] = value
+    return found
+
+
+def _broadcast(totals: Totals, of: int, ranks: Ranks) -> Totals:
+    """What one process has, at all."""
+    if ranks.count == 1:
+        return totals
+    said: list[Any] = [_described(totals)]
+    dist.broadcast_object_list(said, src=of)
+    found: Totals = {}
+    for one in said[0]:
+        value = totals[one[0]].contiguous() if ranks.rank == of else _empty(one)
+        _SENT[0] += value.nbytes if ranks.rank == of else 0
+        dist.broadcast(value, src=of)
+        found[one[0]] = value
+    return found
+
+
+def gathered(ranks: Ranks, whole_qn: Tensor) -> None:
+    """Fill [Q, N] of which each process has its own examples' columns."""
+    n = whole_qn.shape[1]
+    for rank in range(ranks.count):
+        first, end = ranks.examples(n, rank)
+        part = whole_qn[:, first:end].contiguous()
+        _SENT[0] += part.nbytes if rank == ranks.rank else 0
+        dist.broadcast(part, src=rank)
+        whole_qn[:, first:end] = part

@@ -1,0 +1,138 @@
+"""What `tests/test_ranks.py` runs in each process: `torchrun ... -m tests.ranked WHAT OUT`."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import curvfluence as cf
+from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace, SelectedRows
+from curvfluence.errors import CurvfluenceWarning, InputError
+from curvfluence.runtime import ranks
+from tests.problems import mlp
+
+RUNGS: dict[str, cf.Rung] = {
+    "identity": cf.Identity(),
+    "diagonal": cf.Diagonal(),
+    "kfac": cf.KFAC(),
+    "kfac mc": cf.KFAC(fisher=cf.MonteCarlo(2, seed=5)),
+    "kfac empirical": cf.KFAC(fisher=cf.Empirical()),
+    "ekfac": cf.EKFAC(),
+    "ekfac mc": cf.EKFAC(fisher=cf.MonteCarlo(2, seed=5)),
+    "ekfac empirical": cf.EKFAC(fisher=cf.Empirical()),
+    "eshampoo": cf.EShampoo(),
+    "block": cf.BlockGGN(),
+    "ggn": cf.GGN(Matrix()),
+    "ggn sample space": cf.GGN(SampleSpace()),
+    "ggn selected rows": cf.GGN(SelectedRows(count=5, tolerance=1e-8)),
+    "ggn iterated": cf.GGN(ConjugateGradients(tolerance=1e-8)),
+    "hessian": cf.Hessian(),
+}
+
+
+class Convolutional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv1d(1, 3, 3), nn.LayerNorm(9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x[:, None]).tanh().flatten(1)))
+
+
+def problems() -> dict[str, cf.Problem]:
+    """37 examples are no multiple of any number of ranges; of 5 most ranges are empty."""
+    found: dict[str, cf.Problem] = {}
+    for name, n, make in (
+        ("mlp", 37, lambda: mlp(5, 7, 4)),
+        ("shared", 37, Convolutional),
+        ("few", 5, lambda: mlp(5, 7, 4)),
+    ):
+        torch.manual_seed(0)
+        model = make().double()
+        x, y = torch.randn(n + 3, 5, dtype=torch.float64), torch.randint(0, 4, (n + 3,))
+        weights = torch.rand(n, dtype=torch.float64) if name == "shared" else None
+        train = cf.Examples(x[:n], y[:n], weights=weights)
+        found[name] = cf.Problem(model, cf.CrossEntropy(), train, (x[n:], y[n:]), weight_decay=1e-2)
+    return found
+
+
+def everything() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, problem in problems().items():
+        for rung_name, rung in RUNGS.items():
+            scores = cf.influence(problem, rung, damping=cf.Absolute(0.1))
+            found[f"{name}, {rung_name}"] = scores.values
+            found[f"{name}, {rung_name}, notes"] = scores.notes
+        blocks = cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1), by_block=True).blocks
+        found[f"{name}, by block"] = blocks
+        self_influence = cf.self_influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1))
+        found[f"{name}, self"] = self_influence
+    single = problems()["mlp"].to(torch.float32)
+    found["float32"] = cf.influence(single, cf.EKFAC(), damping=cf.Absolute(0.1)).values
+    return found
+
+
+def in_a_file(out: Path) -> Tensor:
+    path = out.with_suffix(".npy")
+    cf.influence(problems()["mlp"], cf.EKFAC(), damping=cf.Absolute(0.1), out=path)
+    return cf.load_scores(path).values.clone()
+
+
+def handed_on() -> int:
+    """Bytes of one K-FAC's scores, of all processes."""
+    cf.influence(problems()["mlp"], cf.KFAC(), damping=cf.Absolute(0.1))
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, ranks.sent())
+    return sum(every)
+
+
+def refused(what: str) -> str:
+    """The error that disagreeing processes get."""
+    rank = dist.get_rank()
+    problem = problems()["few" if what == "examples" else "mlp"]
+    rung: cf.Rung = cf.KFAC()
+    if what == "weights" and rank == 1:
+        with torch.no_grad():
+            problem.theta["0.weight"].add_(1e-6)
+    if what == "rung" and rank == 1:
+        rung = cf.KFAC(fisher=cf.Empirical())
+    try:
+        cf.influence(problem, rung, damping=cf.Absolute(0.1))
+    except InputError as error:
+        return str(error)
+    return "nothing"
+
+
+def main() -> None:
+    what, out = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", CurvfluenceWarning)
+    dist.init_process_group("gloo")
+    if what == "killed" and dist.get_rank() == 1:
+        os._exit(9)
+    works = {"everything": everything, "file": lambda: in_a_file(out), "bytes": handed_on}
+    found = works.get(what, lambda: refused(what))()
+    if what == "everything":  # all have the same
+        mine = [v for v in found.values() if isinstance(v, Tensor)]
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, mine)
+        found["alike"] = all(
+            torch.equal(a, b) for one in every for a, b in zip(one, mine, strict=True)
+        )
+    if dist.get_rank() == 0:
+        torch.save(found, out)
+    dist.barrier()
+    dist.destroy_process_group()
+    gc.collect()  # see `cli.together`
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Several processes of torch.distributed: the same bits, whatever their number; what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from curvfluence.errors import CurvfluenceWarning
+from curvfluence.runtime import ranks
+from curvfluence.runtime.ranks import GROUPS, Ranks, Tree, bounds
+from tests import ranked
+from tests.test_supervise import OWN
+from tests.torture.kills import _unmeasured
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    pytest.mark.xdist_group("ranks"),
+]
+
+
+def run(count: int, what: str, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    return subprocess.run(
+        [*command, "--standalone", "-m", "tests.ranked", what, str(out)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def told(count: int, what: str, folder: Path) -> Any:
+    out = folder / f"{what}-{count}.pt"
+    done = run(count, what, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def by_count(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return {count: told(count, "everything", folder) for count in (1, 2, 3, 4)}
+
+
+def test_any_number_of_processes_gives_the_same_bits(by_count: dict[int, dict[str, Any]]) -> None:
+    one = by_count[1]
+    for count, found in by_count.items():
+        assert found.pop("alike") is True
+        assert found.keys() == one.keys()
+        for name, value in one.items():
+            if isinstance(value, Tensor):
+                assert torch.equal(found[name], value), f"{name} of {count} ranks"
+            elif isinstance(value, dict):
+                assert all(torch.equal(found[name][k], value[k]) for k in value), name
+            else:
+                assert found[name] == value, name
+
+
+def test_it_is_what_one_process_without_ranks_gives(by_count: dict[int, dict[str, Any]]) -> None:
+    """But for rounding, and for labels, which are drawn by range."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CurvfluenceWarning)
+        alone = ranked.everything()
+    for name, value in alone.items():
+        if " mc" in name or name.endswith("notes"):
+            continue
+        values = value if isinstance(value, dict) else {"": value}
+        for key, wanted in values.items():
+            found = by_count[2][name] if not key else by_count[2][name][key]
+            scale = float(wanted.abs().max())
+            rounding = 1e-4 if wanted.dtype == torch.float32 else 1e-6
+            assert float((found - wanted).abs().max()) <= rounding * scale, name
+
+
+def test_scores_in_a_file(tmp_path: Path) -> None:
+    for name in "13":
+        (tmp_path / name).mkdir()
+    first, second = (told(count, "file", tmp_path / str(count)) for count in (1, 3))
+    assert torch.equal(first, second)
+    assert sorted(p.name for p in (tmp_path / "3").iterdir()) == [
+        "file-3.json", "file-3.npy", "file-3.pt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "count", "words"),
+    [
+        ("weights", 2, "the weights, loss or training data of rank 1 is not that of rank 0"),
+        ("rung", 2, "the rung of rank 1 is not that of rank 0"),
+        ("examples", 6, "6 ranks are more than the 5 training examples"),
+    ],
+)
+def test_what_does_not_fit_is_said(what: str, count: int, words: str, tmp_path: Path) -> None:
+    assert words in told(count, what, tmp_path)
+
+
+def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = run(2, "killed", tmp_path / "nothing.pt")
+    assert done.returncode != 0
+    assert time.monotonic() - start < 60
+    assert not (tmp_path / "nothing.pt").exists()
+
+
+def commanded(count: int, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    (folder / "own.py").write_text(OWN)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launch, "--nproc-per-node", str(count), "-m", "curvfluence", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_the_command_under_torchrun(tmp_path: Path) -> None:
+    pages: list[Any] = []
+    for count in (1, 2):
+        out = f"{count}.html"
+        words = ("attribute", "own.py", "--threads", "1", "--beside", "KFAC", "--out", out)
+        done = commanded(count, tmp_path, *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("Page") == 1, "one of them speaks"
+        text = (tmp_path / out).read_text()
+        data = text.partition('id="answers-data">')[2].partition("</script>")[0]
+        pages.append(_unmeasured(json.loads(data)))
+    assert pages[0] == pages[1]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".html") == ["1.html", "2.html"]
+
+
+def test_commands_that_are_not_shared_are_refused(tmp_path: Path) -> None:
+    done = commanded(2, tmp_path, "study", "wine")
+    assert done.returncode != 0
+    assert "2 processes were started for `curvfluence study`" in " ".join(done.stderr.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bytes_that_are_sent_are_those_of_the_formula(tmp_path: Path) -> None:
+    """A K-FAC of 5 by 7 by 4 in float64, its sums along the tree and back, its bases once, and the
+    scores [3, 37]."""
+    sums = (36 + 49 + 1 + 64 + 16 + 1) * 8  # A, B and the count of positions of both layers
+    bases = (36 + 6 + 49 + 7 + 64 + 8 + 16 + 4) * 8
+    scores = 3 * 37 * 8
+    for count in (2, 4):
+        assert told(count, "bytes", tmp_path) == count * sums + bases + scores
+
+
+class TestSharing:
+    @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, GROUPS])
+    def test_every_range_has_one_owner(self, count: int) -> None:
+        owned = [group for rank in range(count) for group in Ranks(rank, count).own]
+        assert owned == list(range(GROUPS))
+        for group in owned:
+            assert group in Ranks(Ranks(0, count).owner(group), count).own
+
+    @pytest.mark.parametrize("n", [1, 5, 37, 1000])
+    def test_every_example_is_in_one_range(self, n: int) -> None:
+        ends = [bounds(n, group) for group in range(GROUPS)]
+        assert ends[0][0] == 0
+        assert ends[-1][1] == n
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(ends))
+        assert [Ranks(r, 3).examples(n)[0] for r in (1, 2)] == [
+            Ranks(r, 3).examples(n)[1] for r in (0, 1)
+        ]
+
+    def test_few_sums_are_held(self) -> None:
+        tree, most = Tree(Ranks(0, 1)), 0
+        for group in range(GROUPS):
+            tree.add(group, {"x": torch.tensor(float(group))})
+            most = max(most, len(tree.nodes))
+        assert most <= ranks.LEVELS
+        assert float(tree.total()["x"]) == sum(range(GROUPS))
+
+    def test_a_sum_that_others_hold_stays_as_it_is(self) -> None:
+        held = torch.ones(2)
+        tree = Tree(Ranks(0, 1))
+        for group in range(GROUPS):
+            tree.add(group, {"x": held} if group != 3 else {"y": held})
+        total = tree.total()
+        assert torch.equal(held, torch.ones(2))
+        assert total["x"].tolist() == [GROUPS - 1.0] * 2
+        assert total["y"].tolist() == [1.0] * 2
+
+    def test_without_torch_distributed_nothing_is_shared(self) -> None:
+        assert ranks.here() is None
+        assert ranks.leads()
