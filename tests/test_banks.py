@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import curvfluence as cf
-from curvfluence.banks import SHIPPED, make_bank, verify_bank
+from curvfluence.banks import SHIPPED, Slice, make_bank, make_slice, verify_bank
 from curvfluence.errors import InputError
 from curvfluence.store.folder import Folder, Header, MadeBy
 from curvfluence.study import StudySpec, load, retrain, run_study
@@ -21,6 +22,7 @@ from curvfluence.study.variant import Variant
 from curvfluence.truth.bank import BANK, ENTRIES, LISTED, TRAINER, Bank, Batch, packed, unpacked
 from tests.studies import resealed
 from tests.test_report import run
+from tests.test_supervise import ended, start
 
 pytestmark = pytest.mark.xdist_group("banks")
 SPEC = StudySpec("wine", 6, models=2, orders=1, variant=Variant(epochs=2), bregman=False)
@@ -153,6 +155,54 @@ class TestTakenUp:
         settings = {"init_seeds": (1,), "order_seeds": (1,), "subsets": "a", "alpha": 0.5}
         at = {"kind": "retrained", "dtype": "float32", **settings}
         assert bank.key(Batch(**at)) != bank.key(Batch(**{**at, **change}))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("blocks_of_two")
+class TestSlices:
+    def test_all_of_them_are_the_bank(self, tmp_path: Path, trained: Trained) -> None:
+        found = [make_slice([SPEC], tmp_path, Slice(k, 4)) for k in (3, 1, 4, 2)]
+        assert trained.count == 2 + 12
+        assert sorted(found) == [(2, 0), (2, 0), (4, 0), (4, 0)]
+        whole, alone = truth_of(SPEC, tmp_path), None
+        assert trained.count == 14, "nothing is left to train"
+        alone = truth_of(SPEC, tmp_path.with_name("alone"))
+        assert torch.equal(whole.values, alone.values)
+
+    def test_a_slice_again_trains_what_was_lost(self, tmp_path: Path, trained: Trained) -> None:
+        assert make_slice([SPEC], tmp_path, Slice(2, 3)) == (4, 0)
+        assert make_slice([SPEC], tmp_path, Slice(2, 3)) == (0, 4)
+        retrained(tmp_path)[0].unlink()
+        assert make_slice([SPEC], tmp_path, Slice(2, 3)) == (2, 2)
+        assert trained.count == 6
+
+    def test_more_slices_than_batches(self, tmp_path: Path) -> None:
+        assert make_slice([SPEC], tmp_path, Slice(9, 9)) == (0, 0)
+
+    @pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/4", "1/", "-1/4", "1/0", "½/4"])
+    def test_what_is_no_slice(self, text: str) -> None:
+        with pytest.raises(InputError, match="slice"):
+            Slice.of(text)
+
+    def test_another_bank_is_refused(self, tmp_path: Path) -> None:
+        make_slice([SPEC], tmp_path, Slice(1, 2))
+        with pytest.raises(InputError, match="another problem or recipe"):
+            make_slice([replace(SPEC, variant=Variant(epochs=3))], tmp_path, Slice(2, 2))
+
+
+def test_slices_at_the_same_time(tmp_path: Path) -> None:
+    """Three commands in one folder, of which one is killed and given again."""
+    words = ["bank", "make", "wine", "bank", "--subsets", "120", "--models", "2", "--orders", "1",
+             "--epochs", "20", "--threads", "1", "--no-progress"]  # fmt: skip
+    running = [start([*words, "--slice", f"{k}/3"], tmp_path) for k in (1, 2, 3)]
+    time.sleep(4)
+    running[1].kill()
+    codes = [ended(process, 120)[0] for process in running]
+    assert (codes[0], codes[2]) == (0, 0)
+    assert ended(start([*words, "--slice", "2/3"], tmp_path), 120)[0] == 0
+    code, out, err = ended(start(words, tmp_path), 120)
+    assert code == 0, err
+    assert "bank holds 240 retrainings" in out
+    assert verify_bank(tmp_path / "bank", again=3).equal == 3
 
 
 def test_no_file_that_trains_is_forgotten() -> None:

@@ -44,16 +44,25 @@ def bank_make(
     width: Width = None,
     epochs: Epochs = None,
     protocol: ProtocolName = "clean",
+    part: Annotated[
+        str | None,
+        typer.Option(
+            "--slice",
+            help="A part of the retrainings, 3/16 the third of sixteen: for many machines that "
+            "share a folder. The same command without it then finds all of them there.",
+        ),
+    ] = None,
     threads: Threads = None,
     wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Train the influence models of a study and retrain on its subsets: its truth, without its
     ladder. What the bank holds already is not trained again."""
-    from curvfluence.banks import make_bank, verify_bank
+    from curvfluence.banks import Slice, make_bank, make_slice, verify_bank
     from curvfluence.study import StudySpec, load
     from curvfluence.study.variant import Variant
 
+    which = None if part is None else Slice.of(part)
     loaded = load(problem)
     specs = [
         StudySpec(
@@ -62,12 +71,19 @@ def bank_make(
             seed=seed,
             models=models,
             orders=orders,
-            alpha=float(value(part, float, "alpha")),
+            alpha=float(value(fraction, float, "alpha")),
             protocol=protocol,
             variant=Variant(depth=depth, width=width, epochs=epochs),
         )
-        for part in alpha.split(",")
+        for fraction in alpha.split(",")
     ]
+    if which is not None:
+        with watching(no_progress) as watch:
+            made, there = make_slice(
+                specs, folder, which, problem=loaded, threads=threads, watch=watch
+            )
+        typer.echo(f"slice {part}: {made:,} retrainings made in {folder}, {there:,} were there")
+        return
     with watching(no_progress) as watch:
         make_bank(specs, folder, problem=loaded, threads=threads, wait=wait, watch=watch)
     found = verify_bank(folder)

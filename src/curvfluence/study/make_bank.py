@@ -11,7 +11,14 @@ from curvfluence.store.lock import held
 from curvfluence.study.asked import asked
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
-from curvfluence.study.retrain import draw_subsets, make_truth, source_of, train_models
+from curvfluence.study.retrain import (
+    Slice,
+    draw_subsets,
+    make_truth,
+    retrain_slice,
+    source_of,
+    train_models,
+)
 from curvfluence.study.spec import StudySpec
 from curvfluence.truth.bank import Bank
 
@@ -31,11 +38,52 @@ def make_bank(
 
     Errors: `InputError` before any work where they do, or where `path` holds anything else.
     """
+    bank, problems = _bank_of(specs, path, problem)
+    with held(path, wait=wait), limited(threads):
+        bank.claim()
+        for spec, at in zip(specs, problems, strict=True):
+            models = train_models(spec, at, bank, watch)
+            make_truth(spec, at, models, bank, watch)
+    return bank
+
+
+def make_slice(
+    specs: Sequence[StudySpec],
+    path: Path,
+    which: Slice,
+    *,
+    problem: StudyProblem | None = None,
+    threads: int | None = None,
+    watch: Watcher = silent,
+) -> tuple[int, int]:
+    """A part of the same: every count-th batch of retrainings; with the first slice the influence
+    models too. Slices may be made at the same time, on any machines that share the folder, each
+    again whenever it was lost; `make_bank` then finds all of it there. (How many were trained, how
+    many were there.)
+
+    Errors: as `make_bank`.
+    """
+    bank, problems = _bank_of(specs, path, problem, shared=True)
+    new = old = 0
+    with limited(threads):
+        bank.claim()
+        for spec, at in zip(specs, problems, strict=True):
+            if which.number == 1:
+                train_models(spec, at, bank, watch)
+            made, there = retrain_slice(spec, at, bank, watch, which)
+            new, old = new + made, old + there
+    return new, old
+
+
+def _bank_of(
+    specs: Sequence[StudySpec], path: Path, problem: StudyProblem | None, *, shared: bool = False
+) -> tuple[Bank, list[StudyProblem]]:
+    """The bank that all specs ask for, and the problem of each."""
     if not specs:
         raise InputError("a bank needs the spec of a study, one or more")
     loaded = load(specs[0].problem) if problem is None else problem
     problems = [asked(spec, loaded) for spec in specs]
-    bank = Bank(path, source_of(problems[0], specs[0]))
+    bank = Bank(path, source_of(problems[0], specs[0]), shared=shared)
     for spec, at in zip(specs, problems, strict=True):
         draw_subsets(spec, at)
         if source_of(at, spec).key != bank.source.key:
@@ -44,9 +92,4 @@ def make_bank(
                 f"with {spec.variant} is another than {specs[0].problem} with {specs[0].variant}"
             )
     bank.require_free()
-    with held(path, wait=wait), limited(threads):
-        bank.claim()
-        for spec, at in zip(specs, problems, strict=True):
-            models = train_models(spec, at, bank, watch)
-            make_truth(spec, at, models, bank, watch)
-    return bank
+    return bank, problems

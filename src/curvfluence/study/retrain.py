@@ -273,21 +273,71 @@ def retrain(
         seconds, done = seconds + entry.seconds, done + len(part.runs)
     with watch("retrain on subsets", final_loss.numel()) as progress:
         progress(done)
-        waiting = iter(missing)
-        while group := list(islice(waiting, torch.get_num_threads())):  # a batch for each thread
-            start = time.perf_counter()
-            with bank.steps([part.batch for part in group]) as steps:
-                found_pq, loss_p = _train(
-                    problem, group, subsets, steps, lambda k, at=done: progress(at + k)
-                )
-                each = (time.perf_counter() - start) / len(group)
-                for part, value_rq, loss_r in zip(group, found_pq, loss_p, strict=True):
-                    values[part.place], final_loss[part.place] = value_rq, loss_r
-                    masks = subsets.weights[part.place[2]]
-                    kept = {"values": value_rq, "final_loss": loss_r, "subsets": packed(masks)}
-                    bank.keep(part.batch, kept, each)
-                    seconds, done = seconds + each, done + len(part.runs)
+        for part, value_rq, loss_r, each in _made(problem, missing, subsets, bank, progress, done):
+            values[part.place], final_loss[part.place] = value_rq, loss_r
+            seconds += each
     return Retrained(values, final_loss, seconds)
+
+
+def retrain_slice(
+    spec: StudySpec, problem: StudyProblem, bank: Bank, watch: Watcher, which: Slice
+) -> tuple[int, int]:
+    """Every count-th batch of a study's retrainings, from the number-th on: (how many runs were
+    trained, how many of them the bank had). Batches are numbered alike whatever it holds."""
+    subsets = draw_subsets(spec, problem)
+    every = _parts(spec.dtype, _starts(spec, influence_runs(spec, problem)), subsets, spec.alpha)
+    own = list(islice(every, which.number - 1, None, which.count))
+    missing = [part for part in own if not bank.has(part.batch)]
+    total, new = (sum(len(part.runs) for part in parts) for parts in (own, missing))
+    with watch("retrain on subsets", total) as progress:
+        progress(total - new)
+        for _ in _made(problem, missing, subsets, bank, progress, total - new):
+            pass
+    return new, total - new
+
+
+def _made(
+    problem: StudyProblem,
+    missing: Sequence[_Part],
+    subsets: Subsets,
+    bank: Bank,
+    progress: Callable[[int], None],
+    done: int,
+) -> Iterator[tuple[_Part, Tensor, Tensor, float]]:
+    """(a batch, values [runs, Q], final losses, seconds) of each, kept in the bank."""
+    waiting = iter(missing)
+    while group := list(islice(waiting, torch.get_num_threads())):  # a batch for each thread
+        start = time.perf_counter()
+        with bank.steps([part.batch for part in group]) as steps:
+            found_pq, loss_p = _train(
+                problem, group, subsets, steps, lambda k, at=done: progress(at + k)
+            )
+            each = (time.perf_counter() - start) / len(group)
+            for part, value_rq, loss_r in zip(group, found_pq, loss_p, strict=True):
+                masks = subsets.weights[part.place[2]]
+                kept = {"values": value_rq, "final_loss": loss_r, "subsets": packed(masks)}
+                bank.keep(part.batch, kept, each)
+                done += len(part.runs)
+                yield part, value_rq, loss_r, each
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The number-th of count parts of a work, from 1 on."""
+
+    number: int
+    count: int
+
+    @staticmethod
+    def of(text: str) -> Slice:
+        """3/16. Errors: `InputError` for anything else."""
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise InputError(f"a slice is written as 3/16, the third of sixteen; seen {text!r}")
+        found = Slice(int(number), int(count))
+        if not 1 <= found.number <= found.count:
+            raise InputError(f"slices are numbered 1 to {found.count}; seen {text}")
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from curvfluence.store.arrays import read_array
 from curvfluence.store.files import append_line, inside, replace_file, require_inside
 from curvfluence.store.folder import only_begun, writing
 from curvfluence.store.hashes import hash_code, hash_json
+from curvfluence.store.lock import held
 from curvfluence.store.records import Record, as_json, read, write
 from curvfluence.store.steps import STEPS, Steps
 
@@ -115,12 +116,14 @@ class Entry(Record, frozen=True):
 class Bank:
     """The retrainings of `source` in the folder `path`, by what each batch depends on. With `anew`
     nothing that it holds is read: batches are made again, and replace it. With `as_made` a batch is
-    read whichever code and torch trained it: retraining would differ by rounding."""
+    read whichever code and torch trained it: retraining would differ by rounding. Commands that
+    fill one `shared` bank together hold its folder only while they write."""
 
     path: Path
     source: Source
     anew: bool = False
     as_made: bool = False
+    shared: bool = False
 
     @staticmethod
     def read(path: Path) -> Bank:
@@ -134,20 +137,20 @@ class Bank:
         """Refuse a folder that holds another bank, or files that are none. Writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder for the retrainings")
-        held = read(self.path / BANK, Source)
+        known = read(self.path / BANK, Source)
         begun = not self.path.is_dir() or only_begun(self.path, ENTRIES, BANK)
-        if held is None and not begun:
+        if known is None and not begun:
             raise InputError(f"{self.path} holds files that are no bank: name another folder")
-        if held is not None and held.key != self.source.key:
+        if known is not None and known.key != self.source.key:
             raise InputError(
                 f"{self.path} holds the retrainings of another problem or recipe "
-                f"({held.problem}): name another folder, or remove it"
+                f"({known.problem}): name another folder, or remove it"
             )
 
     def claim(self) -> None:
         """Make the folder this bank's. Errors: `InputError` where it holds anything else."""
-        self.require_free()
-        with writing(self.path):
+        with self._held(), writing(self.path):
+            self.require_free()
             self.path.mkdir(parents=True, exist_ok=True)
             inside(self.path, ENTRIES).mkdir(exist_ok=True)
             write(self.path / BANK, self.source)
@@ -184,7 +187,7 @@ class Bank:
         """Write a batch: its arrays, each replacing atomically, and then its record."""
         key = self.key(batch)
         files: dict[str, ArrayFile] = {}
-        with writing(self.path):
+        with self._held(), writing(self.path):
             for name, value in arrays.items():
                 array = np.ascontiguousarray(value.detach().cpu().numpy())
                 _save(self._file(key, name), array)
@@ -192,6 +195,10 @@ class Bank:
             made = Entry(key, batch, files, seconds, str(torch.__version__), __version__)
             write(self.path / ENTRIES / f"{key}.json", made)
             append_line(inside(self.path, LISTED), key)
+
+    def _held(self) -> AbstractContextManager[None]:
+        """The folder for as long as something is written to it, where others write to it too."""
+        return held(self.path, wait=True) if self.shared else nullcontext()
 
     @contextmanager
     def steps(self, batches: Sequence[Batch]) -> Generator[Steps | None]:
