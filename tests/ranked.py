@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace, SelectedRows
-from curvfluence.errors import CurvfluenceWarning, InputError
+from curvfluence.errors import CurvfluenceWarning
 from curvfluence.runtime import ranks
 from tests.problems import mlp
 
@@ -39,12 +39,40 @@ RUNGS: dict[str, cf.Rung] = {
 
 
 class Convolutional(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 3) -> None:
         super().__init__()
-        self.conv, self.norm, self.head = nn.Conv1d(1, 3, 3), nn.LayerNorm(9), nn.Linear(9, 4)
+        self.conv, self.norm = nn.Conv1d(1, width, 3), nn.LayerNorm(3 * width)
+        self.head = nn.Linear(3 * width, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.conv(x[:, None]).tanh().flatten(1)))
+
+
+class Rooted(nn.Module):
+    """√ has an infinite derivative at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 6, bias=False), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).abs().sqrt())
+
+
+SOME = ("kfac", "ekfac", "ekfac mc", "ekfac empirical", "eshampoo", "ggn selected rows")
+
+
+class Reusing(nn.Module):
+    """Copies its inputs into memory of its own, in which earlier rows would lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 6, bias=False), nn.Linear(6, 4)
+        self.held: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.held.setdefault(len(x), torch.empty_like(x))
+        return self.head(self.body(held.copy_(x)).tanh())
 
 
 def problems() -> dict[str, cf.Problem]:
@@ -54,6 +82,8 @@ def problems() -> dict[str, cf.Problem]:
         ("mlp", 37, lambda: mlp(5, 7, 4)),
         ("shared", 37, Convolutional),
         ("few", 5, lambda: mlp(5, 7, 4)),
+        ("reusing", 80, Reusing),
+        ("wide", 37, lambda: Convolutional(23)),
     ):
         torch.manual_seed(0)
         model = make().double()
@@ -68,7 +98,10 @@ def everything() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, problem in problems().items():
         for rung_name, rung in RUNGS.items():
-            scores = cf.influence(problem, rung, damping=cf.Absolute(0.1))
+            if name not in ("mlp", "shared") and rung_name not in SOME:
+                continue
+            at = cf.Relative(0.1) if name == "wide" else cf.Absolute(0.1)
+            scores = cf.influence(problem, rung, damping=at)
             found[f"{name}, {rung_name}"] = scores.values
             found[f"{name}, {rung_name}, notes"] = scores.notes
         blocks = cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1), by_block=True).blocks
@@ -94,19 +127,40 @@ def handed_on() -> int:
     return sum(every)
 
 
+def _own(output: Tensor, target: Tensor) -> Tensor:
+    return -output.log_softmax(-1).gather(-1, target[..., None])[..., 0]
+
+
+def problem_with(loss: cf.CustomLoss) -> cf.Problem:
+    given = problems()["mlp"]
+    return cf.Problem(given.model, loss, given.train, given.queries)
+
+
 def refused(what: str) -> str:
     """The error that disagreeing processes get."""
     rank = dist.get_rank()
     problem = problems()["few" if what == "examples" else "mlp"]
     rung: cf.Rung = cf.KFAC()
+    damping = 0.1
+    if what == "damping" and rank == 1:
+        damping = 0.2
+    if what == "queries" and rank == 1:
+        problem = problem.asking([1, 0, 2])
+    if what == "loss":
+        problem = problem_with(cf.CustomLoss(_own))
+    if what == "not finite":
+        torch.manual_seed(0)
+        x, y = torch.randn(37, 5, dtype=torch.float64), torch.randint(0, 4, (37,))
+        x[30] = 0
+        problem = cf.Problem(Rooted().double(), cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
     if what == "weights" and rank == 1:
         with torch.no_grad():
             problem.theta["0.weight"].add_(1e-6)
     if what == "rung" and rank == 1:
         rung = cf.KFAC(fisher=cf.Empirical())
     try:
-        cf.influence(problem, rung, damping=cf.Absolute(0.1))
-    except InputError as error:
+        cf.influence(problem, rung, damping=cf.Absolute(damping))
+    except cf.errors.CurvfluenceError as error:
         return str(error)
     return "nothing"
 
@@ -119,7 +173,8 @@ def main() -> None:
     if what == "killed" and dist.get_rank() == 1:
         os._exit(9)
     works = {"everything": everything, "file": lambda: in_a_file(out), "bytes": handed_on}
-    found = works.get(what, lambda: refused(what))()
+    with cf.together():
+        found = works.get(what, lambda: refused(what))()
     if what == "everything":  # all have the same
         mine = [v for v in found.values() if isinstance(v, Tensor)]
         every: list[Any] = [None] * dist.get_world_size()

@@ -98,6 +98,17 @@ class TestMinimalResidual:
         norms = torch.stack([after(k) for k in range(1, 25)])
         assert bool((norms[1:] <= norms[:-1] * (1 + 1e-12)).all())
 
+    @pytest.mark.parametrize("b", [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    def test_at_a_pole_x_stays_finite(self, b: list[float]) -> None:
+        a, rows = torch.diag(torch.tensor([0.0, 1.0, 2.0]).double()), torch.tensor([b]).double()
+        found = minimal_residual(
+            lambda x: x @ a, rows, precondition=lambda r: r, enough_q=torch.full((1,), 1e-10),
+            max_products=10,
+        )  # fmt: skip
+        assert bool(found.x.isfinite().all())
+        assert float(found.residual[0, 0]) == 1.0
+        assert float(found.residual[0, 1].abs()) < 1e-9
+
     def test_few_eigenvalues_need_few_products(self) -> None:
         a = symmetric([-2.0] * 10 + [1.0] * 10 + [5.0] * 10)
         b = torch.randn(4, 30, dtype=torch.float64)
@@ -130,10 +141,20 @@ class TestNegativePairs:
             negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=1e-2, most=16)
 
     def test_no_convergence_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pairs_module, "ITERATIONS", 1)
+        monkeypatch.setattr(pairs_module, "ROUND", 1)
+        monkeypatch.setattr(pairs_module, "ROUNDS", 2)
         a = symmetric([-0.2, -0.1, *torch.linspace(0, 1e4, 198).tolist()])
-        with pytest.raises(InputError, match="did not converge in 1 iterations"):
+        with pytest.raises(InputError, match="did not converge in 2 iterations"):
             negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=1e-3, most=64)
+
+    def test_a_flat_bulk_next_to_zero_is_no_hindrance(self) -> None:
+        bulk = (1e-5 * torch.randn(300, generator=torch.Generator().manual_seed(0))).tolist()
+        a = symmetric([-1.0, -0.5, -0.2, *bulk, *torch.linspace(0.1, 30, 200).tolist()])
+        shifted = torch.linalg.inv(a + 1.1 * torch.eye(len(a)))
+        found = negative_pairs(lambda x: x @ a, lambda r: r @ shifted, a[0], spared=1e-3, most=64)
+        wanted = torch.tensor([-1.0, -0.5, -0.2], dtype=torch.float64)
+        torch.testing.assert_close(found.values, wanted, rtol=0, atol=1e-6)
+        assert found.products < 2000
 
 
 def vectors(problem: cf.Problem, count: int = 5) -> Tensor:
@@ -215,6 +236,54 @@ def test_a_pole_is_left_as_a_residual() -> None:
         scores = cf.influence(problem, rung, damping=at)
     assert scores.residuals is not None
     assert bool(scores.values.isfinite().all())
+
+
+@pytest.mark.parametrize("treatment", [Plain(), Abs()])
+def test_a_loss_without_curvature_of_its_own(treatment: Plain | Abs) -> None:
+    """The rows are all 0, and H is not."""
+    seeded()
+    problem = make(mlp(5, 8, 3), cf.CustomLoss(_linear), outputs=3)
+    rung = cf.Hessian(treatment, form=SelectedRows(tolerance=1e-9, max_products=2000))
+    v, at = vectors(problem), cf.Absolute(0.05)
+    found, wanted = (cf.fit(problem, r).solve(v, at) for r in (rung, cf.Hessian(treatment)))
+    assert float((found - wanted).norm() / wanted.norm()) < 2 * SPARED
+
+
+def _linear(output: Tensor, target: Tensor) -> Tensor:
+    return (output * torch.arange(output.shape[-1])).sum(-1)
+
+
+def test_float32_finds_pairs_of_a_larger_net() -> None:
+    """By products in float64: those of float32 lose what a pair is told by."""
+    seeded()
+    problem = make(mlp(30, 24, 4), cf.CrossEntropy(), shape=(30,), outputs=4).to(torch.float32)
+    at = cf.Absolute(0.1)
+    found = cf.influence(problem, cf.Hessian(form=SelectedRows(tolerance=1e-4)), damping=at)
+    wanted = cf.influence(problem, cf.Hessian(), damping=at).values
+    assert float((found.values - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_what_stops_short_is_said_without_residuals_too() -> None:
+    problem = problems()["chain"]
+    rung = cf.Hessian(Plain(), form=SelectedRows(count=20, max_products=2))
+    with pytest.warns(cf.errors.CurvfluenceWarning, match="stopped at a relative residual"):
+        cf.fit(problem, rung).solve(vectors(problem), cf.Absolute(1e-3))
+
+
+def test_losses_and_outputs_that_it_does_not_take() -> None:
+    seeded()
+
+    def wavy(output: Tensor, target: Tensor) -> Tensor:
+        return 1 - torch.cos(output + 2).mean(-1)
+
+    problem = make(mlp(5, 8, 3), cf.CustomLoss(wavy), outputs=3)
+    with pytest.raises(InputError, match="before the iteration that are clipped"):
+        cf.fit(problem, cf.Hessian(Plain(), form=SelectedRows())).solve(
+            vectors(problem), cf.Absolute(0.1)
+        )
+    many = make(mlp(5, 8, 70), cf.CrossEntropy(), outputs=70)
+    with pytest.raises(InputError, match=r"use Hessian\(Plain\(\), form=ConjugateGradients"):
+        cf.fit(many, cf.Hessian(form=SelectedRows()))
 
 
 def test_other_treatments_are_refused() -> None:

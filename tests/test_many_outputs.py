@@ -163,7 +163,51 @@ class Reused(nn.Module):
         return self.layer(self.layer(nn.functional.pad(x, (0, K - 12))).tanh())
 
 
-@pytest.mark.parametrize("model", [Twice, Reused])
+class LowRankHead(nn.Module):
+    """A frozen head whose addend goes past it: torch sees one addmm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.base = nn.Linear(12, 8), nn.Linear(8, K).requires_grad_(False)
+        self.a, self.b = nn.Linear(8, 3, bias=False), nn.Parameter(torch.randn(3, K))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).tanh()
+        return torch.addmm(self.base(h), self.a(h), self.b)
+
+
+class SkipAsBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.skip = nn.Linear(12, 5), nn.Linear(5, K), nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.body(x).tanh(), self.head.weight, self.skip(x))
+
+
+class Sometimes(nn.Module):
+    """What follows the last layer hangs on the data, which the probe does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(12, 5), nn.Linear(5, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, far = self.head(self.body(x).tanh()), x[:, :1] > 50
+        return torch.where(far, z / 10, z) if bool(far.any()) else z
+
+
+def test_what_follows_in_some_batches_is_refused() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 12), torch.randint(0, K, (40,))
+    x[3] = 60
+    problem = cf.Problem(Sometimes(), cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
+    assert discover(problem).last == 1
+    with pytest.raises(cf.errors.InputError, match="ends the model on a probe"):
+        cf.fit(problem, exactly(cf.KFAC()))
+
+
+@pytest.mark.parametrize("model", [Twice, Reused, LowRankHead, SkipAsBias])
 def test_other_endings_take_all_columns(model: type[nn.Module]) -> None:
     problem = problem_of(model(), cf.CrossEntropy())
     assert discover(problem).last is None
@@ -347,6 +391,34 @@ def test_root_of_a_matrix_that_is_definite_but_for_rounding() -> None:
     gram = ((q * values) @ q.T)[None]
     found = root(gram)
     torch.testing.assert_close(found @ found.mT, gram, rtol=0, atol=1e-11)
+
+
+def test_inputs_that_count_for_nothing_stay_so() -> None:
+    """A relative damping and the refusal at λ = 0 go by what is exactly 0."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 9, dtype=torch.float64)
+    x[:, 2] = 0
+    found = root(x @ x.mT)
+    assert bool((found[:, 2] == 0).all())
+    torch.testing.assert_close(found @ found.mT, x @ x.mT, rtol=1e-12, atol=1e-12)
+    model = mlp(5)
+    with torch.no_grad():
+        model[4].weight[:, 1] = 0  # pyright: ignore[reportIndexIssue]
+    problem = problem_of(model, cf.MSE())
+    with pytest.raises(cf.errors.SingularError):
+        cf.fit(problem, exactly(cf.Diagonal())).solve(
+            torch.ones(1, problem.parameters.count).double(), cf.Absolute(0.0)
+        )
+
+
+def test_a_loss_of_another_diagonal() -> None:
+    class Halved(cf.BinaryCrossEntropy):
+        def _diagonal(self, output: Tensor) -> Tensor:
+            return super()._diagonal(output) / 2
+
+    f, y = torch.randn(3, 4).double(), torch.zeros(3, 4).double()
+    s = Halved().factor(f, y)
+    torch.testing.assert_close(Halved().output_hessian(f, y).whole(), s @ s.mT)
 
 
 def test_float32_scores_are_those_of_float64() -> None:

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from curvfluence.errors import CurvfluenceWarning
+import curvfluence as cf
+from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.runtime import ranks
 from curvfluence.runtime.ranks import GROUPS, Ranks, Tree, bounds
 from tests import ranked
@@ -51,7 +52,7 @@ def told(count: int, what: str, folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def by_count(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    return {count: told(count, "everything", folder) for count in (1, 2, 3, 4)}
+    return {count: told(count, "everything", folder) for count in (1, 2, 5)}
 
 
 def test_any_number_of_processes_gives_the_same_bits(by_count: dict[int, dict[str, Any]]) -> None:
@@ -97,8 +98,12 @@ def test_scores_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "count", "words"),
     [
-        ("weights", 2, "the weights, loss or training data of rank 1 is not that of rank 0"),
+        ("weights", 2, "the weights, loss, data or queries of rank 1 is not that of rank 0"),
+        ("queries", 2, "the weights, loss, data or queries of rank 1 is not that of rank 0"),
         ("rung", 2, "the rung of rank 1 is not that of rank 0"),
+        ("damping", 2, "the damping of rank 1 is not that of rank 0"),
+        ("not finite", 2, "30"),
+        ("loss", 2, "nothing"),
         ("examples", 6, "6 ranks are more than the 5 training examples"),
     ],
 )
@@ -195,6 +200,10 @@ class TestSharing:
         assert total["x"].tolist() == [GROUPS - 1.0] * 2
         assert total["y"].tolist() == [1.0] * 2
 
-    def test_without_torch_distributed_nothing_is_shared(self) -> None:
+    def test_together_needs_processes(self) -> None:
+        with pytest.raises(InputError, match="no processes work together here"), cf.together():
+            pass
+
+    def test_outside_of_together_nothing_is_shared(self) -> None:
         assert ranks.here() is None
         assert ranks.leads()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from curvfluence.problem.measurement import CustomMeasurement, LogProbability, Margin
     from curvfluence.problem.problem import Problem
+    from curvfluence.runtime.ranks import together
     from curvfluence.score.groups import group_influence
     from curvfluence.score.influence import influence
     from curvfluence.score.load import load_scores
@@ -96,6 +97,7 @@ _HOMES = {
     "token_influence": "score.tokens",
     "Scores": "score.scores",
     "load_scores": "score.load",
+    "together": "runtime.ranks",
     "plan": "forecast.make",
     # what follows from it
     "audit": "auditing.audit",
@@ -150,6 +152,7 @@ __all__ = [
     "token_influence",
     "Scores",
     "load_scores",
+    "together",
     "plan",
     "audit",
     "advise",

@@ -23,7 +23,7 @@ from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import MonteCarlo
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.problem.problem import Problem, require_problem
-from curvfluence.runtime import precision
+from curvfluence.runtime import precision, ranks
 from curvfluence.score.agreement import agreement
 from curvfluence.score.best_damping import group_predictions
 from curvfluence.score.group_gradients import group_gradients
@@ -63,6 +63,8 @@ def advise(
     """
     start = time.perf_counter()
     require_problem(problem)
+    if ranks.here() is not None:
+        raise InputError("advice goes by the clock, which differs by process: ask in one of them")
     seconds, by = seconds_of(budget), kinds.text(by, "by")
     every, notes = _ladder(problem, seed)
     made = dict(zip(every, plans(problem, list(every.values())), strict=True))

@@ -34,22 +34,22 @@ def require_shared(command: str | None) -> None:
 
 @contextmanager
 def together() -> Generator[bool]:
-    """Join the processes that were started with this one, by gloo or on CUDA devices by NCCL;
-    whether this is the one that speaks and writes."""
+    """Join the processes that were started with this one; whether this is the one that speaks and
+    writes."""
     if launched() is None:
         yield True
         return
-    import torch
     import torch.distributed as dist
 
     from curvfluence.runtime import ranks
 
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if not ranks.leads():
-        warnings.simplefilter("ignore")  # the first process says them
+    dist.init_process_group("gloo")
     try:
-        yield ranks.leads()
-        ranks.wait()  # nobody leaves while another still speaks to it
+        with ranks.together() as team:
+            if team.rank:
+                warnings.simplefilter("ignore")  # the first process says them
+            yield team.rank == 0
+            ranks.wait()  # nobody leaves while another still speaks to it
     finally:
         dist.destroy_process_group()
         # What still refers to the group would end it with the interpreter, whose locks its threads

@@ -33,6 +33,7 @@ from curvfluence.problem.problem import Problem
 from curvfluence.runtime.stage import Stage
 
 ITERATED, EIGEN = 30, 4000  # products that a forecast counts
+HELD = 17 * 64  # vectors in float64 that the search for 64 pairs holds
 
 __all__ = ["Abs", "Clip", "Hessian", "Plain", "Treatment", "Truncate"]
 
@@ -127,6 +128,8 @@ class Hessian(Rung):
         return 4.0 * problem.parameters.count**2
 
     def refusal(self, problem: Problem) -> str | None:
+        if isinstance(self.form, SelectedRows):
+            return self.form.hessian_refusal(problem)
         return (Matrix() if self.form is None else self.form).refusal(problem)
 
     def stages(self, work: Workload) -> list[Stage]:
@@ -148,12 +151,11 @@ class Hessian(Rung):
         where the GGN's largest rows hold most of the curvature."""
         problem, p = work.problem, float(work.problem.parameters.count)
         held = form.elements(problem, work.queries)
-        none = work.products("", 0.0, held)
         stages = [work.passed("pass over the data", problem.loss.columns(problem.n_outputs))]
         if self._turned:
-            stages.append(
-                work.double_backward(f"about {EIGEN} products for eigenpairs", EIGEN, none)
-            )
+            searched = work.products("", 0.0, held + 2 * HELD * p)
+            name = f"about {EIGEN} products for eigenpairs"
+            stages.append(work.double_backward(name, EIGEN, searched))
         count = float(ITERATED * work.queries)
         solved = work.products("", 12 * count * p, held)
         return [*stages, work.double_backward(f"about {ITERATED} products a query", count, solved)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
+
 from curvfluence import kinds
 from curvfluence.curvature.damping import Absolute
 from curvfluence.curvature.dense_limit import DENSE_LIMIT, require_dense, too_large
@@ -284,7 +286,9 @@ class SelectedRows(Form):
     def hessian(self, problem: Problem, *, turned: bool) -> tuple[Operator, str]:
         """(the Hessian by its products, by which path): H + diag(w) + λ as it is, by MINRES, or
         with `turned` |H + diag(w)| + λ, see `SelectedRowsHessian`."""
-        self._require(problem)
+        reason = self.hessian_refusal(problem)
+        if reason is not None:
+            raise InputError(reason)
         operator = SelectedRowsHessian(
             CurvatureProduct(problem, "Hessian"),
             None,  # a relative damping is in units of the GGN's trace, as with conjugate gradients
@@ -293,9 +297,20 @@ class SelectedRows(Form):
             self.tolerance,
             most=min(self.most, _most_rows(problem)),
             factor=FisherPass(problem, Type2(), again=True),
+            exact=CurvatureProduct(problem.to(torch.float64), "Hessian") if turned else None,
             turned=turned,
         )
         return operator, self.hessian_rule(turned=turned)
+
+    def hessian_refusal(self, problem: Problem) -> str | None:
+        """Why it cannot be had of the Hessian."""
+        columns = _columns(problem)
+        if columns <= TYPE2_LIMIT:
+            return None
+        return (
+            f"an example has {columns:,} rows of the GGN, more than the {TYPE2_LIMIT} of which the "
+            "largest are looked for: use Hessian(Plain(), form=ConjugateGradients())"
+        )
 
     def hessian_rule(self, *, turned: bool) -> str:
         by = "block conjugate gradients, negative eigenpairs turned over" if turned else "MINRES"

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
+
 from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.curvature import Curvature
@@ -15,6 +17,8 @@ from curvfluence.errors import CoverageError, CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE
+from curvfluence.problem.content import content
+from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import journal, precision, ranks
@@ -102,7 +106,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
     start = machine.clock(problem.device)
-    _require_together(problem, rung)
+    require_together(problem, the_rung=repr(rung))
     discover(problem)  # refuses a model that is no function of one example, before anything runs
     _require_room(problem, rung)
     if strict:
@@ -117,13 +121,24 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     return curvature.with_cost(machine.clock(problem.device) - start)
 
 
-def _require_together(problem: Problem, rung: Rung) -> None:
-    """Where processes work together they must work on the same."""
+def require_together(problem: Problem, **asked: object) -> None:
+    """Where processes work together they must work on the same: one problem, and whatever else they
+    were `asked`."""
     team = ranks.here()
-    if team is not None:
-        team.require_enough(len(problem.train))
-        held = {"the weights, loss or training data": problem.fingerprint, "the rung": repr(rung)}
-        team.require_same(held)
+    if team is None:
+        return
+    team.require_enough(len(problem.train))
+    if not isinstance(problem.train, Examples):
+        raise InputError(
+            "data that every pass reads anew are not shared out yet: give the processes tensors"
+        )
+    team.require_same(
+        {
+            "the weights, loss, data or queries": content(problem),
+            "the number of torch's threads": str(torch.get_num_threads()),
+            **{name.replace("_", " "): str(value) for name, value in asked.items()},
+        }
+    )
 
 
 def _of_decay(problem: Problem) -> tuple[str, ...]:

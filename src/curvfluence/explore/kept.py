@@ -6,18 +6,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from curvfluence.curvature.workload import operations
 from curvfluence.errors import InputError
-from curvfluence.problem.fingerprint import fingerprint
+from curvfluence.problem.content import content
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
-from curvfluence.runtime import generators, ranks
+from curvfluence.runtime import ranks
 from curvfluence.runtime.journal import LONG, kept_in
 from curvfluence.store.steps import Steps
-
-TRIED = 8  # queries whose outputs tell one model's code from another's
 
 
 @contextmanager
@@ -45,27 +41,3 @@ def going_on(page: Path, problem: Problem, *asked: object) -> Generator[None]:
             raise InputError(f"another command is on the way to {page}: name another page")
         with kept_in(own):
             yield
-
-
-def content(problem: Problem) -> str:
-    """A name for all that scores depend on, the same in every process: weights, examples and what
-    the model, the loss and the measurement make of a few."""
-    queries = problem.queries.take(slice(0, TRIED))
-    with torch.no_grad(), generators.preserved():
-        outputs = problem.forward(queries.inputs)
-        pull = problem.measurement.gradient(outputs, queries.targets)
-    return fingerprint(
-        repr(problem.structure.modules),
-        *problem.theta.values(),
-        *problem.state.values(),
-        problem.decay,
-        *problem.train.tensors,
-        *problem.queries.tensors,
-        problem.loss if problem.loss.closed else type(problem.loss).__qualname__,
-        problem.held.said,
-        problem.measurement.name,
-        outputs,
-        pull,
-        problem.autocast,
-        problem.device,
-    )

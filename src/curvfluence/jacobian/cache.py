@@ -36,14 +36,15 @@ class Chunk(NamedTuple, Generic[R]):
 
 @dataclass(eq=False)
 class CachedRows(Generic[R]):
-    """The rows of the first `count` of the examples, in the chunks in which they were made, at
-    most `room` bytes of them."""
+    """The rows of the examples from `first` to before `count`, in the chunks in which they were
+    made, at most `room` bytes of them."""
 
     room: int
     examples: Data | None = None  # what the rows are of
     held: Held | None = None  # what else they depend on
     chunks: list[Chunk[R]] = field(default_factory=list["Chunk[R]"])
     count: int = 0
+    first: int = 0
     asked: bool = False  # whether a pass has been made before, so that another is likely
     _made_with: int = 0  # the checksum of what is held, when the first were made
     _filling: Lock = field(default_factory=Lock)
@@ -73,14 +74,14 @@ class CachedRows(Generic[R]):
                 self.chunks[k] = Chunk(new, new.versions, chunk.checksum)
 
     def clear(self, room: int) -> None:
-        self.chunks, self.count, self.room = [], 0, room
+        self.chunks, self.count, self.room = [], self.first, room
 
     def __iter__(self) -> Iterator[tuple[int, R]]:
         """(number of the first example, rows) of each chunk that is cached now, up to the first of
         which the memory was written to since, by the model or by whoever holds the examples (also
         through `.data` or a NumPy view, which torch does not count); none where weights or loss
         have other values now."""
-        start, chunks = 0, self.chunks
+        start, chunks = self.first, self.chunks
         if chunks and self.held is not None and self._made_with != self.held.checksum:
             self.clear(0)
             return

@@ -38,6 +38,9 @@ from curvfluence.runtime.autograd import pulled_back
 _SHARING: WeakSet[Structure] = WeakSet()  # models that need lookups of their examples shared
 
 
+ALIKE = 1e4  # ε of a gradient, by which two ways to it may part
+
+
 @dataclass(frozen=True, eq=False)
 class Capture:
     """One forward pass: outputs [B, K] with their graph, and every traced call in it."""
@@ -77,6 +80,12 @@ class Capture:
         b, _, c = columns_bhc.shape
         (call,) = self.layers[last].uses
         source = self.uses[call].source
+        if not self.ends_in(last):
+            raise InputError(
+                f"{self.layers[last].name or 'a layer'} ends the model on a probe, and on a batch "
+                "of the data more follows, or goes past it: what does must not depend on the data. "
+                "Give that use a module of its own, or take fisher=MonteCarlo(8)"
+            )
         grads = [self._from(source, columns_bhc[:, :, k], call) for k in range(c)]
         memo: dict[object, Tensor] = {}
         terms: list[Factored] = []
@@ -92,6 +101,33 @@ class Capture:
             for part in self.small
         }
         return tuple(terms), small
+
+    def ends_in(self, last: int) -> bool:
+        """Whether the outputs are those of a layer, and all else reaches them by its inputs: a
+        column pulled back through the whole model, and Wᵀ of it from there, give every call the
+        same."""
+        layer = self.layers[last]
+        (call,) = layer.uses
+        use, output = self.uses[call], self.output
+        if use.edge is None or use.edge.node is not output.grad_fn or use.edge.output_nr:
+            return False
+        column = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype)
+        column = column.to(output.device).reshape(output.shape)
+        whole = self.backward(column)
+        below = self._from(use.source, column @ layer.matrix(self.theta), call)
+        eps = torch.finfo(output.dtype).eps
+        for k, (a, b) in enumerate(zip(whole, below, strict=True)):
+            if k == call:
+                continue
+            if (a is None) != (b is None):
+                known = a if b is None else b
+                if known is not None and bool(known.any()):
+                    return False
+            elif a is not None and b is not None and bool(a.isfinite().all() & b.isfinite().all()):
+                size = max(float(a.norm()), float(b.norm()))
+                if not float((a - b).norm()) <= ALIKE * eps * size:
+                    return False
+        return True
 
     def _from(self, source: Tensor | None, column_bh: Tensor, call: int) -> list[Tensor | None]:
         """∂/∂z of every call but one, from a column at that one's input."""

@@ -148,7 +148,8 @@ class _Sorting:
             size = self.problem.theta[layer.weight].numel()
             whole = layer.out_features == output.shape[1] and layer.width == size
             if layer.uses == (call,) and whole and layer.axis == 0 and not layer.shared:
-                return number
+                probed = replace(self.capture, layers=layout.layers)
+                return number if probed.ends_in(number) else None
         return None
 
     def _use(self, r: _Role) -> Use:

@@ -41,7 +41,8 @@ class FisherPass:
         self._surprising: dict[int, float] = {}  # by a chunk's first example
         self._reached = 0  # the example after the last chunk that was given
         self._drawing: torch.Generator | None = None
-        self._groups: dict[int, list[Rows]] = {}  # kept for a further pass over one range
+        self._ranges: dict[int, CachedRows[Rows]] = {}  # of those that processes share out
+        self._ends: dict[int, dict[int, Tensor]] = {}  # the draws of a range, after an example
         self._room = problem.remember if again else 0
 
     @cached_property
@@ -83,16 +84,19 @@ class FisherPass:
             yield from self._computed(first)
 
     def group(self, number: int) -> Iterator[Rows]:
-        """The rows of one of the ranges that processes share out, with draws of its own; those of
-        the first ranges are kept for a further pass, as far as there is room."""
-        if number in self._groups:
-            yield from self._groups[number]
-            return
+        """The rows of one of the ranges that processes share out, with draws of its own; kept for a
+        further pass as far as there is room."""
         first, end = ranks.bounds(len(self.problem.train), number)
-        if first == end:
+        kept = self._of_range(number, first)
+        for start, rows in kept:
+            yield rows
+            first = start + len(rows)
+        if first >= end:
             return
-        kept: list[Rows] | None = []
         drawn = self.fisher.columns(number)
+        states = self._ends.setdefault(number, {})
+        if isinstance(drawn, Draws) and first in states:
+            drawn.generator.set_state(states[first])
         made = first
 
         def make(loss: Loss, output: Tensor, target: Batched) -> Tensor:
@@ -103,15 +107,21 @@ class FisherPass:
         part = self.problem.train[first:end]
         for start, rows in rows_in_chunks(self.problem, self.layout, part, columns, first=first):
             made = start + len(rows)
-            if kept is not None and rows.held <= self._room:
-                self._room -= rows.held
-                kept.append(rows)
-            else:
-                self._room += sum(one.held for one in kept or ())
-                kept = None
+            if isinstance(drawn, Draws):
+                states[made] = drawn.generator.get_state()
+            kept.offer(start, rows)
             yield rows
-        if kept is not None:
-            self._groups[number] = kept
+
+    def _of_range(self, number: int, first: int) -> CachedRows[Rows]:
+        """What is kept of a range, each with its share of the room."""
+        if number not in self._ranges:
+            mine = ranks.here()
+            owned = 1 if mine is None else len(mine.own)
+            room = self._room // (owned * ranks.on_this_machine())
+            self._ranges[number] = CachedRows(
+                room, self.problem.train, self.problem.held, count=first, first=first
+            )
+        return self._ranges[number]
 
     def _surprise(
         self, drawn: MakeColumns, made: int, loss: Loss, output: Tensor, target: Batched

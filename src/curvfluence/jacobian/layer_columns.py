@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,10 +10,12 @@ from torch import Tensor
 from curvfluence.errors import counted_from
 from curvfluence.jacobian.capture import Capture
 from curvfluence.jacobian.columns import Pulled
-from curvfluence.jacobian.layers import Layer, Layout
+from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses.output_hessian import OutputHessian
 from curvfluence.problem.problem import Problem
+
+FLOOR = 4  # n ε of the largest eigenvalue, below which rounding made it
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class LayerColumns:
             hessian = loss.output_hessian(output, part.targets)
         require_finite(hessian.traces()[:, None], f"output gradient of {self.what}", at)
         assert layout.last is not None
-        w_kh = matrix_of(layout.layers[layout.last], problem.theta)
+        w_kh = layout.layers[layout.last].matrix(problem.theta)
         if w_kh.shape[1] <= self.width:
             grams = hessian.to(torch.float64).pulled(w_kh.double())
             columns = root(grams).to(output)
@@ -94,23 +95,21 @@ class LayerColumns:
         return hessian, columns
 
 
-def matrix_of(layer: Layer, theta: Mapping[str, Tensor]) -> Tensor:
-    """A layer's whole weight, [o, i]."""
-    weight = theta[layer.weight].detach()
-    if layer.transposed:
-        return weight.reshape(layer.in_features, layer.out_features).T
-    return weight.reshape(layer.out_features, layer.in_features)
-
-
 def root(grams_nhh: Tensor) -> Tensor:
-    """R with R Rᵀ = G of each n, to the rounding of G: by Cholesky where G is definite beyond it,
-    else by eigenvalues."""
-    size_n = grams_nhh.diagonal(dim1=1, dim2=2).amax(1)
-    ridge_n = 8 * torch.finfo(grams_nhh.dtype).eps * grams_nhh.shape[1] * size_n
-    eye = torch.eye(grams_nhh.shape[1]).to(grams_nhh)
-    factor, info = torch.linalg.cholesky_ex(grams_nhh + ridge_n[:, None, None] * eye)
-    singular = ((info != 0) | (size_n == 0)).nonzero().flatten()
+    """R with R Rᵀ = G of each n: by Cholesky where G is definite, else by eigenvalues, of which
+    those that rounding leaves of a 0 are 0. Inputs of which no G has anything stay exactly 0."""
+    size_nh = grams_nhh.diagonal(dim1=1, dim2=2)
+    used = (size_nh != 0).any(0).nonzero().flatten()
+    if len(used) < grams_nhh.shape[1]:
+        whole = torch.zeros_like(grams_nhh)
+        if len(used):
+            whole[:, used[:, None], used] = root(grams_nhh[:, used[:, None], used])
+        return whole
+    factor, info = torch.linalg.cholesky_ex(grams_nhh)
+    singular = (info != 0).nonzero().flatten()
     if len(singular):
         values, vectors = torch.linalg.eigh(grams_nhh[singular])
-        factor[singular] = vectors * values.clamp_min(0).sqrt()[:, None]
+        floor = FLOOR * torch.finfo(values.dtype).eps * values.shape[1] * values.amax(1)
+        values = torch.where(values > floor[:, None], values, 0)
+        factor[singular] = vectors * values.sqrt()[:, None]
     return factor

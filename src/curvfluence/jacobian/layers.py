@@ -73,6 +73,13 @@ class Layer:
             return flat.unflatten(-1, (self.in_features, self.out_features)).mT
         return flat.unflatten(-1, (self.out_features, self.in_features))
 
+    def matrix(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """This matrix where it is a whole weight, [o, i]."""
+        weight = theta[self.weight].detach()
+        if self.transposed:
+            return weight.reshape(self.in_features, self.out_features).T
+        return weight.reshape(self.out_features, self.in_features)
+
     def add_rows(self, flat: Tensor, rows_boi: Tensor) -> None:
         """Add this matrix's [B, o, i] to its places in the flat weight's [B, size]."""
         rows = (rows_boi.mT if self.transposed else rows_boi).flatten(1)

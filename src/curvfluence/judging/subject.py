@@ -14,8 +14,8 @@ from curvfluence import kinds
 from curvfluence.banks import SHIPPED
 from curvfluence.curvature.workload import operations
 from curvfluence.errors import InputError
-from curvfluence.explore.kept import content
 from curvfluence.judging.holdings import Holdings
+from curvfluence.problem.content import content
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime.journal import LONG
 from curvfluence.runtime.threads import limited

@@ -1,9 +1,9 @@
 """The processes of torch.distributed that work on one problem together, where there are any.
 
 Nothing here starts or joins them: who runs under `torchrun` calls
-`torch.distributed.init_process_group`, and from then on sums over the data, eigendecompositions and
-scores are shared out. Every process calls the same functions with the same arguments and has the
-same result.
+`torch.distributed.init_process_group`, and inside `together()` sums over the data,
+eigendecompositions and scores are shared out. There every process calls the same functions with the
+same arguments and has the same result; outside of it each works by itself.
 
 Data are cut into `GROUPS` ranges that do not depend on how many processes there are, and sums of
 ranges are added along one binary tree, so that 1, 2 or 16 processes give the same bits on machines
@@ -12,7 +12,11 @@ that are alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import os
+import pickle
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -21,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from curvfluence.errors import InputError
+from curvfluence.runtime.said import noted, say
 
 _SENT = [0]  # bytes of tensors that this process handed on
 
@@ -69,11 +74,11 @@ class Ranks:
         dist.all_gather_object(every, dict(said))
         for name in said:
             values = [one.get(name) for one in every]
-            if len(set(values)) > 1:
+            if any(value != values[0] for value in values):
                 other = next(r for r, value in enumerate(values) if value != values[0])
                 raise InputError(
                     f"the processes disagree: {name} of rank {other} is not that of rank 0. Give "
-                    "every rank the same (load one checkpoint, seed what is drawn)"
+                    "every rank the same (one checkpoint, one seed, as many threads)"
                 )
 
     def require_enough(self, examples: int) -> None:
@@ -104,11 +109,34 @@ class Ranks:
         for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].cost, k)):
             doing[k] = min(range(self.count), key=lambda r: (load[r], r))
             load[doing[k]] += jobs[k].cost
-        mine = {k: jobs[k].run() for k, r in doing.items() if r == self.rank}
+        mine: dict[int, tuple[Tensor, ...]] = {}
+        notes: dict[int, list[str]] = {}
+        with self.alike():
+            for k in (k for k, r in doing.items() if r == self.rank):
+                with noted() as notes[k]:
+                    mine[k] = jobs[k].run()
+        for said in self.merged(notes).values():
+            for note in said:
+                say(note)
         return [
             tuple(_broadcast(dict(enumerate(mine.get(k, ()))), doing[k], self).values())
             for k in range(len(jobs))
         ]
+
+    @contextmanager
+    def alike(self) -> Generator[None]:
+        """Work that each process does by itself, without a word to the others: an error in one of
+        them is raised in all, that of the first range of the data where there are several."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        every: list[Any] = [None] * self.count
+        dist.all_gather_object(every, _told(error))
+        first = next((r for r, told in enumerate(every) if told is not None), None)
+        if first is not None:
+            raise every[first] if error is None or first != self.rank else error
 
     def barrier(self) -> None:
         dist.barrier()
@@ -122,11 +150,48 @@ class Job:
     run: Callable[[], tuple[Tensor, ...]]
 
 
-def here() -> Ranks | None:
-    """None where torch.distributed is not initialised."""
+_TEAM: ContextVar[Ranks | None] = ContextVar("team", default=None)
+
+
+@contextmanager
+def together() -> Generator[Ranks]:
+    """Within it, `cf.fit`, `cf.influence` and what rests on them share their work with the other
+    processes of the default group, which must all come here and call the same.
+
+    Errors: `InputError` where torch.distributed is not initialised.
+    """
     if not (dist.is_available() and dist.is_initialized()):
-        return None
-    return Ranks(dist.get_rank(), dist.get_world_size())
+        raise InputError(
+            "no processes work together here: start them by torchrun, and call "
+            'torch.distributed.init_process_group("gloo") first'
+        )
+    team = Ranks(dist.get_rank(), dist.get_world_size())
+    token = _TEAM.set(team)
+    try:
+        yield team
+    finally:
+        _TEAM.reset(token)
+
+
+def here() -> Ranks | None:
+    """Those that work together, None outside of `together()`."""
+    return _TEAM.get()
+
+
+def on_this_machine() -> int:
+    """How many of them share its memory, as far as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if here() is not None else 1
+
+
+@contextmanager
+def alike() -> Generator[None]:
+    """`Ranks.alike`, or nothing where no processes work together."""
+    team = here()
+    if team is None:
+        yield
+        return
+    with team.alike():
+        yield
 
 
 def sent() -> int:
@@ -163,6 +228,8 @@ class Tree:
     def add(self, group: int, totals: Totals) -> None:
         """The sums of one of this process's ranges, in the order of the ranges."""
         level, index = 0, group
+        # As they arrive elsewhere: what is made of a sum may hang on how it lies in memory.
+        totals = {key: value.contiguous() for key, value in totals.items()}
         while index % 2 and (level, index - 1) in self.nodes:
             totals = _sum(self.nodes.pop((level, index - 1)), totals)
             level, index = level + 1, index // 2
@@ -187,6 +254,17 @@ class Tree:
         if (level, index + 1) in self.nodes:
             a, b = self.nodes.pop((level, index)), self.nodes.pop((level, index + 1))
             self.nodes[level + 1, index // 2] = _sum(a, b)
+
+
+def _told(error: Exception | None) -> Exception | None:
+    """An error as another process can raise it."""
+    if error is None:
+        return None
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error that does not travel
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _sum(a: Totals, b: Totals) -> Totals:

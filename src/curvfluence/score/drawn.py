@@ -48,10 +48,11 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
 def _drawn_together(problem: Problem, layout: Layout, team: ranks.Ranks) -> Rows | None:
     """The same drawn from everyone's sizes; each process then makes the rows of all that are."""
     own: dict[int, list[float]] = {}
-    for start, parts in own_gradients(problem, layout):
-        own[start] = [float(size) for rows in parts for size in rows.exact_norms()[:, 0]]
-    sizes = torch.tensor([size for part in team.merged(own).values() for size in part])
-    sizes = sizes.double()
+    with team.alike():
+        for start, parts in own_gradients(problem, layout):
+            own[start] = [float(size) for rows in parts for size in rows.exact_norms()[:, 0]]
+    every = [size for part in team.merged(own).values() for size in part]
+    sizes = torch.tensor(every, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     keys = torch.rand(len(sizes), generator=generator, dtype=torch.float64).log() / sizes
     chosen = keys.topk(min(DRAWN, int((sizes > 0).sum()))).indices

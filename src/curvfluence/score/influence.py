@@ -15,7 +15,7 @@ from curvfluence.curvature.curvature import Curvature, Solved
 from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.low_rank_inverses import LowRankInverses, low_rank_inverses
 from curvfluence.curvature.operators.operator import Against
-from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.rung import Rung, require_together
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.agreement import drawn
 from curvfluence.jacobian.discovery import discover
@@ -95,6 +95,8 @@ def influence(
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
     _require_errors(tolerance, inverse_error, plain=not (leverage or by_block))
     require_boundable(bound_tolerance, problem, rung, plain=not (leverage or by_block or out))
+    settings = leverage, strict, by_block, compress, inverse_error, tolerance, bound_tolerance, out
+    require_together(problem, the_damping=damping, what_is_asked=settings)
     curvature = fitted(problem, rung, damping, strict=strict)
     if leverage or by_block:
         inverse_error = 0.0
@@ -123,22 +125,25 @@ def influence(
                 continue
             if by_block:
                 x_q = run.solve(g_q.pop(), compress)
-                for at, g_n in own_gradients(problem, run.layout):
-                    shares = x_q.by_block(*g_n)
-                    whole = sum_of(shares.values())[..., 0]
-                    scores.put(first, at, run.predicted(whole, first, at))
-                    scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
+                with ranks.alike():
+                    for at, g_n in own_gradients(problem, run.layout):
+                        shares = x_q.by_block(*g_n)
+                        whole = sum_of(shares.values())[..., 0]
+                        scores.put(first, at, run.predicted(whole, first, at))
+                        scores.put_blocks(first, at, {k: v[..., 0] / n for k, v in shares.items()})
                 continue
-            for at, whole in run.tiles(g_q, compress):
-                scores.put(first, at, run.predicted(whole, first, at))
+            tiles = run.tiles(g_q, compress)
+            with ranks.alike():
+                for at, whole in tiles:
+                    scores.put(first, at, run.predicted(whole, first, at))
         if not leverage:
             scores.gather()
             run.reach.gather()
     made = run.scores(scores, told, leverage=leverage)
     if said is not None:
-        if ranks.leads():
-            write_record(replace(made, blocks=None).record, said)
-        ranks.wait()
+        with ranks.alike():
+            if ranks.leads():
+                write_record(replace(made, blocks=None).record, said)
     return made
 
 
@@ -222,7 +227,8 @@ class _Run:
     def tiles(self, g_q: list[Rows], compress: float | None) -> Iterator[tuple[int, Tensor]]:
         """(first example, N times the scores [Q, count]) of these queries."""
         solved: list[Solved] = []
-        if self.curvature.tolerance is not None or compress is not None:
+        told = self.curvature.tolerance is not None or compress is not None
+        if told or ranks.here() is not None:
             solved.append(self.solve(g_q.pop(), compress))  # which finds what the result must say
 
         def from_example(first: int) -> Iterator[tuple[int, Tensor]]:

@@ -68,34 +68,32 @@ class ScoreMatrix:
         team = ranks.here()
         if team is None:
             return
-        for whole in (*(() if self.path is not None else (self.values,)), *self.blocks.values()):
-            ranks.gathered(team, whole)
+        if self.path is None:
+            ranks.gathered(team, self.values)
+        for name in team.merged(dict.fromkeys(self.blocks)):  # one without examples knows of none
+            if name not in self.blocks:
+                self.blocks[name] = torch.empty_like(self.values)
+            ranks.gathered(team, self.blocks[name])
 
     def _finish(self) -> None:
         if self.path is None:
             return
-        self.mapped.flush()
-        team = ranks.here()
-        if team is not None:
-            team.barrier()
-        if ranks.leads():
-            _unfinished(self.path).rename(self.path)
-        if team is not None:
-            team.barrier()
+        with ranks.alike():
+            self.mapped.flush()
+        with ranks.alike():
+            if ranks.leads():
+                _unfinished(self.path).rename(self.path)
 
 
 def _open(part: Path, kind: Any, shape: tuple[int, int]) -> Any:
     """A memory map, made by one process and opened by all that work together."""
-    team = ranks.here()
-    if team is not None:
-        team.barrier()  # nobody still asks whether it is there
+    ranks.wait()  # nobody still asks whether it is there
     made = None
-    if ranks.leads():
-        made = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=shape)
-    if team is None:
-        return made
-    team.barrier()
-    return np.lib.format.open_memmap(part, mode="r+") if made is None else made
+    with ranks.alike():
+        if ranks.leads():
+            made = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=shape)
+    with ranks.alike():
+        return np.lib.format.open_memmap(part, mode="r+") if made is None else made
 
 
 def require_new(path: Path | None) -> None:

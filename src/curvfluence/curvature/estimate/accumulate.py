@@ -119,12 +119,13 @@ def _together(
 ) -> Sums:
     """The sums of all processes, each over its own ranges of the data."""
     tree = ranks.Tree(team)
-    for number in team.own:
-        own = Sums()
-        for chunk in chunks.group(number):
-            update(chunk, own)
-            del chunk
-        tree.add(number, own.totals)
+    with team.alike():
+        for number in team.own:
+            own = Sums()
+            for chunk in chunks.group(number):
+                update(chunk, own)
+                del chunk
+            tree.add(number, own.totals)
     return Sums(tree.total())
 
 

@@ -56,8 +56,10 @@ def minimal_residual(
         gamma_after = _dot(z_after, after).clamp_min(0).sqrt()
         a0 = c1 * delta - c0 * s1 * gamma
         a1 = (a0.square() + gamma_after.square()).sqrt()
+        lost = ~(a1 > 0)  # A has nothing along the direction, and the space is used up
+        a1 = torch.where(lost, 1, a1)
         a2, a3 = s1 * delta + c0 * c1 * gamma, s0 * gamma
-        c2, s2 = a0 / a1, gamma_after / a1
+        c2, s2 = torch.where(lost, 0, a0 / a1), gamma_after / a1
         w2 = (z - _col(a3, v) * w0 - _col(a2, v) * w1) / _col(a1, v)
         aw2 = (az - _col(a3, v) * aw0 - _col(a2, v) * aw1) / _col(a1, v)
         step = _col(c2 * eta, v)
@@ -65,7 +67,7 @@ def minimal_residual(
         residual[left] -= step * aw2
         eta = -s2 * eta
         # A Krylov space that is all used up has nothing further for a row.
-        on = (_norms(residual[left]) > enough_q[left]) & (gamma_after > 0) & a1.isfinite()
+        on = (_norms(residual[left]) > enough_q[left]) & (gamma_after > 0) & ~lost
         if not bool(on.any()):
             break
         left = left[on]

@@ -19,6 +19,7 @@ from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget
+from curvfluence.runtime.said import say
 
 RESTARTS = 3  # times that what rounding left of a residual is solved for
 PATIENCE, PROGRESS = 10, 0.1  # products after which every residual is to be a tenth, or less
@@ -153,7 +154,7 @@ class SelectedRowsOperator(Operator):
                 "a damping > 0"
             )
         _, held = self.selected(shift)
-        if not held.count:  # every row is 0
+        if not held.count and self.definite:  # every row is 0, and so is C
             return v / shift
         flat = v.reshape(-1, self.size)
         if not bool(flat.isfinite().all()):
@@ -165,6 +166,21 @@ class SelectedRowsOperator(Operator):
             to.copy_(self._solved(part, shift))
         return out.view_as(v)
 
+    def _preconditioned(self, r_qp: Tensor, shift: Tensor) -> Tensor:
+        """P⁻¹ r, with the rows that are selected now."""
+        held = self._last[0][2]
+        return held.direct(r_qp, shift, held.factor(shift)) if held.count else r_qp / shift
+
+    def _told(self, residual: Tensor, b_qp: Tensor) -> None:
+        """Say where it stopped short, for results that state no residuals."""
+        size = b_qp.norm(dim=1).double().clamp_min(torch.finfo(torch.float64).tiny)
+        worst = float((residual.norm(dim=1).double() / size).max()) if len(b_qp) else 0.0
+        if not worst <= 2 * self.tolerance:
+            say(
+                f"an inverse by iteration stopped at a relative residual of {worst:.2g}, "
+                f"{self.tolerance:g} was wanted: allow more max_products, or a larger damping"
+            )
+
     def _damped(self, x_qp: Tensor, shift: Tensor) -> Tensor:
         """What is inverted: (C + D) x."""
         return self.product(x_qp).addcmul_(shift, x_qp)
@@ -174,8 +190,7 @@ class SelectedRowsOperator(Operator):
             return self._damped(x_qp, shift)
 
         def precondition(r_qp: Tensor) -> Tensor:
-            held = self._last[0][2]
-            return held.direct(r_qp, shift, held.factor(shift))
+            return self._preconditioned(r_qp, shift)
 
         scale = v_qp.abs().amax(1, keepdim=True)  # squares of small numbers would be 0
         scale = torch.where(scale > 0, scale, 1)
@@ -205,6 +220,7 @@ class SelectedRowsOperator(Operator):
             else:
                 restarts += 1
         self._products.append(products)
+        self._told(residual, b_qp)
         return x * scale
 
     def note(self, damping: float) -> str | None:

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.operators.minimal_residual import minimal_residual
 from curvfluence.curvature.operators.negative_pairs import NegativePairs, negative_pairs
 from curvfluence.curvature.operators.selected_rows import RESTARTS, SelectedRowsOperator
-from curvfluence.errors import InputError
+from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.rows import Rows
 
@@ -33,6 +34,7 @@ class SelectedRowsHessian(SelectedRowsOperator):
     definite: ClassVar[bool] = False
 
     factor: FisherPass = field(kw_only=True)  # the rows of Z
+    exact: CurvatureProduct | None = field(default=None, kw_only=True)  # H in float64, for pairs
     turned: bool = field(default=False, kw_only=True)
     _negative: list[tuple[Tensor, float, NegativePairs]] = field(
         default_factory=list["tuple[Tensor, float, NegativePairs]"], init=False, repr=False
@@ -41,6 +43,18 @@ class SelectedRowsHessian(SelectedRowsOperator):
     @property
     def _rows(self) -> Iterable[Rows]:
         return self.factor
+
+    def _select(self, shift: Tensor, count: int) -> None:
+        loss = self.product.problem.loss
+        try:
+            super()._select(shift, count)
+        except CurvfluenceError as error:
+            if loss.convex or loss.clip_negative:
+                raise
+            raise InputError(
+                f"{error}; with clip_negative=True it is the rows before the iteration that are "
+                "clipped, and not H. Or use Hessian() as a matrix"
+            ) from error
 
     def within(self, tolerance: float) -> SelectedRowsHessian:
         other = super().within(tolerance)
@@ -74,25 +88,20 @@ class SelectedRowsHessian(SelectedRowsOperator):
             raise InputError("|μ| + λ by iteration needs λ > 0: which μ matter is told by it")
         shift = decay + damping
         self._negative.clear()
-        _, held = self.selected(shift)
-        factor = held.factor(shift) if held.count else None
-
-        def precondition(r_qp: Tensor) -> Tensor:
-            return r_qp / shift if factor is None else held.direct(r_qp, shift, factor)
-
+        self.selected(shift)
+        exact, exactly = self.exact or self.product, decay.double()
         pairs = negative_pairs(
-            lambda x: self.product(x).addcmul_(decay, x),
-            precondition,
-            decay,
+            lambda x: exact(x.to(exact.problem.dtype)).double().addcmul_(exactly, x),
+            lambda r: self._preconditioned(r.to(decay), shift).double(),
+            exactly,
             spared=SPARED * damping,
             most=MOST_NEGATIVE,
         )
-        self._negative.append((decay, damping, pairs))
+        self._negative.append((decay, damping, pairs.to(decay)))
 
     def _solved(self, v_qp: Tensor, shift: Tensor) -> Tensor:
         if self.turned:
             return super()._solved(v_qp, shift)
-        held = self._last[0][2]
         scale = v_qp.abs().amax(1, keepdim=True)
         scale = torch.where(scale > 0, scale, 1)
         b_qp = v_qp / scale
@@ -105,7 +114,7 @@ class SelectedRowsHessian(SelectedRowsOperator):
             found = minimal_residual(
                 lambda y: self._damped(y, shift),
                 residual[left],
-                precondition=lambda r: held.direct(r, shift, held.factor(shift)),
+                precondition=lambda r: self._preconditioned(r, shift),
                 enough_q=enough[left] / 2,  # the recurrence and the residual part by rounding
                 max_products=self.max_products - products,
             )
@@ -113,11 +122,19 @@ class SelectedRowsHessian(SelectedRowsOperator):
             products += found.products
             residual = b_qp - self._damped(x, shift)
         self._products.append(products)
+        self._told(residual, b_qp)
         return x * scale
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + sum(pairs.vectors.nbytes for _, _, pairs in self._negative)
 
     def note(self, damping: float) -> str | None:
         said = super().note(damping)
-        if said is None or not self._negative:
+        if said is None:
+            return None
+        said += "; a relative damping is in units of the GGN's mean eigenvalue, not of H's"
+        if not self._negative or self._negative[0][1] != damping:
             return said
         values = self._negative[0][2].values
         if not len(values):
