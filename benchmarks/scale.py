@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,10 @@ def launched(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable]
     if count:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun says so for several alone
+    return subprocess.run(
+        [*command, *words], cwd=ROOT, capture_output=True, text=True, check=False, env=one
+    )
 
 
 def identical(folder: Path) -> tuple[int, int]:

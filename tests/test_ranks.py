@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ pytestmark = [
     pytest.mark.xdist_group("ranks"),
 ]
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun says so where there are several
+
 
 def run(count: int, what: str, out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
@@ -39,6 +42,7 @@ def run(count: int, what: str, out: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=240,
         check=False,
+        env=ONE_THREAD,
     )
 
 
@@ -129,6 +133,7 @@ def commanded(count: int, folder: Path, *words: str) -> subprocess.CompletedProc
         text=True,
         timeout=240,
         check=False,
+        env=ONE_THREAD,
     )
 
 
