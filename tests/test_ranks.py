@@ -23,7 +23,7 @@ from curvfluence.runtime import ranks
 from curvfluence.runtime.ranks import GROUPS, Ranks, Tree, bounds
 from tests import ranked
 from tests.test_supervise import OWN
-from tests.torture.kills import _unmeasured
+from tests.torture.kills import unmeasured
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
@@ -147,7 +147,7 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
         assert done.stdout.count("Page") == 1, "one of them speaks"
         text = (tmp_path / out).read_text()
         data = text.partition('id="answers-data">')[2].partition("</script>")[0]
-        pages.append(_unmeasured(json.loads(data)))
+        pages.append(unmeasured(json.loads(data)))
     assert pages[0] == pages[1]
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".html") == ["1.html", "2.html"]
 
@@ -183,8 +183,8 @@ class TestSharing:
         assert ends[0][0] == 0
         assert ends[-1][1] == n
         assert all(a[1] == b[0] for a, b in itertools.pairwise(ends))
-        assert [Ranks(r, 3).examples(n)[0] for r in (1, 2)] == [
-            Ranks(r, 3).examples(n)[1] for r in (0, 1)
+        assert [Ranks(0, 3).examples(n, r)[0] for r in (1, 2)] == [
+            Ranks(0, 3).examples(n, r)[1] for r in (0, 1)
         ]
 
     def test_few_sums_are_held(self) -> None:

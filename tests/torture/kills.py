@@ -141,7 +141,7 @@ def _result(one: str, root: Path) -> Any:
     if one == "attribute":
         text = (root / "r.html").read_text()
         data = text.partition('id="answers-data">')[2].partition("</script>")[0]
-        return _unmeasured(json.loads(data))
+        return unmeasured(json.loads(data))
     folders = [root / "r"] if one == "study" else sorted((root / "r/cells").iterdir())
     found: dict[str, Any] = {}
     for folder in folders:
@@ -151,10 +151,10 @@ def _result(one: str, root: Path) -> Any:
     return found
 
 
-def _unmeasured(value: Any) -> Any:
+def unmeasured(value: Any) -> Any:
     """JSON without the seconds that something took."""
     if isinstance(value, dict):
-        return {k: _unmeasured(v) for k, v in value.items() if "seconds" not in k}
+        return {k: unmeasured(v) for k, v in value.items() if "seconds" not in k}
     if isinstance(value, list):
-        return [_unmeasured(v) for v in value]
+        return [unmeasured(v) for v in value]
     return re.sub(r"[0-9.]+ (ms|s)\b", "", value) if isinstance(value, str) else value

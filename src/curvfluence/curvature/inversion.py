@@ -316,13 +316,10 @@ class SelectedRows(Form):
         by = "block conjugate gradients, negative eigenpairs turned over" if turned else "MINRES"
         return f"exact products, {by} (by the GGN's largest rows)"
 
-    def _require(self, problem: Problem) -> None:
+    def operator(self, problem: Problem) -> tuple[Operator, str]:
         reason = self.refusal(problem)
         if reason is not None:
             raise InputError(reason)
-
-    def operator(self, problem: Problem) -> tuple[Operator, str]:
-        self._require(problem)
         operator = SelectedRowsOperator(
             CurvatureProduct(problem),
             Type2().rank(problem),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,8 +40,8 @@ Chunk = TypeVar("Chunk", covariant=True)
 class Grouped(Protocol[Chunk]):
     """Chunks of data of which each of `GROUPS` ranges can be had by itself."""
 
-    def group(self, number: int) -> Any:
-        """An iterator over the chunks of one range."""
+    def group(self, number: int) -> Iterator[Chunk]:
+        """The chunks of one range."""
         ...
 
 
@@ -63,10 +63,10 @@ class Ranks:
     def owner(self, group: int) -> int:
         return next(r for r in range(self.count) if group in self._groups(r))
 
-    def examples(self, n: int, rank: int | None = None) -> tuple[int, int]:
+    def examples(self, n: int, rank: int) -> tuple[int, int]:
         """The examples of all ranges of a process, [first, end)."""
-        groups = self._groups(self.rank if rank is None else rank)
-        return (n * groups.start) // GROUPS, (n * groups.stop) // GROUPS
+        groups = self._groups(rank)
+        return bounds(n, groups[0])[0], bounds(n, groups[-1])[1]
 
     def require_same(self, said: Mapping[str, str]) -> None:
         """Errors: `InputError` where the processes were not given the same, with what differs."""
@@ -138,9 +138,6 @@ class Ranks:
         if first is not None:
             raise every[first] if error is None or first != self.rank else error
 
-    def barrier(self) -> None:
-        dist.barrier()
-
 
 @dataclass(frozen=True)
 class Job:
@@ -207,9 +204,8 @@ def leads() -> bool:
 
 def wait() -> None:
     """Until all that work together are here."""
-    team = here()
-    if team is not None:
-        team.barrier()
+    if here() is not None:
+        dist.barrier()
 
 
 def bounds(n: int, group: int) -> tuple[int, int]:

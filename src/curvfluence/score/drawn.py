@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from curvfluence.jacobian.columns import of_gradient
 from curvfluence.jacobian.gradients import gradient_rows, own_gradients
@@ -47,12 +48,11 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
 
 def _drawn_together(problem: Problem, layout: Layout, team: ranks.Ranks) -> Rows | None:
     """The same drawn from everyone's sizes; each process then makes the rows of all that are."""
-    own: dict[int, list[float]] = {}
+    own: dict[int, Tensor] = {}
     with team.alike():
         for start, parts in own_gradients(problem, layout):
-            own[start] = [float(size) for rows in parts for size in rows.exact_norms()[:, 0]]
-    every = [size for part in team.merged(own).values() for size in part]
-    sizes = torch.tensor(every, dtype=torch.float64)
+            own[start] = torch.cat([rows.exact_norms()[:, 0].cpu() for rows in parts])
+    sizes = torch.cat(list(team.merged(own).values()))
     generator = torch.Generator().manual_seed(0)
     keys = torch.rand(len(sizes), generator=generator, dtype=torch.float64).log() / sizes
     chosen = keys.topk(min(DRAWN, int((sizes > 0).sum()))).indices
