@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.hessian import Abs, Clip, Plain
-from curvfluence.curvature.inversion import ConjugateGradients, SelectedRows
+from curvfluence.curvature.inversion import ConjugateGradients, SampleSpace, SelectedRows
 from curvfluence.curvature.operators import negative_pairs as pairs_module
+from curvfluence.curvature.operators.block_conjugate_gradients import BlockSolution
 from curvfluence.curvature.operators.minimal_residual import minimal_residual
 from curvfluence.curvature.operators.negative_pairs import negative_pairs
 from curvfluence.curvature.operators.selected_rows_hessian import SPARED
@@ -108,6 +109,26 @@ class TestMinimalResidual:
         assert bool(found.x.isfinite().all())
         assert float(found.residual[0, 0]) == 1.0
         assert float(found.residual[0, 1].abs()) < 1e-9
+
+    def test_patience(self) -> None:
+        """It stops after so many products where a row is still above what was hoped for, with what
+        it has."""
+        a = symmetric([-3.0, -0.5, *torch.linspace(0.1, 9, 28).tolist()])
+        b = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+        def after(hoped: Tensor) -> BlockSolution:
+            return minimal_residual(
+                lambda x: x @ a, b, precondition=lambda r: r, enough_q=1e-9 * b.norm(dim=1),
+                max_products=80, patience=(4, hoped),
+            )  # fmt: skip
+
+        early, whole = after(1e-3 * b.norm(dim=1)), after(b.norm(dim=1))
+        assert (early.slow, early.products, early.vectors) == (True, 4, 8)
+        torch.testing.assert_close(early.residual, b - early.x @ a, rtol=0, atol=1e-9)
+        assert not whole.slow
+        assert whole.products > 4
+        one = torch.stack([b[0].norm(), 1e-3 * b[1].norm()])
+        assert after(one).slow
 
     def test_few_eigenvalues_need_few_products(self) -> None:
         a = symmetric([-2.0] * 10 + [1.0] * 10 + [5.0] * 10)
@@ -263,11 +284,22 @@ def test_float32_finds_pairs_of_a_larger_net() -> None:
     assert float((found.values - wanted).norm() / wanted.norm()) < 0.02
 
 
-def test_what_stops_short_is_said_without_residuals_too() -> None:
-    problem = problems()["chain"]
-    rung = cf.Hessian(Plain(), form=SelectedRows(count=20, max_products=2))
+SHORT = {
+    "hessian by rows": cf.Hessian(Plain(), form=SelectedRows(count=20, max_products=2)),
+    "ggn by rows": cf.GGN(SelectedRows(count=1, max_products=1)),
+    "conjugate gradients": cf.GGN(ConjugateGradients(None, max_iterations=1)),
+    "sample space": cf.GGN(SampleSpace(tolerance=1e-17)),
+    "sample space, by iteration": cf.GGN(SampleSpace(iterate=True, tolerance=1e-11)),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_what_stops_short_is_said_without_residuals_too(name: str) -> None:
+    """After few iterations, or where rounding leaves more than was wanted; a self-influence has no
+    place for residuals."""
+    problem = problems()["chain"].to(torch.float32)
     with pytest.warns(cf.errors.CurvfluenceWarning, match="stopped at a relative residual"):
-        cf.fit(problem, rung).solve(vectors(problem), cf.Absolute(1e-3))
+        cf.self_influence(problem, SHORT[name], damping=cf.Absolute(1e-3))
 
 
 def test_losses_and_outputs_that_it_does_not_take() -> None:

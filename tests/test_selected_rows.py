@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.curvature.hessian import Plain
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SelectedRows
 from curvfluence.curvature.operators import selected_rows
 from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
@@ -500,8 +501,9 @@ class TestCloser:
         with pytest.raises(InputError, match=said):
             cf.influence(fitted(), rung, **settings)  # pyright: ignore[reportArgumentType]
 
+    @pytest.mark.parametrize("kind", ["GGN", "Hessian"])
     def test_more_rows_are_selected_where_residuals_do_not_fall(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Two rows and a patience of one product: four times as many, as long as there are products
         to profit from, and the solution is the exact one."""
@@ -517,9 +519,14 @@ class TestCloser:
             return once(chunks, shift, count)  # pyright: ignore[reportArgumentType]
 
         monkeypatch.setattr(selected_rows, "select", counted)
-        form = cf.inversion.SelectedRows(count=2, tolerance=1e-8, most=32)
-        scores = cf.influence(given, cf.GGN(form), damping=cf.Absolute(1e-3))
+        form = cf.inversion.SelectedRows(count=2, tolerance=1e-8, max_products=400, most=32)
+        rung, exact = (
+            (cf.GGN(form), cf.GGN(cf.inversion.Matrix()))
+            if kind == "GGN"
+            else (cf.Hessian(Plain(), form=form), cf.Hessian(Plain()))
+        )
+        scores = cf.influence(given, rung, damping=cf.Absolute(1e-3))
         assert counts == [2, 8, 32]
-        true = cf.influence(given, cf.GGN(cf.inversion.Matrix()), damping=cf.Absolute(1e-3))
+        true = cf.influence(given, exact, damping=cf.Absolute(1e-3))
         assert torch.allclose(scores.values, true.values, rtol=1e-5, atol=1e-9)
         assert any(f"{counts[-1]:,} selected rows" in note for note in scores.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,21 @@ class BlockSolution:
     products: int
     vectors: int
     slow: bool = False
+
+
+class BlockIteration(Protocol):
+    """A x = b for each row of b [Q, n] by products, until a residual's norm is `enough_q`."""
+
+    def __call__(
+        self,
+        product: Callable[[Tensor], Tensor],
+        b_qn: Tensor,
+        *,
+        precondition: Callable[[Tensor], Tensor],
+        enough_q: Tensor,
+        max_products: int,
+        patience: tuple[int, Tensor] | None = None,
+    ) -> BlockSolution: ...
 
 
 def block_conjugate_gradients(

@@ -56,6 +56,7 @@ class IterativeOperator(Operator):
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
+        self.tell_short(solution.residuals)
         return solution.x.view_as(v)
 
     def within(self, tolerance: float) -> IterativeOperator:

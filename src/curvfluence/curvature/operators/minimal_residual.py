@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class Minimal:
-    """`x` [Q, n]; `residual` b − A x [Q, n] by the recurrence; `products` were made."""
-
-    x: Tensor
-    residual: Tensor
-    products: int
+from curvfluence.curvature.operators.block_conjugate_gradients import BlockSolution
 
 
 def minimal_residual(
@@ -25,19 +17,21 @@ def minimal_residual(
     precondition: Callable[[Tensor], Tensor],
     enough_q: Tensor,
     max_products: int,
-) -> Minimal:
+    patience: tuple[int, Tensor] | None = None,
+) -> BlockSolution:
     """A x = b for each row of b [Q, n], with A symmetric and `precondition` M⁻¹ positive definite.
 
     The residual is least in the norm of M⁻¹ over the Krylov space of M⁻¹A (Paige & Saunders 1975;
     Elman, Silvester & Wathen 2014, algorithm 4.1), so it falls whatever the signs of A's
     eigenvalues; one near 0 takes long and leaves a residual. A row whose residual's norm is
-    `enough_q` or less leaves. Cost: a product and a preconditioning of the rows left an iteration;
-    memory 9 Q n numbers.
+    `enough_q` or less leaves. With `patience` (k, norms [Q]) it stops after k products where a
+    residual is still above its norm. Cost: a product and a preconditioning of the rows left an
+    iteration; memory 9 Q n numbers.
     """
     x, residual = torch.zeros_like(b_qn), b_qn.clone()
     left = (_norms(residual) > enough_q).nonzero().flatten()
     if not len(left) or max_products < 1:
-        return Minimal(x, residual, 0)
+        return BlockSolution(x, residual, 0, 0)
     v, before = b_qn[left], torch.zeros_like(b_qn[left])
     z = precondition(v)
     gamma = _dot(z, v).clamp_min(0).sqrt()
@@ -45,11 +39,11 @@ def minimal_residual(
     c0, c1 = torch.ones_like(gamma), torch.ones_like(gamma)
     s0, s1 = torch.zeros_like(gamma), torch.zeros_like(gamma)
     w0, w1, aw0, aw1 = (torch.zeros_like(v) for _ in range(4))
-    products = 0
+    products = vectors = 0
     while products < max_products:
         z = z / _col(gamma, v)
         az = product(z)
-        products += 1
+        products, vectors = products + 1, vectors + len(z)
         delta = _dot(az, z)
         after = az - _col(delta / gamma, v) * v - _col(gamma / gamma_before, v) * before
         z_after = precondition(after)
@@ -70,16 +64,22 @@ def minimal_residual(
         on = (_norms(residual[left]) > enough_q[left]) & (gamma_after > 0) & ~lost
         if not bool(on.any()):
             break
+        if patience is not None and products == patience[0] and _above(residual, patience[1]):
+            return BlockSolution(x, residual, products, vectors, slow=True)
         left = left[on]
         v, before, z = after[on], v[on], z_after[on]
         gamma, gamma_before = gamma_after[on], gamma[on]
         c0, c1, s0, s1, eta = c1[on], c2[on], s1[on], s2[on], eta[on]
         w0, w1, aw0, aw1 = w1[on], w2[on], aw1[on], aw2[on]
-    return Minimal(x, residual, products)
+    return BlockSolution(x, residual, products, vectors)
 
 
 def _norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+def _above(rows: Tensor, norms_q: Tensor) -> bool:
+    return bool((_norms(rows) > norms_q).any())
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

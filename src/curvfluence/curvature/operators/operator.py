@@ -16,6 +16,7 @@ from curvfluence.curvature.operators.solution import InParameters, Solution
 from curvfluence.curvature.places import Places
 from curvfluence.errors import SingularError
 from curvfluence.jacobian.rows import Rows
+from curvfluence.runtime.said import say
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ class Operator(ABC):
     def note(self, damping: float) -> str | None:
         """What a result at this damping must say of the inverse."""
         return None
+
+    def tell_short(self, relative_q: Tensor) -> None:
+        """Say where an iteration stopped short, for results that state no residuals."""
+        worst = float(relative_q.max()) if len(relative_q) else 0.0
+        if self.tolerance is not None and not worst <= 2 * self.tolerance:
+            say(
+                f"an inverse by iteration stopped at a relative residual of {worst:.2g}, "
+                f"{self.tolerance:g} was wanted: allow more iterations or products, use a larger "
+                "damping, or problem.to(torch.float64)"
+            )
 
     def within(self, tolerance: float) -> Operator:
         """The same matrix with an inverse by iteration to another relative residual; itself where

@@ -88,7 +88,9 @@ class SampleSpaceOperator(Operator):
         if self.iterate:
             parts = flat.split(batch)
             b_qr = torch.cat([self.rows.inner(part / shift).flatten(1) for part in parts])
-            return self._iterated(b_qr, lambda part: flat[part], shift)[0].view_as(v)
+            x_qp, residuals = self._iterated(b_qr, lambda part: flat[part], shift)
+            self.tell_short(torch.tensor(residuals))
+            return x_qp.view_as(v)
         factor, out = self.factor(shift), torch.empty_like(flat)
         for to, part in zip(out.split(batch), flat.split(batch), strict=True):
             to.copy_(self._refined(part, shift, factor))
@@ -221,11 +223,12 @@ class SampleSpaceOperator(Operator):
         exact = shift.double()
         size = v_qp.double().norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         x, last = self.direct(v_qp, shift, factor).double(), torch.inf
-        for _ in range(REFINEMENTS):
+        for step in range(REFINEMENTS + 1):
             residual = self._product(x).addcmul_(exact, x).neg_().add_(v_qp)
             relative = residual.norm(dim=1, keepdim=True) / size
             worst = float(relative.max())
-            if worst <= self.tolerance or worst > 0.5 * last:
+            if worst <= self.tolerance or worst > 0.5 * last or step == REFINEMENTS:
+                self.tell_short(relative)
                 break
             last = worst
             scaled = residual.div_(size).to(v_qp.dtype)

@@ -11,7 +11,10 @@ from torch import Tensor
 from curvfluence.curvature.dense_limit import require_dense
 from curvfluence.curvature.estimate.accumulate import accumulate
 from curvfluence.curvature.estimate.products import CurvatureProduct
-from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
+from curvfluence.curvature.operators.block_conjugate_gradients import (
+    BlockIteration,
+    block_conjugate_gradients,
+)
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
 from curvfluence.curvature.operators.operator import Operator
@@ -19,7 +22,6 @@ from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget
-from curvfluence.runtime.said import say
 
 RESTARTS = 3  # times that what rounding left of a residual is solved for
 PATIENCE, PROGRESS = 10, 0.1  # products after which every residual is to be a tenth, or less
@@ -102,6 +104,11 @@ class SelectedRowsOperator(Operator):
     _products: list[int] = field(default_factory=list, init=False, repr=False)
 
     @property
+    def iteration(self) -> BlockIteration:
+        """By which the damped matrix is inverted."""
+        return block_conjugate_gradients
+
+    @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.product.problem.parameters.count
 
@@ -171,32 +178,16 @@ class SelectedRowsOperator(Operator):
         held = self._last[0][2]
         return held.direct(r_qp, shift, held.factor(shift)) if held.count else r_qp / shift
 
-    def _told(self, residual: Tensor, b_qp: Tensor) -> None:
-        """Say where it stopped short, for results that state no residuals."""
-        size = b_qp.norm(dim=1).double().clamp_min(torch.finfo(torch.float64).tiny)
-        worst = float((residual.norm(dim=1).double() / size).max()) if len(b_qp) else 0.0
-        if not worst <= 2 * self.tolerance:
-            say(
-                f"an inverse by iteration stopped at a relative residual of {worst:.2g}, "
-                f"{self.tolerance:g} was wanted: allow more max_products, or a larger damping"
-            )
-
     def _damped(self, x_qp: Tensor, shift: Tensor) -> Tensor:
         """What is inverted: (C + D) x."""
         return self.product(x_qp).addcmul_(shift, x_qp)
 
     def _solved(self, v_qp: Tensor, shift: Tensor) -> Tensor:
-        def damped(x_qp: Tensor) -> Tensor:
-            return self._damped(x_qp, shift)
-
-        def precondition(r_qp: Tensor) -> Tensor:
-            return self._preconditioned(r_qp, shift)
-
         scale = v_qp.abs().amax(1, keepdim=True)  # squares of small numbers would be 0
         scale = torch.where(scale > 0, scale, 1)
         b_qp = v_qp / scale
-        enough = self.tolerance * b_qp.norm(dim=1).double()
-        first = PROGRESS * b_qp.norm(dim=1).double()
+        size = b_qp.norm(dim=1).double()
+        enough, first = self.tolerance * size, PROGRESS * size
         x, residual, products = torch.zeros_like(b_qp), b_qp, 0
         restarts, more = 0, True  # rows to be had, where residuals do not fall
         while restarts < RESTARTS and products < self.max_products:
@@ -204,23 +195,24 @@ class SelectedRowsOperator(Operator):
             left = (residual.norm(dim=1) > enough).nonzero().flatten()
             if not len(left):
                 break
-            found = block_conjugate_gradients(
-                damped,
+            found = self.iteration(
+                lambda x_qp: self._damped(x_qp, shift),
                 residual[left],
-                precondition=precondition,
+                precondition=lambda r_qp: self._preconditioned(r_qp, shift),
                 enough_q=enough[left] / 2,  # the recurrence and the residual part by rounding
                 max_products=self.max_products - products,
                 patience=(PATIENCE, first[left]) if more and worth else None,
             )
             x[left] += found.x
             products += found.products
-            residual = b_qp - damped(x)
+            residual = b_qp - self._damped(x, shift)
             if found.slow:
                 more = self._extended(shift)
             else:
                 restarts += 1
         self._products.append(products)
-        self._told(residual, b_qp)
+        tiny = torch.finfo(torch.float64).tiny
+        self.tell_short(residual.norm(dim=1).double() / size.clamp_min(tiny))
         return x * scale
 
     def note(self, damping: float) -> str | None:

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.estimate.products import CurvatureProduct
+from curvfluence.curvature.operators.block_conjugate_gradients import (
+    BlockIteration,
+    block_conjugate_gradients,
+)
 from curvfluence.curvature.operators.minimal_residual import minimal_residual
 from curvfluence.curvature.operators.negative_pairs import NegativePairs, negative_pairs
-from curvfluence.curvature.operators.selected_rows import RESTARTS, SelectedRowsOperator
+from curvfluence.curvature.operators.selected_rows import SelectedRowsOperator
 from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.rows import Rows
@@ -39,6 +43,11 @@ class SelectedRowsHessian(SelectedRowsOperator):
     _negative: list[tuple[Tensor, float, NegativePairs]] = field(
         default_factory=list["tuple[Tensor, float, NegativePairs]"], init=False, repr=False
     )
+
+    @property
+    def iteration(self) -> BlockIteration:
+        """Turned over it is definite."""
+        return block_conjugate_gradients if self.turned else minimal_residual
 
     @property
     def _rows(self) -> Iterable[Rows]:
@@ -98,32 +107,6 @@ class SelectedRowsHessian(SelectedRowsOperator):
             most=MOST_NEGATIVE,
         )
         self._negative.append((decay, damping, pairs.to(decay)))
-
-    def _solved(self, v_qp: Tensor, shift: Tensor) -> Tensor:
-        if self.turned:
-            return super()._solved(v_qp, shift)
-        scale = v_qp.abs().amax(1, keepdim=True)
-        scale = torch.where(scale > 0, scale, 1)
-        b_qp = v_qp / scale
-        enough = self.tolerance * b_qp.norm(dim=1).double()
-        x, residual, products = torch.zeros_like(b_qp), b_qp, 0
-        for _ in range(RESTARTS):
-            left = (residual.norm(dim=1) > enough).nonzero().flatten()
-            if not len(left) or products >= self.max_products:
-                break
-            found = minimal_residual(
-                lambda y: self._damped(y, shift),
-                residual[left],
-                precondition=lambda r: self._preconditioned(r, shift),
-                enough_q=enough[left] / 2,  # the recurrence and the residual part by rounding
-                max_products=self.max_products - products,
-            )
-            x[left] += found.x
-            products += found.products
-            residual = b_qp - self._damped(x, shift)
-        self._products.append(products)
-        self._told(residual, b_qp)
-        return x * scale
 
     @property
     def nbytes(self) -> int:
