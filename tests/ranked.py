@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import warnings
@@ -184,9 +183,7 @@ def main() -> None:
         )
     if dist.get_rank() == 0:
         torch.save(found, out)
-    dist.barrier()
-    dist.destroy_process_group()
-    gc.collect()  # see `cli.together`
+    ranks.leave()
 
 
 if __name__ == "__main__":

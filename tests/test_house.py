@@ -17,8 +17,8 @@ SOURCE = Path(cf.__file__).parent
 # From the ground up: each may know those before it.
 WINGS = (
     "errors", "_version", "kinds", "store", "runtime", "problem", "jacobian", "curvature", "score",
-    "forecast", "truth", "fidelity", "study", "banks", "runs", "explore", "auditing", "advising",
-    "judging", "report", "cli", "supervise",
+    "indexing", "forecast", "truth", "fidelity", "study", "banks", "runs", "explore", "auditing",
+    "advising", "judging", "report", "cli", "supervise",
 )  # fmt: skip
 
 
@@ -100,8 +100,8 @@ def test_no_wing_knows_a_higher_one() -> None:
 
 
 def test_the_front_door() -> None:
-    """Every name is there, has an import for a type checker, and there are no more than 50."""
-    assert len(cf.__all__) <= 50
+    """Every name is there, has an import for a type checker, and there are no more than 52."""
+    assert len(cf.__all__) <= 52
     for name in cf.__all__:
         assert getattr(cf, name) is not None
     assert set(cf.__all__) <= set(dir(cf))

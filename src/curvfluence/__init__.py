@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from curvfluence.curvature.shampoo import Shampoo
     from curvfluence.curvature.tkfac import TKFAC
     from curvfluence.forecast.make import plan
+    from curvfluence.indexing.load import load_index
+    from curvfluence.indexing.make import index
     from curvfluence.jacobian.fisher import Empirical, MonteCarlo, Type2
     from curvfluence.judging.run import judge
     from curvfluence.problem.data import Examples
@@ -97,6 +99,8 @@ _HOMES = {
     "token_influence": "score.tokens",
     "Scores": "score.scores",
     "load_scores": "score.load",
+    "index": "indexing.make",
+    "load_index": "indexing.load",
     "together": "runtime.ranks",
     "plan": "forecast.make",
     # what follows from it
@@ -152,6 +156,8 @@ __all__ = [
     "token_influence",
     "Scores",
     "load_scores",
+    "index",
+    "load_index",
     "together",
     "plan",
     "audit",

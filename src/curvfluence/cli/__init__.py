@@ -6,6 +6,7 @@ from curvfluence.cli import audit as audit
 from curvfluence.cli import bank as bank
 from curvfluence.cli import claims as claims
 from curvfluence.cli import compare as compare
+from curvfluence.cli import index as index
 from curvfluence.cli import init as init
 from curvfluence.cli import judge as judge
 from curvfluence.cli import plan as plan

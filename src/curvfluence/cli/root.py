@@ -13,8 +13,8 @@ from curvfluence.cli.together import require_shared
 from curvfluence.runtime.log import shown
 
 ORDER = (
-    "attribute", "audit", "advise", "plan", "init", "study", "sweep", "claims", "questions",
-    "judge", "report", "compare", "bank", "runs",
+    "attribute", "index", "query", "audit", "advise", "plan", "init", "study", "sweep", "claims",
+    "questions", "judge", "report", "compare", "bank", "runs",
 )  # fmt: skip
 
 

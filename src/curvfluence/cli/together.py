@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Generator
@@ -49,12 +48,10 @@ def together() -> Generator[bool]:
             if team.rank:
                 warnings.simplefilter("ignore")  # the first process says them
             yield team.rank == 0
-            ranks.wait()  # nobody leaves while another still speaks to it
-    finally:
-        dist.destroy_process_group()
-        # What still refers to the group would end it with the interpreter, whose locks its threads
-        # want: an abort (pytorch/pytorch#179291).
-        gc.collect()
+    except BaseException:
+        ranks.destroy()
+        raise
+    ranks.leave()
 
 
 def agreed(value: Any) -> Any:

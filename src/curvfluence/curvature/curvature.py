@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine
 from curvfluence.curvature.damping import Absolute, Damping, require_damping
 from curvfluence.curvature.operators.block import Block
@@ -19,10 +21,13 @@ from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.places import Whole
+from curvfluence.curvature.saved import SavedCurvature, block_of, read_curvature, write_curvature
 from curvfluence.errors import InputError, SingularError
+from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.problem import Problem, require_problem
 
 NO_INVERSES: Mapping[str, LowRankInverse] = MappingProxyType({})
 FALLBACK_SHARE = 0.05  # of P, above which the result's name says that fallbacks were used
@@ -262,6 +267,59 @@ class Curvature:
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of C, [P], ascending."""
         return torch.cat([block.operator.eigenvalues() for block in self.blocks]).sort().values
+
+    def save(self, path: str | Path) -> None:
+        """Into a new folder: an array for each factor, and `curvature.json` that says which. No
+        pickle. `Curvature.load` reads it back for the problem that it was fitted on.
+
+        Errors: `InputError` where the folder holds anything, or where the inverse is by products
+        with the data (GGN and Hessian by iteration, in sample space), which no file holds.
+        """
+        folder = kinds.path(path, "path")
+        if folder is None:
+            raise InputError("path must be a path; seen None")
+        describe = partial(
+            SavedCurvature,
+            rung=self.rung,
+            fisher=self.fisher,
+            fixed_damping=None if self.fixed_damping is None else self.fixed_damping.value,
+            notes=self.notes,
+            fitted_on=self.fitted_on,
+            fit_seconds=self.cost.fit_seconds,
+            nbytes=self.cost.nbytes,
+        )
+        write_curvature(folder, self.blocks, self.decay, describe)
+
+    @staticmethod
+    def load(path: str | Path, problem: Problem) -> Curvature:
+        """The curvature that `save` wrote, for the problem that it was fitted on: at the same
+        weights, weight decay, loss and training set.
+
+        Cost: all of its arrays are read and held to their SHA-256. Errors: `InputError` naming the
+        file that is missing, damaged or of another version, and for another problem.
+        """
+        require_problem(problem)
+        folder = kinds.path(path, "path")
+        if folder is None:
+            raise InputError("path must be a path; seen None")
+        said, tensors = read_curvature(folder, problem.device)
+        if said.fitted_on != problem.fingerprint:
+            raise InputError(
+                f"the curvature in {folder} was fitted at other weights, weight decay, loss or "
+                "training data: fit it on this problem"
+            )
+        layout = discover(problem)
+        return Curvature(
+            rung=said.rung,
+            parameters=problem.parameters,
+            blocks=tuple(block_of(one, tensors, problem.parameters, layout) for one in said.blocks),
+            decay=tensors[said.decay],
+            fisher=said.fisher,
+            fixed_damping=None if said.fixed_damping is None else Absolute(said.fixed_damping),
+            notes=said.notes,
+            fitted_on=said.fitted_on,
+            cost=Cost(said.fit_seconds, said.nbytes),
+        )
 
     def with_cost(self, fit_seconds: float) -> Curvature:
         held = sum(block.operator.nbytes for block in self.blocks)

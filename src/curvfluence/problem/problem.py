@@ -413,6 +413,22 @@ class Problem:
             raise InputError("asking() needs a query or more; seen none")
         return self._with(queries=self.queries.take(torch.tensor(rows, device=self.device)))
 
+    def with_queries(self, queries: Source) -> Problem:
+        """The same problem with other queries, as `Problem` takes and checks them."""
+        given = unweighted(data_of(queries, "queries", budget.HELD)).to(self.device, self.dtype)
+        other = self._with(queries=given)
+        with torch.no_grad(), generators.preserved():
+            try:
+                other._require_fit(other._few_outputs[:1], given)
+            except InputError as error:
+                raise type(error)(f"queries: {error}") from error.__cause__
+        return other
+
+    def require_examples(self, examples: Data) -> None:
+        """Errors: `InputError` where these are none that the model could have been trained on."""
+        with torch.no_grad(), generators.preserved():
+            self._require_fit(self._few_outputs[:1], examples)
+
     def trained_on(self, rows: Tensor) -> Problem:
         """The same weights and queries with some of the training examples, in memory: what a
         curvature of a part of the data is fitted on."""

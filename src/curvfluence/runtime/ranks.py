@@ -12,12 +12,14 @@ that are alike.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -29,6 +31,7 @@ from curvfluence.runtime.said import noted, say
 
 _SENT = [0]  # bytes of tensors that this process handed on
 
+LEAVING = timedelta(seconds=60)  # that a process waits for the others to be done
 LEVELS = 4
 GROUPS = 2**LEVELS  # ranges of the data; as many processes can be used at most
 
@@ -206,6 +209,34 @@ def wait() -> None:
     """Until all that work together are here."""
     if here() is not None:
         dist.barrier()
+
+
+def leave() -> None:
+    """End the process group that `torchrun` began, once nobody has anything more to receive.
+
+    With older releases of gloo a process that leaves behind a barrier may take the last message of
+    that barrier with it, and another waits for it for half an hour. So all of them tell the store,
+    which is torchrun's own, before any of them goes.
+    """
+    dist.barrier()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            *place, is_master=False, timeout=LEAVING
+        )
+        if store.add(f"curvfluence/leaving/{again}", 1) == dist.get_world_size():
+            store.set(f"curvfluence/left/{again}", "all")
+        store.wait([f"curvfluence/left/{again}"])
+    destroy()
+
+
+def destroy() -> None:
+    """End the process group without asking the others."""
+    dist.destroy_process_group()
+    # What still refers to the group would end it with the interpreter, whose locks its threads
+    # want: an abort (pytorch/pytorch#179291).
+    gc.collect()
 
 
 def bounds(n: int, group: int) -> tuple[int, int]:

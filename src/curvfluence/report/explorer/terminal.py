@@ -17,6 +17,8 @@ from curvfluence.report.examples.shown import shown, targets_of
 from curvfluence.report.explorer.trust import EXPLAINED, measures, verdict
 from curvfluence.report.explorer.words import notes, what_values_are
 from curvfluence.report.parts.table import GAP, Table
+from curvfluence.score.scores import Ranked
+from curvfluence.study.problems.given import Given
 from curvfluence.study.words import counted, short
 
 QUERIES = 3  # whose answers are printed; the page has all
@@ -57,7 +59,7 @@ def _show(found: Answers, k: int, top: int, console: Console) -> None:
     names = given.class_names
     said = believed(given.problem, given.problem.queries, [q])
     line = Text(f"{given.title}, query {q}", style="bold")
-    target = _target(found, targets_of(given.problem.queries, [q])[0], "label ", "target ")
+    target = target_said(given, targets_of(given.problem.queries, [q])[0], "label ", "target ")
     line += Text(f": {target}" if target else "")
     if said is not None and said.classes is not None:
         chance = float(said.values[0].max() if said.values.shape[1] > 1 else said.values[0, 0])
@@ -74,31 +76,37 @@ def _show(found: Answers, k: int, top: int, console: Console) -> None:
 def lists(found: Answers, k: int, top: int, width: int) -> Table:
     """Both ends of the list of a query side by side, each example on one line."""
     row = found.asked[k]
-    ends = (row.top(top), row.bottom(top))
+    return both_ends(found.given, row.top(top), row.bottom(top), width)
+
+
+def both_ends(given: Given, helpful: Ranked, harmful: Ranked, width: int) -> Table:
+    """The same of ranked examples of one query, [1, top] each. Those behind the training set were
+    appended to an index, and stand without their content."""
+    ends = (helpful, harmful)
     chosen = [end.indices[0].tolist() for end in ends]
-    places = [str(place + 1) for place in range(top)]
+    places = [str(place + 1) for place in range(len(chosen[0]))]
     numbers = [[f"no. {n}" for n in rows] for rows in chosen]
     values = [[short(float(value)) for value in end.values[0]] for end in ends]
-    what = "target" if labels_of(found.given.problem.train) is None else "label"
+    what = "target" if labels_of(given.problem.train) is None else "label"
     columns = ("", "helpful", "influence", what, "harmful", "influence ", f"{what} ")
     held = (places, numbers[0], values[0], numbers[1], values[1])
     heads = tuple(name for name in columns if name.strip() != what)
     taken = sum(max(map(len, (head, *cells))) for head, cells in zip(heads, held, strict=True))
     room = max(LEAST, (width - taken - GAP * len(columns)) // 2)
-    texts = [_cells(found, rows, room) for rows in chosen]
+    texts = [_cells(given, rows, room) for rows in chosen]
     cells = (places, numbers[0], values[0], texts[0], numbers[1], values[1], texts[1])
     return Table("", columns, tuple(zip(*cells, strict=True)), words=(what, f"{what} "))
 
 
-def _cells(found: Answers, rows: list[int], room: int) -> list[str]:
-    seen = shown(found.given, "train", rows)
-    targets = targets_of(found.given.problem.train, rows)
-    wrong = dict.fromkeys(found.given.flipped or ())
-    cells: list[str] = []
-    for n, one, target in zip(rows, seen, targets, strict=True):
-        parts = (_target(found, target), "wrong label" if n in wrong else "", _text(one))
-        cells.append(_cut(" · ".join(filter(None, parts)), room))
-    return cells
+def _cells(given: Given, rows: list[int], room: int) -> list[str]:
+    own = [n for n in rows if n < len(given.problem.train)]
+    cells = dict.fromkeys(rows, "appended")
+    wrong = dict.fromkeys(given.flipped or ())
+    each = zip(own, shown(given, "train", own), targets_of(given.problem.train, own), strict=True)
+    for n, one, target in each:
+        parts = (target_said(given, target), "wrong label" if n in wrong else "", _text(one))
+        cells[n] = _cut(" · ".join(filter(None, parts)), room)
+    return [cells[n] for n in rows]
 
 
 def _text(seen: Seen) -> str:
@@ -125,13 +133,13 @@ def _cut(text: str, room: int) -> str:
     return f"{whole}, …" if "=" in whole and len(whole) + 3 <= room else f"{start.rstrip(' ,·')}…"
 
 
-def _target(found: Answers, target: object, before: str = "", of_numbers: str = "") -> str:
+def target_said(given: Given, target: object, before: str = "", of_numbers: str = "") -> str:
     """A class by its name, or numbers in their unit, each behind its word."""
-    display = found.given.display
+    display = given.display
     unit = (0.0, 1.0) if display is None else (display.target_offset, display.target_scale)
     value = label(target, unit)  # pyright: ignore[reportArgumentType]
     if isinstance(value, int):
-        return f"{before}{_named(value, found.given.class_names)}"
+        return f"{before}{_named(value, given.class_names)}"
     if value is None:
         return ""
     parts: Sequence[float | str] = value

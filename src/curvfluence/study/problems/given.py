@@ -12,6 +12,7 @@ from torch import Tensor
 from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.source import Source
 from curvfluence.study.problems.built_in import BUILT_IN
 from curvfluence.study.problems.isolation import Executed, execute
 from curvfluence.study.problems.own import named
@@ -28,7 +29,8 @@ class Given:
 
     `show` is the file's own function, `display` what a built-in problem shows; where neither is
     there, examples are shown by their shape. `flipped` and `flipped_from` are known for
-    `digits-noisy` alone, or where a file names them.
+    `digits-noisy` alone, or where a file names them. `appended` are examples behind the training
+    set that an index has too.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Given:
     class_names: tuple[str, ...] = ()
     flipped: tuple[int, ...] | None = None
     flipped_from: tuple[int, ...] | None = None
+    appended: tuple[Source, ...] = ()
 
 
 def given(name: str) -> Given:
@@ -46,7 +49,8 @@ def given(name: str) -> Given:
 
     A file defines `problem`, and may define `name`, a title; `show(inputs, target)`, what a person
     sees of an example; `class_names`; `flipped`, indices of training examples whose labels are
-    known to be wrong. It needs no recipe: nothing is trained.
+    known to be wrong; `appended`, a list of further examples for an index. It needs no recipe:
+    nothing is trained.
 
     Errors: `InputError` with the file and the line, for what is missing or of another kind.
     """
@@ -110,6 +114,7 @@ def _of_file(file: Executed) -> Given:
         display=named(file, "display", Display) if "display" in file.names else None,
         class_names=_names_of(file),
         flipped=_flipped_of(file, len(problem.train)),
+        appended=_appended_of(file),
     )
 
 
@@ -121,6 +126,16 @@ def _names_of(file: Executed) -> tuple[str, ...]:
             f"{found!r}"
         )
     return tuple(found)
+
+
+def _appended_of(file: Executed) -> tuple[Source, ...]:
+    found: Any = file.names.get("appended", ())
+    if not isinstance(found, list | tuple):
+        raise InputError(
+            f"{file.source.path}: `appended` must be a list of sources of examples, each as "
+            f"(inputs, targets) say; seen {type(found).__name__}"
+        )
+    return tuple(found)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def _flipped_of(file: Executed, count: int) -> tuple[int, ...] | None:

@@ -1,0 +1,224 @@
+"""An index over the training set: the examples behind a new query without a pass over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec import structs
+from torch import Tensor
+
+from curvfluence import kinds
+from curvfluence.curvature.curvature import Curvature, Solved
+from curvfluence.curvature.damping import Damping
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.errors import InputError
+from curvfluence.indexing.encode import Encoder, encoded
+from curvfluence.indexing.extremes import Extremes
+from curvfluence.indexing.found import Found, Took
+from curvfluence.indexing.landmarks import Landmarks, own_rows
+from curvfluence.indexing.records import INDEX, IndexRecord
+from curvfluence.indexing.shards import Shards, write_shard
+from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.rows import Rows
+from curvfluence.problem.problem import Problem
+from curvfluence.problem.source import Source, data_of
+from curvfluence.problem.stream import Data
+from curvfluence.runtime import budget, precision
+from curvfluence.runtime import device as machine
+from curvfluence.score.certificate import Certifier
+from curvfluence.score.fitted import fitted
+from curvfluence.score.influence import require_finite_scores
+from curvfluence.score.scores import Ranked
+from curvfluence.store.folder import writing
+from curvfluence.store.lock import held
+from curvfluence.store.records import read, write
+
+TOGETHER = 16  # queries whose candidates are scored at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """φ of every training example, and of those that were appended, in `folder`: what `query`
+    searches, and the curvature by which it scores what it finds. Made by `cf.index`, read back by
+    `cf.load_index`."""
+
+    folder: Path
+    problem: Problem
+    curvature: Curvature
+    damping: Damping
+    record: IndexRecord
+    shards: Shards
+    landmarks: Landmarks
+    layout: Layout = field(repr=False)
+    rows: Rows = field(repr=False)  # of the landmarks
+    appended: tuple[Data, ...] = ()
+
+    def __len__(self) -> int:
+        """Examples, the appended ones too."""
+        return self.record.held
+
+    def __repr__(self) -> str:
+        record = self.record
+        return (
+            f"Index({str(self.folder)!r}: {len(self):,} examples by {record.dimension} "
+            f"coordinates, {record.rung}, damping {self.damping})"
+        )
+
+    @property
+    def ids(self) -> Tensor:
+        """A number for the content of each example, [N] int64; two alike are there twice."""
+        return torch.cat(self.shards.ids)
+
+    @precision.full()
+    def query(
+        self,
+        queries: Source | Sequence[int] | None = None,
+        k: int = 10,
+        *,
+        candidates: int = 200,
+        by: Curvature | None = None,
+    ) -> Found:
+        """The k most helpful and the k most harmful examples of each query, with exact influences.
+
+        Queries are numbers of the problem's own, others as `Problem` takes them (inputs, targets),
+        or all of the problem's. First the `candidates` highest and lowest φ(g_q)·φ(g_n) are found
+        by products, then these examples' gradients are computed anew and scored as `cf.influence`
+        does, under the index's curvature or `by` another one of the same problem (the exact GGN,
+        say).
+
+        Cost: a backward pass and a solve a query; 2 Q N d operations and reading φ (4 N d bytes,
+        half of it in float16); 2 Q `candidates` backward passes of single examples at most.
+        Errors: `InputError` where queries do not fit the problem, `candidates` is less than k, or
+        weights or data were changed since the index was made.
+        """
+        problem = self._asked(queries)
+        k = kinds.count(k, "k")
+        wanted = kinds.count(candidates, "candidates")
+        if not k <= min(wanted, len(self)):
+            raise InputError(
+                f"k must be at most candidates ({wanted}) and the {len(self)} examples; seen {k}"
+            )
+        scoring = self.curvature
+        if by is not None:
+            scoring = fitted(self.problem, by, self.damping, strict=False)
+        elif self.curvature.fitted_on != self.problem.fingerprint:
+            raise InputError(
+                "weights, loss or training data were changed since the index was made: make it "
+                "again in another folder"
+            )
+        clock = [0.0, 0.0, 0.0]
+        tops: list[Tensor] = []
+        values: list[Tensor] = []
+        step = max(1, min(TOGETHER, budget.SOLVED // self.problem.parameters.count))
+        for first in range(0, len(problem.queries), step):
+            part = problem.asking(range(first, min(first + step, len(problem.queries))))
+            best = self._answered(part, scoring, k, min(wanted, len(self)), first, clock)
+            tops.append(best.indices)
+            values.append(best.values)
+        indices, scores = torch.cat(tops, 1), torch.cat(values, 1) / self.record.examples
+        high, low = (Ranked(indices[end], scores[end]) for end in (0, 1))
+        helps = self.problem.measurement.lower_is_better
+        notes = scoring.notes_at(self.damping)
+        return Found(
+            top=high if helps else low,
+            bottom=low if helps else high,
+            rung=scoring.name,
+            measurement=self.record.measurement,
+            unit=self.record.unit,
+            candidates=min(wanted, len(self)),
+            searched=len(self),
+            trained=self.record.examples,
+            recall=self.record.recall,
+            took=Took(*clock),
+            notes=notes,
+            certifier=Certifier(problem, scoring, self.damping, None),
+        )
+
+    def append(self, examples: Source) -> Index:
+        """The index with more examples behind those that it has: as `Problem` takes training
+        examples, without weights. Nothing is fitted or projected again: they are scored at the same
+        weights, curvature and landmarks, which know nothing of them.
+
+        Cost: a backward pass over them and 2 n d P operations or less. Errors: `InputError` where
+        they do not fit the problem, or another command writes to the folder.
+        """
+        problem = self.problem
+        return self.with_data(data_of(examples, "examples").to(problem.device, problem.dtype))
+
+    @precision.full()
+    def with_data(self, data: Data) -> Index:
+        """`append` of what is read and placed."""
+        problem = self.problem
+        if data.weights is not None:
+            raise InputError("appended examples have weight 1 each: leave their weights out")
+        problem.require_examples(data)
+        with held(self.folder), writing(self.folder):
+            if read(self.folder / INDEX, IndexRecord) != self.record:
+                raise InputError(
+                    f"{self.folder} was changed by another command meanwhile: load the index again"
+                )
+            encoder = Encoder.of(problem, self.layout, self.curvature, self.damping, self.landmarks)
+            record = self.record
+            for made in encoded(encoder, data, data.contents, record):
+                number = len(record.shards)
+                shard = write_shard(self.folder, number, made, record.key)
+                record = structs.replace(record, shards=(*record.shards, shard))
+            write(self.folder / INDEX, record)
+        shards = Shards.opened(self.folder, record.shards, record.scale, verify=False)
+        return replace(self, record=record, shards=shards, appended=(*self.appended, data))
+
+    def _asked(self, queries: Source | Sequence[int] | None) -> Problem:
+        if queries is None:
+            return self.problem
+        given: Any = queries
+        if isinstance(given, range | list) and all(isinstance(one, int) for one in given):
+            return self.problem.asking(given)
+        return self.problem.with_queries(queries)  # pyright: ignore[reportArgumentType]
+
+    def _answered(
+        self, problem: Problem, scoring: Curvature, k: int, wanted: int, at: int, clock: list[float]
+    ) -> Extremes:
+        """Exact scores of the best candidates, times N; what it takes is added to `clock`."""
+        times = [machine.clock(problem.device)]
+        g_q = query_gradients(problem, self.layout)
+        x_q = self.curvature.solve_rows(g_q, self.damping, against=Against(wanted))
+        phi_qd = self.landmarks.coordinates(x_q.inner(self.rows)[..., 0].T.cpu())
+        times.append(machine.clock(problem.device))
+        first = self.shards.search(phi_qd, wanted)
+        times.append(time.perf_counter())
+        if scoring is not self.curvature:
+            x_q = scoring.solve_rows(g_q, self.damping, against=Against(wanted))
+        best = self._scored(x_q, first, k, scoring.rung, at)
+        times.append(machine.clock(problem.device))
+        for stage in range(3):
+            clock[stage] += times[stage + 1] - times[stage]
+        return best
+
+    def _scored(self, x_q: Solved, first: Extremes, k: int, rung: str, at: int) -> Extremes:
+        numbers = first.indices.unique()
+        tiles = [x_q.inner(rows)[..., 0].cpu() for rows in self._gradients(numbers)]
+        exact_qu = torch.cat(tiles, 1)
+        require_finite_scores(exact_qu, rung, at, 0)
+        places = torch.searchsorted(numbers, first.indices)
+        own = torch.stack([exact_qu.gather(1, end) for end in places])
+        best = Extremes(k)
+        best.merge(own, first.indices)
+        return best
+
+    def _gradients(self, numbers: Tensor) -> list[Rows]:
+        """Of some examples, in order, from the training set and from what was appended."""
+        found: list[Rows] = []
+        start = 0
+        for data in (self.problem.train, *self.appended):
+            own = numbers[(numbers >= start) & (numbers < start + len(data))] - start
+            if len(own):
+                few = data.take(own.to(self.problem.device))
+                found.append(own_rows(self.problem, self.layout, few))
+            start += len(data)
+        return found

@@ -1,0 +1,198 @@
+"""Training examples whose gradients span, nearly, what scores are made of.
+
+With A = C + diag(w) + λI ≻ 0, influence is an inner product, N I[q, n] = ⟨g_q, g_n⟩ in A⁻¹. Of d
+landmarks with L Lᵀ = their Gram matrix in it, φ(g) = L⁻¹ (⟨g_l, g⟩)_l are the coordinates of the
+projection of g on their span: φ(g_q)·φ(g_n) is the Nyström approximation of the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Damping
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.errors import InputError
+from curvfluence.jacobian.columns import of_gradient
+from curvfluence.jacobian.gradients import gradient_rows
+from curvfluence.jacobian.layers import Layout
+from curvfluence.jacobian.passes import rows_in_chunks
+from curvfluence.jacobian.rows import Rows, concatenate
+from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import Data
+from curvfluence.runtime import budget
+
+BLOCK = 32  # examples that are proposed at a time
+SAMPLE = 4096  # training examples that landmarks are chosen among, at most
+SPANNED = 1e-6  # of the trace: what is left below that is rounding
+SPENT = 1e-5  # the same of an example's own ‖g‖²
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """`numbers` of d training examples in the order of their choice, and L [d, d], lower
+    triangular, of their products in A⁻¹; the first of them span less, and are landmarks as well."""
+
+    numbers: Tensor
+    factor: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def coordinates(self, products_dn: Tensor) -> Tensor:
+        """φ [n, d], in float64, from ⟨g_l, A⁻¹ g⟩ of the landmarks with n gradients."""
+        solved = torch.linalg.solve_triangular(self.factor, products_dn.double(), upper=False)
+        return solved.T
+
+    def first(self, count: int) -> Landmarks:
+        return Landmarks(self.numbers[:count], self.factor[:count, :count])
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Landmarks with the sample that they were chosen among: its gradients, their φ [m, d], and
+    the places of the landmarks among them."""
+
+    landmarks: Landmarks
+    rows: Rows
+    coordinates: Tensor
+    places: Tensor
+
+    def errors(self, exact_qm: Tensor, products_dq: Tensor, counts: list[int]) -> list[float]:
+        """Of some queries with these landmarks' `products_dq` and `exact_qm` with the sample: the
+        relative error, in norm, of their scores by so many landmarks each."""
+        found: list[float] = []
+        for count in counts:
+            few = self.landmarks.first(count)
+            phi_qd = few.coordinates(products_dq[:count])
+            gap = phi_qd @ self.coordinates[:, :count].T - exact_qm.double()
+            size = exact_qm.double().norm()
+            found.append(float(gap.norm() / size) if size > 0 else 0.0)
+        return found
+
+
+def gradients_of(problem: Problem, layout: Layout, numbers: Tensor) -> Rows:
+    """∇ℓ_n of some training examples."""
+    return own_rows(problem, layout, problem.train.take(numbers.to(problem.device)))
+
+
+def own_rows(problem: Problem, layout: Layout, examples: Data) -> Rows:
+    """∇ℓ of examples, held all at once."""
+    rows_of = rows_in_chunks(problem, layout, examples, of_gradient("training set"))
+    return concatenate([rows for _, rows in rows_of])
+
+
+def choose(
+    problem: Problem,
+    layout: Layout,
+    curvature: Curvature,
+    damping: Damping,
+    *,
+    most: int,
+    seed: int,
+) -> Chosen:
+    """Up to `most` landmarks among up to 4,096 training examples that are drawn by the size of
+    their gradients, by randomly pivoted Cholesky: each with a chance that goes with what the others
+    leave of ‖g‖² in A⁻¹.
+
+    Blocks of 32 are proposed and rejected so that the choice has the distribution of one after the
+    other. Fewer come out where the gradients have a smaller rank. Assumes A ≻ 0.
+    Cost: a backward pass over the training set where it has more, about `most` solves, and 2 `most`
+    M P operations for M examples or less (see `Rows.inner`).
+    Source: Chen, Epperly, Tropp & Webber 2024, Algorithm 2.1; Epperly, Tropp & Webber 2024,
+    "Embrace rejection", Algorithm 2.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    numbers = _drawn(problem, layout, sample_size(problem, layout, most), generator)
+    rows = gradients_of(problem, layout, numbers)
+    norms = curvature.quadratic(rows, damping).double().cpu().clamp_(min=0)
+    if not float(norms.sum()) > 0:
+        raise InputError(
+            f"the gradients of {len(numbers)} training examples drawn at random are all 0: there "
+            "is nothing to project on"
+        )
+
+    def products(at: Tensor) -> Tensor:
+        few = rows[at.to(problem.device)]
+        solved = curvature.solve_rows(few, damping, against=Against(len(numbers)))
+        return solved.inner(rows)[..., 0].double().cpu().T
+
+    picked, phi = randomly_pivoted(norms, products, most, generator)
+    return Chosen(Landmarks(numbers[picked], phi[picked].tril()), rows, phi, picked)
+
+
+def randomly_pivoted(
+    norms: Tensor, products: Callable[[Tensor], Tensor], most: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(k pivots in the order of their choice, F [m, k] with F Fᵀ ≈ K) of a positive semi-definite
+    K [m, m] with diagonal `norms` and columns `products(pivots)` [m, b]; k is `most`, or less where
+    nothing above rounding is left.
+
+    Each pivot is drawn with a chance in proportion to the diagonal of what those before leave of K.
+    """
+    left = norms.clone()
+    phi = torch.zeros(len(norms), 0, dtype=torch.float64)
+    picked: list[int] = []
+    while len(picked) < most and float(left.sum()) > SPANNED * float(norms.sum()):
+        proposed = torch.multinomial(left, BLOCK, replacement=True, generator=generator)
+        draws = torch.rand(BLOCK, generator=generator, dtype=torch.float64)
+        gap_mb = products(proposed) - phi @ phi[proposed].T
+        spent = gap_mb[proposed].diagonal() <= SPENT * norms[proposed]
+        accepted = _accepted(gap_mb[proposed], left[proposed], spent, draws)
+        accepted = accepted[: most - len(picked)]
+        left[proposed[spent]] = 0.0
+        if not accepted:
+            continue
+        chosen = proposed[accepted]
+        own = gap_mb[chosen][:, accepted]
+        factor = torch.linalg.cholesky((own + own.T) / 2)
+        new = torch.linalg.solve_triangular(factor, gap_mb[:, accepted].T, upper=False).T
+        phi = torch.cat([phi, new], 1)
+        left = (left - new.square().sum(1)).clamp_(min=0)
+        left[chosen] = 0.0
+        picked += chosen.tolist()
+    return torch.tensor(picked, dtype=torch.long), phi
+
+
+def _drawn(problem: Problem, layout: Layout, size: int, generator: torch.Generator) -> Tensor:
+    """Numbers of so many training examples, in order, each drawn the more likely the larger its
+    gradient is: what scores are made of is among few of many."""
+    if size >= len(problem.train):
+        return torch.arange(len(problem.train))
+    numbers = torch.empty(0, dtype=torch.long)
+    keys = torch.empty(0, dtype=torch.float64)
+    for start, rows in gradient_rows(problem, layout):
+        norms = rows.exact_norms()[:, 0].cpu()
+        # Efraimidis & Spirakis 2006: the largest log(u)/size are a sample by size
+        key = torch.rand(len(norms), generator=generator, dtype=torch.float64).log() / norms
+        keys = torch.cat([keys, key])
+        numbers = torch.cat([numbers, start + torch.arange(len(norms))])
+        best = keys.topk(min(size, len(keys))).indices
+        keys, numbers = keys[best], numbers[best]
+    return numbers[keys.isfinite()].sort().values
+
+
+def sample_size(problem: Problem, layout: Layout, most: int) -> int:
+    """How many examples landmarks are chosen among: what may be held of their a and s, at least
+    twice as many as there are to be landmarks."""
+    elements = max(1, of_gradient("training set").elements(layout))
+    held = max(2 * most, min(SAMPLE, budget.SOLVED // elements))
+    return min(len(problem.train), held)
+
+
+def _accepted(gap_bb: Tensor, left_b: Tensor, spent_b: Tensor, draws: Tensor) -> list[int]:
+    """Which of the proposals stay, in order: each with the chance that what those before it leave
+    of it has in what was there when it was proposed."""
+    gap, accepted = ((gap_bb + gap_bb.T) / 2).clone(), list[int]()
+    for k, draw in enumerate(draws.tolist()):
+        own = float(gap[k, k])
+        if bool(spent_b[k]) or own <= SPENT * float(left_b[k]) or draw * float(left_b[k]) >= own:
+            continue
+        column = gap[:, k] / own**0.5
+        gap = gap - torch.outer(column, column)
+        accepted.append(k)
+    return accepted

@@ -1,0 +1,143 @@
+"""An index read back from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from curvfluence import kinds
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Absolute, Damping, Relative
+from curvfluence.errors import InputError
+from curvfluence.indexing.index import Index
+from curvfluence.indexing.landmarks import Landmarks, gradients_of
+from curvfluence.indexing.records import CURVATURE, INDEX, REMEDY, IndexRecord, SavedDamping
+from curvfluence.indexing.shards import Shards
+from curvfluence.jacobian.discovery import discover
+from curvfluence.problem.problem import Problem, require_problem
+from curvfluence.problem.source import Source, data_of
+from curvfluence.problem.stream import Data
+from curvfluence.runtime import precision
+from curvfluence.store.arrays import StoredArray, read_stored
+from curvfluence.store.files import inside
+from curvfluence.store.records import read
+
+
+@precision.full()
+def load_index(
+    path: str | Path, problem: Problem, *, appended: Sequence[Source] = (), verify: bool = True
+) -> Index:
+    """The index that `cf.index` made in `path`, for the problem that it was made of, and the
+    examples that were appended to it, in that order.
+
+    Every file is read once against its SHA-256; with `verify=False` those of φ are not, and are
+    read as they are searched. Cost beside: a backward pass over the landmarks.
+    Errors: `InputError` for an index that is not finished, of other weights, loss, training set or
+    appended examples, and naming a file that is missing or damaged.
+    """
+    require_problem(problem)
+    kinds.flag(verify, "verify")
+    folder = kinds.path(path, "path")
+    if folder is None:
+        raise InputError("path must be a path; seen None")
+    record = read(folder / INDEX, IndexRecord)
+    if record is None:
+        raise InputError(f"{folder} holds no index: there is no {INDEX}")
+    if record.recall is None:
+        raise InputError(
+            f"the index in {folder} is not finished: {record.held:,} of {record.examples:,} "
+            "examples are in it. The call that makes it goes on from there"
+        )
+    if record.fitted_on != problem.fingerprint:
+        raise InputError(
+            f"the index in {folder} is of other weights, weight decay, loss or training data: give "
+            "the problem that it was made of, or make another index"
+        )
+    curvature = curvature_in(folder, problem)
+    found, new = behind(opened(folder, problem, record, curvature, verify=verify), appended)
+    if new:
+        raise InputError(
+            f"{sum(map(len, new)):,} of the appended examples are not in the index in {folder}: "
+            "index.append adds them"
+        )
+    return found
+
+
+def behind(index: Index, sources: Sequence[Source]) -> tuple[Index, list[Data]]:
+    """(the index with these examples behind its training set, held to the contents that its folder
+    has of them; those that it has not).
+
+    Errors: `InputError` where the folder has others, or some that are not among them.
+    """
+    problem, place = index.problem, index.record.examples
+    given = kinds.listed(sources, "appended")
+    kept, ids, new = len(index), index.ids, list[Data]()
+    for number, source in enumerate(given):
+        data = data_of(source, "appended").to(problem.device, problem.dtype)
+        if place >= kept:
+            new.append(data)
+        elif torch.equal(data.contents.cpu(), ids[place : place + len(data)]):
+            index = replace(index, appended=(*index.appended, data))
+        else:
+            raise InputError(
+                f"appended[{number}] holds other examples than the index in {index.folder} has "
+                "at that place: give them in the order in which they were appended"
+            )
+        place += len(data)
+    if place < kept:
+        raise InputError(
+            f"the index in {index.folder} has {kept - index.record.examples:,} appended examples, "
+            f"and {place - index.record.examples:,} are given: give all of them, in that order, as "
+            "appended=[...]"
+        )
+    return index, new
+
+
+def opened(
+    folder: Path,
+    problem: Problem,
+    record: IndexRecord,
+    curvature: Curvature,
+    *,
+    verify: bool,
+) -> Index:
+    """What the record says, from its files."""
+    layout = discover(problem)
+    numbers, factor = (
+        _read(folder, name, one)
+        for name, one in (("landmarks", record.landmarks), ("factor", record.factor))
+    )
+    return Index(
+        folder=folder,
+        problem=problem,
+        curvature=curvature,
+        damping=damping_in(record.damping),
+        record=record,
+        shards=Shards.opened(folder, record.shards, record.scale, verify=verify),
+        landmarks=Landmarks(numbers, factor),
+        layout=layout,
+        rows=gradients_of(problem, layout, numbers),
+    )
+
+
+def curvature_in(folder: Path, problem: Problem) -> Curvature:
+    return Curvature.load(inside(folder, CURVATURE), problem)
+
+
+def damping_of(damping: Damping) -> SavedDamping:
+    assert isinstance(damping, Absolute | Relative)
+    return SavedDamping(isinstance(damping, Relative), damping.value)
+
+
+def damping_in(saved: SavedDamping) -> Damping:
+    return Relative(saved.value) if saved.relative else Absolute(saved.value)
+
+
+def _read(folder: Path, name: str, said: StoredArray | None) -> Tensor:
+    assert said is not None
+    path = inside(folder, f"{name}.npy")
+    return torch.from_numpy(read_stored(path, said, finite=True, remedy=REMEDY))

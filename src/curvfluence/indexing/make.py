@@ -1,0 +1,296 @@
+"""`cf.index`: φ of every training example, made once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from msgspec import structs
+from torch import Tensor
+
+from curvfluence import kinds
+from curvfluence._version import __version__
+from curvfluence.curvature.curvature import Curvature
+from curvfluence.curvature.damping import Absolute, Damping, Relative
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.saved import in_numbers
+from curvfluence.errors import InputError
+from curvfluence.indexing.encode import Encoder, encoded
+from curvfluence.indexing.extremes import Extremes
+from curvfluence.indexing.index import Index
+from curvfluence.indexing.landmarks import Chosen, choose
+from curvfluence.indexing.load import behind, curvature_in, damping_of, opened
+from curvfluence.indexing.records import CURVATURE, INDEX, IndexRecord, Recall
+from curvfluence.indexing.shards import Shards, read_ends, write_shard
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.problem.fingerprint import fingerprint
+from curvfluence.problem.problem import Problem, require_problem
+from curvfluence.problem.source import Source
+from curvfluence.runtime import precision, ranks
+from curvfluence.runtime.log import logger
+from curvfluence.score.fitted import fitted
+from curvfluence.store.arrays import write_array
+from curvfluence.store.files import inside
+from curvfluence.store.folder import writing
+from curvfluence.store.hashes import hash_code, hash_json
+from curvfluence.store.lock import held, own
+from curvfluence.store.records import read, write
+
+LOG = logger(__name__)
+DIMENSIONS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of which errors are told
+SAMPLED = 16  # queries that recall is measured on
+RECALLED, AMONG = 10, 200  # so many of the best, among so many candidates
+DTYPES = (torch.float32, torch.float16)
+
+
+@precision.full()
+def index(
+    problem: Problem,
+    rung: Rung | Curvature,
+    *,
+    out: str | Path,
+    damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
+    dimension: int = 256,
+    error: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    appended: Sequence[Source] = (),
+    progress: Callable[[int], object] | None = None,
+) -> Index:
+    """Make once, in the new folder `out`, what finds the examples behind any query without a pass
+    over the training set; `Index.query` asks it.
+
+    Of each example φ [d] is kept, the coordinates of its gradient's projection on those of d
+    landmarks in the inner product of scores, gᵀ(C + diag(w) + λI)⁻¹g': φ(g_q)·φ(g_n)/N is the
+    Nyström approximation of I[q, n]. Landmarks are training examples, see `landmarks.choose`. The
+    fitted curvature goes into the folder too.
+
+    `dimension` is d, at most; with `error` d is the least of 16, 32, 64, … below it at which the
+    scores of sample queries over sample examples are off by no more, in norm, and what was not
+    reached is said. What the first stage misses is measured over the whole set, for up to 16 of the
+    problem's queries: `Index.record.recall`.
+
+    `appended` are examples behind the training set, see `Index.append`; those that the folder has
+    are held to what was kept of them, others are added. `progress` is told how many examples of the
+    training set are done. The same call goes on where it was killed, at the grain of a shard of
+    65,536 examples.
+
+    Cost: the fit, d solves, a scoring pass of d + 16 queries over the training set; N d numbers of
+    `dtype` (float32 or float16) on disk, and d P in memory meanwhile.
+    Errors: `InputError` for a curvature that is not positive semi-definite or is by products with
+    the data, for a `BestOf` damping, for a folder that holds anything else.
+    """
+    require_problem(problem)
+    folder = kinds.path(out, "out")
+    if folder is None:
+        raise InputError("out must be a new folder; seen None")
+    dimension, seed = kinds.count(dimension, "dimension"), kinds.count(seed, "seed", least=0)
+    if error is not None and not 0 < kinds.number(error, "error") < 1:
+        raise InputError(f"error must lie between 0 and 1; seen {error}")
+    if kinds.dtype(dtype, "dtype") not in DTYPES:
+        raise InputError(f"an index is in torch.float32 or torch.float16; seen {dtype}")
+    if not isinstance(damping, Absolute | Relative):
+        raise InputError("an index has one damping: Absolute(...) or Relative(...)")
+    if ranks.here() is not None:
+        raise InputError("an index is made by one process: call it outside of together()")
+    asked = (damping, dimension, error, dtype, seed, torch.__version__, torch.get_num_threads())
+    with held(folder), writing(folder):
+        key = hash_json(
+            {
+                "problem": [problem.fingerprint, problem.queries.checksum],
+                "measurement": fingerprint(problem.measurement),
+                "rung": _named(rung),
+                "asked": list(map(str, asked)),
+                "code": hash_code(),
+            }
+        )
+        record = _held(folder, key)
+        if record is None:
+            curvature = fitted(problem, rung, damping, strict=False)
+            _require_indexable(curvature)
+            shutil.rmtree(inside(folder, CURVATURE), ignore_errors=True)
+            curvature.save(folder / CURVATURE)
+            record = _begun(problem, curvature, damping, key, dtype)
+            write(folder / INDEX, record)
+        else:
+            curvature = curvature_in(folder, problem)
+        if record.landmarks is None:
+            record = _with_landmarks(
+                folder, record, problem, curvature, damping, dimension, error, seed
+            )
+        if record.recall is None:
+            record = _filled(folder, record, problem, curvature, damping, progress)
+    made, new = behind(opened(folder, problem, record, curvature, verify=False), appended)
+    for data in new:
+        made = made.with_data(data)
+    return made
+
+
+def _named(rung: Rung | Curvature) -> str:
+    """What tells rungs with their options apart, or fitted curvatures."""
+    if isinstance(rung, Curvature):
+        return fingerprint(*(block.operator for block in rung.blocks))
+    return repr(rung)
+
+
+def _held(folder: Path, key: str) -> IndexRecord | None:
+    """The record of this very index, finished or not. Errors: `InputError` where the folder holds
+    anything else."""
+    record = read(folder / INDEX, IndexRecord)
+    if record is not None and record.key != key:
+        raise InputError(
+            f"{folder} holds an index of another problem, rung, damping, dimension or code: name "
+            "another folder, or remove it"
+        )
+    if record is None:
+        others = [file.name for file in folder.iterdir() if not own(file)]
+        if set(others) - {CURVATURE}:
+            raise InputError(f"{folder} holds files that are no index: name an empty folder")
+    return record
+
+
+def _require_indexable(curvature: Curvature) -> None:
+    if not curvature.definite:
+        raise InputError(
+            f"{curvature.name} may have negative eigenvalues, and then no inner product that "
+            "landmarks span: index under GGN or a rung below it, and score what is found under "
+            "the Hessian with index.query(..., by=curvature)"
+        )
+    if not in_numbers(curvature.blocks):
+        raise InputError(
+            f"{curvature.name} is inverted by products with the data, which no file holds: index "
+            "under EKFAC, say, and score what is found under this one with "
+            "index.query(..., by=curvature)"
+        )
+
+
+def _begun(
+    problem: Problem, curvature: Curvature, damping: Damping, key: str, dtype: torch.dtype
+) -> IndexRecord:
+    measurement = problem.measurement
+    units = curvature.fixed_damping is None
+    return IndexRecord(
+        version=__version__,
+        key=key,
+        fitted_on=problem.fingerprint,
+        rung=curvature.name,
+        damping=damping_of(damping),
+        examples=len(problem.train),
+        measurement=measurement.name,
+        unit=measurement.unit if units else "none (a gradient dot product)",
+        lower_is_better=measurement.lower_is_better,
+        dtype=str(dtype).removeprefix("torch."),
+        notes=problem.notes,
+    )
+
+
+def _sampled(problem: Problem) -> Problem:
+    """The problem with the queries that recall is measured on, spread over all of them."""
+    count = min(SAMPLED, len(problem.queries))
+    numbers = torch.linspace(0, len(problem.queries) - 1, count).long().unique()
+    return problem.asking(numbers.tolist())
+
+
+def _with_landmarks(
+    folder: Path,
+    record: IndexRecord,
+    problem: Problem,
+    curvature: Curvature,
+    damping: Damping,
+    dimension: int,
+    error: float | None,
+    seed: int,
+) -> IndexRecord:
+    """The record once landmarks are chosen and written."""
+    layout = discover(problem)
+    chosen = choose(problem, layout, curvature, damping, most=dimension, seed=seed)
+    counts = [d for d in DIMENSIONS if d < len(chosen.landmarks)] + [len(chosen.landmarks)]
+    errors = _errors(problem, curvature, damping, chosen, counts)
+    count, notes = len(chosen.landmarks), list(record.notes)
+    if count < dimension:
+        notes.append(f"{count} landmarks span the gradients of the sample: dimension {count}")
+    if error is not None:
+        count = next((d for d, off in zip(counts, errors, strict=True) if off <= error), count)
+        if errors[-1] > error:
+            notes.append(
+                f"{count} coordinates leave an error of {errors[-1]:.2g} where {error:g} was "
+                "asked: allow a larger dimension"
+            )
+    landmarks, phi = chosen.landmarks.first(count), chosen.coordinates[:, :count]
+    size = float(phi.square().mean().sqrt())
+    made = structs.replace(
+        record,
+        landmarks=write_array(folder / "landmarks.npy", landmarks.numbers.numpy(), record.key),
+        factor=write_array(folder / "factor.npy", landmarks.factor.numpy(), record.key),
+        errors=tuple((d, off) for d, off in zip(counts, errors, strict=True) if d <= count),
+        scale=size if record.dtype == "float16" and size > 0 else 1.0,
+        notes=tuple(notes),
+    )
+    write(folder / INDEX, made)
+    return made
+
+
+def _errors(
+    problem: Problem, curvature: Curvature, damping: Damping, chosen: Chosen, counts: list[int]
+) -> list[float]:
+    """`Chosen.errors` of the queries that recall is measured on."""
+    few = _sampled(problem)
+    x_q = curvature.solve_rows(
+        query_gradients(few, discover(few)), damping, against=Against(len(chosen.rows))
+    )
+    exact_qm = x_q.inner(chosen.rows)[..., 0].cpu()
+    return chosen.errors(exact_qm, exact_qm[:, chosen.places].T, counts)
+
+
+def _filled(
+    folder: Path,
+    record: IndexRecord,
+    problem: Problem,
+    curvature: Curvature,
+    damping: Damping,
+    progress: Callable[[int], object] | None,
+) -> IndexRecord:
+    """The record with all shards, and the recall that they show."""
+    bare = opened(folder, problem, record, curvature, verify=False)
+    few = _sampled(problem)
+    g_q = query_gradients(few, discover(few))
+    encoder = Encoder.of(problem, bare.layout, curvature, damping, bare.landmarks, g_q)
+    start, ids = record.held, problem.train.contents
+    if start < len(problem.train):
+        shards = encoded(encoder, problem.train, ids, record, first=start, k=RECALLED)
+        for made in shards:
+            shard = write_shard(folder, len(record.shards), made, record.key)
+            record = structs.replace(record, shards=(*record.shards, shard))
+            write(folder / INDEX, record)
+            LOG.info("%s of %s examples are indexed", record.held, record.examples)
+            if progress is not None:
+                progress(record.held)
+    phi_qd = bare.landmarks.coordinates(encoder.of_queries(bare.rows))
+    record = structs.replace(record, recall=_recall(folder, record, phi_qd))
+    write(folder / INDEX, record)
+    return record
+
+
+def _recall(folder: Path, record: IndexRecord, phi_qd: Tensor) -> Recall:
+    exact = Extremes(RECALLED)
+    for number, shard in enumerate(record.shards):
+        exact.merge(*read_ends(folder, number, shard))
+    among = min(AMONG, record.examples)
+    shards = Shards.opened(folder, record.shards, record.scale, verify=False)
+    found = shards.search(phi_qd, among)
+    hits = (exact.indices[..., None] == found.indices[:, :, None]).any(3).double().mean(2)  # [2, S]
+    high, low = hits.mean(1).tolist()
+    helpful, harmful = (high, low) if record.lower_is_better else (low, high)
+    return Recall(
+        queries=len(phi_qd),
+        k=exact.indices.shape[2],
+        candidates=among,
+        helpful=helpful,
+        harmful=harmful,
+        worst=float(hits.min()),
+        errors=record.errors,
+    )
