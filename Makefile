@@ -115,9 +115,11 @@ mutation: .venv/mutation
 	$(PIP) install -q -c .venv/constraints.txt -e .[mutation]
 	touch $@
 
-# Several processes on one machine: the same bits, what they send, and seconds; writes scale.json.
+# Several processes on one machine, an index over a million examples, workers of Dask: writes scale.json.
 scale: .venv/test
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/index.py --out scale.json
+	$(BIN)/python benchmarks/engines.py --out scale.json
 
 bench: .venv/test bench-peers
 	$(BIN)/python benchmarks/compare.py $(if $(ONLY),--only $(ONLY)) $(BENCH)

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from merged import merged
 from torch import nn
 
 import curvfluence as cf
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--float16", action="store_true")
     parser.add_argument("--rung", default="EKFAC")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     problem = made(asked.examples, 256)
@@ -70,20 +72,42 @@ def main() -> None:
         )
         size = sum(one.phi.bytes for one in index.record.shards)
         print(f"index {build:.1f} s, {size / 2**20:,.0f} MiB of {dtype}", flush=True)
-        print(index.record.recall)
+        recall = index.record.recall
+        print(recall)
         print("errors by dimension:", ", ".join(f"{d}: {e:.3f}" for d, e in index.record.errors))
-        several = problem.asking(range(min(256, index.record.dimension)))
-        _, scoring = timed(lambda: cf.influence(several, curvature))
-        print(f"a scoring pass of {len(several.queries)} queries {scoring:.1f} s", flush=True)
-        _, alone = timed(lambda: cf.influence(problem.asking([0]), curvature))
-        print(f"a scoring pass of one query {alone:.2f} s", flush=True)
-        first = index.query([0]).took
-        print("cold: ", said(first))
+        sampled = 0 if recall is None else recall.queries
+        columns = index.record.dimension + sampled  # which an index scores as queries
+        several = problem.asking([k % len(problem.queries) for k in range(columns)])
+        scores, scoring = timed(lambda: cf.influence(several, curvature).values)
+        print(f"a scoring pass of {columns} queries {scoring:.1f} s", flush=True)
+        del scores
+        alone = [timed(lambda k=k: cf.influence(problem.asking([k]), curvature))[1] for k in (0, 1)]
+        print(f"a scoring pass of one query {alone[1]:.2f} s, cold {alone[0]:.2f}", flush=True)
+        print("cold: ", said(index.query([0]).took))
         warm = [index.query([k]).took for k in range(1, 21)]
-        for part in ("encoding", "searching", "scoring"):
-            print(f"warm: {part} {1e3 * median(getattr(one, part) for one in warm):.1f} ms")
-        many = index.query(list(range(64))).took
-        print("64 queries at once: ", said(many))
+        stages = {
+            part: median(getattr(one, part) for one in warm)
+            for part in ("encoding", "searching", "scoring")
+        }
+        print("warm: ", ", ".join(f"{part} {1e3 * s:.1f} ms" for part, s in stages.items()))
+        print("64 queries at once: ", said(index.query(list(range(64))).took))
+        if asked.out is not None and recall is not None:
+            merged(
+                asked.out,
+                {
+                    "index_examples": asked.examples,
+                    "index_dimension": index.record.dimension,
+                    "index_build_seconds": round(build, 1),
+                    "index_scoring_pass_seconds": round(scoring, 1),
+                    "index_bytes": size,
+                    "index_first_stage_ms": round(
+                        1e3 * (stages["encoding"] + stages["searching"]), 1
+                    ),
+                    "index_second_stage_ms": round(1e3 * stages["scoring"], 1),
+                    "index_one_query_against_all_ms": round(1e3 * alone[1]),
+                    "index_recall": [round(recall.helpful, 3), round(recall.harmful, 3)],
+                },
+            )
 
 
 def said(took: object) -> str:

@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from merged import merged
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (1, 2, 4)
@@ -141,7 +142,7 @@ def main() -> None:
             "same_bits": bool(torch.equal(tables[1], tables[2])),
             "off_from_alone": off,
         }
-    Path("scale.json").write_text(json.dumps(found, indent=2) + "\n")
+    merged(Path("scale.json"), found)
     print(json.dumps(found, indent=2))
 
 

@@ -10,20 +10,24 @@ import typer
 from curvfluence.cli.consoles import watching
 from curvfluence.cli.options import (
     Depth,
+    EngineName,
     Epochs,
     Models,
     NoProgress,
     Orders,
     ProblemName,
     ProtocolName,
+    Scheduler,
     Seed,
     SubsetCount,
     Threads,
     Wait,
     Width,
+    Workers,
 )
 from curvfluence.cli.root import app
-from curvfluence.cli.words import value
+from curvfluence.cli.words import engine_of, value
+from curvfluence.errors import InputError
 
 bank_app = typer.Typer(
     no_args_is_help=True, help="Keep the retrainings of a study, and check what is kept."
@@ -52,6 +56,9 @@ def bank_make(
             "share a folder. The same command without it then finds all of them there.",
         ),
     ] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     threads: Threads = None,
     wait: Wait = False,
     no_progress: NoProgress = False,
@@ -63,6 +70,9 @@ def bank_make(
     from curvfluence.study.variant import Variant
 
     which = None if part is None else Slice.of(part)
+    where = engine_of(engine, workers, scheduler)
+    if which is not None and where is not None:
+        raise InputError("name a slice or an engine: an engine gives out all of them")
     loaded = load(problem)
     specs = [
         StudySpec(
@@ -85,7 +95,15 @@ def bank_make(
         typer.echo(f"slice {part}: {made:,} retrainings made in {folder}, {there:,} were there")
         return
     with watching(no_progress) as watch:
-        make_bank(specs, folder, problem=loaded, threads=threads, wait=wait, watch=watch)
+        make_bank(
+            specs,
+            folder,
+            problem=loaded,
+            threads=threads,
+            wait=wait,
+            engine=where,
+            watch=watch,
+        )
     found = verify_bank(folder)
     typer.echo(f"{folder} holds {found.retrainings:,} retrainings in {found.batches} batches")
 

@@ -34,6 +34,17 @@ ProtocolName = Annotated[
 DType = Annotated[str, typer.Option(help="float32 or float64.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores unless given.")]
 Jobs = Annotated[int | None, typer.Option(help="Studies at a time; as many as cores unless given.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option(help="Workers that retrain: loky, dask or ray; this process unless given."),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Of the engine, one thread each; as many as cores unless given.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Of a cluster that runs already: tcp://host:8786 of Dask, auto of Ray."),
+]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait for another command that writes to the folder.")
 ]

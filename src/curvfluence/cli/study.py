@@ -11,20 +11,23 @@ from curvfluence.cli.consoles import plain, watching
 from curvfluence.cli.options import (
     Depth,
     DType,
+    EngineName,
     Epochs,
     Models,
     NoProgress,
     ProtocolName,
     Rerun,
     RungNames,
+    Scheduler,
     Seed,
     SubsetCount,
     Threads,
     Wait,
     Width,
+    Workers,
 )
 from curvfluence.cli.root import app
-from curvfluence.cli.words import names
+from curvfluence.cli.words import engine_of, names
 from curvfluence.errors import NotKeptError
 
 
@@ -61,6 +64,9 @@ def study(
         bool,
         typer.Option(help="Hold every rung against the proximal Bregman response as well."),
     ] = True,
+    engine: EngineName = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     rerun: Rerun = False,
     wait: Wait = False,
     no_progress: NoProgress = False,
@@ -72,7 +78,7 @@ def study(
     from curvfluence.study import StudySpec, load, run_study
     from curvfluence.study.variant import Variant
 
-    chosen = names(rungs)
+    chosen, where = names(rungs), engine_of(engine, workers, scheduler)
     loaded = load(problem)
     spec = StudySpec(
         problem=problem,
@@ -98,6 +104,7 @@ def study(
                 rerun=rerun,
                 bank=bank,
                 wait=wait,
+                engine=where,
                 watch=watch,
             )
             with watch("write the report", 1):

@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curvfluence.cli.consoles import plain, watching
-from curvfluence.cli.options import Jobs, NoProgress, ProblemName, ProtocolName, Rerun, Wait
+from curvfluence.cli.options import (
+    EngineName,
+    Jobs,
+    NoProgress,
+    ProblemName,
+    ProtocolName,
+    Rerun,
+    Scheduler,
+    Wait,
+    Workers,
+)
 from curvfluence.cli.root import app
-from curvfluence.cli.words import value, yes
+from curvfluence.cli.words import engine_of, value, yes
 from curvfluence.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +55,9 @@ def sweep(
         Path | None, typer.Option(help="Folder; runs/PROBLEM-sweep unless given.")
     ] = None,
     jobs: Jobs = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     rerun: Rerun = False,
     wait: Wait = False,
     no_progress: NoProgress = False,
@@ -56,6 +69,7 @@ def sweep(
     from curvfluence.study import StudySpec
     from curvfluence.study.sweep import run_sweep
 
+    where = engine_of(engine, workers, scheduler)
     given: dict[str, tuple[str | None, Callable[[str], Value]]] = {
         "depth": (depth, int),
         "width": (width, int),
@@ -83,7 +97,7 @@ def sweep(
     if rerun:
         forget(folder, "sweep", wait=wait)
     with watching(no_progress) as watch:
-        done = run_sweep(base, axes, folder, jobs=jobs, wait=wait, watch=watch)
+        done = run_sweep(base, axes, folder, jobs=jobs, wait=wait, engine=where, watch=watch)
         with watch("write the report", 1):
             write_sweep_report(done)
     show_sweep(done, plain())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from curvfluence.errors import InputError
 
 if TYPE_CHECKING:
+    from curvfluence.study.engines import Engine
     from curvfluence.study.variant import Value
 
 
@@ -39,6 +40,15 @@ def set_threads(threads: int | None) -> None:
         from curvfluence import kinds
 
         torch.set_num_threads(kinds.count(threads, "threads"))
+
+
+def engine_of(name: str | None, workers: int | None, scheduler: str | None) -> Engine | None:
+    """Errors: `InputError` for workers or a scheduler of no engine."""
+    from curvfluence.study.engines import Engine
+
+    if name is None and (workers is not None or scheduler is not None):
+        raise InputError("--workers and --scheduler are of an engine: name it, --engine dask say")
+    return None if name is None else Engine(name, workers, scheduler)
 
 
 def command_line() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from curvfluence import kinds
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.runtime.child import end_with_parent
+from curvfluence.study.engines import Engine
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import Results
 from curvfluence.study.run import run_together
@@ -37,13 +38,15 @@ def run_cells(
     *,
     jobs: int | None = None,
     banks: Sequence[Path] | None = None,
+    engine: Engine | None = None,
     watch: Watcher = silent,
 ) -> list[Results]:
     """The results of every study, `jobs` at a time (as many as cores) with one thread each.
 
     Studies that differ in alpha alone share their influence models and their ladder, as far as
     that leaves no process idle. What a folder holds already is read back, so an interrupted run
-    goes on where it stopped. Retrainings are kept with each study, or in `banks`, one for each
+    goes on where it stopped. An `engine` says where they run, by default in processes of this
+    machine. Retrainings are kept with each study, or in `banks`, one for each
     spec; studies that differ in alpha alone share one. The numbers are those of each study by
     itself.
     """
@@ -60,8 +63,9 @@ def run_cells(
         for k in work
     )
     results: dict[int, Results] = {}
-    with workers(), watch("studies", len(specs)) as done:
-        parts = Parallel(n_jobs=jobs, return_as="generator")(tasks)
+    where = nullcontext() if engine is None else engine.running()
+    with workers(), where, watch("studies", len(specs)) as done:
+        parts = Parallel(n_jobs=jobs if engine is None else None, return_as="generator")(tasks)
         for places, batch in zip(work, cast("Iterator[list[Results]]", parts), strict=True):
             results.update(zip(places, batch, strict=True))
             done(len(results))

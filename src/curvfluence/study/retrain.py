@@ -209,9 +209,8 @@ def lacking(spec: StudySpec, problem: StudyProblem, bank: Bank) -> int:
     """How many trainings of a study a bank does not have, its influence models among them. Reads
     no numbers."""
     full = influence_runs(spec, problem)
-    subsets = draw_subsets(spec, problem)
-    parts = _parts(spec.dtype, _starts(spec, full), subsets, spec.alpha)
     models = 0 if bank.has(_batch_of(spec, full)) else len(full)
+    parts = batches_of(spec, problem)
     return models + sum(len(part.runs) for part in parts if not bank.has(part.batch))
 
 
@@ -261,7 +260,7 @@ def retrain(
     shape = (len(starts), len(starts[0][1]), len(subsets))
     values = torch.empty(*shape, len(problem.queries), dtype=torch.float64)
     final_loss = torch.empty(shape, dtype=torch.float64)
-    missing: list[_Part] = []
+    missing: list[Part] = []
     seconds, done = 0.0, 0
     for part in _parts(spec.dtype, starts, subsets, alpha):
         found = bank.find(part.batch)
@@ -279,14 +278,24 @@ def retrain(
     return Retrained(values, final_loss, seconds)
 
 
+def batches_of(spec: StudySpec, problem: StudyProblem) -> list[Part]:
+    """Every batch of a study's retrainings, in order."""
+    subsets, starts = draw_subsets(spec, problem), _starts(spec, influence_runs(spec, problem))
+    return list(_parts(spec.dtype, starts, subsets, spec.alpha))
+
+
+def models_of(spec: StudySpec, problem: StudyProblem) -> Batch:
+    """The influence models of a study, as a bank knows them."""
+    return _batch_of(spec, influence_runs(spec, problem))
+
+
 def retrain_slice(
     spec: StudySpec, problem: StudyProblem, bank: Bank, watch: Watcher, which: Slice
 ) -> tuple[int, int]:
     """Every count-th batch of a study's retrainings, from the number-th on: (how many runs were
     trained, how many of them the bank had). Batches are numbered alike whatever it holds."""
     subsets = draw_subsets(spec, problem)
-    every = _parts(spec.dtype, _starts(spec, influence_runs(spec, problem)), subsets, spec.alpha)
-    own = list(islice(every, which.number - 1, None, which.count))
+    own = list(islice(batches_of(spec, problem), which.number - 1, None, which.count))
     missing = [part for part in own if not bank.has(part.batch)]
     total, new = (sum(len(part.runs) for part in parts) for parts in (own, missing))
     with watch("retrain on subsets", total) as progress:
@@ -298,12 +307,12 @@ def retrain_slice(
 
 def _made(
     problem: StudyProblem,
-    missing: Sequence[_Part],
+    missing: Sequence[Part],
     subsets: Subsets,
     bank: Bank,
     progress: Callable[[int], None],
     done: int,
-) -> Iterator[tuple[_Part, Tensor, Tensor, float]]:
+) -> Iterator[tuple[Part, Tensor, Tensor, float]]:
     """(a batch, values [runs, Q], final losses, seconds) of each, kept in the bank."""
     waiting = iter(missing)
     while group := list(islice(waiting, torch.get_num_threads())):  # a batch for each thread
@@ -341,7 +350,7 @@ class Slice:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class Part:
     """A batch of retrainings: where it belongs among all of them, and its runs."""
 
     place: tuple[int, int, slice]
@@ -354,7 +363,7 @@ def _parts(
     starts: Sequence[tuple[int, tuple[int, ...]]],
     subsets: Subsets,
     alpha: float | None,
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
     """The retrainings by initialisation, order and block of subsets."""
     kind = RETRAINED if isinstance(subsets.way, Kept) else WEIGHTED
     for j, (init, orders) in enumerate(starts):
@@ -364,12 +373,12 @@ def _parts(
                 rows = slice(start, min(start + BLOCK, len(subsets)))
                 masks = hash_tensors(subsets.weights[rows])
                 batch = Batch(kind, dtype, (init,), (order,), masks, alpha)
-                yield _Part((j, r, rows), every[rows], batch)
+                yield Part((j, r, rows), every[rows], batch)
 
 
 def _train(
     problem: StudyProblem,
-    group: Sequence[_Part],
+    group: Sequence[Part],
     subsets: Subsets,
     steps: Steps | None,
     progress: Callable[[int], None],

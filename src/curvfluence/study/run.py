@@ -23,6 +23,8 @@ from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study.asked import asked
 from curvfluence.study.climb import Ladder, climb, influence_problems
 from curvfluence.study.compare import compare
+from curvfluence.study.engines import Engine
+from curvfluence.study.make_bank import fill
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.response import Response, respond
@@ -89,6 +91,7 @@ def run_study(
     rerun: bool = False,
     bank: Path | None = None,
     wait: bool = False,
+    engine: Engine | None = None,
     watch: Watcher = silent,
 ) -> Study:
     """Run the study that `spec` describes, or read it where `out` holds it already.
@@ -99,14 +102,16 @@ def run_study(
     `curvfluence.report.write_report(out)` makes its page. A finished study with the same settings,
     data, code and torch is read back unless `rerun`. Retrainings are kept as they come in `bank`,
     by default a folder in `out`, which other studies of the problem can share: a study that was
-    interrupted goes on with what is there. While it works nobody else writes to `out`: another
+    interrupted goes on with what is there; with an `engine` its workers retrain (`make_bank.fill`).
+    While it works nobody else writes to `out`: another
     command is refused there, or with `wait` waits.
 
     Errors: `InputError` before any work, with nothing written, where the settings make no study or
     `out` holds anything else; `NotKeptError`, which has the results, where they cannot be written.
     """
     _require_threads(threads)
-    request = _open(spec, out, problem, bank, rerun=rerun)
+    loaded = load(spec.problem) if problem is None else problem
+    request = _open(spec, out, loaded, bank, rerun=rerun)
     finished = None if rerun else request.finished
     if finished is not None:
         return finished
@@ -115,6 +120,9 @@ def run_study(
         if finished is not None:
             return finished
         request.claim()
+        if engine is not None:
+            fill([spec], request.bank.path, engine, problem=loaded, anew=rerun, watch=watch)
+            request = replace(request, bank=replace(request.bank, anew=False))
         steps = _steps([request], anew=rerun)
         results = _compare(request, _common(request, steps, watch), watch)
         steps.clear()

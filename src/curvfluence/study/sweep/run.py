@@ -14,6 +14,7 @@ from curvfluence.store.hashes import hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
+from curvfluence.study.engines import Engine
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import DecompositionStep, RungResult
 from curvfluence.study.spec import StudySpec
@@ -31,6 +32,7 @@ def run_sweep(
     *,
     jobs: int | None = None,
     wait: bool = False,
+    engine: Engine | None = None,
     watch: Watcher = silent,
 ) -> Sweep:
     """Run every cell in `out/cells/`, `jobs` at a time with one thread each; cells that are
@@ -44,12 +46,13 @@ def run_sweep(
     """
     _require_pyarrow()
     cells = grid(base, axes)
-    folders = [cell_folder(out, spec) for _, spec in cells]
+    root = out if engine is None else out.resolve()  # workers may stand in other folders
+    folders = [cell_folder(root, spec) for _, spec in cells]
     specs = [spec for _, spec in cells]
-    banks = [out / BANKS / trained_as(spec) for spec in specs]
+    banks = [root / BANKS / trained_as(spec) for spec in specs]
     with held(out, wait=wait):
         (out / INDEX).unlink(missing_ok=True)  # an earlier grid is not this one
-        results = run_cells(specs, folders, jobs=jobs, banks=banks, watch=watch)
+        results = run_cells(specs, folders, jobs=jobs, banks=banks, engine=engine, watch=watch)
         studies = (SweptStudy(c, r) for (c, _), r in zip(cells, results, strict=True))
         sweep = Sweep(tuple(studies), out)
         _write(rung_rows(sweep), out / "table.parquet")

@@ -1,0 +1,109 @@
+"""Where retrainings run: the backends of joblib."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import joblib
+
+from curvfluence import kinds
+from curvfluence.errors import InputError
+
+ENGINES = ("loky", "dask", "ray")
+REACHED = 20  # seconds in which a scheduler must answer
+LOST = 10_000  # workers that Dask lets a task lose before it gives it up: the rounds count them
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`loky` (processes of this machine), `dask` or `ray`: so many `workers` of one thread each, by
+    default as many as cores; or a cluster that runs already at `address` (`tcp://host:8786` of
+    Dask's scheduler; `auto` or `ray://host:10001` of Ray). Workers on other machines must see the
+    same folders under the same paths."""
+
+    name: str = "loky"
+    workers: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if kinds.text(self.name, "engine") not in ENGINES:
+            raise InputError(f"an engine is {', '.join(ENGINES)}; seen {self.name!r}")
+        if self.workers is not None:
+            kinds.count(self.workers, "workers")
+        if self.address is not None and self.name == "loky":
+            raise InputError("loky has no scheduler: give --engine dask or ray, or no address")
+
+    @contextmanager
+    def running(self) -> Generator[int]:
+        """joblib works by this engine within; how many workers there are. What was started for it
+        is ended. Errors: `InputError` where it is not installed or cannot be reached."""
+        with ExitStack() as stack:
+            if self.name == "dask":
+                count = stack.enter_context(_dask(self))
+            elif self.name == "ray":
+                count = stack.enter_context(_ray(self))
+            else:
+                count = self.workers or os.cpu_count() or 1
+            stack.enter_context(joblib.parallel_config(backend=self.name, n_jobs=count))
+            yield count
+
+
+@contextmanager
+def _dask(engine: Engine) -> Generator[int]:
+    try:
+        import dask.config as settings
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise InputError("dask is not installed: pip install 'curvfluence[dask]'") from None
+    kept = {"distributed.scheduler.allowed-failures": LOST}
+    with settings.set(kept), ExitStack() as stack:
+        cluster: Any = engine.address
+        if cluster is None:
+            options: dict[str, Any] = {
+                "n_workers": engine.workers or os.cpu_count() or 1,
+                "threads_per_worker": 1,
+                "dashboard_address": None,
+                "silence_logs": logging.CRITICAL,
+            }
+            cluster = stack.enter_context(LocalCluster(**options))
+        try:
+            client = stack.enter_context(Client(cluster, timeout=REACHED))
+            found: Any = client.scheduler_info()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no Dask scheduler answers at {engine.address} ({error}): start one with `dask "
+                "scheduler` and workers with `dask worker`, or leave the address out"
+            ) from None
+        count = sum(one["nthreads"] for one in found["workers"].values())
+        if not count:
+            raise InputError(f"the Dask scheduler at {engine.address} has no workers: start some")
+        yield count
+
+
+@contextmanager
+def _ray(engine: Engine) -> Generator[int]:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError("ray is not installed: pip install 'curvfluence[ray]'") from None
+    given: Any = ray
+    options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    if engine.address is None:
+        options |= {"num_cpus": engine.workers, "include_dashboard": False}
+    else:
+        options |= {"address": engine.address}
+    try:
+        given.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"no Ray cluster answers at {engine.address} ({error})") from None
+    try:
+        register_ray()
+        yield max(1, int(given.cluster_resources().get("CPU", 1)))
+    finally:
+        given.shutdown()

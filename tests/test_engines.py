@@ -1,0 +1,274 @@
+"""Retrainings by workers of joblib's backends: the same bytes as one process, whoever is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curvfluence.cli.words import engine_of
+from curvfluence.errors import InputError
+from curvfluence.study import StudySpec, load, run_study
+from curvfluence.study import make_bank as making
+from curvfluence.study.engines import Engine
+from curvfluence.study.make_bank import make_bank
+from curvfluence.study.study import read_study
+
+SPEC = StudySpec("wine", 60, models=2, orders=2)
+TASKS = 1 + 2 * 2 * 2  # the influence models, and two blocks of subsets of each start and order
+pytestmark = pytest.mark.xdist_group("engines")
+
+
+def numbers(bank: Path) -> dict[str, str]:
+    """Every array of a bank, by name."""
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((bank / "entries").glob("*.npy"))
+    }
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    place = tmp_path_factory.mktemp("plain") / "bank"
+    make_bank([SPEC], place, threads=1)
+    return numbers(place)
+
+
+@pytest.mark.parametrize("name", ["loky", "dask", "ray"])
+def test_the_same_bytes(name: str, wanted: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip({"dask": "distributed", "ray": "ray"}.get(name, "joblib"))
+    told: list[int] = []
+
+    @contextmanager
+    def watch(stage: str, total: int) -> Generator[Any]:
+        if stage.startswith("train by"):
+            assert (stage, total) == (f"train by {name}", 2 + 240)
+            yield told.append
+        else:
+            yield lambda _: None  # pyright: ignore[reportUnknownLambdaType]
+
+    make_bank([SPEC], tmp_path / "bank", engine=Engine(name, 2), watch=watch)
+    assert numbers(tmp_path / "bank") == wanted
+    assert told == sorted(told)
+    assert name == "ray" or told[-1] == 242
+
+
+def test_what_is_there_is_not_made_again(
+    wanted: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bank([SPEC], tmp_path / "bank", threads=1)
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(making, "_round", never)
+    make_bank([SPEC], tmp_path / "bank", engine=Engine("loky", 2))
+    assert numbers(tmp_path / "bank") == wanted
+
+
+@contextmanager
+def killing(times: int, seed: int, pattern: str) -> Generator[list[int]]:
+    """Kill one of the worker processes of this one at random moments, so many times."""
+    psutil = pytest.importorskip("psutil")
+    generator, killed, over = random.Random(seed), list[int](), threading.Event()
+
+    def run() -> None:
+        while len(killed) < times and not over.wait(generator.uniform(0.2, 0.8)):
+            own = psutil.Process().children(recursive=True)
+            workers = [p.pid for p in own if pattern in " ".join(p.cmdline())]
+            if workers:
+                victim = generator.choice(workers)
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("dask", "spawn_main"), ("loky", "loky")])
+def test_killed_workers(name: str, pattern: str, wanted: dict[str, str], tmp_path: Path) -> None:
+    """Each kill is of a worker at whatever it does: nothing is lost and no bit changes."""
+    if name == "dask":
+        pytest.importorskip("distributed")
+    slower = StudySpec("wine", 60, models=2, orders=2)
+    with killing(2, 3, pattern) as killed:
+        make_bank([slower], tmp_path / "bank", engine=Engine(name, 2))
+    assert numbers(tmp_path / "bank") == wanted
+    assert killed
+
+
+def test_a_round_that_ends_early_goes_on(
+    wanted: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine's own error after a few tasks, time after time."""
+    real, rounds = making._round, list[int]()  # pyright: ignore[reportPrivateUsage]
+
+    def short(left: list[Any], engine: Engine, told: Any) -> Exception:
+        rounds.append(len(left))
+        assert real(left[:3], engine, told) is None
+        return RuntimeError("a worker was lost")
+
+    monkeypatch.setattr(making, "_round", short)
+    make_bank([SPEC], tmp_path / "bank", engine=Engine("loky", 1))
+    assert numbers(tmp_path / "bank") == wanted
+    assert rounds == [TASKS, TASKS - 3, TASKS - 6]  # what was made and not told of is not asked for
+
+
+def test_nothing_is_ever_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RuntimeError("a worker was lost")
+    calls: list[int] = []
+
+    def never(left: list[Any], *_: object) -> Exception:
+        calls.append(len(left))
+        return lost
+
+    monkeypatch.setattr(making, "_round", never)
+    with pytest.raises(InputError, match="lost its workers 3 times") as caught:
+        make_bank([SPEC], tmp_path / "bank", engine=Engine("loky", 1))
+    assert caught.value.__cause__ is lost
+    assert calls == [TASKS] * 3
+
+
+FILE = """
+import torch
+from torch import nn
+import curvfluence as cf
+from curvfluence.truth import Recipe, sgd
+
+torch.manual_seed(0)
+x, y = torch.randn(60, 4), torch.randint(3, (60,))
+
+
+def build():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+recipe = Recipe(build, cf.CrossEntropy(), sgd(RATE), batch_size=20, epochs=3)
+trained = cf.truth.train(recipe, cf.Examples(x[:50], y[:50]), [cf.truth.Run(0, 0)])
+problem = cf.Problem(
+    build(), cf.CrossEntropy(), (x[:50], y[:50]), (x[50:], y[50:]), weights=trained.weights(0)
+)
+"""
+
+
+def test_a_problem_file_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE.replace("RATE", "0.1"))
+    spec = StudySpec("mine.py", 20, models=1, orders=1)
+    make_bank([spec], Path("plain"), threads=1)
+    make_bank([spec], Path("bank"), engine=Engine("loky", 2))
+    assert numbers(Path("bank")) == numbers(Path("plain"))
+
+
+def test_what_a_task_runs_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that its workers cannot load: their own error, not a lost worker."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE.replace("RATE", "0.1"))
+    loaded = load("mine.py")
+    (tmp_path / "mine.py").write_text("raise ValueError('not here')")
+    spec = StudySpec("mine.py", 20, models=1)
+    with pytest.raises(InputError, match="not here"):
+        make_bank([spec], Path("b"), problem=loaded, engine=Engine("loky", 1))
+
+
+def test_a_study(tmp_path: Path) -> None:
+    """With an engine, and again with one: the same arrays."""
+    spec = StudySpec("wine", 20, models=1, rungs=("KFAC",), bregman=False)
+    plain = run_study(spec, tmp_path / "a", threads=1)
+    by_engine = run_study(spec, tmp_path / "b", threads=1, engine=Engine("loky", 2))
+    again = run_study(spec, tmp_path / "b", threads=1, engine=Engine("loky", 2), rerun=True)
+    for made in (by_engine, again):
+        assert plain.manifest is not None
+        assert made.manifest is not None
+        for name, array in plain.manifest.arrays.items():
+            assert made.manifest.arrays[name].sha256 == array.sha256, name
+    assert read_study(tmp_path / "b").results.digest == again.results.digest
+
+
+def test_a_sweep(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from curvfluence.study.sweep import run_sweep
+
+    base = StudySpec("wine", 8, models=1, rungs=("KFAC",), bregman=False)
+    found = [
+        run_sweep(base, {"seed": [0, 1]}, tmp_path / name, jobs=2, engine=engine)
+        for name, engine in (("a", None), ("b", Engine("loky", 2)))
+    ]
+    lds = [[one.results.rungs[0].lds for one in sweep.studies] for sweep in found]
+    assert lds[0] == lds[1]
+
+
+class TestRefused:
+    def test_settings(self) -> None:
+        for options, said in (
+            ({"name": "slurm"}, "an engine is loky, dask, ray"),
+            ({"name": "loky", "address": "tcp://a:1"}, "loky has no scheduler"),
+            ({"name": "dask", "workers": 0}, "workers"),
+        ):
+            given: dict[str, Any] = options
+            with pytest.raises(InputError, match=said):
+                Engine(**given)
+        assert engine_of(None, None, None) is None
+        assert engine_of("dask", 2, "tcp://a:1") == Engine("dask", 2, "tcp://a:1")
+        with pytest.raises(InputError, match="are of an engine"):
+            engine_of(None, 2, None)
+
+    @pytest.mark.parametrize(("name", "module"), [("dask", "distributed"), ("ray", "ray")])
+    def test_not_installed(self, name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, module, None)
+        with (
+            pytest.raises(InputError, match=f"pip install 'curvfluence.{name}.'"),
+            Engine(name).running(),
+        ):
+            pass
+
+    def test_nobody_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("distributed")
+        monkeypatch.setattr("curvfluence.study.engines.REACHED", 1)
+        start = time.monotonic()
+        with (
+            pytest.raises(InputError, match="no Dask scheduler answers"),
+            Engine("dask", address="tcp://127.0.0.1:1").running(),
+        ):
+            pass
+        assert time.monotonic() - start < 20
+
+    def test_a_cluster_that_runs_already(self, wanted: dict[str, str], tmp_path: Path) -> None:
+        distributed = pytest.importorskip("distributed")
+        options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+        with distributed.LocalCluster(n_workers=0, **options) as cluster:
+            engine = Engine("dask", address=cluster.scheduler_address)
+            with pytest.raises(InputError, match="has no workers"), engine.running():
+                pass
+            cluster.scale(1)
+            cluster.wait_for_workers(1)
+            make_bank([SPEC], tmp_path / "bank", engine=engine)
+            assert cluster.scheduler.workers  # it is still there
+        assert numbers(tmp_path / "bank") == wanted
+
+    def test_a_slice_of_an_engine(self, tmp_path: Path) -> None:
+        from typer.testing import CliRunner
+
+        from curvfluence.cli import app
+
+        words = ["bank", "make", "wine", str(tmp_path / "b"), "--slice", "1/2", "--engine", "loky"]
+        found = CliRunner().invoke(app, words)
+        assert isinstance(found.exception, InputError)
+        assert "a slice or an engine" in str(found.exception)
