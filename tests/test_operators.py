@@ -12,6 +12,7 @@ from torch import Tensor
 
 import curvfluence as cf
 from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.diagonal import DiagonalOperator
 from curvfluence.curvature.operators.eigen import Eigen, Scaled
 from curvfluence.curvature.operators.kronecker import (
@@ -26,6 +27,7 @@ from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sam
 from curvfluence.curvature.operators.mean_eigenvalue import of_spectrum
 from curvfluence.curvature.operators.operator import Against, Diagonalised, Operator
 from curvfluence.curvature.operators.solution import Solution
+from curvfluence.curvature.operators.solve import cholesky_solve
 from curvfluence.curvature.operators.symmetric import Symmetric
 from curvfluence.curvature.places import LayerPart
 from curvfluence.errors import InputError, SingularError
@@ -243,9 +245,11 @@ def test_the_inverse_of_a_basis(name: str, rung: str) -> None:
         )
 
 
+@pytest.mark.parametrize("small", [0, 2048])
 @pytest.mark.parametrize("name", PROBLEMS[:4])
-def test_distances(name: str) -> None:
+def test_distances(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """‖M − M'‖² between all operators of a block, also where no dense matrix is made."""
+    monkeypatch.setattr("curvfluence.curvature.operators.diagonal.SMALL", small)
     by_block: dict[str, list[Operator]] = {}
     for rung in ("EKFAC", "KFAC", "Shampoo", "BlockGGN", "Diagonal"):
         for block, _ in blocks(name, rung):
@@ -447,6 +451,162 @@ class TestSingular:
         torch.testing.assert_close(
             found, torch.linalg.solve(matrix + torch.diag(decay + 0.5), v.T).T
         )
+
+
+class TestDiagonal:
+    def test_entries_are_divided_by_as_they_are(self) -> None:
+        """However far apart; what is 0 or less is singular."""
+        operator = DiagonalOperator(torch.tensor([1e30, 1e-30]))
+        found = operator.solve(torch.ones(2), torch.zeros(2), 0.0)
+        torch.testing.assert_close(found, torch.tensor([1e-30, 1e30]))
+
+    def test_no_negative_distance(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A difference of squares that rounding makes negative is 0, and no matrix is formed."""
+        monkeypatch.setattr("curvfluence.curvature.operators.diagonal.SMALL", 2)
+
+        class Rounded(Dense):
+            def squared_norm(self) -> float:
+                return 2.9
+
+            def to_dense(self) -> Tensor:
+                raise AssertionError
+
+            def diagonal_entries(self) -> Tensor:
+                return torch.ones(3, dtype=torch.float64)
+
+        other = Rounded(torch.eye(3, dtype=torch.float64))
+        twos = DiagonalOperator(torch.full((3,), 2.0, dtype=torch.float64))
+        assert twos.squared_distance_of(other) == pytest.approx(3.0)
+        two = DiagonalOperator(torch.ones(2, dtype=torch.float64))
+        assert two.squared_distance_of(Dense(torch.eye(2, dtype=torch.float64))) is None
+
+
+class TestTreatments:
+    mu = torch.tensor([-2.0, -0.25, 0.0, 0.5, 3.0], dtype=torch.float64)
+
+    def test_inverses(self) -> None:
+        for treatment, wanted in (
+            (cf.hessian.Abs(), 1 / (self.mu.abs() + 0.5)),
+            (cf.hessian.Plain(), 1 / (self.mu + 0.5)),
+            (cf.hessian.Clip(), 1 / (self.mu.clamp(min=0) + 0.5)),
+            (
+                cf.hessian.Truncate(0.5),
+                torch.tensor([0, 0, 0, 1, 1 / 3.5], dtype=torch.float64),
+            ),
+        ):
+            torch.testing.assert_close(treatment.inverse(self.mu, 0.5), wanted)
+            assert (treatment.note(self.mu, 0.5) is None) == (treatment.name[:5] != "trunc")
+        assert cf.hessian.Truncate(0.5).note(self.mu, 0.5) == (
+            "3 of 5 directions set to 0: truncate(0.5)"
+        )
+        assert cf.hessian.Truncate(0.5).note(self.mu, 5.0) is None
+        with pytest.raises(InputError, match="threshold > 0; seen 0"):
+            cf.hessian.Truncate(0)
+
+    def test_poles(self) -> None:
+        """A value is told from 0 beside the largest: at 10 ε of it, not nearer."""
+        eps = torch.finfo(torch.float64).eps
+        for size in (1e-6, 1.0, 1e6):
+            near = torch.tensor([1.0, 9.9 * eps], dtype=torch.float64) * size
+            with pytest.raises(SingularError, match="has 1 values that cannot be told from 0"):
+                cf.hessian.Plain().inverse(near, 0.0)
+            off = torch.tensor([1.0, 10.1 * eps], dtype=torch.float64) * size
+            assert bool(cf.hessian.Plain().inverse(off, 0.0).isfinite().all())
+
+    def test_a_note_of_an_operator(self) -> None:
+        matrix = torch.diag(self.mu)
+        operator = Symmetric.of(matrix, torch.full((5,), 0.1).double(), cf.hessian.Truncate(0.5))
+        assert operator.note(0.3) == "3 of 5 directions set to 0: truncate(0.5)"
+        assert operator.note(5.0) is None
+
+    def test_its_own_eigenvectors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A uniform decay shifts every eigenvalue and leaves the vectors: nothing is decomposed
+        again. One by one no less."""
+        made = Symmetric.of(torch.diag(self.mu), torch.full((5,), 0.1).double(), cf.hessian.Abs())
+
+        def never(*_: Tensor) -> Tensor:
+            raise AssertionError
+
+        monkeypatch.setattr("curvfluence.curvature.operators.symmetric.eigvalsh", never)
+        monkeypatch.setattr("curvfluence.curvature.operators.eigen.eigh", never)
+        torch.testing.assert_close(made.eigenvalues(), self.mu)
+        torch.testing.assert_close(dense(made.eigenbasis()), torch.diag(self.mu))
+        single = Symmetric(
+            torch.ones(1, 1).double(),
+            torch.full((1,), 0.5).double(),
+            torch.full((1,), 1.5).double(),
+            torch.ones(1, 1).double(),
+            cf.hessian.Abs(),
+        )
+        torch.testing.assert_close(single.eigenvalues(), torch.ones(1).double())
+
+
+class TestTrust:
+    """What rounding leaves of solutions in float32 is looked at, and refused above a bound."""
+
+    def near_singular(self) -> Tensor:
+        """Two rows nearly alike, of which (1, 0.3) is solved badly and (1, 1) well; and two apart
+        that are solved exactly."""
+        block = torch.tensor([[1.0, 1 - 2.4e-7], [1 - 2.4e-7, 1.0]])
+        return torch.block_diag(block, torch.eye(2))
+
+    good, bad = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([1.0, 0.3, 0.0, 0.0])
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    @pytest.mark.parametrize("scale", [1.0, 2.0**-30])
+    def test_one_bad_of_few(self, place: int, scale: float) -> None:
+        v = self.good.expand(3, 4).clone()
+        assert bool(cholesky_solve(self.near_singular(), scale * v).isfinite().all())
+        v[place] = self.bad
+        with pytest.raises(SingularError, match="rounding moves a solution by about 7% of itself"):
+            cholesky_solve(self.near_singular(), scale * v)
+
+    def test_beside_a_large_one(self) -> None:
+        """Each is held to its own size."""
+        large = torch.tensor([0.0, 0.0, 1e9, 0.0])
+        with pytest.raises(SingularError, match="7%"):
+            cholesky_solve(self.near_singular(), torch.stack([large, self.bad]))
+        mild = torch.block_diag(torch.tensor([[1.0, 1 - 1e-3], [1 - 1e-3, 1.0]]), torch.eye(2))
+        moved = torch.stack([1e9 * self.bad, torch.tensor([0.0, 0.0, 1e-3, 0.0])])
+        assert bool(cholesky_solve(mild, moved).isfinite().all())
+
+    def test_nothing_to_solve(self) -> None:
+        for v in (torch.zeros(2, 4), torch.zeros(0, 4)):
+            assert torch.equal(cholesky_solve(self.near_singular(), v), v)
+
+    def test_eight_of_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A check costs a few solves, whatever the number of right-hand sides."""
+        seen: list[int] = []
+        real = torch.cholesky_solve
+
+        def counted(v: Tensor, factor: Tensor) -> Tensor:
+            seen.append(v.shape[1])
+            return real(v, factor)
+
+        monkeypatch.setattr(torch, "cholesky_solve", counted)
+        cholesky_solve(torch.eye(4), torch.ones(100, 4))
+        assert seen == [100, 8]
+
+    def test_eigenvalues(self) -> None:
+        """A small one is no fault where nothing lies along it."""
+        basis = Eigen(torch.eye(2), torch.tensor([1.0, 0.0]))
+        decay = torch.zeros(2)
+        found = basis.solve(torch.tensor([[1.0, 0.0]]), decay, 1e-8)
+        torch.testing.assert_close(found, torch.tensor([[1.0, 0.0]]))
+        with pytest.raises(SingularError, match="damped eigenvalues cannot be inverted in float32"):
+            basis.solve(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), decay, 1e-8)
+
+    def test_a_uniform_decay_takes_no_factor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def never(*_: Tensor) -> Tensor:
+            raise AssertionError
+
+        monkeypatch.setattr("curvfluence.curvature.operators.eigen.cholesky_solve", never)
+        for n in (1, 3):
+            basis = Eigen(torch.eye(n).double(), torch.ones(n).double())
+            decay = torch.full((n,), 0.5, dtype=torch.float64)
+            v = torch.ones(1, n, dtype=torch.float64)
+            torch.testing.assert_close(basis.solve(v, decay, 0.5), v / 2)
+        assert Dense(torch.eye(3).double(), rank=1).mean_eigenvalue().count == 1
 
 
 class TestLowRank:
