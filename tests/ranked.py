@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,41 @@ def refused(what: str) -> str:
     return "nothing"
 
 
+def sharded() -> dict[str, Any]:
+    """Scores of a model that FSDP2 shards, and of the same that it does not; and what is left of
+    the former."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    found: dict[str, Any] = {}
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name, given in problems().items():
+        plain, model = deepcopy(given.model), deepcopy(given.model)
+        low = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if name == "mlp" else None)
+        for child in model.children():
+            if list(child.parameters(recurse=False)):
+                fully_shard(child, mesh=mesh, mp_policy=low)
+        fully_shard(model, mesh=mesh, mp_policy=low)
+        before = {n: (type(m), len(m._forward_pre_hooks)) for n, m in model.named_modules()}
+        both = [
+            cf.Problem(one, given.loss, given.train, given.queries, weight_decay=0.01)
+            for one in (plain, model)
+        ]
+        rung, damping = cf.EKFAC(), cf.Absolute(0.1)
+        scores = [cf.influence(problem, rung, damping=damping) for problem in both]
+        after = {n: (type(m), len(m._forward_pre_hooks)) for n, m in model.named_modules()}
+        found[name] = {
+            "same": torch.equal(scores[0].values, scores[1].values),
+            "left as found": before == after
+            and all(hasattr(p, "full_tensor") for p in model.parameters()),
+            "modules": [type(m).__name__ for m in both[1].structure.modules.modules()],
+            "plain": [type(m).__name__ for m in plain.modules()],
+            "hooks": sum(len(m._forward_pre_hooks) for m in both[1].structure.modules.modules()),
+            "unmodelled": both[1].unmodelled,
+        }
+    return found
+
+
 def main() -> None:
     what, out = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
@@ -171,7 +207,12 @@ def main() -> None:
     dist.init_process_group("gloo")
     if what == "killed" and dist.get_rank() == 1:
         os._exit(9)
-    works = {"everything": everything, "file": lambda: in_a_file(out), "bytes": handed_on}
+    works = {
+        "everything": everything,
+        "sharded": sharded,
+        "file": lambda: in_a_file(out),
+        "bytes": handed_on,
+    }
     with cf.together():
         found = works.get(what, lambda: refused(what))()
     if what == "everything":  # all have the same

@@ -212,3 +212,18 @@ class TestSharing:
     def test_outside_of_together_nothing_is_shared(self) -> None:
         assert ranks.here() is None
         assert ranks.leads()
+
+
+def test_a_model_that_is_held_in_parts(tmp_path: Path) -> None:
+    """FSDP2's `fully_shard`: the scores of the whole model to the bit, by plain modules without its
+    hooks, and the model left as it was."""
+    found = told(2, "sharded", tmp_path)
+    assert len(found) >= 2
+    for name, value in found.items():
+        assert value["same"] is True, name
+        assert value["left as found"] is True, name
+        assert value["modules"] == value["plain"], name
+        assert value["hooks"] == 0, name
+    low = "FSDP's parameters in bfloat16 (give autocast for that)"
+    assert found["mlp"]["unmodelled"] == (low,)
+    assert [v["unmodelled"] for k, v in found.items() if k != "mlp"] == [()] * (len(found) - 1)

@@ -44,6 +44,7 @@ from curvfluence.problem.oddities import (
 )
 from curvfluence.problem.own_code import own_code
 from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.sharded import said_of_sharding, whole
 from curvfluence.problem.snapshot import require_apart, snapshot
 from curvfluence.problem.source import Source, data_of
 from curvfluence.problem.stream import Data, Stream, in_memory, shapes
@@ -76,6 +77,9 @@ class Problem:
     values as they are now. They are copied, and so are the model's modules (`Structure`): the
     problem speaks of the model as it is now, and the model itself is never called or changed, so
     other threads may train it meanwhile.
+
+    A model that FSDP2 shards (`fully_shard`) is taken whole: every process that has a part makes
+    the problem at the same time, and holds all of the weights then.
 
     `eval_mode=True` sets the copy that is called to evaluation mode; the model stays in its own.
 
@@ -160,7 +164,8 @@ class Problem:
             structure.modules.eval()
         require_per_example(structure.modules)
         parameters = Parameters.of(structure.modules)
-        theta, state = snapshot(structure, parameters, tensors(inside(model)), weights)
+        held = {name: whole(tensor) for name, tensor in tensors(inside(model)).items()}
+        theta, state = snapshot(structure, parameters, held, weights)
         first = next(iter(theta.values()))
         place = (first.device, first.dtype)
         if autocast is not None and first.dtype != torch.float32:
@@ -189,7 +194,7 @@ class Problem:
             "weight_decay": parameters.per_parameter(weight_decay, "weight_decay"),
             "decoupled_decay": decoupled_decay,
             "decay_in_inverse": decay_in_inverse,
-            "unmodelled": texts(unmodelled, "unmodelled"),
+            "unmodelled": (*texts(unmodelled, "unmodelled"), *said_of_sharding(inside(model))),
             "unread": unread,
             "autocast": autocast,
             "remember": remembered(remember, first.device),

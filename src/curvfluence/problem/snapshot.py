@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from curvfluence.errors import InputError
 from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.sharded import own_part
 from curvfluence.problem.structure import COMPILED, Structure, tensors
 
 
@@ -72,8 +73,8 @@ def require_apart(model: nn.Module) -> None:
     """No parameter of a model lies in the memory of another of its tensors, one that a module holds
     as a plain attribute among them: training would move it twice, autograd know of one."""
     trained = [name for name, p in tensors(model).items() if p.requires_grad]
-    held = tensors(model)
-    known = {id(tensor) for tensor in held.values()}
+    held = {name: own_part(tensor) for name, tensor in tensors(model).items()}
+    known = {id(tensor) for tensor in tensors(model).values()}
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and id(value) not in known:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from curvfluence.errors import InputError
 from curvfluence.problem.forward import Forward
+from curvfluence.problem.sharded import copied
 from curvfluence.problem.tree import Batched
 from curvfluence.runtime.calls import OneCode
 
@@ -27,7 +28,7 @@ class Structure:
     them without memory, on the meta device): values come with each call. The user's own modules
     are never called, swapped into or changed, not even for a moment; what a module stores when it
     runs (`self.hidden = ...`) is stored in the copy. A module that `torch.compile` wraps is taken
-    out of it.
+    out of it, and one that FSDP2 shards is copied as it was before.
 
     Cost: a deep copy of everything but tensors. Attributes that cannot be copied (a lock, an open
     file) are shared. Errors: `InputError` for modules that cannot be copied, and for a `forward`
@@ -138,11 +139,11 @@ def _copied(model: nn.Module) -> nn.Module:
             for tensor in _tensors(value):
                 memo.setdefault(id(tensor), tensor.detach().clone())
     try:
-        found = deepcopy(model, dict(memo))
+        found = copied(model, dict(memo))
     except Exception:
         _share_uncopied(model, memo)
         try:
-            found = deepcopy(model, memo)
+            found = copied(model, memo)
         except Exception as error:
             raise InputError(
                 f"the model's modules cannot be copied ({type(error).__name__}: {error}), and the "
