@@ -12,6 +12,7 @@ from torch import Tensor
 
 import curvfluence as cf
 from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.diagonal import DiagonalOperator
 from curvfluence.curvature.operators.eigen import Eigen, Scaled
@@ -24,8 +25,20 @@ from curvfluence.curvature.operators.kronecker import (
 )
 from curvfluence.curvature.operators.low_rank import LowRank
 from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
-from curvfluence.curvature.operators.mean_eigenvalue import of_spectrum
-from curvfluence.curvature.operators.operator import Against, Diagonalised, Operator
+from curvfluence.curvature.operators.mean_eigenvalue import (
+    MeanEigenvalue,
+    of_definite,
+    of_parts,
+    of_spectrum,
+)
+from curvfluence.curvature.operators.operator import (
+    Against,
+    Diagonalised,
+    Operator,
+    require_definite_eigenvalues,
+    require_positive,
+    squared,
+)
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.operators.solve import cholesky_solve
 from curvfluence.curvature.operators.symmetric import Symmetric
@@ -34,6 +47,7 @@ from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.jacobian.rows import Rows
+from curvfluence.runtime.said import noted
 from tests.problems import chain_problem, make, mlp, seeded
 from tests.zoo import zoo_problem
 
@@ -607,6 +621,135 @@ class TestTrust:
             v = torch.ones(1, n, dtype=torch.float64)
             torch.testing.assert_close(basis.solve(v, decay, 0.5), v / 2)
         assert Dense(torch.eye(3).double(), rank=1).mean_eigenvalue().count == 1
+
+
+class TestDenominator:
+    eps = torch.finfo(torch.float32).eps
+
+    def test_whose_rounding_matters(self) -> None:
+        """Below 10 ε of the largest; of a lookup, of the largest of its own input."""
+        assert Denominator.of(torch.tensor([1.0, 11 * self.eps])).error is None
+        error = Denominator.of(torch.tensor([1.0, 9 * self.eps])).error
+        torch.testing.assert_close(error, torch.tensor([self.eps, 1 / 9]))
+        apart = torch.tensor([[1.0, 1e-9], [2.0, 2e-9]])
+        assert Denominator.of(apart, by_input=True).error is None
+        assert Denominator.of(apart).error is not None
+        mixed = torch.tensor([[1.0, 1e-9], [2.0, 1e-18]])
+        error = Denominator.of(mixed, by_input=True).error
+        wanted = self.eps * torch.tensor([[2.0, 1.0], [1.0, 1e9]])
+        torch.testing.assert_close(error, wanted)
+
+    def test_however_far_apart(self) -> None:
+        Denominator.of(torch.tensor([1e30, 1e-30]))
+        for bad in (0.0, -1e-30):
+            with pytest.raises(SingularError, match="cannot be inverted"):
+                Denominator.of(torch.tensor([1.0, bad]))
+
+    def test_each_solution_by_its_own_size(self) -> None:
+        """x's share that rounding moves: 1/9 of what lies along the small one."""
+        denominator = Denominator.of(torch.tensor([1.0, 9 * self.eps]))
+        along, across = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+        denominator.require_trusted(torch.stack([across, 1e-6 * across, 0 * across]))
+        denominator.require_trusted(torch.stack([across, across + 0.8 * along]))
+        denominator.require_trusted(torch.zeros(0, 2))
+        for scale in (1e-6, 1.0, 1e6):
+            with pytest.raises(SingularError, match=r"inverted in float32: .*about 11% of itself"):
+                denominator.require_trusted(torch.stack([1e9 * across, scale * along]))
+        # a small one is not held to what a large one was moved by
+        large = 1e9 * (across + 0.5 * along)
+        denominator.require_trusted(torch.stack([large, 1e-6 * across]))
+        table = Denominator.of(torch.tensor([[1.0, 9 * self.eps], [1.0, 1.0]]))
+        bad = torch.tensor([[[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
+        table.require_trusted(bad[1:])
+        with pytest.raises(SingularError, match="about 11%"):
+            table.require_trusted(bad)
+
+    def test_shares(self) -> None:
+        denominator = Denominator(torch.ones(2, dtype=torch.float64), None)
+        denominator.require_small(torch.zeros(0))
+        denominator.require_small(torch.tensor([0.0999]))
+        denominator.require_trusted(torch.full((1, 2), torch.nan))  # nothing was asked of it
+        for share in (0.101, torch.nan):
+            with pytest.raises(SingularError, match="cannot be inverted in float64"):
+                denominator.require_small(torch.tensor([0.0, share]))
+
+
+class TestMeanEigenvalue:
+    def test_of_parts(self) -> None:
+        parts = [MeanEigenvalue(2.0, 3), MeanEigenvalue(0.0, 0), MeanEigenvalue(0.5, 4)]
+        assert of_parts(parts, None) == MeanEigenvalue(8 / 7, 7)
+        assert of_parts(parts, 9) == MeanEigenvalue(8 / 7, 7)
+        assert of_parts(parts, 2) == MeanEigenvalue(4.0, 2)
+        assert of_parts(parts[1:2], None) == MeanEigenvalue(0.0, 0)
+        assert of_parts(parts, 0) == MeanEigenvalue(0.0, 0)
+
+    def test_rounding_is_not_counted(self) -> None:
+        """n ε of float64 in every dtype, or what is left of a row that is 0, squared."""
+        eps64, eps32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
+        values = torch.tensor([1.0, 1.9 * eps64], dtype=torch.float64)
+        assert of_spectrum(values).count == 1
+        assert of_spectrum(torch.tensor([1.0, 2.1 * eps64], dtype=torch.float64)).count == 2
+        floor = (10 * eps32) ** 2
+        assert of_spectrum(torch.tensor([1.0, 0.9 * floor])).count == 1
+        assert of_spectrum(torch.tensor([1.0, 1.1 * floor])).count == 2
+        found = of_spectrum(torch.tensor([-3.0, 1.0, 0.0], dtype=torch.float64))
+        assert found == MeanEigenvalue(2.0, 2)
+        assert of_definite(torch.tensor([4.0, 2.0, 0.0]).double(), 1) == MeanEigenvalue(6.0, 1)
+
+
+class TestHelpers:
+    def test_stopped_short(self) -> None:
+        """Said above twice what was wanted, by operators that iterate alone."""
+
+        class Iterated(DiagonalOperator):
+            tolerance = 0.01
+
+        operator = Iterated(torch.ones(2))
+        for residuals, said in (
+            ([0.0, 0.0199], False), ([0.5, 0.021], True), ([torch.nan], True), ([], False),
+        ):  # fmt: skip
+            with noted() as notes:
+                operator.tell_short(torch.tensor(residuals))
+            assert bool(notes) == said
+            if said:
+                assert "0.01 was wanted" in notes[0]
+        with noted() as notes:
+            DiagonalOperator(torch.ones(2)).tell_short(torch.tensor([9.0]))
+        assert not notes
+
+    def test_squares_by_slices(self) -> None:
+        a, b = drawn(1200, 3), drawn(1200, 3) + 1
+        assert squared(a) == pytest.approx(float(a.square().sum()))
+        assert squared(a, b) == pytest.approx(float((a - b).square().sum()))
+        with pytest.raises(ValueError, match="zip"):
+            squared(a, b[:512])
+
+    def test_how_much_more_damping(self) -> None:
+        """The floor is n ε of the largest: what lies below it says how much more would do."""
+        require_positive(2.1, 1.0, n=2, eps=1.0, what="M")
+        with pytest.raises(SingularError, match=r"M cannot .* pivot\) is 1.5 next to 4.*: 6 more"):
+            require_positive(1.5, 4.0, n=2, eps=1.0, what="M")
+        with pytest.raises(SingularError, match=r"is 0 next to 0\. Use a larger damping, or"):
+            require_positive(0.0, 0.0, n=2, eps=1.0, what="M")
+        with pytest.raises(SingularError, match=r"is nan next to 1\. Use a larger damping, or"):
+            require_positive(torch.nan, 1.0, n=0, eps=1.0, what="M")
+        eps = torch.finfo(torch.float64).eps
+        require_definite_eigenvalues(torch.tensor([1.0, 10.1 * eps], dtype=torch.float64))
+        with pytest.raises(SingularError, match="the damped eigenvalues"):
+            require_definite_eigenvalues(torch.tensor([1.0, 9.9 * eps], dtype=torch.float64))
+
+    def test_either_may_know_the_distance(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("curvfluence.curvature.operators.diagonal.SMALL", 0)
+        full = Dense(torch.eye(3, dtype=torch.float64) + 1)
+
+        def never(self: Dense) -> Tensor:
+            raise AssertionError
+
+        diagonal = DiagonalOperator(torch.ones(3, dtype=torch.float64))
+        wanted = float((full.matrix - torch.eye(3)).square().sum())
+        monkeypatch.setattr(DiagonalOperator, "to_dense", never)
+        assert full.squared_distance(diagonal) == pytest.approx(wanted)
+        assert diagonal.squared_distance(full) == pytest.approx(wanted)
 
 
 class TestLowRank:
