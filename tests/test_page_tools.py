@@ -100,7 +100,7 @@ def answers() -> dict[str, Answers]:
         "rows": answer(chain, rung=cf.EKFAC(), beside=cf.GGN(), top=5),
         "words": answer(words(), rung=cf.EKFAC(), top=4),
         "outputs": answer(outputs(), rung=cf.KFAC(), top=3),
-        "single": answer(chain, [2], rung=cf.EKFAC(), beside=cf.GGN(), top=5),
+        "single": answer(chain, [2], rung=cf.EKFAC(), beside=cf.GGN(), top=5, bounds=True),
         "many": answer(many(), rung=cf.KFAC(), beside=cf.Diagonal(), top=10),
     }
 
@@ -302,6 +302,22 @@ def test_why_it_opens_where_it_does(
     first = tab.locator("#query optgroup").first
     assert first.get_attribute("label") == "The model is wrong: label → its answer"
     tab.context.close()
+
+
+@pytest.mark.parametrize("width", [390, 1000, 1300])
+def test_measures_are_named_in_full(tabs: Callable[[str], Opened], width: int) -> None:
+    """No word of a measure's name is broken, however wide its value is (bounds are)."""
+    tab = tabs("single").tab
+    tab.set_viewport_size({"width": width, "height": 900})
+    names = tab.locator("#trust .name")
+    assert any("Scores of" in text for text in names.all_inner_texts())
+    broken = """all => all.filter(e => {
+        const words = e.textContent.split(" ").length;
+        const range = document.createRange(); range.selectNodeContents(e);
+        const tops = new Set(Array.from(range.getClientRects(), r => Math.round(r.top)));
+        return tops.size > words || tops.size > 2 || e.scrollWidth > e.clientWidth + 1;
+    }).length"""
+    assert names.evaluate_all(broken) == 0
 
 
 @pytest.mark.parametrize("width", [390, 1400])
