@@ -39,7 +39,7 @@ from curvfluence.curvature.operators.operator import (
     require_positive,
     squared,
 )
-from curvfluence.curvature.operators.solution import Solution
+from curvfluence.curvature.operators.solution import AtLowRank, InLayer, Solution
 from curvfluence.curvature.operators.solve import cholesky_solve
 from curvfluence.curvature.operators.symmetric import Symmetric
 from curvfluence.curvature.places import LayerPart
@@ -47,6 +47,7 @@ from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import SharedOuter
 from curvfluence.runtime.said import noted
 from tests.problems import chain_problem, make, mlp, seeded
 from tests.zoo import zoo_problem
@@ -755,11 +756,73 @@ class TestHelpers:
 class TestLowRank:
     def test_within(self) -> None:
         x = drawn(4, 6, 5)
+        x[1] *= 1e-9  # each is held to its own size
+        x[2] = 0
         for tolerance in (1e-6, 0.1, 0.5):
             low = LowRank.of(x, tolerance)
-            gap = (low.left @ low.right.mT - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+            size = x.flatten(1).norm(dim=1).clamp_min(1e-300)
+            gap = (low.left @ low.right.mT - x).flatten(1).norm(dim=1) / size
             assert float(gap.max()) <= tolerance
             assert low.error == pytest.approx(float(gap.max()), abs=1e-12)
+            less = low.rank - 1
+            u, s, vh = torch.linalg.svd(x, full_matrices=False)
+            fewer = (u[:, :, :less] * s[:, None, :less]) @ vh[:, :less]
+            assert float(((fewer - x).flatten(1).norm(dim=1) / size).max()) > tolerance
+            assert low.left.shape == (4, 6, low.rank)
+            assert low.right.shape == (4, 5, low.rank)
+        for bad in (0.0, 1.0, 1.5, -0.1):
+            with pytest.raises(InputError, match="compress must lie between 0 and 1"):
+                LowRank.of(x, bad)
+
+    def test_no_rank_is_enough(self) -> None:
+        """Beside rounding: all of them are kept."""
+        x = drawn(2, 4, 3).float()
+        assert LowRank.of(x, 1e-12).rank == 3
+
+    def test_compressed_solutions(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of shared layers where that is smaller, against rows as a and s, a few at a time, and
+        against formed ones."""
+        queries, train = rows_of("conv2d")
+        seen = 0
+        for block, decay in blocks("conv2d", "EKFAC"):
+            places = block.places
+            if not isinstance(places, LayerPart):
+                continue
+            x = block.operator.solve_rows(places, queries, decay, LAMBDA, Against(9))
+            few = x.compressed(0.6)
+            if not places.shared:
+                assert few is x
+                continue
+            if few is x:
+                continue
+            seen += 1
+            assert isinstance(few, AtLowRank)
+            assert few.error == few.x.error
+            assert few.x.nbytes < x.flat().nbytes
+            g_n = places.dense(train)[:, 0]
+            torch.testing.assert_close(few.flat(), (few.x.left @ few.x.right.mT).flatten(1))
+            for held in (1, 2**24):
+                monkeypatch.setattr("curvfluence.runtime.budget.LOW_RANK", held)
+                torch.testing.assert_close(few.inner(train)[..., 0], few.flat() @ g_n.T)
+            term = places.term(train)
+            assert isinstance(term, SharedOuter)
+            found = few.x.inner(term.formed(None, None))[..., 0]
+            torch.testing.assert_close(found, few.flat() @ g_n.T)
+        assert seen
+
+    def test_layouts(self) -> None:
+        """Solutions of shared layers have o last in memory, as rows are formed; others stay."""
+        for name in ("conv2d", "chain"):
+            for block, _ in blocks(name, "EKFAC"):
+                if isinstance(block.places, LayerPart):
+                    o, i = block.places.shape
+                    x = drawn(2, o, i)
+                    laid = InLayer.laid_out(block.places, x)
+                    assert torch.equal(laid.x_qoi, x)
+                    if block.places.layer.shared:
+                        assert laid.x_qoi.mT.is_contiguous()
+                    else:
+                        assert laid.x_qoi is x
 
 
 def test_every_basis_is_one() -> None:
