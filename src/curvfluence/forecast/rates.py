@@ -95,7 +95,7 @@ def _repeated(width: int) -> Columns:
     def make(loss: Loss, output: torch.Tensor, target: Batched) -> torch.Tensor:
         return loss.gradient(output, target)[:, :, None].expand(-1, -1, width)
 
-    return Columns(make, width, "a probe")
+    return Columns(width, "a probe", make)
 
 
 def probed(problem: Problem, layout: Layout, width: int) -> tuple[int, int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -21,27 +22,25 @@ from curvfluence.problem.tree import Batched
 MakeColumns: TypeAlias = Callable[[Loss, Tensor, Batched], Tensor]  # (loss, output, target)
 
 
-class Pulling(Protocol):
-    """Columns of the examples of a pass, and how they are pulled back to rows."""
+@dataclass(frozen=True)
+class Pulling(ABC):
+    """Columns of the examples of a pass, `width` of each, and how they are pulled back to rows.
+    `what` is what an error calls the pass; with `by_layer` each layer has columns of its own."""
 
-    @property
-    def what(self) -> str:
-        """What an error calls the pass."""
-        ...
+    width: int
+    what: str
 
-    @property
-    def by_layer(self) -> bool:
-        """Whether each layer has columns of its own."""
-        ...
+    by_layer: ClassVar[bool] = False
 
+    @abstractmethod
     def elements(self, layout: Layout) -> int:
         """Numbers of an example, in a and s of all layers and in the columns."""
-        ...
 
     def dense_elements(self, parameters: int) -> int:
         """Numbers of an example in rows of so many parameters of no layer."""
-        ...
+        return parameters * self.width
 
+    @abstractmethod
     def pulled(
         self,
         problem: Problem,
@@ -53,7 +52,6 @@ class Pulling(Protocol):
         summed: bool,
     ) -> Pulled:
         """Rows of a traced pass over `part`, the examples from number `at` on."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,25 +67,16 @@ class Pulled:
 
 
 @dataclass(frozen=True)
-class Columns:
+class Columns(Pulling):
     """`make(loss, output, target)` gives s [B, K, C] with C = `width`; a row is Jᵀs.
 
     A gradient is the row of the one column ∂ℓ/∂f; the factor Z of the GGN has the rows of S.
     """
 
     make: MakeColumns
-    width: int
-    what: str
-
-    @property
-    def by_layer(self) -> bool:
-        return False
 
     def elements(self, layout: Layout) -> int:
         return layout.elements(self.width)
-
-    def dense_elements(self, parameters: int) -> int:
-        return parameters * self.width
 
     def pulled(
         self,
@@ -122,4 +111,4 @@ def of_gradient(what: str) -> Columns:
     def gradient(loss: Loss, output: Tensor, target: Batched) -> Tensor:
         return loss.gradient(output, target)[:, :, None]
 
-    return Columns(gradient, 1, what)
+    return Columns(1, what, gradient)

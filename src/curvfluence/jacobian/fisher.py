@@ -43,7 +43,7 @@ class Fisher(ABC):
 
     def pulling(self, problem: Problem, make: MakeColumns, what: str) -> Pulling:
         """Those columns for a pass that errors call `what`, as they are pulled back."""
-        return Columns(make, self.width(problem), what)
+        return Columns(self.width(problem), what, make)
 
     def width_at(self, problem: Problem, layer: Layer) -> int:
         """What the rank of an example's sum over a layer's rows is at most."""

@@ -117,6 +117,6 @@ def query_gradients(problem: Problem, layout: Layout) -> Rows:
     def measured(_: Loss, output: Tensor, target: Batched) -> Tensor:
         return problem.measurement.gradient(output, target)[:, :, None]
 
-    columns = Columns(measured, 1, "queries")
+    columns = Columns(1, "queries", measured)
     rows_of = rows_in_chunks(problem, layout, problem.queries, columns)
     return concatenate([rows for _, rows in rows_of])

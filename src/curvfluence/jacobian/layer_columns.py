@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from curvfluence.errors import counted_from
 from curvfluence.jacobian.capture import Capture
-from curvfluence.jacobian.columns import Pulled
+from curvfluence.jacobian.columns import Pulled, Pulling
 from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses.output_hessian import OutputHessian
@@ -19,7 +20,7 @@ FLOOR = 4  # n ε of the largest eigenvalue, below which rounding made it
 
 
 @dataclass(frozen=True, eq=False)
-class LayerColumns:
+class LayerColumns(Pulling):
     """The rows of S for sums over examples and columns within a layer, for many outputs K.
 
     The last layer z = W h + b has H_n = S_n S_nᵀ in closed form in the place of its K − 1 columns
@@ -31,13 +32,9 @@ class LayerColumns:
     instead of K − 1. Rows across layers do not belong together.
     """
 
-    width: int
-    what: str
     given: tuple[OutputHessian, Tensor] | None = None  # H and R, instead of those of the loss
 
-    @property
-    def by_layer(self) -> bool:
-        return True
+    by_layer: ClassVar[bool] = True
 
     def elements(self, layout: Layout) -> int:
         assert layout.last is not None
@@ -47,9 +44,6 @@ class LayerColumns:
         if self.width < last.in_features:
             made = last.out_features * self.width
         return below + last.in_features + 2 * last.out_features + made
-
-    def dense_elements(self, parameters: int) -> int:
-        return parameters * self.width
 
     def pulled(
         self,

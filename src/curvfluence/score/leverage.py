@@ -27,7 +27,7 @@ def newton_scores(
     """g_qᵀ (C + W + λ)⁻¹ J_nᵀ S_n (I − H_n)⁻¹ t_n, [Q, N]."""
     n, width = len(problem.train), problem.loss.columns(problem.n_outputs)
     chunk = max(1, budget.LEVERAGE // (problem.parameters.count * width))
-    columns = Columns(Type2().columns(), width, "training set")
+    columns = Columns(width, "training set", Type2().columns())
     parts: list[Tensor] = []
     for start, rows in rows_in_chunks(problem, layout, problem.train, columns, chunk=chunk):
         part = problem.train.take(slice(start, start + len(rows)))

@@ -73,7 +73,7 @@ def token_influence(
     if along_queries(problem, len(g_q)):
         parts = _by_directions(problem, asked, x_q.flat())
     if parts is None:
-        columns = Columns(_each_position, count, "training set")
+        columns = Columns(count, "training set", _each_position)
         rows_of = rows_in_chunks(problem, layout, asked, columns)
         parts = [x_q.inner(g_nt).cpu() for _, g_nt in rows_of]
     longest = max(part.shape[2] for part in parts)

@@ -91,7 +91,7 @@ def _features(problem: Problem, layout: Layout, data: Data, projection_kp: Tenso
     def gradient(loss: Loss, output: Tensor, target: Batched) -> Tensor:
         return margin.gradient(output, target)[:, :, None]
 
-    columns = Columns(gradient, 1, "margins")
+    columns = Columns(1, "margins", gradient)
     parts = [
         rows.inner(projection_kp)[..., 0].T.double().cpu()
         for _, rows in rows_in_chunks(problem, layout, data, columns)
