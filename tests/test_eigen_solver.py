@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.curvature.operators.decomposed import FAILED, eigh, eigvalsh
+from curvfluence.curvature.operators.decomposed import (
+    FAILED,
+    eigh,
+    eigh_of_rank,
+    eigvalsh,
+    share,
+)
 from curvfluence.errors import CurvfluenceWarning, SingularError
 from curvfluence.runtime.said import noted, say
 from curvfluence.study import StudySpec, run_study
@@ -112,3 +118,60 @@ def test_a_study_says_so_of_every_rung(
     )
     for rung in run_study(spec, tmp_path, threads=1).results.rungs:
         assert any("did not converge" in note for note in rung.notes), rung.name
+
+
+class TestThin:
+    def test_share(self) -> None:
+        """1 where the whole is decomposed, 1.3 of the share of its rank else."""
+        assert share(256, 2) == pytest.approx(1.3 * 10 / 256)
+        assert share(1000, 392) == pytest.approx(1.3 * 0.4)  # 400 of 1000: not above
+        assert share(1000, 393) == share(255, 2) == share(300, 300) == 1.0
+
+    def test_the_same_twice(self) -> None:
+        """What is drawn for the range is the same, whatever torch's own generator is at."""
+        half = torch.randn(300, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        matrix = half @ half.T
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first = eigh_of_rank(matrix, 5, 1e-12)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(2)
+        for a, b in zip(first, eigh_of_rank(matrix, 5, 1e-12), strict=True):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize(("n", "most"), [(256, 90), (300, 112), (256, 95), (255, 3)])
+    def test_where_it_begins(self, n: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From 256 rows up, of at most two fifths of them with the margin."""
+        sizes: list[int] = []
+
+        def seen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+            sizes.append(len(matrix))
+            return SOLVERS["eigh"](matrix)
+
+        monkeypatch.setattr("curvfluence.curvature.operators.decomposed.eigh", seen)
+        half = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        eigh_of_rank(half @ half.T, most, 1e-10)
+        thin = n >= 256 and most + 8 <= 0.4 * n
+        assert sizes == [most + 8 if thin else n]
+
+    def test_of_float32(self) -> None:
+        half = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+        values, vectors = eigh_of_rank(half @ half.T, 5, 1e-5)
+        assert values.dtype == vectors.dtype == torch.float32
+        for kept in (eigh(half @ half.T), eigh((half @ half.T).double())):
+            assert kept[0].dtype == kept[1].dtype
+
+
+def test_why_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What LAPACK said is the cause of the error."""
+    failing(monkeypatch, torch.float32, torch.float64)
+
+    def never(*_: object, **__: object) -> None:
+        raise scipy.linalg.LinAlgError
+
+    monkeypatch.setattr("curvfluence.curvature.operators.decomposed.scipy_eigh", never)
+    for solve in (eigh, eigvalsh):
+        for dtype in ("float32", "float64"):
+            with pytest.raises(SingularError, match=f"did not converge in {dtype}, nor") as caught:
+                solve(symmetric(getattr(torch, dtype)))
+            assert isinstance(caught.value.__cause__, FAILED)

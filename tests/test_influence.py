@@ -135,11 +135,31 @@ class TestRidge:
         assert torch.allclose(corrected, plain / (1 - h), rtol=1e-9)
 
 
+def by_fives(monkeypatch: pytest.MonkeyPatch, problem: cf.Problem) -> None:
+    """Leverages of five examples at a time, of two columns each."""
+    held = 5 * 2 * problem.parameters.count
+    monkeypatch.setattr("curvfluence.runtime.budget.LEVERAGE", held)
+
+
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("rung", RUNGS[1:], ids=by_name)
-def test_leverage_against_a_dense_newton_step(rung: cf.Rung) -> None:
-    """(1/N) g_qᵀ (C − (1/N) ZₙᵀZₙ + W + λ)⁻¹ g_n: Woodbury undone, for any rung's C."""
+def test_leverage_against_a_dense_newton_step(
+    rung: cf.Rung, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(1/N) g_qᵀ (C − (1/N) ZₙᵀZₙ + W + λ)⁻¹ g_n: Woodbury undone, for any rung's C, and in
+    several chunks of examples."""
     problem = chain_problem()
     n = len(problem.train)
+    solved: list[tuple[int, ...]] = []
+    real = cf.Curvature.solve
+
+    def seen(self: cf.Curvature, v: Tensor, damping: cf.Absolute) -> Tensor:
+        solved.append(tuple(v.shape))
+        return real(self, v, damping)
+
+    if several:
+        by_fives(monkeypatch, problem)
+        monkeypatch.setattr(cf.Curvature, "solve", seen)
     scores = cf.influence(problem, rung, damping=cf.Absolute(0.2), leverage=True)
     curvature = cf.fit(problem, rung)
     eye = torch.eye(problem.parameters.count, dtype=torch.float64)
@@ -150,6 +170,42 @@ def test_leverage_against_a_dense_newton_step(rung: cf.Rung) -> None:
         own = jac[k].T @ h[k] @ jac[k] / n
         wanted = g_q @ torch.linalg.solve(total - own, g_n[k]) / n
         assert torch.allclose(scores.values[:, k], wanted, rtol=1e-8, atol=1e-12)
+    if several:
+        p = problem.parameters.count
+        assert [shape for shape in solved if len(shape) == 3] == [(5, 2, p), (5, 2, p), (2, 2, p)]
+
+
+def test_leverages_name_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its number among all, in whichever chunk it is."""
+    problem = chain_problem()
+    by_fives(monkeypatch, problem)
+    curvature, damping = cf.fit(problem, cf.KFAC()), cf.Absolute(0.0)
+    jac, h = oracles.jacobians(problem, problem.train.inputs), oracles.output_hessians(problem)
+    first: dict[int, float] = {}
+    for value in torch.logspace(-1, -5, 60).tolist():
+        damping = cf.Absolute(value)
+        inverse = curvature.solve(torch.eye(problem.parameters.count).double(), damping)
+        largest = [
+            float(torch.linalg.eigvals(jac[k].T @ h[k] @ jac[k] @ inverse / 12).real.max())
+            for k in range(12)
+        ]
+        k = next((k for k, one in enumerate(largest) if one >= 1), None)
+        if k is not None:
+            first.setdefault(k, value)
+    assert any(k >= 5 for k in first), "one of a later chunk"
+    for k, value in first.items():
+        with pytest.raises(cf.errors.SingularError, match=f"example {k} has a leverage of 1"):
+            cf.influence(problem, curvature, damping=cf.Absolute(value), leverage=True)
+    outputs, real = problem.outputs(problem.train, "x"), cf.CrossEntropy.coordinates
+
+    def spoilt(self: cf.CrossEntropy, output: Tensor, target: Tensor) -> Tensor:
+        found = real(self, output, target).clone()
+        found[(output - outputs[8]).abs().sum(1) < 1e-12] = torch.nan
+        return found
+
+    monkeypatch.setattr(cf.CrossEntropy, "coordinates", spoilt)
+    with pytest.raises(cf.errors.NonFiniteError, match=r"leverage coordinates .* of example 8 "):
+        cf.influence(problem, curvature, damping=cf.Absolute(1.0), leverage=True)
 
 
 def softmax_regression(decay: float) -> tuple[Tensor, ...]:
