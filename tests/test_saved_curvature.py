@@ -49,6 +49,21 @@ def test_the_same_bits(rung: cf.Rung, name: str, tmp_path: Path) -> None:
     v = torch.linspace(-1, 1, problem.parameters.count, dtype=problem.dtype)
     assert torch.equal(again.matvec(v), curvature.matvec(v))
     assert again.cost == curvature.cost
+    mapped = cf.Curvature.load(tmp_path / "c", problem, mapped=True)
+    assert torch.equal(cf.influence(problem, mapped, damping=DAMPING).values, wanted.values)
+
+
+def test_maps_are_not_written_to(tmp_path: Path) -> None:
+    """What is changed in memory stays there, and arrays of a map lie in no memory of their own."""
+    problem = chain_problem()
+    cf.fit(problem, cf.EKFAC()).save(tmp_path / "c")
+    before = {file: file.read_bytes() for file in (tmp_path / "c").iterdir()}
+    mapped = cf.Curvature.load(tmp_path / "c", problem, mapped=True)
+    for block in mapped.blocks:
+        for value in vars(block.operator).values():
+            if isinstance(value, torch.Tensor):
+                value.mul_(2)
+    assert before == {file: file.read_bytes() for file in (tmp_path / "c").iterdir()}
 
 
 def test_layers_that_share_inputs_have_one_file(tmp_path: Path) -> None:

@@ -291,9 +291,10 @@ class Curvature:
         write_curvature(folder, self.blocks, self.decay, describe)
 
     @staticmethod
-    def load(path: str | Path, problem: Problem) -> Curvature:
+    def load(path: str | Path, problem: Problem, *, mapped: bool = False) -> Curvature:
         """The curvature that `save` wrote, for the problem that it was fitted on: at the same
-        weights, weight decay, loss and training set.
+        weights, weight decay, loss and training set. With `mapped` its arrays are memory maps: read
+        as they are needed, and let go of where memory is short.
 
         Cost: all of its arrays are read and held to their SHA-256. Errors: `InputError` naming the
         file that is missing, damaged or of another version, and for another problem.
@@ -302,7 +303,7 @@ class Curvature:
         folder = kinds.path(path, "path")
         if folder is None:
             raise InputError("path must be a path; seen None")
-        said, tensors = read_curvature(folder, problem.device)
+        said, tensors = read_curvature(folder, problem.device, mapped=kinds.flag(mapped, "mapped"))
         if said.fitted_on != problem.fingerprint:
             raise InputError(
                 f"the curvature in {folder} was fitted at other weights, weight decay, loss or "

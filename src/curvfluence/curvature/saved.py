@@ -29,7 +29,7 @@ from curvfluence.curvature.places import LayerPart, Places, Tensors, Whole
 from curvfluence.errors import InputError
 from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.parameters import Parameters
-from curvfluence.store.arrays import StoredArray, read_stored, write_array
+from curvfluence.store.arrays import StoredArray, map_stored, read_stored, write_array
 from curvfluence.store.files import inside
 from curvfluence.store.records import Record, read, write
 
@@ -140,14 +140,21 @@ def in_numbers(blocks: tuple[Block, ...]) -> bool:
     return all(type(block.operator).__name__ in KEPT for block in blocks)
 
 
-def read_curvature(folder: Path, device: torch.device) -> tuple[SavedCurvature, dict[str, Tensor]]:
-    """The record and its arrays, each held to its SHA-256. Errors: `InputError`."""
+def read_curvature(
+    folder: Path, device: torch.device, *, mapped: bool
+) -> tuple[SavedCurvature, dict[str, Tensor]]:
+    """The record and its arrays, each held to its SHA-256; `mapped` ones are memory maps. Errors:
+    `InputError`."""
     said = read(folder / CURVATURE, SavedCurvature)
     if said is None:
         raise InputError(f"{folder} holds no saved curvature: there is no {CURVATURE}")
     tensors: dict[str, Tensor] = {}
     for name, one in said.arrays.items():
-        array = read_stored(inside(folder, f"{name}.npy"), one, finite=True, remedy=REMEDY)
+        path = inside(folder, f"{name}.npy")
+        if mapped:
+            array = map_stored(path, one, verify=True, remedy=REMEDY)
+        else:
+            array = read_stored(path, one, finite=True, remedy=REMEDY)
         tensor = torch.from_numpy(array).to(device)
         tensors[name] = tensor.mT if name.endswith("T") else tensor
     return said, tensors

@@ -125,7 +125,7 @@ def opened(
 
 
 def curvature_in(folder: Path, problem: Problem) -> Curvature:
-    return Curvature.load(inside(folder, CURVATURE), problem)
+    return Curvature.load(inside(folder, CURVATURE), problem, mapped=True)
 
 
 def damping_of(damping: Damping) -> SavedDamping:

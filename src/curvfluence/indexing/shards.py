@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from curvfluence.errors import InputError
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.records import REMEDY, Shard
-from curvfluence.store.arrays import UNREADABLE, StoredArray, require_stored, write_array
+from curvfluence.store.arrays import StoredArray, map_stored, write_array
 from curvfluence.store.files import inside
 
 SHARD = 2**16  # examples of a shard, at least; its last chunk goes in whole
@@ -88,14 +85,4 @@ def read_ends(folder: Path, number: int, shard: Shard) -> tuple[Tensor, Tensor]:
 
 
 def _mapped(path: Path, said: StoredArray, verify: bool) -> Tensor:
-    if verify:
-        require_stored(path, said, remedy=REMEDY)
-    try:
-        array: Any = np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {REMEDY}") from None
-    except UNREADABLE as error:
-        raise InputError(f"{path} is no readable array ({error}): {REMEDY}") from None
-    if (array.shape, str(array.dtype)) != (said.shape, said.dtype):
-        raise InputError(f"{path} is not what was written: {REMEDY}")
-    return torch.from_numpy(array)
+    return torch.from_numpy(map_stored(path, said, verify=verify, remedy=REMEDY))

@@ -75,6 +75,24 @@ def read_stored(path: Path, said: StoredArray, *, finite: bool, remedy: str = RE
     return array
 
 
+def map_stored(path: Path, said: StoredArray, *, verify: bool, remedy: str = REMEDY) -> Any:
+    """The array that was written as `said`, as a memory map whose changes stay in memory; with
+    `verify` all of it is read once against its SHA-256. Errors: as `read_stored`, but for numbers
+    that are not finite."""
+    if verify:
+        require_stored(path, said, remedy=remedy)
+    require_no_link(path)
+    try:
+        array: Any = np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {remedy}") from None
+    except UNREADABLE as error:
+        raise InputError(f"{path} is no readable array ({error}): {remedy}") from None
+    if (array.shape, str(array.dtype)) != (said.shape, said.dtype):
+        raise InputError(f"{path} is not what was written: {remedy}")
+    return array
+
+
 def require_stored(path: Path, said: StoredArray, *, remedy: str = REMEDY) -> None:
     """Errors: `InputError` where the file is missing, a link, or not what was written. Reads all of
     it."""
