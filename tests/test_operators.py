@@ -664,6 +664,14 @@ class TestDenominator:
         table.require_trusted(bad[1:])
         with pytest.raises(SingularError, match="about 11%"):
             table.require_trusted(bad)
+        # with more axes before them: one bad among good ones of the same batch
+        both = torch.stack([across, along + 1e-9 * across])
+        denominator.require_trusted(across.expand(2, 3, 2))
+        for batch in (both[None], both[:, None], both.expand(3, 2, 2)):
+            with pytest.raises(SingularError, match="about 11%"):
+                denominator.require_trusted(batch)
+        mixed = torch.stack([1e9 * across, 1e-3 * across + 5e8 * along])
+        denominator.require_trusted(mixed[:1, None].expand(1, 2, 2))
 
     def test_shares(self) -> None:
         denominator = Denominator(torch.ones(2, dtype=torch.float64), None)

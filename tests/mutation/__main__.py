@@ -111,7 +111,7 @@ def main() -> int:
 
 def explained() -> dict[str, str]:
     """Lines of survivors, and why no test can tell them."""
-    rows = (row.partition(" # ") for row in EXPLAINED.read_text().splitlines() if " # " in row)
+    rows = (row.rpartition(" # ") for row in EXPLAINED.read_text().splitlines() if " # " in row)
     return {line: reason for line, _, reason in rows}
 
 
