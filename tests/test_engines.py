@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import logging
 import os
 import random
 import signal
@@ -129,6 +131,42 @@ def test_a_round_that_ends_early_goes_on(
     assert rounds == [TASKS, TASKS - 3, TASKS - 6]  # what was made and not told of is not asked for
 
 
+POISONED = """
+import multiprocessing
+import os
+WORKER = multiprocessing.parent_process() is not None
+"""
+
+
+@pytest.mark.parametrize("name", ["loky", "dask"])
+def test_workers_that_always_die(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that ends whatever process trains it but this one: an end, and why."""
+    if name == "dask":
+        pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    text = FILE.replace("RATE", "0.1").replace(
+        "def build():\n", "def build():\n    if WORKER:\n        os._exit(1)\n"
+    )
+    (tmp_path / "mine.py").write_text(POISONED + text)
+    spec = StudySpec("mine.py", 20, models=1, orders=1)
+    with pytest.raises(InputError, match=f"{name} lost its workers 3 times"):
+        make_bank([spec], Path("b"), problem=load("mine.py"), engine=Engine(name, 1))
+
+
+def test_loggers_and_hooks_are_as_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing on the standard error, of an error too, and nothing left set."""
+    pytest.importorskip("distributed")
+    names = ("distributed", "tornado", "asyncio")
+    before = [logging.getLogger(one).level for one in names], sys.unraisablehook
+    with pytest.raises(KeyError, match="own"), Engine("dask", 1).running():
+        raise KeyError("own")
+    gc.collect()
+    assert capfd.readouterr().err == ""
+    assert ([logging.getLogger(one).level for one in names], sys.unraisablehook) == before
+
+
 def test_nothing_is_ever_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = RuntimeError("a worker was lost")
     calls: list[int] = []
@@ -221,12 +259,17 @@ class TestRefused:
             ({"name": "slurm"}, "an engine is loky, dask, ray"),
             ({"name": "loky", "address": "tcp://a:1"}, "loky has no scheduler"),
             ({"name": "dask", "workers": 0}, "workers"),
+            ({"name": "dask", "workers": 2, "address": "tcp://a:1"}, "has its own workers"),
+            ({"name": "dask", "address": "a:1"}, "is like tcp://host:8786; seen 'a:1'"),
+            ({"name": "dask", "address": "ucx://a:1"}, "is like tcp://host:8786"),
+            ({"name": "ray", "address": "somewhere"}, "is like auto or ray://host:10001"),
         ):
             given: dict[str, Any] = options
             with pytest.raises(InputError, match=said):
                 Engine(**given)
         assert engine_of(None, None, None) is None
-        assert engine_of("dask", 2, "tcp://a:1") == Engine("dask", 2, "tcp://a:1")
+        assert engine_of("dask", None, "tcp://a:1") == Engine("dask", None, "tcp://a:1")
+        assert engine_of("dask", 2, None) == Engine("dask", 2)
         with pytest.raises(InputError, match="are of an engine"):
             engine_of(None, 2, None)
 

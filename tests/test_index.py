@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from msgspec import structs
@@ -17,11 +19,13 @@ from curvfluence.cli import app
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.indexing import encode, landmarks, make, shards
 from curvfluence.indexing.extremes import Extremes
+from curvfluence.indexing.index import Index
 from curvfluence.indexing.landmarks import randomly_pivoted
 from curvfluence.indexing.records import INDEX, IndexRecord
 from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.stream import Data
-from curvfluence.store.records import read
+from curvfluence.store.arrays import write_array
+from curvfluence.store.records import as_json, read, seal, write
 from tests.oracles import example_gradients, query_gradients
 from tests.problems import all_problems, chain_problem, mixed_problem
 from tests.zoo import zoo_problem
@@ -39,6 +43,11 @@ def kernel(problem: cf.Problem, rung: cf.Rung) -> Tensor:
     matrix = curvature.to_dense() + torch.diag(curvature.shift(DAMPING))
     g_np = example_gradients(problem)
     return g_np @ torch.linalg.solve(matrix, g_np.T)
+
+
+def coordinates(index: Index) -> Tensor:
+    """φ [N, d], as they were before they were scaled."""
+    return index.record.scale * torch.cat(index.shards.phi).double()
 
 
 def held(data: Data) -> cf.Examples:
@@ -63,7 +72,7 @@ class TestLandmarks:
         own = index.landmarks.numbers
         assert len(own) == 5
         near = wanted[:, own] @ torch.linalg.solve(wanted[own][:, own], wanted[own])
-        phi = torch.cat(index.shards.phi).double()
+        phi = coordinates(index)
         torch.testing.assert_close(
             phi @ phi.T, near, rtol=1e-5, atol=1e-6 * float(near.abs().max())
         )
@@ -78,7 +87,7 @@ class TestLandmarks:
             if rung != cf.Identity()
             else example_gradients(problem) @ example_gradients(problem).T
         )
-        phi = torch.cat(index.shards.phi).double()
+        phi = coordinates(index)
         scale = float(wanted.diagonal().max())
         torch.testing.assert_close(phi @ phi.T, wanted, rtol=0, atol=3e-3 * scale)
         assert any("span the gradients" in note for note in index.record.notes)
@@ -175,6 +184,74 @@ class TestQueries:
         assert (found.rung, found.unit) == (scores.rung, scores.unit)
         assert repr(index).endswith(f"damping {DAMPING})")
 
+    def test_what_is_said_is_of_what_was_scored(self, problem: cf.Problem, tmp_path: Path) -> None:
+        """Another measurement than the index was made with, another curvature: their names and
+        units, and no recall that was measured for others."""
+        ekfac = cf.index(problem, cf.EKFAC(), out=tmp_path / "a", damping=DAMPING)
+        plain = ekfac.query(k=2)
+        assert plain.recall is not None
+        assert plain.unit == "nats"
+        logs = cf.Problem(
+            problem.model,
+            problem.loss,
+            held(problem.train),
+            held(problem.queries),
+            weight_decay=0.01,
+            measurement=cf.LogProbability(),
+        )
+        found = cf.load_index(tmp_path / "a", logs).query(k=2, candidates=12)
+        assert (found.measurement, found.recall) == (cf.LogProbability().name, None)
+        assert "not for EKFAC and the" in found.notes[-1]
+        wanted = cf.influence(logs, cf.EKFAC(), damping=DAMPING)
+        torch.testing.assert_close(found.top.values, wanted.top(2).values)
+        by = ekfac.query(k=2, by=cf.fit(problem, cf.Identity()))
+        assert (by.unit, by.recall) == ("none (a gradient dot product)", None)
+        identity = cf.index(problem, cf.Identity(), out=tmp_path / "b")
+        by = identity.query(k=2, by=cf.fit(problem, cf.GGN(form=cf.inversion.Matrix())))
+        assert (by.unit, by.recall, by.rung) == ("nats", None, "GGN")
+        assert "was measured for Identity" in by.notes[-1]
+
+    def test_changed_data_are_noticed(self, problem: cf.Problem, tmp_path: Path) -> None:
+        """Of the training set and of what was appended, by every way to ask and to add."""
+        index = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+        x, y = TestAppended().more(3)
+        longer = index.append((x, y))
+        x.mul_(5)
+        with pytest.raises(InputError, match="data were changed"):
+            longer.query(k=2)
+        by = cf.fit(problem, cf.GGN(form=cf.inversion.Matrix()))
+        held(problem.train).tensors[0].add_(1.0)
+        for ask in (
+            lambda: index.query(k=2),
+            lambda: index.query(k=2, by=by),
+            lambda: index.append((x, y)),
+        ):
+            with pytest.raises(InputError, match="data were changed"):
+                ask()
+
+    def test_of_any_size(self, tmp_path: Path) -> None:
+        """Neither one example far above the others nor gradients beyond float32 hide the rest."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        x, y = torch.randn(420, 6).double(), torch.randn(420, 1).double()
+        far = y.clone()
+        far[7] *= 1e5
+        for k, (targets, scale) in enumerate(((far, 1.0), (y, 1e20), (y, 1e100))):
+            data = (x[:400], scale * targets[:400]), (x[400:], scale * targets[400:])
+            problem = cf.Problem(model, cf.MSE(), *data)
+            index = cf.index(problem, cf.EKFAC(), out=tmp_path / str(k), damping=cf.Relative(0.1))
+            assert index.record.dimension > 50
+            recall = index.record.recall
+            assert recall is not None
+            assert recall.helpful == recall.harmful == 1.0
+            scores = cf.influence(problem, cf.EKFAC(), damping=cf.Relative(0.1))
+            found = index.query(k=5)
+            torch.testing.assert_close(found.top.values, scores.top(5).values)
+            large = index.query((x[400:402], 1e45 * y[400:402]), k=5)
+            small = index.query((x[400:402], y[400:402]), k=5)
+            assert large.top.values.isfinite().all()
+            assert small.top.values.isfinite().all()
+
     def test_higher_is_better(self, problem: cf.Problem, tmp_path: Path) -> None:
         margin = cf.Problem(
             problem.model,
@@ -250,7 +327,7 @@ class TestQueries:
         monkeypatch.setattr(make, "AMONG", 5)
         index = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING, dimension=2)
         scores = cf.influence(problem, cf.EKFAC(), damping=DAMPING).values
-        phi = torch.cat(index.shards.phi).double()
+        phi = coordinates(index)
         k_qd = index.curvature.solve(query_gradients(problem), DAMPING)
         k_qd = k_qd @ example_gradients(problem)[index.landmarks.numbers].T
         near = index.landmarks.coordinates(k_qd.T) @ phi.T
@@ -278,9 +355,8 @@ class TestQueries:
         half = cf.index(
             problem, cf.EKFAC(), out=tmp_path / "b", damping=DAMPING, dtype=torch.float16
         )
-        a, b = torch.cat(full.shards.phi), torch.cat(half.shards.phi)
-        assert b.dtype == torch.float16
-        near = b.double() * half.record.scale
+        assert half.shards.phi[0].dtype == torch.float16
+        a, near = coordinates(full), coordinates(half)
         assert float((near - a).abs().max()) < 1e-3 * float(a.abs().max())
         n = len(problem.train)
         one, other = full.query(candidates=n, k=3), half.query(candidates=n, k=3)
@@ -337,7 +413,7 @@ class TestAppended:
         index = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
         x, y = self.more(3)
         index.append((x, y))
-        with pytest.raises(InputError, match="was changed by another command"):
+        with pytest.raises(InputError, match="take what append"):
             index.append((x, y))
         with pytest.raises(InputError, match="3 appended examples, and 0 are given"):
             cf.load_index(tmp_path / "i", problem)
@@ -377,7 +453,7 @@ class TestFolder:
                 nonlocal allowed
                 if allowed == 0:
                     raise Stop
-                allowed -= 1
+                allowed -= path.name == INDEX  # what is begun is begun again
                 return written(path, record)
 
             monkeypatch.setattr(make, "write", once)
@@ -386,10 +462,10 @@ class TestFolder:
                 break
             except Stop:
                 stops += 1
-                with pytest.raises(InputError, match="is not finished"):
+                with pytest.raises(InputError, match=r"is not finished|holds no index"):
                     cf.load_index(tmp_path / "b", problem)
         assert stops == len(whole.record.shards) + 2
-        assert torch.equal(torch.cat(index.shards.phi), torch.cat(whole.shards.phi))
+        assert torch.equal(coordinates(index), coordinates(whole))
         assert index.record.recall == whole.record.recall
         again = cf.index(problem, cf.EKFAC(), out=tmp_path / "b", damping=DAMPING)
         assert again.record == index.record
@@ -426,7 +502,7 @@ class TestFolder:
         cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
         file = tmp_path / "i" / INDEX
         value = json.loads(file.read_text())
-        value["recall"]["helpful"] = 1.0001
+        value["recall"]["helpful"] = 0.5
         file.write_text(json.dumps(value))
         with pytest.raises(InputError, match="is not what was written"):
             cf.load_index(tmp_path / "i", problem)
@@ -444,14 +520,14 @@ class TestFolder:
         for changed in changes:
             options: dict[str, Any] = {"rung": cf.EKFAC(), "damping": DAMPING, **changed}
             rung = options.pop("rung")
-            with pytest.raises(InputError, match="holds an index of another"):
+            with pytest.raises(InputError, match=f"of another {next(iter(changed))}"):
                 cf.index(problem, rung, out=folder, **options)
         with torch.no_grad():
             moved = {k: v + 0.01 for k, v in problem.model.state_dict().items()}
         with pytest.raises(InputError, match="of other weights"):
             cf.load_index(folder, problem.at(moved))
         held(problem.train).tensors[0][0] += 1
-        with pytest.raises(InputError, match="were changed since the index was made"):
+        with pytest.raises(InputError, match="data were changed since the index was made"):
             index.query()
         other = tmp_path / "o"
         other.mkdir()
@@ -461,6 +537,157 @@ class TestFolder:
         with pytest.raises(InputError, match="holds no index"):
             cf.load_index(other, problem)
 
+    def test_nothing_of_the_users_is_removed(self, problem: cf.Problem, tmp_path: Path) -> None:
+        """A folder that holds a curvature of somebody's own is refused, as it is."""
+        own = tmp_path / "i" / "curvature"
+        cf.fit(problem, cf.KFAC()).save(own)
+        (own / "my_notes.txt").write_text("mine")
+        before = {file: file.read_bytes() for file in own.iterdir()}
+        for rung in (cf.KFAC(), cf.EKFAC()):
+            with pytest.raises(InputError, match="holds files that are no index"):
+                cf.index(problem, rung, out=tmp_path / "i", damping=DAMPING)
+        assert before == {file: file.read_bytes() for file in own.iterdir()}
+
+    def test_killed_while_the_curvature_is_written(
+        self, problem: cf.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, calls = cf.Curvature.save, list[int]()
+
+        def half(self: cf.Curvature, path: Path) -> None:
+            real(self, path)
+            calls.append(1)
+            if len(calls) == 1:
+                (Path(path) / "curvature.json").unlink()
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(cf.Curvature, "save", half)
+        with pytest.raises(KeyboardInterrupt):
+            cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+        with pytest.raises(InputError, match="holds files that are no index"):
+            cf.index(problem, cf.KFAC(), out=tmp_path / "i", damping=DAMPING)
+        index = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+        assert index.record.recall is not None
+
+    def test_damage_is_not_gone_on_with(self, problem: cf.Problem, tmp_path: Path) -> None:
+        """Neither the call that made it nor one that goes on believes a file that was changed."""
+        cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+        file = tmp_path / "i/shards/00001.phi.npy"
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 255
+        file.write_bytes(bytes(data))
+        with pytest.raises(InputError, match="is not what was written"):
+            cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+
+    def test_who_made_a_finished_one_does_not_matter(
+        self, problem: cf.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+        half = structs.replace(whole.record, recall=None)
+        monkeypatch.setitem(make.MAKERS, "threads", lambda: "99")
+        again = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+        assert again.record == whole.record
+        write(tmp_path / "i" / INDEX, half)
+        with pytest.raises(InputError, match="an index of another threads"):
+            cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+
+    def test_hostile_records(self, problem: cf.Problem, tmp_path: Path) -> None:
+        """Sealed anew by whoever changed them: an error of the package's own, whatever is wrong."""
+        folder = tmp_path / "i"
+        record = cf.index(problem, cf.EKFAC(), out=folder, damping=DAMPING).record
+        assert record.recall is not None
+        assert record.landmarks is not None
+        assert record.factor is not None
+        first, recall = record.shards[0], record.recall
+        changes: list[dict[str, Any]] = [
+            {"examples": record.examples + 1},
+            {"examples": 10**15},
+            {"shards": ()},
+            {"shards": record.shards[:-1]},
+            {"shards": (structs.replace(first, examples=3), *record.shards[1:])},
+            {"shards": (structs.replace(first, phi=first.ids), *record.shards[1:])},
+            {"shards": (structs.replace(first, ids=first.phi), *record.shards[1:])},
+            {"landmarks": None},
+            {"factor": None},
+            {"landmarks": record.factor},
+            {"factor": record.landmarks},
+            {"dtype": "object"},
+            {"dtype": "float16"},
+            {"recall": structs.replace(recall, errors=())},
+            {"recall": None},
+            {"fitted_on": "0" * 16},
+        ]
+        for changed in changes:
+            write(folder / INDEX, structs.replace(record, **changed))
+            with pytest.raises(InputError):
+                cf.load_index(folder, problem)
+        for text in (
+            {"scale": 0.0}, {"scale": -1.0}, {"recall": {"helpful": 7.0}}, {"examples": -1}
+        ):  # fmt: skip
+            value = as_json(record)
+            for key, new in text.items():
+                value[key] = {**value[key], **new} if isinstance(new, dict) else new
+            sealed = {"sha256": seal(value), **value}
+            (folder / INDEX).write_text(json.dumps(sealed))
+            with pytest.raises(InputError):
+                cf.load_index(folder, problem)
+        write(folder / INDEX, record)
+        cf.load_index(folder, problem)
+
+    def test_hostile_arrays(self, problem: cf.Problem, tmp_path: Path) -> None:
+        folder = tmp_path / "i"
+        index = cf.index(problem, cf.EKFAC(), out=folder, damping=DAMPING)
+        record = index.record
+        numbers, factor = index.landmarks.numbers.numpy(), index.landmarks.factor.numpy()
+        phi, ids = (one[0].clone().numpy() for one in (index.shards.phi, index.shards.ids))
+        first = record.shards[0]
+
+        def put(where: str, array: Any) -> IndexRecord:
+            name = f"{where}.npy" if where in ("landmarks", "factor") else (
+                f"shards/00000.{where}.npy"
+            )  # fmt: skip
+            said = write_array(folder / name, array, record.key)
+            if where in ("landmarks", "factor"):
+                return structs.replace(record, **{where: said})
+            shard = structs.replace(first, **{where: said})
+            return structs.replace(record, shards=(shard, *record.shards[1:]))
+
+        nan, inf = phi.copy(), phi.copy()
+        nan[2, 1], inf[0, 0] = np.nan, np.inf
+        hostile: list[tuple[str, Any]] = [
+            ("landmarks", numbers + 1000),
+            ("landmarks", -numbers - 1),
+            ("landmarks", np.zeros_like(numbers)),
+            ("landmarks", numbers.astype(np.float64)),
+            ("landmarks", numbers.astype(np.uint64)),
+            ("landmarks", numbers[:-1]),
+            ("factor", np.zeros_like(factor)),
+            ("factor", -factor),
+            ("factor", factor.T.copy()),
+            ("factor", factor[:3, :3]),
+            ("factor", factor[0]),
+            ("factor", factor.astype(np.float32)),
+            ("factor", factor.astype(">f8")),
+            ("phi", nan),
+            ("phi", inf),
+            ("phi", phi[:, :-1]),
+            ("phi", phi[:-1]),
+            ("phi", phi[0]),
+            ("phi", phi.astype(np.longdouble)),
+            ("phi", phi.astype(">f4")),
+            ("phi", phi.astype(complex)),
+            ("phi", phi.astype(str)),
+            ("ids", ids + 1),
+            ("ids", ids.astype(np.float64)),
+            ("ids", ids[:-1]),
+        ]
+        for where, array in hostile:
+            write(folder / INDEX, put(where, array))
+            with pytest.raises(InputError):
+                cf.load_index(folder, problem)
+            put(where, {"landmarks": numbers, "factor": factor, "phi": phi, "ids": ids}[where])
+        write(folder / INDEX, record)
+        cf.load_index(folder, problem)
+
     def test_a_fitted_curvature(self, problem: cf.Problem, tmp_path: Path) -> None:
         curvature = cf.fit(problem, cf.EKFAC())
         a = cf.index(problem, curvature, out=tmp_path / "a", damping=DAMPING)
@@ -469,6 +696,20 @@ class TestFolder:
         cf.index(problem, curvature, out=tmp_path / "a", damping=DAMPING)
         with pytest.raises(InputError, match="holds an index of another"):
             cf.index(problem, cf.fit(problem, cf.KFAC()), out=tmp_path / "a", damping=DAMPING)
+
+    def test_paths_and_functions(self, problem: cf.Problem, tmp_path: Path) -> None:
+        for out in ("a\0b", None, 3):
+            with pytest.raises(InputError, match="out must be"):
+                cf.index(problem, cf.EKFAC(), out=out, damping=DAMPING)  # pyright: ignore[reportArgumentType]
+        progress: Any = 3
+        with pytest.raises(InputError, match="progress"):
+            cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING, progress=progress)
+        assert not (tmp_path / "i").exists()
+        index = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+        shutil.rmtree(tmp_path / "i")
+        with pytest.raises(InputError, match="there is no index"):
+            index.append(TestAppended().more(2))
+        assert not (tmp_path / "i").exists()
 
     def test_refused(self, problem: cf.Problem, tmp_path: Path) -> None:
         out = tmp_path / "i"

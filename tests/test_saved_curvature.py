@@ -150,3 +150,54 @@ def test_an_operator_that_is_not_listed_is_not_believed(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is of another model"):
             cf.Curvature.load(folder, problem)
     assert "Popen" not in KEPT
+
+
+def test_blocks_that_do_not_belong_together(tmp_path: Path) -> None:
+    """Sealed anew by whoever changed them: each parameter is in one block, and shapes, dtypes and
+    names fit, or nothing is loaded."""
+    import numpy as np
+    from msgspec import structs
+
+    from curvfluence.curvature.saved import SavedCurvature
+    from curvfluence.store.arrays import write_array
+    from curvfluence.store.records import read, write
+
+    problem, folder = chain_problem(), tmp_path / "c"
+    curvature = cf.fit(problem, cf.EKFAC())
+    curvature.save(folder)
+    said = read(folder / CURVATURE, SavedCurvature)
+    assert said is not None
+    first, *others = said.blocks
+    for blocks in (
+        (),
+        (first,),
+        (first, first, *others),
+        (first, structs.replace(others[0], name=first.name), *others[1:]),
+        (structs.replace(first, parameters=("nope",)), *others),
+        (structs.replace(first, operator=others[0].operator), *others),
+    ):
+        write(folder / CURVATURE, structs.replace(said, blocks=tuple(blocks)))
+        with pytest.raises(InputError, match=r"blocks|another model"):
+            cf.Curvature.load(folder, problem)
+    for decay in ("nope", "0000"):
+        write(folder / CURVATURE, structs.replace(said, decay=decay))
+        with pytest.raises(InputError, match="weight decay"):
+            cf.Curvature.load(folder, problem)
+    for name in ("0000", "0001", "0002"):
+        array = np.load(folder / f"{name}.npy")
+        for changed in (
+            array.astype(np.float32), array.astype(np.int64), array > 0, array.flatten(),
+            array[:1], array[0, 0], array.astype(">f8"), array.astype(np.longdouble),
+        ):  # fmt: skip
+            one = write_array(folder / f"{name}.npy", np.asarray(changed), name)
+            write(folder / CURVATURE, structs.replace(said, arrays={**said.arrays, name: one}))
+            with pytest.raises(InputError):
+                cf.Curvature.load(folder, problem)
+        write_array(folder / f"{name}.npy", array, name)
+    write(folder / CURVATURE, said)
+    cf.Curvature.load(folder, problem)
+    for bad in (tmp_path / ("n" * 300), "a\0b"):
+        with pytest.raises(InputError):
+            curvature.save(bad)
+        with pytest.raises(InputError):
+            cf.Curvature.load(bad, problem)

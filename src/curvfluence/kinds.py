@@ -82,6 +82,8 @@ def listed(values: object, what: str) -> list[Any]:
 def path(value: object, what: str) -> Path | None:
     if value is not None and not isinstance(value, str | PathLike):
         raise InputError(f"{what} must be a path; seen {value!r}")
+    if value is not None and "\0" in str(value):
+        raise InputError(f"{what} must be a path; seen one with a NUL, {value!r}")
     return None if value is None else Path(value)  # pyright: ignore[reportUnknownArgumentType]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from curvfluence.cli.consoles import plain, watching
-from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads
+from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads, Wait
 from curvfluence.cli.root import app
 from curvfluence.cli.words import set_threads
 
@@ -32,6 +32,7 @@ def index(
         bool, typer.Option("--half", help="Keep them in float16: half of the disk.")
     ] = False,
     threads: Threads = None,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Project every training example once, for `curvfluence query` to find those behind a query.
@@ -63,6 +64,7 @@ def index(
                 error=error,
                 dtype=torch.float16 if half else torch.float32,
                 appended=asked.appended,
+                wait=wait,
                 progress=done,
             )
     show_index(made, plain())

@@ -21,7 +21,7 @@ from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.places import Whole
-from curvfluence.curvature.saved import SavedCurvature, block_of, read_curvature, write_curvature
+from curvfluence.curvature.saved import SavedCurvature, blocks_of, read_curvature, write_curvature
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.rows import Rows
@@ -309,12 +309,17 @@ class Curvature:
                 f"the curvature in {folder} was fitted at other weights, weight decay, loss or "
                 "training data: fit it on this problem"
             )
-        layout = discover(problem)
+        try:
+            blocks, decay = blocks_of(
+                said, tensors, problem.parameters, discover(problem), problem.dtype
+            )
+        except InputError as error:
+            raise InputError(f"the curvature in {folder} cannot be used: {error}") from None
         return Curvature(
             rung=said.rung,
             parameters=problem.parameters,
-            blocks=tuple(block_of(one, tensors, problem.parameters, layout) for one in said.blocks),
-            decay=tensors[said.decay],
+            blocks=blocks,
+            decay=decay,
             fisher=said.fisher,
             fixed_damping=None if said.fixed_damping is None else Absolute(said.fixed_damping),
             notes=said.notes,

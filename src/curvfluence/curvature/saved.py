@@ -15,7 +15,11 @@ from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.diagonal import DiagonalOperator
 from curvfluence.curvature.operators.eigen import Eigen, Scaled
-from curvfluence.curvature.operators.kronecker import FactoredKronecker, KroneckerEigen
+from curvfluence.curvature.operators.kronecker import (
+    FactoredKronecker,
+    Kronecker,
+    KroneckerEigen,
+)
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.symmetric import (
     Abs,
@@ -121,9 +125,9 @@ def write_curvature(
     operator is not made of numbers alone."""
     held = Arrays()
     saved, w = tuple(_block(block, held) for block in blocks), held.name(decay)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists: name a new folder")
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists: name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         stored = {
             name: write_array(inside(folder, f"{name}.npy"), tensor.cpu().numpy(), name)
@@ -145,11 +149,16 @@ def read_curvature(
 ) -> tuple[SavedCurvature, dict[str, Tensor]]:
     """The record and its arrays, each held to its SHA-256; `mapped` ones are memory maps. Errors:
     `InputError`."""
-    said = read(folder / CURVATURE, SavedCurvature)
+    try:
+        said = read(folder / CURVATURE, SavedCurvature)
+    except OSError as error:  # no name of a file
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
     if said is None:
         raise InputError(f"{folder} holds no saved curvature: there is no {CURVATURE}")
     tensors: dict[str, Tensor] = {}
     for name, one in said.arrays.items():
+        if one.dtype not in ("float32", "float64"):
+            raise InputError(f"{folder}: array {name} is of {one.dtype}, no curvature's: {REMEDY}")
         path = inside(folder, f"{name}.npy")
         if mapped:
             array = map_stored(path, one, verify=True, remedy=REMEDY)
@@ -160,19 +169,63 @@ def read_curvature(
     return said, tensors
 
 
-def block_of(
-    saved: SavedBlock, tensors: dict[str, Tensor], parameters: Parameters, layout: Layout
+def blocks_of(
+    said: SavedCurvature,
+    tensors: dict[str, Tensor],
+    parameters: Parameters,
+    layout: Layout,
+    dtype: torch.dtype,
+) -> tuple[tuple[Block, ...], Tensor]:
+    """(the blocks among these parameters, w). Errors: `InputError` where they do not fit them, each
+    place in one block: a digest does not show that, since whoever writes files can seal them."""
+    blocks = tuple(_block_of(one, tensors, parameters, layout, dtype) for one in said.blocks)
+    places = torch.cat([block.index for block in blocks]) if blocks else torch.empty(0)
+    if not torch.equal(places.sort().values, torch.arange(parameters.count)):
+        raise InputError(f"its blocks leave parameters out, or have some twice: {REMEDY}")
+    if len({block.name for block in blocks}) < len(blocks):
+        raise InputError(f"two of its blocks have one name: {REMEDY}")
+    decay = tensors.get(said.decay)
+    if decay is None or (decay.shape, decay.dtype) != ((parameters.count,), dtype):
+        raise InputError(f"its weight decay is not one number a parameter: {REMEDY}")
+    return blocks, decay
+
+
+def _block_of(
+    saved: SavedBlock,
+    tensors: dict[str, Tensor],
+    parameters: Parameters,
+    layout: Layout,
+    dtype: torch.dtype,
 ) -> Block:
-    """The block among these parameters. Errors: `InputError` where it does not fit them."""
     try:
         places = _places_of(saved, parameters, layout)
         operator = _operator_of(saved.operator, tensors)
-        fits = places.size == operator.size
+        fits = places.size == operator.size and _sound(operator, dtype)
+        if isinstance(operator, Kronecker) and isinstance(places, LayerPart):
+            fits = fits and tuple(operator.values.shape) == places.shape
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"block {saved.name} is of another model ({error}): {REMEDY}") from None
-    if not fits:
+    if not fits or not set(saved.parameters) <= set(parameters.names):
         raise InputError(f"block {saved.name} is of another model: {REMEDY}")
     return Block(saved.name, saved.parameters, places, operator, saved.rule, saved.fallback)
+
+
+def _sound(operator: Operator, dtype: torch.dtype) -> bool:
+    """Whether its tensors are of that dtype, and of the shapes that belong together."""
+    n: dict[str, tuple[int, ...]]
+    match operator:
+        case Kronecker():
+            o, i = operator.values.shape
+            n = {"values": (o, i), "out_basis": (o, o), "in_basis": (i, i)}
+            n |= {"out_values": (o,), "in_values": (i,)}
+        case Scaled():
+            return _sound(operator.operator, dtype)
+        case _:
+            size = operator.size
+            n = {"matrix": (size, size), "vectors": (size, size)}
+            n |= {"values": (size,), "diagonal": (size,), "decay": (size,)}
+    held = {name: x for name, x in vars(operator).items() if isinstance(x, Tensor)}
+    return all((tuple(x.shape), x.dtype) == (n[name], dtype) for name, x in held.items())
 
 
 def _block(block: Block, held: Arrays) -> SavedBlock:

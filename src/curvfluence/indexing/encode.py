@@ -105,5 +105,7 @@ def _require_held(phi: Tensor, at: int) -> None:
     if len(bad):
         raise NonFiniteError(
             f"the coordinates of example {at + int(bad[0])} are beyond {phi.dtype} "
-            f"({len(bad)} such examples): use dtype=torch.float32 or a larger damping"
+            f"({len(bad)} such examples): its gradient is that much larger than others. "
+            + ("Use dtype=torch.float32, or a" if phi.dtype == torch.float16 else "Use a")
+            + " larger damping, or look at the example"
         )

@@ -33,13 +33,14 @@ from curvfluence.runtime import budget, precision
 from curvfluence.runtime import device as machine
 from curvfluence.score.certificate import Certifier
 from curvfluence.score.fitted import fitted
-from curvfluence.score.influence import require_finite_scores
+from curvfluence.score.influence import require_finite_scores, unit_of
 from curvfluence.score.scores import Ranked
 from curvfluence.store.folder import writing
 from curvfluence.store.lock import held
 from curvfluence.store.records import read, write
 
 TOGETHER = 16  # queries whose candidates are scored at a time
+SCORED = 256  # candidates whose gradients are held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ class Index:
     landmarks: Landmarks
     layout: Layout = field(repr=False)
     rows: Rows = field(repr=False)  # of the landmarks
+    versions: tuple[tuple[int, ...], ...] = field(repr=False)  # of the data, appended ones too
     appended: tuple[Data, ...] = ()
 
     def __len__(self) -> int:
@@ -95,8 +97,9 @@ class Index:
         Cost: a backward pass and a solve a query; 2 Q N d operations and reading φ (4 N d bytes,
         half of it in float16); 2 Q `candidates` backward passes of single examples at most.
         Errors: `InputError` where queries do not fit the problem, `candidates` is less than k, or
-        weights or data were changed since the index was made.
+        data were changed in place since the index was made.
         """
+        self._require_unchanged()
         problem = self._asked(queries)
         k = kinds.count(k, "k")
         wanted = kinds.count(candidates, "candidates")
@@ -107,11 +110,6 @@ class Index:
         scoring = self.curvature
         if by is not None:
             scoring = fitted(self.problem, by, self.damping, strict=False)
-        elif self.curvature.fitted_on != self.problem.fingerprint:
-            raise InputError(
-                "weights, loss or training data were changed since the index was made: make it "
-                "again in another folder"
-            )
         clock = [0.0, 0.0, 0.0]
         tops: list[Tensor] = []
         values: list[Tensor] = []
@@ -124,19 +122,28 @@ class Index:
         indices, scores = torch.cat(tops, 1), torch.cat(values, 1) / self.record.examples
         high, low = (Ranked(indices[end], scores[end]) for end in (0, 1))
         helps = self.problem.measurement.lower_is_better
-        notes = scoring.notes_at(self.damping)
+        measurement, recall = self.problem.measurement, self.record.recall
+        notes = list(scoring.notes_at(self.damping))
+        measured = self.record.rung, self.record.measurement
+        if (scoring.name, measurement.name) != measured:
+            recall = None
+            notes.append(
+                f"what the first stage misses was measured for {measured[0]} and the "
+                f"{measured[1]}, not for {scoring.name} and the {measurement.name}: more "
+                "candidates miss less"
+            )
         return Found(
             top=high if helps else low,
             bottom=low if helps else high,
             rung=scoring.name,
-            measurement=self.record.measurement,
-            unit=self.record.unit,
+            measurement=measurement.name,
+            unit=unit_of(scoring, measurement),
             candidates=min(wanted, len(self)),
             searched=len(self),
             trained=self.record.examples,
-            recall=self.record.recall,
+            recall=recall,
             took=Took(*clock),
-            notes=notes,
+            notes=tuple(notes),
             certifier=Certifier(problem, scoring, self.damping, None),
         )
 
@@ -154,14 +161,18 @@ class Index:
     @precision.full()
     def with_data(self, data: Data) -> Index:
         """`append` of what is read and placed."""
+        self._require_unchanged()
         problem = self.problem
         if data.weights is not None:
             raise InputError("appended examples have weight 1 each: leave their weights out")
         problem.require_examples(data)
+        if read(self.folder / INDEX, IndexRecord) is None:
+            raise InputError(f"there is no index in {self.folder} any more")
         with held(self.folder), writing(self.folder):
             if read(self.folder / INDEX, IndexRecord) != self.record:
                 raise InputError(
-                    f"{self.folder} was changed by another command meanwhile: load the index again"
+                    f"the index in {self.folder} has other examples than this one, which something "
+                    "was appended to since: take what append() gave, or load it again"
                 )
             encoder = Encoder.of(problem, self.layout, self.curvature, self.damping, self.landmarks)
             record = self.record
@@ -170,8 +181,26 @@ class Index:
                 shard = write_shard(self.folder, number, made, record.key)
                 record = structs.replace(record, shards=(*record.shards, shard))
             write(self.folder / INDEX, record)
-        shards = Shards.opened(self.folder, record.shards, record.scale, verify=False)
-        return replace(self, record=record, shards=shards, appended=(*self.appended, data))
+        shards = Shards.opened(self.folder, record, verify=False)
+        return replace(self, record=record, shards=shards).knowing(data)
+
+    def knowing(self, data: Data) -> Index:
+        """With examples at hand whose φ the folder has already."""
+        return replace(
+            self,
+            appended=(*self.appended, data),
+            versions=(*self.versions, data.versions),
+        )
+
+    def _require_unchanged(self) -> None:
+        """Errors: `InputError` where examples were changed in place since the index was made or
+        read, by torch; what every pass reads anew is held to its sums there."""
+        for data, version in zip((self.problem.train, *self.appended), self.versions, strict=True):
+            if data.versions != version:
+                raise InputError(
+                    "training data were changed since the index was made: make it again in another "
+                    "folder"
+                )
 
     def _asked(self, queries: Source | Sequence[int] | None) -> Problem:
         if queries is None:
@@ -202,7 +231,11 @@ class Index:
 
     def _scored(self, x_q: Solved, first: Extremes, k: int, rung: str, at: int) -> Extremes:
         numbers = first.indices.unique()
-        tiles = [x_q.inner(rows)[..., 0].cpu() for rows in self._gradients(numbers)]
+        tiles = [
+            x_q.inner(rows)[..., 0].cpu()
+            for part in numbers.split(SCORED)
+            for rows in self._gradients(part)
+        ]
         exact_qu = torch.cat(tiles, 1)
         require_finite_scores(exact_qu, rung, at, 0)
         places = torch.searchsorted(numbers, first.indices)

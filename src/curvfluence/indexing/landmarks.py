@@ -28,8 +28,7 @@ from curvfluence.runtime import budget
 
 BLOCK = 32  # examples that are proposed at a time
 SAMPLE = 4096  # training examples that landmarks are chosen among, at most
-SPANNED = 1e-6  # of the trace: what is left below that is rounding
-SPENT = 1e-5  # the same of an example's own ‖g‖²
+SPENT = 1e-5  # of an example's own ‖g‖²: what is left below that is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +64,15 @@ class Chosen:
     def errors(self, exact_qm: Tensor, products_dq: Tensor, counts: list[int]) -> list[float]:
         """Of some queries with these landmarks' `products_dq` and `exact_qm` with the sample: the
         relative error, in norm, of their scores by so many landmarks each."""
+        largest = float(exact_qm.abs().max())
+        if largest == 0:
+            return [0.0 for _ in counts]
+        exact, products = exact_qm.double() / largest, products_dq.double() / largest
         found: list[float] = []
         for count in counts:
             few = self.landmarks.first(count)
-            phi_qd = few.coordinates(products_dq[:count])
-            gap = phi_qd @ self.coordinates[:, :count].T - exact_qm.double()
-            size = exact_qm.double().norm()
-            found.append(float(gap.norm() / size) if size > 0 else 0.0)
+            gap = few.coordinates(products[:count]) @ self.coordinates[:, :count].T - exact
+            found.append(float(gap.norm() / exact.norm()))
         return found
 
 
@@ -137,14 +138,14 @@ def randomly_pivoted(
     left = norms.clone()
     phi = torch.zeros(len(norms), 0, dtype=torch.float64)
     picked: list[int] = []
-    while len(picked) < most and float(left.sum()) > SPANNED * float(norms.sum()):
+    while len(picked) < most and bool((left := _unspent(left, norms)).any()):
         proposed = torch.multinomial(left, BLOCK, replacement=True, generator=generator)
         draws = torch.rand(BLOCK, generator=generator, dtype=torch.float64)
         gap_mb = products(proposed) - phi @ phi[proposed].T
         spent = gap_mb[proposed].diagonal() <= SPENT * norms[proposed]
         accepted = _accepted(gap_mb[proposed], left[proposed], spent, draws)
         accepted = accepted[: most - len(picked)]
-        left[proposed[spent]] = 0.0
+        left[proposed[spent]] = 0
         if not accepted:
             continue
         chosen = proposed[accepted]
@@ -153,9 +154,14 @@ def randomly_pivoted(
         new = torch.linalg.solve_triangular(factor, gap_mb[:, accepted].T, upper=False).T
         phi = torch.cat([phi, new], 1)
         left = (left - new.square().sum(1)).clamp_(min=0)
-        left[chosen] = 0.0
+        left[chosen] = 0
         picked += chosen.tolist()
     return torch.tensor(picked, dtype=torch.long), phi
+
+
+def _unspent(left: Tensor, norms: Tensor) -> Tensor:
+    """What is left of each, 0 where that is rounding; however small it is beside others."""
+    return torch.where(left > SPENT * norms, left, 0)
 
 
 def _drawn(problem: Problem, layout: Layout, size: int, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,7 +51,7 @@ def load_index(
             f"the index in {folder} is not finished: {record.held:,} of {record.examples:,} "
             "examples are in it. The call that makes it goes on from there"
         )
-    if record.fitted_on != problem.fingerprint:
+    if (record.fitted_on, record.examples) != (problem.fingerprint, len(problem.train)):
         raise InputError(
             f"the index in {folder} is of other weights, weight decay, loss or training data: give "
             "the problem that it was made of, or make another index"
@@ -81,7 +80,7 @@ def behind(index: Index, sources: Sequence[Source]) -> tuple[Index, list[Data]]:
         if place >= kept:
             new.append(data)
         elif torch.equal(data.contents.cpu(), ids[place : place + len(data)]):
-            index = replace(index, appended=(*index.appended, data))
+            index = index.knowing(data)
         else:
             raise InputError(
                 f"appended[{number}] holds other examples than the index in {index.folder} has "
@@ -107,20 +106,22 @@ def opened(
 ) -> Index:
     """What the record says, from its files."""
     layout = discover(problem)
-    numbers, factor = (
-        _read(folder, name, one)
-        for name, one in (("landmarks", record.landmarks), ("factor", record.factor))
-    )
+    numbers = _read(folder, "landmarks", record.landmarks, "int64", 1)
+    factor = _read(folder, "factor", record.factor, "float64", 2)
+    shards = Shards.opened(folder, record, verify=verify)
+    if verify:
+        _require_sound(folder, problem, record, numbers, factor, shards)
     return Index(
         folder=folder,
         problem=problem,
         curvature=curvature,
         damping=damping_in(record.damping),
         record=record,
-        shards=Shards.opened(folder, record.shards, record.scale, verify=verify),
+        shards=shards,
         landmarks=Landmarks(numbers, factor),
         layout=layout,
         rows=gradients_of(problem, layout, numbers),
+        versions=(problem.train.versions,),
     )
 
 
@@ -137,7 +138,44 @@ def damping_in(saved: SavedDamping) -> Damping:
     return Relative(saved.value) if saved.relative else Absolute(saved.value)
 
 
-def _read(folder: Path, name: str, said: StoredArray | None) -> Tensor:
-    assert said is not None
+def _read(folder: Path, name: str, said: StoredArray | None, dtype: str, axes: int) -> Tensor:
     path = inside(folder, f"{name}.npy")
+    if said is None or said.dtype != dtype or len(said.shape) != axes:
+        raise InputError(f"{path} is not the {name} of an index: {REMEDY}")
     return torch.from_numpy(read_stored(path, said, finite=True, remedy=REMEDY))
+
+
+def _require_sound(
+    folder: Path,
+    problem: Problem,
+    record: IndexRecord,
+    numbers: Tensor,
+    factor: Tensor,
+    shards: Shards,
+) -> None:
+    """What a digest does not show, since whoever writes files can seal them: that they go together.
+    Errors: `InputError`."""
+    n, d = len(problem.train), len(numbers)
+    ids, ends = problem.train.contents.cpu(), [0]
+    for shard in record.shards:
+        ends.append(ends[-1] + shard.examples)
+    recall = record.recall
+    for wrong, what in (
+        (record.examples != n, "is of another number of training examples"),
+        (not bool(((numbers >= 0) & (numbers < n)).all()), "has landmarks that are no examples"),
+        (d == 0 or len(numbers.unique()) != d, "has no landmarks, or one twice"),
+        (factor.shape != (d, d), "has a factor of another size"),
+        (not torch.equal(factor, factor.tril()), "has a factor that is not triangular"),
+        (not bool((factor.diagonal() > 0).all()), "has a factor that is not positive"),
+        (record.dtype not in ("float32", "float16"), "is of an unknown dtype"),
+        (recall is not None and n not in ends, "has shards that do not end with the training set"),
+        (recall is not None and not recall.errors, "has no measured errors"),
+        (
+            recall is not None
+            and n in ends
+            and not torch.equal(torch.cat(shards.ids)[:n], ids[: ends[-1]]),
+            "is of other training examples, or has them in another order",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"the index in {folder} {what}: {REMEDY}")

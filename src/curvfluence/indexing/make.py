@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.index import Index
 from curvfluence.indexing.landmarks import Chosen, choose
 from curvfluence.indexing.load import behind, curvature_in, damping_of, opened
-from curvfluence.indexing.records import CURVATURE, INDEX, IndexRecord, Recall
+from curvfluence.indexing.records import BEGUN, CURVATURE, INDEX, Begun, IndexRecord, Recall
 from curvfluence.indexing.shards import Shards, read_ends, write_shard
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
@@ -33,6 +34,7 @@ from curvfluence.problem.source import Source
 from curvfluence.runtime import precision, ranks
 from curvfluence.runtime.log import logger
 from curvfluence.score.fitted import fitted
+from curvfluence.score.influence import unit_of
 from curvfluence.store.arrays import write_array
 from curvfluence.store.files import inside
 from curvfluence.store.folder import writing
@@ -45,6 +47,12 @@ DIMENSIONS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of which errors are told
 SAMPLED = 16  # queries that recall is measured on
 RECALLED, AMONG = 10, 200  # so many of the best, among so many candidates
 DTYPES = (torch.float32, torch.float16)
+# Who makes numbers what they are, to the last bit.
+MAKERS: dict[str, Callable[[], str]] = {
+    "code": hash_code,
+    "torch": lambda: str(torch.__version__),
+    "threads": lambda: str(torch.get_num_threads()),
+}
 
 
 @precision.full()
@@ -59,6 +67,7 @@ def index(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     appended: Sequence[Source] = (),
+    wait: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Index:
     """Make once, in the new folder `out`, what finds the examples behind any query without a pass
@@ -77,7 +86,7 @@ def index(
     `appended` are examples behind the training set, see `Index.append`; those that the folder has
     are held to what was kept of them, others are added. `progress` is told how many examples of the
     training set are done. The same call goes on where it was killed, at the grain of a shard of
-    65,536 examples.
+    65,536 examples. With `wait` another one that writes to the folder is waited for.
 
     Cost: the fit, d solves, a scoring pass of d + 16 queries over the training set; N d numbers of
     `dtype` (float32 or float16) on disk, and d P in memory meanwhile.
@@ -97,34 +106,43 @@ def index(
         raise InputError("an index has one damping: Absolute(...) or Relative(...)")
     if ranks.here() is not None:
         raise InputError("an index is made by one process: call it outside of together()")
-    asked = (damping, dimension, error, dtype, seed, torch.__version__, torch.get_num_threads())
-    with held(folder), writing(folder):
-        key = hash_json(
-            {
-                "problem": [problem.fingerprint, problem.queries.checksum],
-                "measurement": fingerprint(problem.measurement),
-                "rung": _named(rung),
-                "asked": list(map(str, asked)),
-                "code": hash_code(),
-            }
-        )
-        record = _held(folder, key)
+    if progress is not None:
+        kinds.function(progress, "progress")
+    made_of = {
+        "problem": problem.fingerprint,
+        "queries": str(problem.queries.checksum),
+        "measurement": fingerprint(problem.measurement),
+        "rung": _named(rung),
+        "damping": str(damping),
+        "dimension": str(dimension),
+        "error": str(error),
+        "dtype": str(dtype),
+        "seed": str(seed),
+        **{name: value() for name, value in MAKERS.items()},
+    }
+    with held(folder, wait=wait), writing(folder):
+        record = _held(folder, made_of)
+        known = record is not None
         if record is None:
             curvature = fitted(problem, rung, damping, strict=False)
             _require_indexable(curvature)
+            write(folder / BEGUN, Begun(hash_json(made_of)))
+            # of a call that was killed, see `_held`
             shutil.rmtree(inside(folder, CURVATURE), ignore_errors=True)
             curvature.save(folder / CURVATURE)
-            record = _begun(problem, curvature, damping, key, dtype)
+            record = _begun(problem, curvature, damping, made_of, dtype)
             write(folder / INDEX, record)
+            (folder / BEGUN).unlink()
         else:
             curvature = curvature_in(folder, problem)
         if record.landmarks is None:
             record = _with_landmarks(
                 folder, record, problem, curvature, damping, dimension, error, seed
             )
+        index = opened(folder, problem, record, curvature, verify=known)
         if record.recall is None:
-            record = _filled(folder, record, problem, curvature, damping, progress)
-    made, new = behind(opened(folder, problem, record, curvature, verify=False), appended)
+            index = _filled(index, progress)
+    made, new = behind(index, appended)
     for data in new:
         made = made.with_data(data)
     return made
@@ -137,20 +155,29 @@ def _named(rung: Rung | Curvature) -> str:
     return repr(rung)
 
 
-def _held(folder: Path, key: str) -> IndexRecord | None:
+def _held(folder: Path, made_of: dict[str, str]) -> IndexRecord | None:
     """The record of this very index, finished or not. Errors: `InputError` where the folder holds
-    anything else."""
+    anything else, which nothing is taken out of."""
     record = read(folder / INDEX, IndexRecord)
-    if record is not None and record.key != key:
-        raise InputError(
-            f"{folder} holds an index of another problem, rung, damping, dimension or code: name "
-            "another folder, or remove it"
-        )
-    if record is None:
-        others = [file.name for file in folder.iterdir() if not own(file)]
-        if set(others) - {CURVATURE}:
-            raise InputError(f"{folder} holds files that are no index: name an empty folder")
-    return record
+    if record is not None:
+        # who made a finished one does not matter: nothing is made again
+        left_out = () if record.recall is None else tuple(MAKERS)
+        other = [
+            name
+            for name, value in made_of.items()
+            if name not in left_out and record.made_of.get(name) != value
+        ]
+        if other:
+            raise InputError(
+                f"{folder} holds an index of another {', '.join(other)}: name another folder, or "
+                "remove it"
+            )
+        return record
+    begun = read(folder / BEGUN, Begun)
+    mine = {BEGUN, CURVATURE} if begun is not None and begun.key == hash_json(made_of) else set()
+    if {file.name for file in folder.iterdir() if not own(file)} - mine:
+        raise InputError(f"{folder} holds files that are no index: name an empty folder")
+    return None
 
 
 def _require_indexable(curvature: Curvature) -> None:
@@ -169,19 +196,23 @@ def _require_indexable(curvature: Curvature) -> None:
 
 
 def _begun(
-    problem: Problem, curvature: Curvature, damping: Damping, key: str, dtype: torch.dtype
+    problem: Problem,
+    curvature: Curvature,
+    damping: Damping,
+    made_of: dict[str, str],
+    dtype: torch.dtype,
 ) -> IndexRecord:
     measurement = problem.measurement
-    units = curvature.fixed_damping is None
     return IndexRecord(
         version=__version__,
-        key=key,
+        key=hash_json(made_of),
+        made_of=made_of,
         fitted_on=problem.fingerprint,
         rung=curvature.name,
         damping=damping_of(damping),
         examples=len(problem.train),
         measurement=measurement.name,
-        unit=measurement.unit if units else "none (a gradient dot product)",
+        unit=unit_of(curvature, measurement),
         lower_is_better=measurement.lower_is_better,
         dtype=str(dtype).removeprefix("torch."),
         notes=problem.notes,
@@ -227,7 +258,7 @@ def _with_landmarks(
         landmarks=write_array(folder / "landmarks.npy", landmarks.numbers.numpy(), record.key),
         factor=write_array(folder / "factor.npy", landmarks.factor.numpy(), record.key),
         errors=tuple((d, off) for d, off in zip(counts, errors, strict=True) if d <= count),
-        scale=size if record.dtype == "float16" and size > 0 else 1.0,
+        scale=size if size > 0 else 1.0,
         notes=tuple(notes),
     )
     write(folder / INDEX, made)
@@ -246,19 +277,14 @@ def _errors(
     return chosen.errors(exact_qm, exact_qm[:, chosen.places].T, counts)
 
 
-def _filled(
-    folder: Path,
-    record: IndexRecord,
-    problem: Problem,
-    curvature: Curvature,
-    damping: Damping,
-    progress: Callable[[int], object] | None,
-) -> IndexRecord:
-    """The record with all shards, and the recall that they show."""
-    bare = opened(folder, problem, record, curvature, verify=False)
+def _filled(index: Index, progress: Callable[[int], object] | None) -> Index:
+    """The index with all shards, and the recall that they show."""
+    folder, record, problem = index.folder, index.record, index.problem
     few = _sampled(problem)
     g_q = query_gradients(few, discover(few))
-    encoder = Encoder.of(problem, bare.layout, curvature, damping, bare.landmarks, g_q)
+    encoder = Encoder.of(
+        problem, index.layout, index.curvature, index.damping, index.landmarks, g_q
+    )
     start, ids = record.held, problem.train.contents
     if start < len(problem.train):
         shards = encoded(encoder, problem.train, ids, record, first=start, k=RECALLED)
@@ -269,18 +295,18 @@ def _filled(
             LOG.info("%s of %s examples are indexed", record.held, record.examples)
             if progress is not None:
                 progress(record.held)
-    phi_qd = bare.landmarks.coordinates(encoder.of_queries(bare.rows))
-    record = structs.replace(record, recall=_recall(folder, record, phi_qd))
+    phi_qd = index.landmarks.coordinates(encoder.of_queries(index.rows))
+    files = Shards.opened(folder, record, verify=False)
+    record = structs.replace(record, recall=_recall(folder, record, files, phi_qd))
     write(folder / INDEX, record)
-    return record
+    return replace(index, record=record, shards=files)
 
 
-def _recall(folder: Path, record: IndexRecord, phi_qd: Tensor) -> Recall:
+def _recall(folder: Path, record: IndexRecord, shards: Shards, phi_qd: Tensor) -> Recall:
     exact = Extremes(RECALLED)
     for number, shard in enumerate(record.shards):
         exact.merge(*read_ends(folder, number, shard))
     among = min(AMONG, record.examples)
-    shards = Shards.opened(folder, record.shards, record.scale, verify=False)
     found = shards.search(phi_qd, among)
     hits = (exact.indices[..., None] == found.indices[:, :, None]).any(3).double().mean(2)  # [2, S]
     high, low = hits.mean(1).tolist()

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from curvfluence.store.arrays import Size, StoredArray
 from curvfluence.store.records import Record
 
 INDEX = "index.json"
+BEGUN = "begun.json"  # until the first of index.json is written
 CURVATURE = "curvature"  # the folder of the curvature
 REMEDY = "make the index again in another folder"
+
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Begun(Record, frozen=True):
+    """Written before anything else: what is in a folder without `index.json` is this call's."""
+
+    remedy = REMEDY
+
+    key: str
 
 
 class Shard(Record, frozen=True):
@@ -30,9 +46,9 @@ class Recall(Record, frozen=True):
     queries: Size
     k: Size
     candidates: Size
-    helpful: float
-    harmful: float
-    worst: float
+    helpful: Share
+    harmful: Share
+    worst: Share
     errors: tuple[tuple[Size, float], ...]
 
     def __str__(self) -> str:
@@ -54,14 +70,15 @@ class SavedDamping(Record, frozen=True):
 
 class IndexRecord(Record, frozen=True):
     """Written after each step: once the curvature is there, once landmarks are, after each shard.
-    `key` is a hash of everything that the numbers depend on; `recall` is there once all of the
-    training set is. φ was divided by `scale` before it was written."""
+    `made_of` names everything that the numbers depend on, and `key` is its hash; `recall` is there
+    once all of the training set is. φ was divided by `scale` before it was written."""
 
     version_at = ("version",)
     remedy = REMEDY
 
     version: str
     key: str
+    made_of: dict[str, str]
     fitted_on: str
     rung: str
     damping: SavedDamping
@@ -71,7 +88,7 @@ class IndexRecord(Record, frozen=True):
     lower_is_better: bool
     dtype: str
     notes: tuple[str, ...]
-    scale: float = 1.0
+    scale: Annotated[float, Meta(gt=0)] = 1.0
     landmarks: StoredArray | None = None
     factor: StoredArray | None = None
     errors: tuple[tuple[Size, float], ...] = ()

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from curvfluence.errors import InputError
 from curvfluence.indexing.extremes import Extremes
-from curvfluence.indexing.records import REMEDY, Shard
+from curvfluence.indexing.records import REMEDY, IndexRecord, Shard
 from curvfluence.store.arrays import StoredArray, map_stored, write_array
 from curvfluence.store.files import inside
 
@@ -49,26 +50,38 @@ class Shards:
 
     phi: tuple[Tensor, ...]
     ids: tuple[Tensor, ...]
-    scale: float
 
     @staticmethod
-    def opened(folder: Path, shards: tuple[Shard, ...], scale: float, *, verify: bool) -> Shards:
-        """Errors: `InputError` naming a file that is missing or, with `verify` (which reads all of
-        them), is not what was written."""
+    def opened(folder: Path, record: IndexRecord, *, verify: bool) -> Shards:
+        """Errors: `InputError` naming a file that is missing, of another shape or dtype than its
+        index has or, with `verify` (which reads all of them), is not what was written."""
 
-        def maps(what: str) -> tuple[Tensor, ...]:
-            return tuple(
-                _mapped(inside(folder, f"shards/{k:05d}.{what}.npy"), getattr(one, what), verify)
-                for k, one in enumerate(shards)
-            )
+        def maps(what: str, dtype: str, *more: int) -> tuple[Tensor, ...]:
+            found: list[Tensor] = []
+            for k, shard in enumerate(record.shards):
+                path, said = inside(folder, f"shards/{k:05d}.{what}.npy"), getattr(shard, what)
+                if (said.shape, said.dtype) != ((shard.examples, *more), dtype):
+                    raise InputError(
+                        f"{path} is an array of {said.dtype} of shape {said.shape}, and its shard "
+                        f"of {shard.examples} examples has {dtype}: {REMEDY}"
+                    )
+                found.append(_mapped(path, said, verify))
+            return tuple(found)
 
-        return Shards(maps("phi"), maps("ids"), scale)
+        phi = maps("phi", record.dtype, record.dimension)
+        if verify:
+            for number, one in enumerate(phi):
+                if not all(bool(part.isfinite().all()) for part in one.split(SEARCHED)):
+                    raise InputError(f"shard {number} of {folder} is not finite: {REMEDY}")
+        return Shards(phi, maps("ids", "int64"))
 
     def search(self, phi_qd: Tensor, k: int) -> Extremes:
-        """The `k` highest and lowest φ(g_q)·φ(g_n) of each query. Cost: 2 Q N d operations, and all
-        of φ is read."""
+        """The `k` highest and lowest φ(g_q)·φ(g_n) of each query, up to a factor of its own, which
+        float32 holds whatever the size of gradients. Cost: 2 Q N d operations, and all of φ is
+        read."""
         found, start = Extremes(k), 0
-        phi_dq = (phi_qd * self.scale).float().T.contiguous()
+        largest = phi_qd.abs().amax(1, keepdim=True)
+        phi_dq = torch.where(largest > 0, phi_qd / largest, 0).float().T.contiguous()
         for shard in self.phi:
             for part in shard.split(SEARCHED):
                 found.add(start, (part.float() @ phi_dq).T)
@@ -78,7 +91,8 @@ class Shards:
 
 def read_ends(folder: Path, number: int, shard: Shard) -> tuple[Tensor, Tensor]:
     """(values, indices) of the exact scores that were kept with a shard, [2, S, k]."""
-    assert shard.ends is not None
+    if shard.ends is None or (shard.ends.dtype, len(shard.ends.shape)) != ("float64", 4):
+        raise InputError(f"shard {number} of {folder} has no exact scores: {REMEDY}")
     path = inside(folder, f"shards/{number:05d}.ends.npy")
     values, indices = _mapped(path, shard.ends, verify=True)
     return values, indices.long()

@@ -23,6 +23,7 @@ from curvfluence.jacobian.gradients import cached_gradients, own_gradients, quer
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
+from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, journal, precision, ranks
 from curvfluence.runtime import device as machine
@@ -287,7 +288,6 @@ class _Run:
             notes.append(said_of_residuals(self.residuals, curvature.tolerance))
         names = [block.name for block in curvature.blocks]
         seconds = machine.clock(problem.device) - self.start
-        units = curvature.fixed_damping is None
         return Scores(
             values=matrix.values,
             rung=curvature.name,
@@ -295,7 +295,7 @@ class _Run:
             lambdas=tuple(zip(names, curvature.lambdas(damping), strict=True)),
             fisher=curvature.fisher,
             measurement=measurement.name,
-            unit=measurement.unit if units else "none (a gradient dot product)",
+            unit=unit_of(curvature, measurement),
             lower_is_better=measurement.lower_is_better,
             leverage=leverage,
             coverage=curvature.coverage,
@@ -306,6 +306,13 @@ class _Run:
             inverse_error=self.inverses.error,
             certifier=Certifier(problem, curvature, damping, self.compress),
         )
+
+
+def unit_of(curvature: Curvature, measurement: Measurement) -> str:
+    """Of scores: the measurement's, or none where the curvature has no units."""
+    if curvature.fixed_damping is None:
+        return measurement.unit
+    return "none (a gradient dot product)"
 
 
 def _of_underflow(queries: Rows) -> tuple[str, ...]:

@@ -90,6 +90,8 @@ def map_stored(path: Path, said: StoredArray, *, verify: bool, remedy: str = REM
         raise InputError(f"{path} is no readable array ({error}): {remedy}") from None
     if (array.shape, str(array.dtype)) != (said.shape, said.dtype):
         raise InputError(f"{path} is not what was written: {remedy}")
+    if array.dtype not in (np.float16, np.float32, np.float64, np.int64):
+        raise InputError(f"{path} holds {array.dtype}: {remedy}")
     return array
 
 

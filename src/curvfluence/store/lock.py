@@ -97,7 +97,7 @@ def _holder(folder: Path) -> str:
 
 def _sweep(folder: Path) -> None:
     """Remove what writers that were killed have left behind: nobody else is writing now."""
-    for place in (folder, folder / "arrays"):
+    for place in (folder, folder / "arrays", folder / "shards"):
         if place.is_dir() and not place.is_symlink():
             for file in place.glob(".*.tmp"):
                 file.unlink(missing_ok=True)

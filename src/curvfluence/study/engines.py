@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import re
+import signal
+import socket
+import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +21,9 @@ from curvfluence.errors import InputError
 
 ENGINES = ("loky", "dask", "ray")
 REACHED = 20  # seconds in which a scheduler must answer
-LOST = 10_000  # workers that Dask lets a task lose before it gives it up: the rounds count them
+LOST = 3  # workers that Dask lets a task lose before it ends a round
+ADDRESSES = {"dask": r"(tcp|tls)://.+:\d+", "ray": r"auto|(ray://)?.+:\d+"}
+QUIET = ("distributed", "tornado", "asyncio", "bokeh")  # who tells of lost workers at length
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,17 @@ class Engine:
             raise InputError(f"an engine is {', '.join(ENGINES)}; seen {self.name!r}")
         if self.workers is not None:
             kinds.count(self.workers, "workers")
-        if self.address is not None and self.name == "loky":
+        if self.address is None:
+            return
+        if self.name == "loky":
             raise InputError("loky has no scheduler: give --engine dask or ray, or no address")
+        if not re.fullmatch(ADDRESSES[self.name], kinds.text(self.address, "address")):
+            like = "tcp://host:8786" if self.name == "dask" else "auto or ray://host:10001"
+            raise InputError(f"an address of {self.name} is like {like}; seen {self.address!r}")
+        if self.workers is not None:
+            raise InputError(
+                f"the cluster at {self.address} has its own workers: leave --workers out"
+            )
 
     @contextmanager
     def running(self) -> Generator[int]:
@@ -55,13 +71,13 @@ class Engine:
 
 @contextmanager
 def _dask(engine: Engine) -> Generator[int]:
-    try:
-        import dask.config as settings
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise InputError("dask is not installed: pip install 'curvfluence[dask]'") from None
-    kept = {"distributed.scheduler.allowed-failures": LOST}
-    with settings.set(kept), ExitStack() as stack:
+    with _quiet(), ExitStack() as stack:
+        try:
+            import dask.config as settings
+            from distributed import Client, LocalCluster
+        except ImportError:
+            raise InputError("dask is not installed: pip install 'curvfluence[dask]'") from None
+        stack.enter_context(settings.set({"distributed.scheduler.allowed-failures": LOST}))
         cluster: Any = engine.address
         if cluster is None:
             options: dict[str, Any] = {
@@ -70,19 +86,73 @@ def _dask(engine: Engine) -> Generator[int]:
                 "dashboard_address": None,
                 "silence_logs": logging.CRITICAL,
             }
-            cluster = stack.enter_context(LocalCluster(**options))
+            with _interrupts_held():
+                cluster = stack.enter_context(LocalCluster(**options))
+        else:
+            _require_answer(cluster)
         try:
             client = stack.enter_context(Client(cluster, timeout=REACHED))
             found: Any = client.scheduler_info()
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no Dask scheduler answers at {engine.address} ({error}): start one with `dask "
-                "scheduler` and workers with `dask worker`, or leave the address out"
-            ) from None
+        except (OSError, ValueError, TypeError) as error:
+            raise _unanswered(engine.address, error) from None
         count = sum(one["nthreads"] for one in found["workers"].values())
         if not count:
             raise InputError(f"the Dask scheduler at {engine.address} has no workers: start some")
         yield count
+
+
+def _require_answer(address: str) -> None:
+    """Before a client is made, which tells of what it cannot reach when it is gone."""
+    host, _, port = address.partition("://")[2].rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED):
+            return
+    except (OSError, OverflowError) as error:
+        raise _unanswered(address, error) from None
+
+
+def _unanswered(address: str | None, error: Exception) -> InputError:
+    return InputError(
+        f"no Dask scheduler answers at {address} ({error}): start one with `dask scheduler` and "
+        "workers with `dask worker`, or leave the address out"
+    )
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without what an engine's own threads say of workers that are gone; everything as it was
+    afterwards."""
+    held = {name: logging.getLogger(name).level for name in QUIET}
+    told, clients = sys.unraisablehook, "Client.__del__"
+
+    def without(found: Any) -> None:
+        if clients not in str(getattr(found.object, "__qualname__", found.object)):
+            told(found)
+
+    sys.unraisablehook = without
+    try:
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        gc.collect()  # clients that an error held
+        sys.unraisablehook = told
+        for name, level in held.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _interrupts_held() -> Generator[None]:
+    """Ctrl-C is this process's to hear: what is started within, and what its threads start, does
+    not; here it is heard afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
