@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from curvfluence.errors import InputError
 
 ENGINES = ("loky", "dask", "ray")
 REACHED = 20  # seconds in which a scheduler must answer
-LOST = 3  # workers that Dask lets a task lose before it ends a round
+LOST = 10_000  # workers that Dask lets a task lose: tasks count them, see `make_bank`
+POLL, GONE = 1.0, 8.0  # seconds between two looks at workers, and for which there are none
 ADDRESSES = {"dask": r"(tcp|tls)://.+:\d+", "ray": r"auto|(ray://)?.+:\d+"}
 QUIET = ("distributed", "tornado", "asyncio", "bokeh")  # who tells of lost workers at length
 
@@ -88,6 +90,7 @@ def _dask(engine: Engine) -> Generator[int]:
             }
             with _interrupts_held():
                 cluster = stack.enter_context(LocalCluster(**options))
+                stack.enter_context(_manned(cluster, options["n_workers"]))
         else:
             _require_answer(cluster)
         try:
@@ -99,6 +102,30 @@ def _dask(engine: Engine) -> Generator[int]:
         if not count:
             raise InputError(f"the Dask scheduler at {engine.address} has no workers: start some")
         yield count
+
+
+@contextmanager
+def _manned(cluster: Any, count: int) -> Generator[None]:
+    """Workers are started again once all of them are gone: whoever watches one gives up where it
+    dies as it starts, and tasks would wait for ever."""
+    over = threading.Event()
+
+    def watch() -> None:
+        gone = 0
+        while not over.wait(POLL):
+            gone = 0 if cluster.scheduler.workers else gone + 1
+            if gone * POLL >= GONE:
+                cluster.scale(0)
+                cluster.scale(count)
+                gone = 0
+
+    thread = threading.Thread(target=watch, name="curvfluence: workers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _require_answer(address: str) -> None:
