@@ -3,7 +3,8 @@
     python benchmarks/engines.py [--problem digits-large] [--rounds 3] [--out scale.json]
 
 The truth of a study by `make_bank` in a folder of its own each time, with one worker and with two,
-in turn, from before the cluster is started until the last batch is kept: wall-clock seconds. Then
+in turn, from before the cluster is started until the last batch is kept: wall-clock seconds. (With
+one worker joblib does the work in this process, beside the cluster.) Then
 once more with two while one of them, whichever, is killed ten times at random moments. Every
 array's bytes are compared with those of one process without an engine.
 """
@@ -50,7 +51,9 @@ def kill(times: int, over: threading.Event, killed: list[int]) -> None:
     generator = random.Random(0)
     while len(killed) < times and not over.wait(generator.uniform(1.0, 4.0)):
         own = psutil.Process().children(recursive=True)
-        workers = [p.pid for p in own if "spawn_main" in " ".join(p.cmdline())]
+        # named by what they are where setproctitle is installed
+        titles = ("spawn_main", "Dask Worker")
+        workers = [p.pid for p in own if any(t in " ".join(p.cmdline()) for t in titles)]
         if workers:
             os.kill(killed_one := generator.choice(workers), signal.SIGKILL)
             killed.append(killed_one)
@@ -59,7 +62,7 @@ def kill(times: int, over: threading.Event, killed: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problem", default="digits-large")
-    parser.add_argument("--subsets", type=int, default=100)
+    parser.add_argument("--subsets", type=int, default=200)
     parser.add_argument("--models", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)
