@@ -52,7 +52,7 @@ def kill(times: int, over: threading.Event, killed: list[int]) -> None:
     while len(killed) < times and not over.wait(generator.uniform(1.0, 4.0)):
         own = psutil.Process().children(recursive=True)
         # named by what they are where setproctitle is installed
-        titles = ("spawn_main", "Dask Worker")
+        titles = ("spawn_main", "dask worker")
         workers = [p.pid for p in own if any(t in " ".join(p.cmdline()) for t in titles)]
         if workers:
             os.kill(killed_one := generator.choice(workers), signal.SIGKILL)

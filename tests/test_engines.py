@@ -104,7 +104,7 @@ def killing(times: int, seed: int, pattern: str) -> Generator[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "pattern"), [("dask", "spawn_main|Dask Worker"), ("loky", "loky")]
+    ("name", "pattern"), [("dask", "spawn_main|dask worker"), ("loky", "loky")]
 )
 def test_killed_workers(name: str, pattern: str, wanted: dict[str, str], tmp_path: Path) -> None:
     """Each kill is of a worker at whatever it does: nothing is lost and no bit changes."""
