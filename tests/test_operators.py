@@ -321,6 +321,38 @@ class TestKronecker:
         values = operator.eigenvalues()
         assert one.with_eigenvalues(values).mean_eigenvalue().count == int((values > 0).sum())
 
+    def test_rank_of_a_factored_one(self) -> None:
+        """Its eigenbasis has the rank that it was given."""
+        one = replace(self.kronecker("one decay", "factored"), rank=1)
+        assert isinstance(one, FactoredKronecker)
+        assert one.eigenbasis().mean_eigenvalue().count == 1
+
+    def test_one_output(self) -> None:
+        single = KroneckerEigen(
+            torch.ones(1, 1).double(), torch.eye(3).double(), torch.ones(1, 3).double()
+        )
+        decay = torch.tensor([0.1, 0.1, 0.4]).double()
+        assert single.decay_of_weight_and_bias(decay) == pytest.approx((0.1, 0.3))
+
+    def test_thin_factors(self) -> None:
+        """From 256 rows up a factor of a known rank is decomposed in its range: the other
+        eigenvalues are 0, not what rounding leaves of them."""
+        half = drawn(300, 5)
+        factor = half @ half.T
+        values, vectors = basis_of(factor, 5)
+        assert vectors is not None
+        assert int((values == 0).sum()) == 300 - 5 - 8
+        torch.testing.assert_close(vectors * values @ vectors.T, factor)
+        assert torch.equal(InputBases().of(factor, 5)[0], values)
+        more, _ = basis_of(factor, 250)
+        assert int((more == 0).sum()) < 100
+        noisy = factor + 1e-3 * torch.diag(drawn(300).square())  # not of that rank: all of it
+        values, vectors = basis_of(noisy, 5)
+        assert vectors is not None
+        torch.testing.assert_close(vectors * values @ vectors.T, noisy)
+        rough, _ = basis_of(factor.float(), 5)
+        assert int((rough == 0).sum()) == 300 - 5 - 8
+
     def test_shared_bases(self) -> None:
         a = self.kronecker()
         same = replace(a, out_basis=a.out_basis.clone(), values=2 * a.values)
@@ -592,6 +624,19 @@ class TestLowRankInverse:
         ):
             with pytest.raises(SingularError, match="inverted in float32"):
                 attempt()
+        for factor in (1e-3, 1e3):  # a share of each by itself, however small or large it is
+            some = replace(train, terms=tuple(outer(t, factor) for t in train.terms))
+            with pytest.raises(SingularError, match="inverted in float32"):
+                rough.quadratic(block.places, some, nothing, 0.0)
+            asked = replace(queries, terms=tuple(outer(t, factor) for t in queries.terms))
+            few = replace(sample, queries=lambda asked=asked: asked)
+            with pytest.raises(SingularError, match="inverted in float32"):
+                rough.low_rank_inverse(block.places, asked, nothing, 0.0, few)
+        none = replace(queries, terms=tuple(outer(t, 0.0) for t in queries.terms))
+        few = replace(sample, queries=lambda: none)
+        assert isinstance(
+            rough.low_rank_inverse(block.places, none, nothing, 0.0, few), LowRankInverse
+        )
         empty = queries[torch.arange(0)]
         assert len(rough.quadratic(block.places, empty, nothing, 0.0)) == 0
         zero = replace(train, terms=tuple(outer(t, 0.0) for t in train.terms))
