@@ -154,7 +154,7 @@ def test_workers_that_always_die(
     )
     (tmp_path / "mine.py").write_text(POISONED + text)
     spec = StudySpec("mine.py", 20, models=1, orders=1)
-    said = {"loky": "lost its workers 3 times", "dask": "20 workers were lost at one batch"}
+    said = {"loky": "lost its workers 3 times", "dask": "20 workers were lost at one task"}
     with pytest.raises(InputError, match=said[name]):
         make_bank([spec], Path("b"), problem=load("mine.py"), engine=Engine(name, 2))
 
@@ -244,17 +244,20 @@ def test_a_study(tmp_path: Path) -> None:
     assert read_study(tmp_path / "b").results.digest == again.results.digest
 
 
-def test_a_sweep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["loky", "dask", "ray"])
+def test_a_sweep(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
+    pytest.importorskip({"dask": "distributed", "ray": "ray"}.get(name, "joblib"))
     from curvfluence.study.sweep import run_sweep
 
     base = StudySpec("wine", 8, models=1, rungs=("KFAC",), bregman=False)
     found = [
-        run_sweep(base, {"seed": [0, 1]}, tmp_path / name, jobs=2, engine=engine)
-        for name, engine in (("a", None), ("b", Engine("loky", 2)))
+        run_sweep(base, {"seed": [0, 1]}, tmp_path / place, jobs=2, engine=engine)
+        for place, engine in (("a", None), ("b", Engine(name, 2)))
     ]
     lds = [[one.results.rungs[0].lds for one in sweep.studies] for sweep in found]
     assert lds[0] == lds[1]
+    assert not list(tmp_path.rglob(".attempts-*"))
 
 
 class TestRefused:

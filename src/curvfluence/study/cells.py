@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -16,7 +16,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from curvfluence import kinds
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.runtime.child import end_with_parent
-from curvfluence.study.engines import Engine
+from curvfluence.study.engines import Engine, attempt, attempts
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.results import Results
 from curvfluence.study.run import run_together
@@ -30,6 +30,7 @@ class _Batch:
     specs: tuple[StudySpec, ...]
     folders: tuple[Path, ...]
     bank: Path | None
+    attempts: Path | None = None
 
 
 def run_cells(
@@ -52,20 +53,29 @@ def run_cells(
     """
     jobs = processes(jobs, len(specs))
     work = batches(specs, jobs)
-    tasks = (
-        delayed(_run)(
-            _Batch(
-                tuple(specs[i] for i in k),
-                tuple(folders[i] for i in k),
-                None if banks is None else banks[k[0]],
-            )
-        )
-        for k in work
-    )
     results: dict[int, Results] = {}
-    where = nullcontext() if engine is None else engine.running()
-    with workers(), where, watch("studies", len(specs)) as done:
-        parts = Parallel(n_jobs=jobs if engine is None else None, return_as="generator")(tasks)
+    with ExitStack() as stack:
+        stack.enter_context(workers())
+        options: dict[str, Any] = {"n_jobs": jobs, "return_as": "generator"}
+        counted = None
+        if engine is not None:
+            options = {} if engine.name == "ray" else {"return_as": "generator"}
+            folders[0].parent.mkdir(parents=True, exist_ok=True)
+            counted = stack.enter_context(attempts(folders[0].parent))
+            stack.enter_context(engine.running())
+        tasks = (
+            delayed(_run)(
+                _Batch(
+                    tuple(specs[i] for i in k),
+                    tuple(folders[i] for i in k),
+                    None if banks is None else banks[k[0]],
+                    counted,
+                )
+            )
+            for k in work
+        )
+        done = stack.enter_context(watch("studies", len(specs)))
+        parts = Parallel(**options)(tasks)
         for places, batch in zip(work, cast("Iterator[list[Results]]", parts), strict=True):
             results.update(zip(places, batch, strict=True))
             done(len(results))
@@ -107,6 +117,8 @@ def batches(specs: Sequence[StudySpec], jobs: int) -> list[tuple[int, ...]]:
 
 def _run(batch: _Batch) -> list[Results]:
     end_with_parent()
+    if batch.attempts is not None:
+        attempt(batch.attempts, batch.folders[0].name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CurvfluenceWarning)  # results name all of them
         studies = run_together(batch.specs, batch.folders, threads=1, bank=batch.bank)

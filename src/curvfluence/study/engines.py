@@ -9,20 +9,24 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import joblib
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
+from curvfluence.store.files import append_line
 
 ENGINES = ("loky", "dask", "ray")
 REACHED = 20  # seconds in which a scheduler must answer
-LOST = 10_000  # workers that Dask lets a task lose: tasks count them, see `make_bank`
+LOST = 10_000  # workers that Dask lets a task lose, since `attempt` counts them
+ATTEMPTS = 20  # at one task, each of which its worker did not survive
 POLL, GONE = 1.0, 8.0  # seconds between two looks at workers, and for which there are none
 ADDRESSES = {"dask": r"(tcp|tls)://.+:\d+", "ray": r"auto|(ray://)?.+:\d+"}
 QUIET = ("distributed", "tornado", "asyncio", "bokeh")  # who tells of lost workers at length
@@ -69,6 +73,29 @@ class Engine:
                 count = self.workers or os.cpu_count() or 1
             stack.enter_context(joblib.parallel_config(backend=self.name, n_jobs=count))
             yield count
+
+
+@contextmanager
+def attempts(place: Path) -> Generator[Path]:
+    """A folder in `place`, which all workers see, where `attempt` counts while work is done."""
+    options: dict[str, Any] = {"dir": place, "prefix": ".attempts-", "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(**options) as name:
+        yield Path(name).resolve()
+
+
+def attempt(counted: Path, work: str) -> None:
+    """In a worker, before a task: joblib does not hear of one that Dask gives up, so tasks are
+    never given up there, and know themselves how often they were begun.
+
+    Errors: `InputError` where as many workers as are allowed did not survive it.
+    """
+    file = counted / work
+    append_line(file, "begun")
+    if len(file.read_text().splitlines()) > ATTEMPTS:
+        raise InputError(
+            f"{ATTEMPTS} workers were lost at one task, one after the other: what is finished is "
+            "kept, and the same command goes on; fewer workers take less memory"
+        )
 
 
 @contextmanager

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +15,11 @@ from curvfluence.errors import CurvfluenceError, CurvfluenceWarning, InputError
 from curvfluence.runtime.child import end_with_parent
 from curvfluence.runtime.log import logger
 from curvfluence.runtime.threads import limited
-from curvfluence.store.files import append_line
 from curvfluence.store.hashes import hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json
 from curvfluence.study.asked import asked
-from curvfluence.study.engines import Engine
+from curvfluence.study.engines import Engine, attempt, attempts
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.retrain import (
@@ -41,7 +37,6 @@ from curvfluence.truth.bank import Bank, Batch
 
 LOG = logger(__name__)
 ROUNDS = 3  # in which nothing was made, until it is given up
-ATTEMPTS = 20  # at one task, each of which its worker did not survive
 
 
 def make_bank(
@@ -121,22 +116,37 @@ def fill(
     """
     bank, problems = _bank_of(specs, path, problem, shared=True)
     bank.claim()
-    place, attempts = str(path.resolve()), tempfile.mkdtemp(prefix="curvfluence-")
+    with attempts(path) as counted:
+        _fill(specs, problems, bank, engine, counted, anew=anew, watch=watch)
+
+
+def _fill(
+    specs: Sequence[StudySpec],
+    problems: Sequence[StudyProblem],
+    bank: Bank,
+    engine: Engine,
+    counted: Path,
+    *,
+    anew: bool,
+    watch: Watcher,
+) -> None:
+    """`fill` while attempts at tasks are counted in a folder."""
+    place = str(bank.path.resolve())
     sized = [(spec, batches_of(spec, at)) for spec, at in zip(specs, problems, strict=True)]
     tasks = [
-        Task(_absolute(spec), place, part.batch, k, len(parts), len(part.runs), anew, attempts)
+        Task(_absolute(spec), place, part.batch, k, len(parts), len(part.runs), anew, counted)
         for spec, parts in sized
         for k, part in enumerate(parts)
         if anew or not bank.has(part.batch)
     ]
     models = [
-        Task(_absolute(spec), place, batch, None, 0, spec.models, anew, attempts)
+        Task(_absolute(spec), place, batch, None, 0, spec.models, anew, counted)
         for spec, batch in zip(specs, map(models_of, specs, problems), strict=True)
         if anew or not bank.has(batch)
     ]
     left = [*models, *tasks]
     total, barren = sum(task.runs for task in left), 0
-    with removed(attempts), watch(f"train by {engine.name}", total) as done:
+    with watch(f"train by {engine.name}", total) as done:
         while left:
             before = len(left)
             lost = _round(left, engine, lambda runs: done(total - runs))
@@ -154,15 +164,6 @@ def fill(
                 ) from lost
 
 
-@contextmanager
-def removed(folder: str) -> Generator[None]:
-    """A folder that is gone afterwards."""
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class Task:
     """A batch of so many `runs`: retrainings, by their place among a study's `count`, or with None
@@ -175,29 +176,15 @@ class Task:
     count: int
     runs: int
     anew: bool
-    attempts: str  # a folder in which they are counted, where a worker sees it
-
-    def begin(self) -> None:
-        """Errors: `InputError` where as many workers as are allowed did not survive it."""
-        name = hash_json({"batch": as_json(self.batch)})
-        with suppress(OSError):
-            file = Path(self.attempts) / name
-            append_line(file, "begun")
-            if len(file.read_text().splitlines()) > ATTEMPTS:
-                raise InputError(
-                    f"{ATTEMPTS} workers were lost at one batch of retrainings, one after the "
-                    "other: what is finished is kept, and the same command goes on; fewer workers "
-                    "take less memory"
-                )
+    attempts: Path
 
 
 def _round(left: list[Task], engine: Engine, told: Callable[[int], None]) -> Exception | None:
     """Give out the tasks and take those that are done off the list; what ended the round. `told`
     hears how many runs are left."""
     options: dict[str, Any] = {"batch_size": 1, "pre_dispatch": "all"}
-    # Ray gives all of them at the end; of Dask a task that failed is heard of in its turn alone
-    ordered = {"loky": "generator_unordered", "dask": "generator", "ray": "list"}
-    options["return_as"] = ordered[engine.name]
+    if engine.name != "ray":  # which gives all of them at the end
+        options["return_as"] = "generator_unordered"
     try:
         with engine.running():
             work = joblib.Parallel(**options)(joblib.delayed(_done)(task) for task in tuple(left))
@@ -214,7 +201,7 @@ def _round(left: list[Task], engine: Engine, told: Callable[[int], None]) -> Exc
 def _done(task: Task) -> Task:
     """In a worker: make what a task is of, where the bank has it not."""
     end_with_parent()
-    task.begin()
+    attempt(task.attempts, hash_json({"batch": as_json(task.batch)}))
     problem = _loaded(task.spec.problem)
     with warnings.catch_warnings(), limited(1):
         warnings.simplefilter("ignore", CurvfluenceWarning)  # who asked says them
