@@ -193,6 +193,13 @@ def test_blocks_that_do_not_belong_together(tmp_path: Path) -> None:
             write(folder / CURVATURE, structs.replace(said, arrays={**said.arrays, name: one}))
             with pytest.raises(InputError):
                 cf.Curvature.load(folder, problem)
+        spoilt = array.copy()
+        spoilt[0, -1] = np.nan
+        one = write_array(folder / f"{name}.npy", spoilt, name)
+        write(folder / CURVATURE, structs.replace(said, arrays={**said.arrays, name: one}))
+        for mapped in (False, True):
+            with pytest.raises(InputError, match="NaN or infinity"):
+                cf.Curvature.load(folder, problem, mapped=mapped)
         write_array(folder / f"{name}.npy", array, name)
     write(folder / CURVATURE, said)
     cf.Curvature.load(folder, problem)

@@ -87,6 +87,14 @@ def path(value: object, what: str) -> Path | None:
     return None if value is None else Path(value)  # pyright: ignore[reportUnknownArgumentType]
 
 
+def place(value: object, what: str) -> Path:
+    """`path` that must be given."""
+    found = path(value, what)
+    if found is None:
+        raise InputError(f"{what} must be a path; seen None")
+    return found
+
+
 def dtype(value: object, what: str) -> torch.dtype:
     if not isinstance(value, torch.dtype):
         raise InputError(f"{what} must be a dtype such as torch.float64; seen {value!r}")

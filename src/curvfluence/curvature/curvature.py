@@ -275,9 +275,7 @@ class Curvature:
         Errors: `InputError` where the folder holds anything, or where the inverse is by products
         with the data (GGN and Hessian by iteration, in sample space), which no file holds.
         """
-        folder = kinds.path(path, "path")
-        if folder is None:
-            raise InputError("path must be a path; seen None")
+        folder = kinds.place(path, "path")
         describe = partial(
             SavedCurvature,
             rung=self.rung,
@@ -300,9 +298,7 @@ class Curvature:
         file that is missing, damaged or of another version, and for another problem.
         """
         require_problem(problem)
-        folder = kinds.path(path, "path")
-        if folder is None:
-            raise InputError("path must be a path; seen None")
+        folder = kinds.place(path, "path")
         said, tensors = read_curvature(folder, problem.device, mapped=kinds.flag(mapped, "mapped"))
         if said.fitted_on != problem.fingerprint:
             raise InputError(

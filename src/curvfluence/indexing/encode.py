@@ -13,7 +13,7 @@ from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.indexing.extremes import Extremes
-from curvfluence.indexing.landmarks import Landmarks, own_rows
+from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import IndexRecord
 from curvfluence.indexing.shards import SHARD, Made
 from curvfluence.jacobian.columns import of_gradient
@@ -44,11 +44,11 @@ class Encoder:
         curvature: Curvature,
         damping: Damping,
         landmarks: Landmarks,
+        rows: Rows,
         sample: Rows | None = None,
     ) -> Encoder:
-        """Errors: `InputError` where the solutions would take more than a quarter of the memory."""
-        numbers = landmarks.numbers.to(problem.device)
-        rows = own_rows(problem, layout, problem.train.take(numbers))
+        """`rows` are the landmarks' gradients. Errors: `InputError` where the solutions would take
+        more than a quarter of the memory."""
         rows = rows if sample is None else concatenate([rows, sample])
         count = curvature.parameters.count
         wanted = len(rows) * count * problem.dtype.itemsize

@@ -20,10 +20,10 @@ from curvfluence.errors import InputError
 from curvfluence.indexing.encode import Encoder, encoded
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.found import Found, Took
-from curvfluence.indexing.landmarks import Landmarks, own_rows
+from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import INDEX, IndexRecord
 from curvfluence.indexing.shards import Shards, write_shard
-from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.jacobian.gradients import gradients_of, query_gradients
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
@@ -121,7 +121,6 @@ class Index:
             values.append(best.values)
         indices, scores = torch.cat(tops, 1), torch.cat(values, 1) / self.record.examples
         high, low = (Ranked(indices[end], scores[end]) for end in (0, 1))
-        helps = self.problem.measurement.lower_is_better
         measurement, recall = self.problem.measurement, self.record.recall
         notes = list(scoring.notes_at(self.damping))
         measured = self.record.rung, self.record.measurement
@@ -133,8 +132,8 @@ class Index:
                 "candidates miss less"
             )
         return Found(
-            top=high if helps else low,
-            bottom=low if helps else high,
+            top=high if measurement.lower_is_better else low,
+            bottom=low if measurement.lower_is_better else high,
             rung=scoring.name,
             measurement=measurement.name,
             unit=unit_of(scoring, measurement),
@@ -174,7 +173,7 @@ class Index:
                     f"the index in {self.folder} has other examples than this one, which something "
                     "was appended to since: take what append() gave, or load it again"
                 )
-            encoder = Encoder.of(problem, self.layout, self.curvature, self.damping, self.landmarks)
+            encoder = self.encoder()
             record = self.record
             for made in encoded(encoder, data, data.contents, record):
                 number = len(record.shards)
@@ -183,6 +182,11 @@ class Index:
             write(self.folder / INDEX, record)
         shards = Shards.opened(self.folder, record, verify=False)
         return replace(self, record=record, shards=shards).knowing(data)
+
+    def encoder(self, sample: Rows | None = None) -> Encoder:
+        """What makes φ, and with a `sample` of queries' gradients their exact scores."""
+        given = self.problem, self.layout, self.curvature, self.damping, self.landmarks, self.rows
+        return Encoder.of(*given, sample)
 
     def knowing(self, data: Data) -> Index:
         """With examples at hand whose φ the folder has already."""
@@ -252,6 +256,6 @@ class Index:
             own = numbers[(numbers >= start) & (numbers < start + len(data))] - start
             if len(own):
                 few = data.take(own.to(self.problem.device))
-                found.append(own_rows(self.problem, self.layout, few))
+                found.append(gradients_of(self.problem, self.layout, few))
             start += len(data)
         return found

@@ -18,13 +18,12 @@ from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError
 from curvfluence.jacobian.columns import of_gradient
-from curvfluence.jacobian.gradients import gradient_rows
+from curvfluence.jacobian.gradients import gradient_rows, gradients_of
 from curvfluence.jacobian.layers import Layout
-from curvfluence.jacobian.passes import rows_in_chunks
-from curvfluence.jacobian.rows import Rows, concatenate
+from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
-from curvfluence.problem.stream import Data
 from curvfluence.runtime import budget
+from curvfluence.score.drawn import keys_by
 
 BLOCK = 32  # examples that are proposed at a time
 SAMPLE = 4096  # training examples that landmarks are chosen among, at most
@@ -76,17 +75,6 @@ class Chosen:
         return found
 
 
-def gradients_of(problem: Problem, layout: Layout, numbers: Tensor) -> Rows:
-    """∇ℓ_n of some training examples."""
-    return own_rows(problem, layout, problem.train.take(numbers.to(problem.device)))
-
-
-def own_rows(problem: Problem, layout: Layout, examples: Data) -> Rows:
-    """∇ℓ of examples, held all at once."""
-    rows_of = rows_in_chunks(problem, layout, examples, of_gradient("training set"))
-    return concatenate([rows for _, rows in rows_of])
-
-
 def choose(
     problem: Problem,
     layout: Layout,
@@ -109,7 +97,7 @@ def choose(
     """
     generator = torch.Generator().manual_seed(seed)
     numbers = _drawn(problem, layout, sample_size(problem, layout, most), generator)
-    rows = gradients_of(problem, layout, numbers)
+    rows = gradients_of(problem, layout, problem.train.take(numbers.to(problem.device)))
     norms = curvature.quadratic(rows, damping).double().cpu().clamp_(min=0)
     if not float(norms.sum()) > 0:
         raise InputError(
@@ -173,9 +161,7 @@ def _drawn(problem: Problem, layout: Layout, size: int, generator: torch.Generat
     keys = torch.empty(0, dtype=torch.float64)
     for start, rows in gradient_rows(problem, layout):
         norms = rows.exact_norms()[:, 0].cpu()
-        # Efraimidis & Spirakis 2006: the largest log(u)/size are a sample by size
-        key = torch.rand(len(norms), generator=generator, dtype=torch.float64).log() / norms
-        keys = torch.cat([keys, key])
+        keys = torch.cat([keys, keys_by(norms, generator)])
         numbers = torch.cat([numbers, start + torch.arange(len(norms))])
         best = keys.topk(min(size, len(keys))).indices
         keys, numbers = keys[best], numbers[best]

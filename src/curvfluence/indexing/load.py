@@ -13,10 +13,11 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping, Relative
 from curvfluence.errors import InputError
 from curvfluence.indexing.index import Index
-from curvfluence.indexing.landmarks import Landmarks, gradients_of
+from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import CURVATURE, INDEX, REMEDY, IndexRecord, SavedDamping
 from curvfluence.indexing.shards import Shards
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.gradients import gradients_of
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.problem.source import Source, data_of
 from curvfluence.problem.stream import Data
@@ -40,9 +41,7 @@ def load_index(
     """
     require_problem(problem)
     kinds.flag(verify, "verify")
-    folder = kinds.path(path, "path")
-    if folder is None:
-        raise InputError("path must be a path; seen None")
+    folder = kinds.place(path, "path")
     record = read(folder / INDEX, IndexRecord)
     if record is None:
         raise InputError(f"{folder} holds no index: there is no {INDEX}")
@@ -120,7 +119,7 @@ def opened(
         shards=shards,
         landmarks=Landmarks(numbers, factor),
         layout=layout,
-        rows=gradients_of(problem, layout, numbers),
+        rows=gradients_of(problem, layout, problem.train.take(numbers.to(problem.device))),
         versions=(problem.train.versions,),
     )
 

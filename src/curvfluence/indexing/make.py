@@ -19,10 +19,10 @@ from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.rung import Rung
 from curvfluence.curvature.saved import in_numbers
 from curvfluence.errors import InputError
-from curvfluence.indexing.encode import Encoder, encoded
+from curvfluence.indexing.encode import encoded
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.index import Index
-from curvfluence.indexing.landmarks import Chosen, choose
+from curvfluence.indexing.landmarks import choose
 from curvfluence.indexing.load import behind, curvature_in, damping_of, opened
 from curvfluence.indexing.records import BEGUN, CURVATURE, INDEX, Begun, IndexRecord, Recall
 from curvfluence.indexing.shards import Shards, read_ends, write_shard
@@ -94,9 +94,7 @@ def index(
     the data, for a `BestOf` damping, for a folder that holds anything else.
     """
     require_problem(problem)
-    folder = kinds.path(out, "out")
-    if folder is None:
-        raise InputError("out must be a new folder; seen None")
+    folder = kinds.place(out, "out")
     dimension, seed = kinds.count(dimension, "dimension"), kinds.count(seed, "seed", least=0)
     if error is not None and not 0 < kinds.number(error, "error") < 1:
         raise InputError(f"error must lie between 0 and 1; seen {error}")
@@ -240,7 +238,10 @@ def _with_landmarks(
     layout = discover(problem)
     chosen = choose(problem, layout, curvature, damping, most=dimension, seed=seed)
     counts = [d for d in DIMENSIONS if d < len(chosen.landmarks)] + [len(chosen.landmarks)]
-    errors = _errors(problem, curvature, damping, chosen, counts)
+    g_q = query_gradients(_sampled(problem), layout)
+    x_q = curvature.solve_rows(g_q, damping, against=Against(len(chosen.rows)))
+    exact_qm = x_q.inner(chosen.rows)[..., 0].cpu()
+    errors = chosen.errors(exact_qm, exact_qm[:, chosen.places].T, counts)
     count, notes = len(chosen.landmarks), list(record.notes)
     if count < dimension:
         notes.append(f"{count} landmarks span the gradients of the sample: dimension {count}")
@@ -265,26 +266,10 @@ def _with_landmarks(
     return made
 
 
-def _errors(
-    problem: Problem, curvature: Curvature, damping: Damping, chosen: Chosen, counts: list[int]
-) -> list[float]:
-    """`Chosen.errors` of the queries that recall is measured on."""
-    few = _sampled(problem)
-    x_q = curvature.solve_rows(
-        query_gradients(few, discover(few)), damping, against=Against(len(chosen.rows))
-    )
-    exact_qm = x_q.inner(chosen.rows)[..., 0].cpu()
-    return chosen.errors(exact_qm, exact_qm[:, chosen.places].T, counts)
-
-
 def _filled(index: Index, progress: Callable[[int], object] | None) -> Index:
     """The index with all shards, and the recall that they show."""
     folder, record, problem = index.folder, index.record, index.problem
-    few = _sampled(problem)
-    g_q = query_gradients(few, discover(few))
-    encoder = Encoder.of(
-        problem, index.layout, index.curvature, index.damping, index.landmarks, g_q
-    )
+    encoder = index.encoder(query_gradients(_sampled(problem), index.layout))
     start, ids = record.held, problem.train.contents
     if start < len(problem.train):
         shards = encoded(encoder, problem.train, ids, record, first=start, k=RECALLED)

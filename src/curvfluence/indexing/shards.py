@@ -68,12 +68,7 @@ class Shards:
                 found.append(_mapped(path, said, verify))
             return tuple(found)
 
-        phi = maps("phi", record.dtype, record.dimension)
-        if verify:
-            for number, one in enumerate(phi):
-                if not all(bool(part.isfinite().all()) for part in one.split(SEARCHED)):
-                    raise InputError(f"shard {number} of {folder} is not finite: {REMEDY}")
-        return Shards(phi, maps("ids", "int64"))
+        return Shards(maps("phi", record.dtype, record.dimension), maps("ids", "int64"))
 
     def search(self, phi_qd: Tensor, k: int) -> Extremes:
         """The `k` highest and lowest φ(g_q)·φ(g_n) of each query, up to a factor of its own, which

@@ -13,6 +13,7 @@ from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
+from curvfluence.problem.stream import Data
 from curvfluence.problem.tree import Batched
 from curvfluence.runtime import budget, journal, ranks
 
@@ -109,6 +110,12 @@ def own_gradients(
 def training_gradients(problem: Problem, layout: Layout) -> Rows:
     """g_n = ∇ℓ_n of every training example (v_n ∇ℓ_n), held all at once."""
     return concatenate([rows for _, rows in gradient_rows(problem, layout)])
+
+
+def gradients_of(problem: Problem, layout: Layout, examples: Data) -> Rows:
+    """∇ℓ of some examples (v_n ∇ℓ_n where they have weights), held all at once."""
+    rows_of = rows_in_chunks(problem, layout, examples, of_gradient("training set"))
+    return concatenate([rows for _, rows in rows_of])
 
 
 def query_gradients(problem: Problem, layout: Layout) -> Rows:

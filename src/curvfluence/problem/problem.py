@@ -422,15 +422,15 @@ class Problem:
         """The same problem with other queries, as `Problem` takes and checks them."""
         given = unweighted(data_of(queries, "queries", budget.HELD)).to(self.device, self.dtype)
         other = self._with(queries=given)
-        with torch.no_grad(), generators.preserved():
-            try:
-                other._require_fit(other._few_outputs[:1], given)
-            except InputError as error:
-                raise type(error)(f"queries: {error}") from error.__cause__
+        try:
+            other.require_examples(given)
+        except InputError as error:
+            raise type(error)(f"queries: {error}") from error.__cause__
         return other
 
     def require_examples(self, examples: Data) -> None:
-        """Errors: `InputError` where these are none that the model could have been trained on."""
+        """Errors: `InputError` where these are none that the model could have been trained on, or,
+        of its queries, be asked about."""
         with torch.no_grad(), generators.preserved():
             self._require_fit(self._few_outputs[:1], examples)
 

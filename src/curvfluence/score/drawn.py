@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvfluence.jacobian.columns import of_gradient
-from curvfluence.jacobian.gradients import gradient_rows, own_gradients
+from curvfluence.jacobian.gradients import gradient_rows, gradients_of, own_gradients
 from curvfluence.jacobian.layers import Layout
-from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import ranks
@@ -32,8 +30,7 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
     sizes = torch.empty(0, dtype=torch.float64)
     for _, rows in gradient_rows(problem, layout):
         size = rows.exact_norms()[:, 0].cpu()
-        # Efraimidis & Spirakis 2006: the largest log(u)/size are a sample by size
-        key = torch.rand(len(size), generator=generator, dtype=torch.float64).log() / size
+        key = keys_by(size, generator)
         best = key.topk(min(DRAWN, int((size > 0).sum()))).indices
         kept.append(rows[best.to(problem.device)])
         keys, sizes = torch.cat([keys, key[best]]), torch.cat([sizes, size[best]])
@@ -46,6 +43,12 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Rows | None:
     return concatenate(kept)[sizes.argsort(descending=True).to(problem.device)]
 
 
+def keys_by(sizes: Tensor, generator: torch.Generator) -> Tensor:
+    """Of which the k largest are a sample of k without replacement, by size (Efraimidis & Spirakis
+    2006); −∞ of a size of 0."""
+    return torch.rand(len(sizes), generator=generator, dtype=torch.float64).log() / sizes
+
+
 def _drawn_together(problem: Problem, layout: Layout, team: ranks.Ranks) -> Rows | None:
     """The same drawn from everyone's sizes; each process then makes the rows of all that are."""
     own: dict[int, Tensor] = {}
@@ -54,11 +57,10 @@ def _drawn_together(problem: Problem, layout: Layout, team: ranks.Ranks) -> Rows
             own[start] = torch.cat([rows.exact_norms()[:, 0].cpu() for rows in parts])
     sizes = torch.cat(list(team.merged(own).values()))
     generator = torch.Generator().manual_seed(0)
-    keys = torch.rand(len(sizes), generator=generator, dtype=torch.float64).log() / sizes
+    keys = keys_by(sizes, generator)
     chosen = keys.topk(min(DRAWN, int((sizes > 0).sum()))).indices
     if len(chosen) < 4:
         return None
     chosen = chosen[sizes[chosen].argsort(descending=True)]
     few = problem.train.take(chosen.to(problem.device))
-    rows_of = rows_in_chunks(problem, layout, few, of_gradient("training set"))
-    return concatenate([rows for _, rows in rows_of])
+    return gradients_of(problem, layout, few)

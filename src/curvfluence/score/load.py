@@ -25,9 +25,7 @@ def load_scores(path: str | Path, *, verify: bool = True) -> Scores:
     Errors: `InputError` naming the file that is missing, damaged, or of other scores.
     """
     kinds.flag(verify, "verify")
-    given = kinds.path(path, "path")
-    if given is None:
-        raise InputError("path must be a path; seen None")
+    given = kinds.place(path, "path")
     path = numpy_file(given)
     said = read(path.with_suffix(".json"), SavedScores)
     if said is None:

@@ -77,8 +77,8 @@ def read_stored(path: Path, said: StoredArray, *, finite: bool, remedy: str = RE
 
 def map_stored(path: Path, said: StoredArray, *, verify: bool, remedy: str = REMEDY) -> Any:
     """The array that was written as `said`, as a memory map whose changes stay in memory; with
-    `verify` all of it is read once against its SHA-256. Errors: as `read_stored`, but for numbers
-    that are not finite."""
+    `verify` all of it is read once, against its SHA-256 and for what is not finite. Errors: as
+    `read_stored`."""
     if verify:
         require_stored(path, said, remedy=remedy)
     require_no_link(path)
@@ -92,6 +92,9 @@ def map_stored(path: Path, said: StoredArray, *, verify: bool, remedy: str = REM
         raise InputError(f"{path} is not what was written: {remedy}")
     if array.dtype not in (np.float16, np.float32, np.float64, np.int64):
         raise InputError(f"{path} holds {array.dtype}: {remedy}")
+    pieces = range(0, array.size, CHUNK) if verify else ()
+    if not all(np.isfinite(array.reshape(-1)[k : k + CHUNK]).all() for k in pieces):
+        raise InputError(f"{path} holds a NaN or infinity: {remedy}")
     return array
 
 

@@ -297,6 +297,10 @@ class FactoredKronecker(Kronecker):
     out_values: Tensor  # λ_B, (o,)
     in_values: Tensor  # λ_A, (i,)
 
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self.out_values.nbytes + self.in_values.nbytes
+
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
         out, inp = self._factors(decay, damping)
         return self.rotate_back(self.rotate(v) / torch.outer(out, inp))

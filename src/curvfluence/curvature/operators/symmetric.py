@@ -124,7 +124,7 @@ class Symmetric(Operator):
 
     @property
     def nbytes(self) -> int:
-        return self.matrix.nbytes + self.vectors.nbytes + self.values.nbytes
+        return sum(x.nbytes for x in (self.matrix, self.decay, self.vectors, self.values))
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return v @ self.matrix
