@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 EXPLAINED = Path(__file__).with_name("explained.txt")
+OPERATORS = ("test_operators", "test_operators_rounding", "test_operators_solutions")
 # A file of the package and the tests that are of it.
 FILES: dict[str, tuple[str, ...]] = {
     "fidelity/lds": ("test_fidelity_lds",),
@@ -28,17 +29,63 @@ FILES: dict[str, tuple[str, ...]] = {
     "fidelity/calibration": ("test_fidelity_calibration",),
     "fidelity/decomposition": ("test_decomposition",),
     "fidelity/inverse_error": ("test_inverse_error",),
-    "curvature/operators/operator": ("test_operators",),
-    "curvature/operators/solution": ("test_operators", "test_scores"),
-    "curvature/operators/kronecker": ("test_operators", "test_relative_damping"),
-    "curvature/operators/solve": ("test_operators", "test_forms"),
+    "curvature/operators/operator": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+    ),
+    "curvature/operators/solution": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+        "test_scores",
+    ),
+    "curvature/operators/kronecker": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+        "test_relative_damping",
+    ),
+    "curvature/operators/solve": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+        "test_forms",
+    ),
     "curvature/operators/cholesky": ("test_curvature", "test_forms"),
-    "curvature/operators/eigen": ("test_operators",),
-    "curvature/operators/dense": ("test_operators",),
-    "curvature/operators/diagonal": ("test_operators",),
-    "curvature/operators/symmetric": ("test_operators", "test_curvature"),
-    "curvature/operators/denominator": ("test_operators", "test_relative_damping"),
-    "curvature/operators/mean_eigenvalue": ("test_operators", "test_relative_damping"),
+    "curvature/operators/eigen": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+    ),
+    "curvature/operators/dense": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+    ),
+    "curvature/operators/diagonal": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+    ),
+    "curvature/operators/symmetric": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+        "test_curvature",
+    ),
+    "curvature/operators/denominator": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+        "test_relative_damping",
+    ),
+    "curvature/operators/mean_eigenvalue": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+        "test_relative_damping",
+    ),
     "curvature/operators/decomposed": ("test_eigen_solver", "test_thin_factors"),
     "curvature/operators/sample_space": ("test_forms", "test_kernel_iteration"),
     "curvature/operators/kernel_iteration": ("test_kernel_iteration",),
@@ -49,7 +96,12 @@ FILES: dict[str, tuple[str, ...]] = {
     "curvature/operators/block_conjugate_gradients": ("test_selected_rows",),
     "curvature/operators/minimal_residual": ("test_iterated_hessian",),
     "curvature/operators/negative_pairs": ("test_iterated_hessian",),
-    "curvature/operators/low_rank": ("test_operators", "test_scores"),
+    "curvature/operators/low_rank": (
+        "test_operators",
+        "test_operators_rounding",
+        "test_operators_solutions",
+        "test_scores",
+    ),
     "curvature/operators/low_rank_inverse": ("test_low_rank_inverse",),
     "problem/losses/output_hessian": ("test_many_outputs",),
     "jacobian/layer_columns": ("test_many_outputs",),
@@ -61,8 +113,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "score/certificate": ("test_scores", "test_influence"),
     "score/bounds": ("test_selected_rows",),
     "score/neighbours": ("test_audit",),
-    "indexing/landmarks": ("test_index",),
-    "indexing/extremes": ("test_index",),
+    "indexing/landmarks": ("test_index", "test_index_folder"),
+    "indexing/extremes": ("test_index", "test_index_folder"),
 }
 
 
