@@ -18,6 +18,8 @@ from curvfluence.cli import app
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.indexing import encode, landmarks, make, shards
 from curvfluence.indexing.records import INDEX, IndexRecord
+from curvfluence.runs.find import find
+from curvfluence.runs.verify import verify
 from curvfluence.store.arrays import write_array
 from curvfluence.store.records import as_json, read, seal, write
 from tests.indexed import DAMPING, coordinates, held, more
@@ -194,6 +196,27 @@ class TestFolder:
         write(tmp_path / "i" / INDEX, half)
         with pytest.raises(InputError, match="an index of another threads"):
             cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=DAMPING)
+
+    def test_runs_know_it(self, problem: cf.Problem, tmp_path: Path) -> None:
+        """`curvfluence runs` tells an index, finished or not, and what is wrong with it."""
+        folder = tmp_path / "i"
+        record = cf.index(problem, cf.EKFAC(), out=folder, damping=DAMPING).record
+        (found,) = find(tmp_path)
+        assert (found.kind, found.state) == ("index", "finished")
+        assert [(one.kind, one.fault) for one in verify(folder)] == [("index", None)]
+        write(folder / INDEX, structs.replace(record, recall=None))
+        assert find(tmp_path)[0].state == "unfinished"
+        (one,) = verify(folder)
+        assert one.fault is not None
+        assert "unfinished" in one.fault
+        write(folder / INDEX, record)
+        for name in ("curvature/0000.npy", "factor.npy", "shards/00000.ids.npy"):
+            held_before = (folder / name).read_bytes()
+            (folder / name).write_bytes(held_before[:-1] + bytes([held_before[-1] ^ 1]))
+            (one,) = verify(folder)
+            assert one.fault is not None
+            assert "not what was written" in one.fault
+            (folder / name).write_bytes(held_before)
 
     def test_hostile_records(self, problem: cf.Problem, tmp_path: Path) -> None:
         """Sealed anew by whoever changed them: an error of the package's own, whatever is wrong."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping, Relative
+from curvfluence.curvature.saved import read_curvature
 from curvfluence.errors import InputError
 from curvfluence.indexing.index import Index
 from curvfluence.indexing.landmarks import Landmarks
@@ -63,6 +64,19 @@ def load_index(
             "index.append adds them"
         )
     return found
+
+
+def verify_index(folder: Path) -> IndexRecord:
+    """Every byte of an index against its SHA-256, without the problem that it is of. Errors:
+    `InputError` where it is not finished, or names the file that is missing or damaged."""
+    record = read(folder / INDEX, IndexRecord)
+    if record is None or record.recall is None:
+        raise InputError(f"{folder} is unfinished: the call that makes it goes on from there")
+    read_curvature(inside(folder, CURVATURE), torch.device("cpu"), mapped=True)
+    _read(folder, "landmarks", record.landmarks, "int64", 1)
+    _read(folder, "factor", record.factor, "float64", 2)
+    Shards.opened(folder, record, verify=True)
+    return record
 
 
 def behind(index: Index, sources: Sequence[Source]) -> tuple[Index, list[Data]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curvfluence.errors import InputError
+from curvfluence.indexing.records import BEGUN, IndexRecord
+from curvfluence.indexing.records import INDEX as INDEXED
 from curvfluence.store.folder import RESULTS, SPEC, Header
 from curvfluence.store.lock import is_held
 from curvfluence.store.records import read
@@ -25,6 +27,7 @@ KINDS = {
     "table1": (TABLE1, ()),
     "sweep": (INDEX, (CELLS,)),
     "bank": (BANK, (ENTRIES,)),
+    "index": (INDEXED, (BEGUN,)),
 }
 DEEPEST = 3  # folders below the one that is asked about
 
@@ -92,6 +95,12 @@ def _described(folder: Path, kind: str) -> RunFolder:
 def _state(folder: Path, kind: str) -> str:
     if is_held(folder):
         return "being written"
+    if kind == "index":  # whose record is written after each step
+        try:
+            record = read(folder / INDEXED, IndexRecord)
+        except InputError:
+            return "finished"  # `verify` says what is wrong
+        return "unfinished" if record is None or record.recall is None else "finished"
     return "finished" if (folder / KINDS[kind][0]).is_file() else "unfinished"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from curvfluence.banks.verify import verify_bank
 from curvfluence.errors import InputError
+from curvfluence.indexing.load import verify_index
 from curvfluence.runs.find import KINDS, kind_of
 from curvfluence.study.claims import read_claims
 from curvfluence.study.claims.table1_run import read_table1
@@ -32,6 +33,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "table1": read_table1,
     "sweep": read_sweep,
     "bank": verify_bank,
+    "index": verify_index,
 }
 
 
