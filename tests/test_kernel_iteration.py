@@ -156,6 +156,26 @@ def test_every_damping_in_float32(damping: float, twice: int, tolerance: float) 
     assert float(true.max()) <= max(tolerance, 3 * factored)
 
 
+@pytest.mark.parametrize("damping", [1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("decay", [0.0, {"0.weight": 1e-6}])
+def test_a_small_damping_in_float32(damping: float, decay: float | dict[str, float]) -> None:
+    """D⁻¹ (v − Zᵀ y) formed anew is rounded by ε‖C‖/λ: what was wanted is reached all the same, by
+    steps that are added, and what is stated is within the rounding of a product in float32."""
+    problem = fitted(torch.float32, weight_decay=decay)
+    curvature, at = cf.fit(problem, cf.GGN(FORM)).within(1e-3), cf.Absolute(damping)
+    queries = query_gradients(problem, discover(problem))
+    solved = curvature.solve_rows(queries, at, against=Against(len(problem.train)))
+    operator = curvature.blocks[0].operator
+    assert isinstance(operator, SampleSpaceOperator)
+    rows = operator.rows.to(torch.float64).to_dense().flatten(0, 1)
+    g_qp, x_qp = queries.to_dense()[:, 0].double(), solved.flat().double()
+    left = g_qp - (x_qp @ rows.T) @ rows / len(problem.train) - curvature.shift(at).double() * x_qp
+    true = left.norm(dim=1) / g_qp.norm(dim=1)
+    assert float(true.max()) <= 1e-3
+    stated = torch.tensor(solved.residuals, dtype=torch.float64)
+    assert torch.allclose(stated, true, rtol=0.05, atol=5e-4)
+
+
 def test_float32_in_full() -> None:
     """Without a tolerance it is that of a factor: products are in float64."""
     problem = fitted(torch.float32)

@@ -146,43 +146,58 @@ class SampleSpaceOperator(Operator):
     def _iterated(
         self, b_qr: Tensor, vectors: Callable[[slice], Tensor], shift: Tensor
     ) -> tuple[Tensor, tuple[float, ...]]:
-        """(x [Q, P], ‖v − (C + D) x‖/‖v‖ of each) for b = Z D⁻¹ v; `vectors` gives v by slices."""
+        """(x [Q, P], ‖v − (C + D) x‖/‖v‖ of each) for b = Z D⁻¹ v; `vectors` gives v by slices.
+
+        In float32 x is corrected by D⁻¹ Zᵀ of every step of y and never formed anew: where λ is
+        small, what Zᵀ y cancels would be rounded by more than the step mends.
+        """
         count, kernel = len(b_qr), self._iteration(shift)
-        dtype = b_qr.dtype if self.tolerance >= SINGLE else torch.float64
+        corrected = self.tolerance >= SINGLE and b_qr.dtype != torch.float64
         parts = [slice(k, min(k + self._batch, count)) for k in range(0, count, self._batch)]
         size_q = torch.cat([_norms(vectors(part)) for part in parts])
         size_q = torch.where(size_q > 0, size_q, 1)
-        x_qp = b_qr.new_empty(count, self.size)
+        x_qp = torch.cat([vectors(part) / shift for part in parts])
         y_qr, rho_qr = torch.zeros_like(b_qr, dtype=torch.float64), b_qr.double()
-        last, relative_q, best_qr = torch.inf, size_q, y_qr
 
-        def at(dtype: torch.dtype) -> Tensor:
-            """x in that dtype from the y that is there, and what is left of each, relatively."""
+        def moved(step_qr: Tensor | None, dtype: torch.dtype) -> Tensor:
+            """What is left of each, relatively, by products in that dtype after a step of y."""
+            if step_qr is not None:
+                y_qr.add_(step_qr)
             for part in parts:
-                y = y_qr[part].to(dtype)
-                x = (vectors(part).to(dtype) - self._adjoint(y)).div_(shift)
-                x_qp[part] = x.to(x_qp.dtype)
-                rho_qr[part] = (self._inner(x) - self.n * y).double()
+                if not corrected:
+                    x = (vectors(part).to(dtype) - self._adjoint(y_qr[part])).div_(shift)
+                    x_qp[part] = x.to(x_qp.dtype)
+                elif step_qr is not None:
+                    x_qp[part] -= self._adjoint(step_qr[part].to(x_qp.dtype)).div_(shift)
+                    x = x_qp[part].to(dtype)
+                else:
+                    x = x_qp[part].to(dtype)
+                rho_qr[part] = self._inner(x).double() - self.n * y_qr[part]
             return self._size(rho_qr, kernel, shift) / size_q
 
+        dtype = b_qr.dtype if corrected else torch.float64
         self._products.append(0)
+        last, relative_q = torch.inf, torch.full_like(size_q, torch.inf)
         for _ in range(REFINEMENTS):
-            self._products[-1] += kernel.improve(y_qr, rho_qr, size_q, self.tolerance / 2, shift)
-            relative_q = at(dtype)
+            step_qr = torch.zeros_like(y_qr)
+            wanted = self.tolerance / 2
+            self._products[-1] += kernel.improve(step_qr, rho_qr, size_q, wanted, shift)
+            if corrected:
+                step_qr = step_qr.to(b_qr.dtype).double()  # as x takes it
+            relative_q = moved(step_qr, dtype)
             worst = float(relative_q.max())
-            if worst < last:
-                best_qr = y_qr.clone()
+            if worst > self.tolerance and not worst < 0.5 * last and dtype != torch.float64:
+                dtype = torch.float64  # what products in float32 hide
+                relative_q = moved(None, dtype)
+                worst, last = float(relative_q.max()), torch.inf
             if worst <= self.tolerance:
                 break
+            if not worst <= last:
+                relative_q = moved(-step_qr, dtype)  # it led away
             if not worst < 0.5 * last:
-                if dtype == torch.float64:
-                    break
-                dtype = torch.float64  # what products in float32 hide
-            last = min(last, worst)
-        if not float(relative_q.max()) <= last:  # the last step led away
-            y_qr = best_qr
-            relative_q = at(dtype)
-        if x_qp.dtype != dtype:
+                break
+            last = worst
+        if not corrected and x_qp.dtype != dtype:
             relative_q = self._left(x_qp, y_qr, kernel, shift, parts) / size_q
         return x_qp, tuple(relative_q.tolist())
 
