@@ -64,6 +64,13 @@ def study(
         bool,
         typer.Option(help="Hold every rung against the proximal Bregman response as well."),
     ] = True,
+    bounds: Annotated[
+        bool,
+        typer.Option(
+            "--bounds",
+            help="Prove bounds on the errors of every rung's scores against the exact GGN.",
+        ),
+    ] = False,
     engine: EngineName = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -92,6 +99,7 @@ def study(
         variant=Variant(depth=depth, width=width, epochs=epochs),
         bregman=bregman,
         queries=queries,
+        bounds=bounds,
     )
     console = plain()
     try:

@@ -15,7 +15,7 @@ from curvfluence.report.parts.page import PAGE
 from curvfluence.report.parts.table import Table
 from curvfluence.report.study.figures.inverses import inverse_table
 from curvfluence.report.study.figures.ladder import hybrids, step_table
-from curvfluence.report.study.tables import rung_table
+from curvfluence.report.study.tables import proven_table, rung_table
 from curvfluence.report.sweep.tables import overview
 from curvfluence.store.folder import RESULTS
 from curvfluence.store.manifest import ARRAYS
@@ -58,6 +58,11 @@ def show_results(results: Results, console: Console) -> None:
     if mixed is not None:
         console.print()
         mixed.data.show(console)
+    proven = proven_table(results)
+    if proven is not None:
+        console.print()
+        proven.show(console)
+        console.print(Text(proven.caption, style="dim"))
     inverses = inverse_table(results)
     if inverses is not None:
         console.print()

@@ -27,6 +27,7 @@ from curvfluence.study.engines import Engine
 from curvfluence.study.make_bank import fill
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
+from curvfluence.study.proven import prove
 from curvfluence.study.response import Response, respond
 from curvfluence.study.results import Results
 from curvfluence.study.results.truth import StageSeconds
@@ -124,7 +125,7 @@ def run_study(
             fill([spec], request.bank.path, engine, problem=loaded, anew=rerun, watch=watch)
             request = replace(request, bank=replace(request.bank, anew=False))
         steps = _steps([request], anew=rerun)
-        results = _compare(request, _common(request, steps, watch), watch)
+        results = _compare(request, _common(request, steps, watch), steps, watch)
         steps.clear()
     return Study(request.folder.path, results, reused=False)
 
@@ -158,7 +159,7 @@ def run_together(
                 with held(request.folder.path):
                     request.claim()
                     common = _common(request, steps, silent) if common is None else common
-                    results = _compare(request, common, silent)
+                    results = _compare(request, common, steps, silent)
                 study = Study(request.folder.path, results, reused=False)
             studies.append(study)
         steps.clear()
@@ -185,6 +186,8 @@ def _open(
         "recipe": hash_json(source.recipe),
     }
     settings = {**as_json(spec.settings), "problem": problem.name}
+    if not spec.bounds:
+        del settings["bounds"]  # studies of before it was there keep their key
     key = hash_json({"spec": settings, "source": problem.source_hash, **hashes, "code": ""})
     header = Header(key, settings, MadeBy(hashes["code"], str(torch.__version__)))
     folder = Folder(Path("runs") / problem.name if out is None else out, header)
@@ -215,7 +218,7 @@ def _common(request: Request, steps: Steps, watch: Watcher) -> Common:
     return Common(models, climb(spec, problem, models.trained, spec.plan, watch, steps))
 
 
-def _compare(request: Request, common: Common, watch: Watcher) -> Results:
+def _compare(request: Request, common: Common, steps: Steps, watch: Watcher) -> Results:
     """Retrain, compare with what `common` predicts, and keep everything."""
     spec, problem = request.spec, request.problem
     start = time.perf_counter()
@@ -225,17 +228,23 @@ def _compare(request: Request, common: Common, watch: Watcher) -> Results:
     compared = time.perf_counter()
     problems = influence_problems(problem, common.models.trained)
     response = respond(spec, problems, truth.subsets.left_out, fidelity, watch)
+    responded = time.perf_counter()
+    dtype = torch.float64 if spec.plan.double else None
+    (first, *_) = influence_problems(problem, common.models.trained, dtype)
+    own = steps.within({"alpha": spec.alpha})  # it decides the dampings, which are proven at
+    proven = prove(spec, first, common.ladder.rungs, fidelity, own, watch)
     now = time.perf_counter()
     seconds = StageSeconds(
         models=common.models.seconds,
         climb=common.ladder.seconds,
         truth=truth.seconds,
         compare=compared - at,
-        bregman=now - compared,
+        bregman=responded - compared,
+        bounds=proven.seconds,
     )
     # of this study by itself, whatever it shared
     total = request.seconds + common.models.seconds + common.ladder.seconds + now - start
-    stages = Stages(truth, common.ladder, fidelity, response, seconds, total)
+    stages = Stages(truth, common.ladder, fidelity, response, proven, seconds, total)
     made_by = request.folder.header.made_by
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)
     arrays = _arrays(problem, problems, stages, kept=spec.scores)

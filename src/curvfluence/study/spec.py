@@ -45,6 +45,7 @@ class StudySpec:
     queries: int | None = None  # how many of the problem's, the first ones; all
     spectra: bool = True  # whether rungs are decomposed: spectra, overlaps, errors of inverses
     scores: bool = True  # whether every rung's scores and predictions are kept, for the explorer
+    bounds: bool = False  # whether the errors of scores against the exact GGN's are bounded
 
     def __post_init__(self) -> None:
         known = tuple(self.plan.rungs(0))

@@ -9,6 +9,7 @@ from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity
 from curvfluence.study.environment import environment
 from curvfluence.study.problems import StudyProblem
+from curvfluence.study.proven import Proven
 from curvfluence.study.response import EPSILON, NoResponse, Response
 from curvfluence.study.results import Results, StudySettings
 from curvfluence.study.results.settings import DisplaySummary
@@ -30,6 +31,7 @@ class Stages:
     ladder: Ladder
     fidelity: LadderFidelity
     response: Response | NoResponse
+    proven: Proven
     seconds: StageSeconds
     total_seconds: float
 
@@ -44,7 +46,9 @@ def summarise(
     """Everything that `results.json` holds."""
     ladder, fidelity, response = stages.ladder, stages.fidelity, stages.response
     chains = decompositions(ladder, fidelity, settings.dampings)
-    rungs, hybrids = rung_results(ladder, fidelity, response, settings.dampings)
+    rungs, hybrids = rung_results(
+        ladder, fidelity, response, stages.proven.errors, settings.dampings
+    )
     return Results(
         problem=problem.name,
         title=problem.display.title,
@@ -71,6 +75,7 @@ def summarise(
         differences=fidelity.differences,
         bregman=_response(settings, response) if isinstance(response, Response) else None,
         bregman_missing=response.reason if isinstance(response, NoResponse) else None,
+        bounds_missing=stages.proven.missing,
         seconds=stages.seconds,
         study_seconds=stages.total_seconds,
         made_by=made_by,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import isnan, log10
 
@@ -13,6 +14,7 @@ from curvfluence.fidelity import LDS, THRESHOLD, InverseErrors, Spectrum, StepLo
 from curvfluence.study.at_model import RungScores, Vectors
 from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity, RungFidelity
+from curvfluence.study.proven import ProvenError as Bounded
 from curvfluence.study.response import NoResponse, Response
 from curvfluence.study.results.rung import (
     BlockSpectrum,
@@ -24,6 +26,7 @@ from curvfluence.study.results.rung import (
     InverseErrorsOver,
     NegativePart,
     Operations,
+    ProvenError,
     RungResult,
     SpectrumSummary,
     SweepPoint,
@@ -41,13 +44,21 @@ Dampings = tuple[float, ...]
 
 
 def rung_results(
-    ladder: Ladder, fidelity: LadderFidelity, response: Response | NoResponse, grid: Dampings
+    ladder: Ladder,
+    fidelity: LadderFidelity,
+    response: Response | NoResponse,
+    proven: Mapping[str, Bounded],
+    grid: Dampings,
 ) -> tuple[tuple[RungResult, ...], tuple[RungResult, ...]]:
     """The rungs of the ladder, and the hybrids."""
     pairs = list(zip(ladder.rungs, fidelity.rungs, strict=True))
     at = ladder.vectors
     rows = [(scores.hybrid, _rung(scores, judged, response, grid, at)) for scores, judged in pairs]
-    rungs = [row for hybrid, row in rows if not hybrid]
+    rungs = [
+        replace(row, proven=_proven(proven[row.name])) if row.name in proven else row
+        for hybrid, row in rows
+        if not hybrid
+    ]
     cost = [(rung.seconds or 0.0, rung.lds) for rung in rungs]
     marked = (
         # a rung that is at least as cheap and more faithful beats it
@@ -102,6 +113,10 @@ def _rung(
         interval_bregman=response.intervals[scores.name],
         dampings_bregman=against.dampings,
     )
+
+
+def _proven(found: Bounded) -> ProvenError:
+    return ProvenError(**asdict(found))
 
 
 def _sweep(matched: LDS, independent: LDS | None, ensemble: LDS | None) -> tuple[SweepPoint, ...]:

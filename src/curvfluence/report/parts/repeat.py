@@ -61,6 +61,7 @@ def study_command(spec: StudySettings) -> str:
             ),
             bregman=spec.bregman,
             queries=spec.queries,
+            bounds=spec.bounds,
         )
     except InputError:
         return ""
@@ -73,7 +74,8 @@ def study_command(spec: StudySettings) -> str:
     words += ["--subsets", f"{spec.subsets}"]
     words += ["--queries", f"{spec.queries}"] if spec.queries is not None else []
     words += ["--rungs", ",".join(rungs)] if rungs is not None else []
-    return shlex.join([*words, *(["--no-bregman"] if not spec.bregman else [])])
+    words += [] if spec.bregman else ["--no-bregman"]
+    return shlex.join([*words, *(["--bounds"] if spec.bounds else [])])
 
 
 def _arguments(spec: StudySettings, leave_out: Sequence[str]) -> tuple[str, str]:

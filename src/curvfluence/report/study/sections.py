@@ -15,7 +15,7 @@ from curvfluence.report.study.figures import (
     ladder,
     spectra,
 )
-from curvfluence.report.study.tables import claim_table, rung_table
+from curvfluence.report.study.tables import claim_table, proven_table, rung_table
 from curvfluence.study.results import Results
 from curvfluence.study.results.claim import BASE
 from curvfluence.study.study import Study
@@ -41,6 +41,8 @@ def missing(study: Results) -> tuple[str, ...]:
     absent = {
         "the decomposition": study.decomposition is None,
         f"the proximal Bregman response{reason}": study.bregman is None,
+        f"bounds on errors ({study.bounds_missing})": study.spec.bounds
+        and study.bounds_missing is not None,
         "hybrids": not study.hybrids,
         "spectra": all(rung.spectrum is None for rung in study.rungs),
         "calibration": all(rung.calibration is None for rung in study.rungs),
@@ -97,7 +99,9 @@ def _lost(study: Results) -> Section:
             ladder.bregman(study),
             inverses.damped(study),
         ),
-        tables=tuple(t for t in (by, *inverses.tables(study)) if t is not None),
+        tables=tuple(
+            t for t in (by, proven_table(study), *inverses.tables(study)) if t is not None
+        ),
     )
 
 

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 
 from curvfluence.report.parts.table import Table, tabulate
 from curvfluence.study.results import ClaimRow, Results, RungResult
-from curvfluence.study.words import dampings, flops, interval, number, seconds, short, size
+from curvfluence.study.words import (
+    dampings,
+    flops,
+    interval,
+    number,
+    percent,
+    seconds,
+    short,
+    size,
+)
 
 _RUNG: dict[str, Callable[[RungResult], str]] = {
     "Rung": lambda r: r.full_name,
@@ -34,6 +43,31 @@ def rung_table(study: Results) -> Table:
     return tabulate(caption, _RUNG, study.rungs, open=True)
 
 
+def proven_table(study: Results) -> Table | None:
+    """Bounds on the errors of every rung's scores; None where none were asked for."""
+    rungs = [(rung, rung.proven) for rung in study.rungs if rung.proven is not None]
+    if not rungs:
+        return None
+    most, share = max(p.rows for _, p in rungs), min(p.trace for _, p in rungs)
+    caption = (
+        f"Proven at the first model, in {study.truth.unit}: no score is further from the exact "
+        "GGN’s at the same λ, half of them no further than the median; the sign of a score that is "
+        f"larger than its bound is certain ({most:,} rows of the GGN, {share:.0%} of its trace)"
+    )
+    return tabulate(
+        caption,
+        {
+            "Rung": lambda p: p[0].full_name,
+            "damping λ": lambda p: dampings(p[0].dampings),
+            "largest bound": lambda p: short(p[1].largest),
+            "median bound": lambda p: short(p[1].median),
+            "signs proven": lambda p: percent(p[1].signs),
+        },
+        rungs,
+        open=True,
+    )
+
+
 def coverage_table(study: Results) -> Table:
     """What covers which parameters."""
     return tabulate(
@@ -58,6 +92,7 @@ def seconds_table(study: Results) -> Table:
         "truth": None if spent is None else spent.truth,
         "compare": None if spent is None else spent.compare,
         "Bregman response": None if spent is None else spent.bregman,
+        "bounds": None if spent is None or not spent.bounds else spent.bounds,
         "study": study.study_seconds,
     }
     rows = tuple((name, number(value, 1)) for name, value in stages.items() if value is not None)

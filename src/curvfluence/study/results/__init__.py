@@ -4,8 +4,8 @@
 from curvfluence.study.results.claim import ClaimRow
 from curvfluence.study.results.results import Results
 from curvfluence.study.results.rung import (
-    BlockSpectrum, CoveredBlock, EffectiveDimension, NegativePart, Operations, RungResult,
-    SpectrumSummary, SweepPoint,
+    BlockSpectrum, CoveredBlock, EffectiveDimension, NegativePart, Operations, ProvenError,
+    RungResult, SpectrumSummary, SweepPoint,
 )  # fmt: skip
 from curvfluence.study.results.settings import DisplaySummary, Environment, StudySettings
 from curvfluence.study.results.step import (
@@ -19,7 +19,7 @@ from curvfluence.study.results.truth import (
 __all__ = [
     "BlockOverlap", "BlockSpectrum", "ByQuestion", "ClaimRow", "CoveredBlock", "Decomposition",
     "DecompositionStep", "DisplaySummary", "EffectiveDimension", "Environment", "NegativePart",
-    "Operations", "OverlapPair", "OverlapSummary", "ResponseSummary", "Results", "RungDifference",
-    "RungResult", "SpectrumSummary", "StageSeconds", "Step", "StudySettings", "SweepPoint",
-    "TruthSummary",
+    "Operations", "OverlapPair", "OverlapSummary", "ProvenError", "ResponseSummary", "Results",
+    "RungDifference", "RungResult", "SpectrumSummary", "StageSeconds", "Step", "StudySettings",
+    "SweepPoint", "TruthSummary",
 ]  # fmt: skip

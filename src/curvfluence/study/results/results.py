@@ -56,7 +56,8 @@ class Results(Record, frozen=True):
 
     `decomposition` is the first of `decompositions`, one for each Fisher type. `flipped` are the
     training examples whose label was changed on purpose, `flipped_from` their true labels.
-    `refused` are the rungs that were left out, with the reason. `own_model` is the influence model
+    `refused` are the rungs that were left out, with the reason, `bounds_missing` is why no errors
+    are bounded. `own_model` is the influence model
     that is the problem's own, where it has one. `digest` is the
     SHA-256 of all of it but what was measured (seconds, memory, and which rungs these put ahead):
     equal for equal numbers. `manifest` is the seal of the manifest that lists its arrays.
@@ -89,6 +90,7 @@ class Results(Record, frozen=True):
     differences: tuple[RungDifference, ...] = ()
     bregman: ResponseSummary | None = None
     bregman_missing: str | None = None
+    bounds_missing: str | None = None
     seconds: StageSeconds | None = None
     study_seconds: Seconds | None = None
     report_seconds: Seconds | None = None

@@ -156,6 +156,18 @@ class Hole(Record, frozen=True):
     reason: str
 
 
+class ProvenError(Record, frozen=True):
+    """Bounds on the errors of all scores at the first model against the exact GGN's at the same
+    dampings: the largest and the median, in the measurement's unit, and the share of scores that
+    exceed theirs, so that their sign is proven. `rows` rows of the GGN hold `trace` of it."""
+
+    largest: Annotated[float, Meta(ge=0)]
+    median: Annotated[float, Meta(ge=0)]
+    signs: Annotated[float, Meta(ge=0, le=1)]
+    rows: Count
+    trace: float
+
+
 class RungResult(Record, frozen=True):
     """One rung, or one hybrid, on all influence models.
 
@@ -196,6 +208,7 @@ class RungResult(Record, frozen=True):
     pareto: bool | None = None
     holes: tuple[Hole, ...] = ()
     inverse: InverseErrorResult | None = None
+    proven: ProvenError | None = None
 
     @property
     def seconds(self) -> float | None:

@@ -37,6 +37,7 @@ class StudySettings(Record, frozen=True):
     queries: AtLeastOne | None
     spectra: bool = True
     scores: bool = True
+    bounds: bool = False
 
     @property
     def rounding(self) -> float:

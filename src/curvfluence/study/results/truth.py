@@ -70,10 +70,12 @@ class ResponseSummary(Record, frozen=True):
 
 class StageSeconds(Record, frozen=True):
     """Wall-clock seconds of each stage: of training the influence models, of climbing the ladder
-    (both may have served other studies too), of retraining, comparing, and of the response."""
+    (both may have served other studies too), of retraining, comparing, of the response and of
+    bounds."""
 
     models: Seconds
     climb: Seconds
     truth: Seconds
     compare: Seconds
     bregman: Seconds
+    bounds: Seconds = 0.0

@@ -1,0 +1,111 @@
+"""What is proven of each rung's scores: bounds on their errors against the exact GGN's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from curvfluence.curvature.damping import Absolute
+from curvfluence.curvature.hessian import Hessian
+from curvfluence.curvature.rung import Rung, fit
+from curvfluence.errors import InputError
+from curvfluence.problem.problem import Problem
+from curvfluence.runtime import journal
+from curvfluence.score.bounds import error_bounds, require_few_columns
+from curvfluence.store.steps import Steps
+from curvfluence.study.at_model import RungScores
+from curvfluence.study.compare import LadderFidelity
+from curvfluence.study.progress import Watcher
+from curvfluence.study.spec import StudySpec
+
+
+@dataclass(frozen=True)
+class ProvenError:
+    """|I[q, n] − I*[q, n]| ≤ its bound for every pair, I* under the exact GGN at the rung's own
+    dampings: the largest bound and the median in the measurement's unit, and the share of scores
+    that are larger than theirs, whose sign is proven. `rows` of the GGN were selected, which hold
+    `trace` of it."""
+
+    largest: float
+    median: float
+    signs: float
+    rows: int
+    trace: float
+
+
+@dataclass(frozen=True)
+class Proven:
+    """By the name of each rung that approximates the GGN, at the first model; or, of a study that
+    has none, why."""
+
+    errors: Mapping[str, ProvenError]
+    seconds: float
+    missing: str | None = None
+
+
+def prove(
+    spec: StudySpec,
+    problem: Problem,
+    rungs: tuple[RungScores, ...],
+    fidelity: LadderFidelity,
+    steps: Steps,
+    watch: Watcher,
+) -> Proven:
+    """Bounds on the scores of every rung at the first model, `problem`, each half of the queries at
+    the damping that it was given. Cost: a fit and `error_bounds` for each rung and damping."""
+    start = time.perf_counter()
+    if not spec.bounds:
+        return Proven({}, 0.0, "they were not asked for")
+    try:
+        require_few_columns(problem)
+    except InputError as error:
+        return Proven({}, 0.0, str(error))
+    own = spec.plan.rungs(spec.seeds("Fisher", spec.models)[0])
+    judged = [row for row in rungs if _approximates(own, row)]
+    proven: dict[str, ProvenError] = {}
+    with watch("bound the errors", len(judged)) as done:
+        for row in judged:
+            name = {"bounds of": row.name}
+            found = steps.find(name, ProvenError)
+            if found is None:
+                works = steps.within(name)
+                with journal.kept_in(works):
+                    found = _of_rung(own[row.name], problem, row, fidelity)
+                steps.keep(name, found)
+                works.clear()
+            proven[row.name] = found
+            done(len(proven))
+    return Proven(proven, time.perf_counter() - start)
+
+
+def _approximates(own: Mapping[str, Rung], row: RungScores) -> bool:
+    """Whether a rung stands for the GGN: hybrids are never fitted for their own sake, the Hessian
+    is another matrix, and the identity is none."""
+    return not row.hybrid and not isinstance(own[row.name], Hessian) and row.dampings[0] is not None
+
+
+def _of_rung(
+    rung: Rung, problem: Problem, row: RungScores, fidelity: LadderFidelity
+) -> ProvenError:
+    halves = torch.from_numpy(fidelity.halves)
+    (chosen,) = (one.matched.dampings for one in fidelity.rungs if one.name == row.name)
+    curvature = fit(problem, rung)
+    by_damping = {
+        at: error_bounds(problem, curvature, Absolute(at), row.scores[0, row.dampings.index(at)])
+        for at in dict.fromkeys(chosen)
+        if at is not None
+    }
+    first, second = (by_damping[at] for at in chosen if at is not None)
+    scores = [row.scores[0, row.dampings.index(at)] for at in chosen]
+    bound_qn = torch.where(halves[:, None], first.values, second.values)
+    proven_qn = torch.where(halves[:, None], first.signs(scores[0]), second.signs(scores[1]))
+    return ProvenError(
+        largest=float(bound_qn.max()),
+        median=float(bound_qn.median()),
+        signs=float(proven_qn.double().mean()),
+        rows=min(first.rows, second.rows),
+        trace=min(first.share, second.share),
+    )
