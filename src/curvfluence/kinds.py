@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from math import inf, isfinite
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
+
+_MEMORY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKMGT]i?B|B|)")
 
 
 def flag(value: object, what: str) -> bool:
@@ -57,6 +60,18 @@ def _finite(value: Real) -> bool:
         return isfinite(value)
     except OverflowError:  # a whole number beyond every float
         return False
+
+
+def memory(value: object, what: str) -> int:
+    """Bytes: a whole number of them, or a text with a unit, "8GiB" or "500 MB"."""
+    if isinstance(value, str):
+        found = _MEMORY.fullmatch(value.strip())
+        if found is None:
+            raise InputError(f'{what} must be bytes, or a text such as "8GiB"; seen {value!r}')
+        power = "bkmgt".index(found[2][:1].lower() or "b")
+        base = 1024 if "i" in found[2].lower() else 1000
+        value = int(float(found[1]) * base**power)
+    return count(value, f"{what} (bytes)")
 
 
 def counts(values: object, what: str, least: int = 0) -> list[int]:

@@ -37,6 +37,13 @@ def attribute(
             "--bounds", help="Prove a bound on the error of every score against the exact GGN."
         ),
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Hold no more than this at a time, such as 8GiB: blocks of parameters one group "
+            "after another, with a pass over the data each."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("explorer.html"),
     table: Annotated[
         Path | None, typer.Option(help="Write the lists as a table too: a new FILE.csv.")
@@ -64,14 +71,23 @@ def attribute(
         with watching(no_progress or not leads) as watch, watch("load the problem", 3) as done:
             asked = given(problem)
             done(1)
-            settings = (query, chosen, beside, at, top, bounds)
+            settings = (query, chosen, beside, at, top, bounds, memory)
             with going_on(out, asked.problem, *settings):
                 why = ""
-                if beside == "auto":
+                if beside == "auto" and memory is not None:
+                    why = "within a memory a second rung is one that is named"
+                elif beside == "auto":
                     name, why = agreed(companion_named(asked.problem, chosen))
                     second = None if name is None else rung_named(name)
                 found = answer(
-                    asked, query, rung=chosen, beside=second, damping=at, top=top, bounds=bounds
+                    asked,
+                    query,
+                    rung=chosen,
+                    beside=second,
+                    damping=at,
+                    top=top,
+                    bounds=bounds,
+                    memory=memory,
                 )
             done(2)
             page = write_explorer(found, out, command=command_line()) if leads else None

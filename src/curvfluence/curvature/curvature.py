@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from curvfluence import kinds
-from curvfluence.curvature.coverage import CoverageLine
+from curvfluence.curvature.coverage import CoverageLine, fallback_share, named
 from curvfluence.curvature.damping import Absolute, Damping, require_damping
 from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse
@@ -30,7 +30,6 @@ from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.problem import Problem, require_problem
 
 NO_INVERSES: Mapping[str, LowRankInverse] = MappingProxyType({})
-FALLBACK_SHARE = 0.05  # of P, above which the result's name says that fallbacks were used
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,12 @@ class Curvature:
     @cached_property
     def fallback_share(self) -> float:
         """The share of P that a fallback covers."""
-        return sum(c.count for c in self.coverage if c.fallback) / self.parameters.count
+        return fallback_share(self.coverage)
 
     @property
     def name(self) -> str:
         """The rung, and that fallbacks were used where they hold more than 5% of P."""
-        if self.fallback_share <= FALLBACK_SHARE:
-            return self.rung
-        return f"{self.rung} + fallbacks for {self.fallback_share:.0%}"
+        return named(self.rung, self.coverage)
 
     @property
     def tolerance(self) -> float | None:

@@ -66,9 +66,11 @@ def answer(
     damping: Damping = Relative(0.1),  # noqa: B008 - a frozen value
     top: int = 10,
     bounds: bool = False,
+    memory: int | str | None = None,
 ) -> Answers:
     """Influences on some queries (by default all) under `rung`, and under `beside` to compare with;
-    with `bounds` each with a proven bound on the error of every score.
+    with `bounds` each with a proven bound on the error of every score. Within a `memory`, as
+    `influence` takes it, there is no certificate of either, and single positions are not told.
 
     Cost: both fits, their scores, and a product with the exact GGN each; bounds as `error_bounds`.
     Errors: as `influence`; `InputError` for a query that is not there, or more examples than there
@@ -83,10 +85,21 @@ def answer(
         )
     asked = tuple(range(len(every.queries))) if queries is None else tuple(queries)
     problem = every if queries is None else every.asking(asked)
-    fits = [fit(problem, one) for one in (rung, beside) if one is not None]
-    found = tuple(_answer(problem, one, damping, bounds=bounds) for one in fits)
+    rungs = [one for one in (rung, beside) if one is not None]
+    if memory is None:
+        fits = [fit(problem, one) for one in rungs]
+        found = tuple(_answer(problem, one, damping, bounds=bounds) for one in fits)
+        tokens, notes = _tokens(problem, fits[0], found[0].scores, damping, top)
+    else:
+        if bounds:
+            raise InputError("bounds take the whole curvature: without memory")
+        found = tuple(
+            Answer(influence(problem, one, damping=damping, memory=memory), None) for one in rungs
+        )
+        tokens = ()
+        positions = problem.loss.positions is not None
+        notes = ("single positions are not told within a memory",) if positions else ()
     both = [one.scores for one in found]
-    tokens, notes = _tokens(problem, fits[0], both[0], damping, top)
     return Answers(
         given=given,
         queries=asked,

@@ -439,6 +439,33 @@ class Problem:
         curvature of a part of the data is fitted on."""
         return self._with(train=self.train.take(rows.to(self.device)))
 
+    def restricted(self, names: Sequence[str]) -> Problem:
+        """The same problem in some of its parameters: the others are held at their values, as if
+        they had not been trained."""
+        chosen = set(names)
+        own = self.parameters
+        if not chosen or not chosen <= set(own.names):
+            raise InputError(
+                f"restricted() takes some of the parameters {list(own.names)}; seen {list(names)}"
+            )
+        kept = [(n, s) for n, s in zip(own.names, own.shapes, strict=True) if n in chosen]
+        others = {name: value for name, value in self.theta.items() if name not in chosen}
+        parameters = Parameters(
+            names=tuple(name for name, _ in kept),
+            shapes=tuple(shape for _, shape in kept),
+            frozen=(*own.frozen, *others),
+        )
+        return self._with(
+            parameters=parameters,
+            theta={name: self.theta[name] for name in parameters.names},
+            state={**self.state, **others},
+            weight_decay={name: self.weight_decay[name] for name in parameters.names},
+        )
+
+    def remembering(self, remember: int) -> Problem:
+        """The same problem with so many bytes for gradients that passes leave for later ones."""
+        return self._with(remember=kinds.count(remember, "remember (bytes)", least=0))
+
     def about(self, queries: Examples, measurement: Measurement) -> Problem:
         """The same problem with examples of it as queries, under another measurement."""
         return self._with(

@@ -39,6 +39,7 @@ from curvfluence.score.reach import Reach
 from curvfluence.score.saved import write_record
 from curvfluence.score.scores import Scores
 from curvfluence.score.within_bounds import require_boundable, within_bounds
+from curvfluence.score.within_memory import memorable, within_memory
 
 INVERSE_ERROR = 1e-5  # of a query's scores, relative to their norm, by default in float32
 
@@ -57,6 +58,7 @@ def influence(
     tolerance: float | None = None,
     bound_tolerance: float | None = None,
     out: Path | None = None,
+    memory: int | str | None = None,
 ) -> Scores:
     """I[q, n] = (1/N) g_qᵀ (C + diag(w) + λI)⁻¹ g_n, the change of m_q when n is left out.
 
@@ -79,6 +81,11 @@ def influence(
     until no error bound of a score is above it; the bounds are then `Scores.bounds`, and what was
     not reached is said and warned of.
 
+    `memory` ("8GiB", or bytes) bounds what a rung of blocks holds at a time: its matrices, solved
+    queries and kept gradients. As many blocks as fit are fitted and scored together, one group of
+    parameters after another, and their scores are added; each group takes the passes that all would
+    take together. What a pass needs for activations comes to it, and Q N for the scores.
+
     `out` names a new .npy file that scores are written to as they are made;
     `Scores.values` is then a memory map of it, and `cf.load_scores` reads it back by the JSON that
     is put beside it in the end.
@@ -96,13 +103,26 @@ def influence(
     _require_settings(leverage=leverage, by_block=by_block, compress=compress)
     _require_errors(tolerance, inverse_error, plain=not (leverage or by_block))
     require_boundable(bound_tolerance, problem, rung, plain=not (leverage or by_block or out))
+    room = None if memory is None else kinds.memory(memory, "memory")
     settings = leverage, strict, by_block, compress, inverse_error, tolerance, bound_tolerance, out
+    settings += (room,)
     require_together(problem, the_damping=damping, what_is_asked=settings)
-    curvature = fitted(problem, rung, damping, strict=strict)
     if leverage or by_block:
         inverse_error = 0.0
     elif inverse_error is None:
         inverse_error = INVERSE_ERROR if problem.dtype == torch.float32 else 0.0
+    asked = _Asked(damping, inverse_error, compress, leverage=leverage, by_block=by_block, out=out)
+    if room is not None:
+        plain = not (leverage or by_block or out) and tolerance is None and bound_tolerance is None
+        return within_memory(
+            problem,
+            memorable(rung, damping, plain=plain),
+            room,
+            lambda part, own: _scored(
+                part, fitted(part, own, damping, strict=strict), replace(asked, share=True)
+            ),
+        )
+    curvature = fitted(problem, rung, damping, strict=strict)
     if tolerance is not None:
         curvature = curvature.within(tolerance)
     if bound_tolerance is not None:
@@ -113,12 +133,36 @@ def influence(
             curvature,
             bound_tolerance,
         )
-    n = len(problem.train)
+    made = _scored(problem, curvature, asked)
+    if said is not None:
+        with ranks.alike():
+            if ranks.leads():
+                write_record(replace(made, blocks=None).record, said)
+    return made
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Which scores. A `share` is that of some parameters alone: no prediction by itself."""
+
+    damping: Damping
+    inverse_error: float
+    compress: float | None
+    leverage: bool
+    by_block: bool
+    out: Path | None
+    share: bool = False
+
+
+def _scored(problem: Problem, curvature: Curvature, asked: _Asked) -> Scores:
+    """The scores under a fitted curvature."""
+    n, compress, out = len(problem.train), asked.compress, asked.out
+    leverage, by_block = asked.leverage, asked.by_block
     with ExitStack() as stack:
-        asked = f"{damping} {inverse_error} {curvature.tolerance}"
-        stack.enter_context(journal.scope(lambda: f"scores {asked} {curvature.coverage}"))
+        about = f"{asked.damping} {asked.inverse_error} {curvature.tolerance}"
+        stack.enter_context(journal.scope(lambda: f"scores {about} {curvature.coverage}"))
         told = stack.enter_context(noted())
-        run = _Run.begin(problem, curvature, damping, compress, inverse_error)
+        run = _Run.begin(problem, curvature, asked)
         scores = stack.enter_context(ScoreMatrix.of(len(run.queries), n, problem.dtype, out))
         for first, g_q in run.batches():
             if leverage:
@@ -139,13 +183,9 @@ def influence(
                     scores.put(first, at, run.predicted(whole, first, at))
         if not leverage:
             scores.gather()
-            run.reach.gather()
-    made = run.scores(scores, told, leverage=leverage)
-    if said is not None:
-        with ranks.alike():
-            if ranks.leads():
-                write_record(replace(made, blocks=None).record, said)
-    return made
+            if run.reach is not None:
+                run.reach.gather()
+    return run.scores(scores, told, leverage=leverage)
 
 
 def _require_settings(*, leverage: bool, by_block: bool, compress: float | None) -> None:
@@ -180,7 +220,7 @@ class _Run:
     damping: Damping
     notes: tuple[str, ...]
     start: float
-    reach: Reach
+    reach: Reach | None
     inverses: LowRankInverses
     compress: float | None = None
     residuals: tuple[float, ...] = ()
@@ -190,28 +230,25 @@ class _Run:
     def begin(
         problem: Problem,
         curvature: Curvature,
-        damping: Damping,
-        compress: float | None,
-        inverse_error: float,
+        asked: _Asked,
     ) -> _Run:
         start = machine.clock(problem.device)
         layout = discover(problem)
         queries = query_gradients(problem, layout)
-        chosen, notes = resolved(problem, curvature, damping, queries)
+        chosen, notes = resolved(problem, curvature, asked.damping, queries)
         notes += _of_underflow(queries)
         inverses = low_rank_inverses(
             curvature,
             queries,
             chosen,
             examples=len(problem.train),
-            error=inverse_error,
+            error=asked.inverse_error,
             sample=lambda: drawn_gradients(problem, layout),
         )
         notes += () if inverses.note is None else (inverses.note,)
-        reach = Reach(problem)
-        return _Run(
-            problem, curvature, layout, queries, chosen, notes, start, reach, inverses, compress
-        )
+        reach = None if asked.share else Reach(problem)
+        of = problem, curvature, layout, queries, chosen, notes, start, reach, inverses
+        return _Run(*of, asked.compress)
 
     def batches(self) -> Iterator[tuple[int, list[Rows]]]:
         """All queries at once where their solutions fit, else as many as do; in a list that whoever
@@ -271,8 +308,8 @@ class _Run:
         `NonFiniteError` with query and example, or larger than m can move, which is noted."""
         require_finite_scores(values_qn, self.curvature.rung, first, at)
         i_qn = values_qn / len(self.problem.train)
-        if self.curvature.fixed_damping is None:  # without units they are no predictions
-            self.reach.look(i_qn, first, at)
+        if self.reach is not None and self.curvature.fixed_damping is None:
+            self.reach.look(i_qn, first, at)  # without units they are no predictions
         return i_qn
 
     def scores(self, matrix: ScoreMatrix, told: list[str], *, leverage: bool) -> Scores:
@@ -300,7 +337,11 @@ class _Run:
             leverage=leverage,
             coverage=curvature.coverage,
             cost=ScoreCost(curvature.cost.fit_seconds, seconds, curvature.cost.nbytes),
-            notes=(*curvature.notes_at(damping), *notes, *self.reach.notes()),
+            notes=(
+                *curvature.notes_at(damping),
+                *notes,
+                *(() if self.reach is None else self.reach.notes()),
+            ),
             blocks=matrix.blocks or None,
             residuals=self.residuals or None,
             inverse_error=self.inverses.error,
