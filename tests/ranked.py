@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace, SelectedRows
 from curvfluence.errors import CurvfluenceWarning
-from curvfluence.runtime import ranks
+from curvfluence.explore import kept
+from curvfluence.runtime import journal, ranks
 from tests.problems import mlp
 
 RUNGS: dict[str, cf.Rung] = {
@@ -165,6 +167,31 @@ def refused(what: str) -> str:
     return "nothing"
 
 
+def going_on(out: Path, after: int) -> dict[str, Any]:
+    """Scores whose works are kept beside a page; the second process dies once it has kept `after`
+    of them. How many works were found, by process."""
+    kept.LONG, journal.SHARE = 0.0, 0.0
+    kept.kept_in = partial(journal.kept_in, every=0.0)
+    made, count = journal.Work.keep, [0]
+
+    def keep(self: journal.Work, value: object) -> None:
+        made(self, value)
+        count[0] += 1
+        if count[0] == after and dist.get_rank() == 1:
+            os._exit(9)
+
+    journal.Work.keep = keep  # type: ignore[method-assign]
+    found: dict[str, Any] = {}
+    problem = problems()["shared"]
+    with kept.going_on(out.with_name("page.html"), problem):
+        for name in ("ekfac mc", "ekfac empirical", "block"):
+            scores = cf.influence(problem, RUNGS[name], damping=cf.Absolute(0.1))
+            found[name], found[f"{name}, notes"] = scores.values, scores.notes
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, journal.found())
+    return {**found, "found": every}
+
+
 def sharded() -> dict[str, Any]:
     """Scores of a model that FSDP2 shards, and of the same that it does not; and what is left of
     the former."""
@@ -212,6 +239,7 @@ def main() -> None:
         "sharded": sharded,
         "file": lambda: in_a_file(out),
         "bytes": handed_on,
+        "going on": lambda: going_on(out, int(out.stem.rpartition("-")[2])),
     }
     with cf.together():
         found = works.get(what, lambda: refused(what))()

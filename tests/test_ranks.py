@@ -123,6 +123,35 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing.pt").exists()
 
 
+def test_killed_processes_go_on(tmp_path: Path) -> None:
+    """From what each of them kept by itself: the same bits as without a kill, the drawn labels and
+    what is said of them among these; nothing is left behind."""
+
+    def going_on(folder: str, after: int) -> dict[str, Any] | None:
+        out = tmp_path / folder / f"out-{after}"
+        out.parent.mkdir(exist_ok=True)
+        done = run(2, "going on", out)
+        assert (done.returncode == 0) == out.exists(), done.stderr[-2000:]
+        return torch.load(out, weights_only=False) if out.exists() else None
+
+    wanted = going_on("whole", 0)
+    assert wanted is not None
+    assert wanted.pop("found") == [0, 0]
+    for after in (3, 19):
+        assert going_on("killed", after) is None
+    assert list((tmp_path / "killed").iterdir()) == [tmp_path / "killed/page.html.steps"]
+    found = going_on("killed", 0)
+    assert found is not None
+    assert min(found.pop("found")) >= 2
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        same = (
+            torch.equal(value, found[name]) if isinstance(value, Tensor) else value == found[name]
+        )
+        assert same, name
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["out-0"]
+
+
 def commanded(count: int, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     (folder / "own.py").write_text(OWN)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -15,7 +15,7 @@ from curvfluence.curvature.rung import Rung, fit
 from curvfluence.errors import InputError
 from curvfluence.forecast.make import LADDER, plans
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import journal
+from curvfluence.runtime import journal, ranks
 from curvfluence.score.agreement import Agreement, agreement
 from curvfluence.score.certificate import Certificate
 from curvfluence.score.influence import influence
@@ -130,7 +130,8 @@ def companion_named(problem: Problem, rung: Rung) -> tuple[str | None, str]:
         found, why = companion(problem, rung)
         return None if found is None else found.name, why
 
-    name, why = journal.whole("beside", choose, always=True)
+    with ranks.alike():
+        name, why = journal.whole("beside", choose, always=True)
     return name, why
 
 

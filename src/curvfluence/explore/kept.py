@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from curvfluence.curvature.workload import operations
@@ -13,6 +13,8 @@ from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import ranks
 from curvfluence.runtime.journal import LONG, kept_in
+from curvfluence.store.files import require_no_link
+from curvfluence.store.folder import writing
 from curvfluence.store.steps import Steps
 
 
@@ -24,20 +26,28 @@ def going_on(page: Path, problem: Problem, *asked: object) -> Generator[None]:
 
     Works are kept from about 10 seconds up, by the operations of scores: passes read no gradients
     that an earlier one left in memory then, which is what bits would hang on. Errors: `InputError`
-    where another command is on the way to the same page. Nothing is kept where several processes
-    work together.
+    where another command is on the way to the same page. Where several processes work together,
+    each keeps what it does by itself, for as many processes the next time.
     """
-    if operations(problem) < LONG or ranks.here() is not None:
+    if operations(problem) < LONG:
         yield
         return
-    folder = page.with_name(f"{page.name}.steps")
+    whole = page.with_name(f"{page.name}.steps")
+    team = ranks.here()
+    folder = whole if team is None else whole / f"{team.rank} of {team.count}"
     depends = {
         "problem": content(problem),
         "asked": list(map(str, asked)),
         "memory": machine.memory(problem.device),  # which the form of a GGN goes by
     }
-    with Steps(folder, depends).ours() as own:
-        if own is None:
-            raise InputError(f"another command is on the way to {page}: name another page")
-        with kept_in(own):
-            yield
+    with ExitStack() as stack:
+        with ranks.alike(), writing(folder):
+            require_no_link(whole)
+            whole.mkdir(exist_ok=True)
+            own = stack.enter_context(Steps(folder, depends).ours())
+            if own is None:
+                raise InputError(f"another command is on the way to {page}: name another page")
+        stack.enter_context(kept_in(own))
+        yield
+    with suppress(OSError):  # it holds those of other processes still
+        whole.rmdir()

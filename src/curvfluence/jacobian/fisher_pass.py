@@ -144,8 +144,12 @@ class FisherPass:
         first = position["first"]
         if position["draws"] is not None:
             self._states[first] = position["draws"]
-        self._surprising.update(dict(position["surprising"]))
+        self.recall(position)
         return self._from(first)
+
+    def recall(self, position: dict[str, Any]) -> None:
+        """What the pass had seen there, without going on from it."""
+        self._surprising.update(dict(position["surprising"]))
 
     def within(self, bases: Mapping[int, Basis]) -> Iterable[Rows]:
         """The same rows again; of gradients that are cached, those of layers in `bases` (by number)

@@ -101,6 +101,7 @@ def own_gradients(
         return
     for number in team.own:
         begin, end = ranks.bounds(len(problem.train), number)
+        begin = max(begin, first)  # where a chunk begins
         if begin < end:
             part, columns = problem.train[begin:end], of_gradient("training set")
             for start, rows in rows_in_chunks(problem, layout, part, columns, first=begin):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from curvfluence.runtime import ranks
 from curvfluence.runtime.said import noted, say
 from curvfluence.store.steps import Steps
 
@@ -166,9 +167,10 @@ def scope(what: Callable[[], str]) -> Generator[None]:
 
 @contextmanager
 def work(what: str) -> Generator[Work | None]:
-    """The next work of that name, within which others are not kept; None where nothing is."""
+    """The next work of that name, within which others are not kept; None where nothing is, and
+    where this process works with others and speaks to them on the way."""
     journal = _JOURNAL.get()
-    if journal is None:
+    if journal is None or not ranks.alone():
         yield None
         return
     token = _JOURNAL.set(None)

@@ -131,10 +131,13 @@ class Ranks:
         """Work that each process does by itself, without a word to the others: an error in one of
         them is raised in all, that of the first range of the data where there are several."""
         error: Exception | None = None
+        token = _ALONE.set(True)
         try:
             yield
         except Exception as raised:
             error = raised
+        finally:
+            _ALONE.reset(token)
         every: list[Any] = [None] * self.count
         dist.all_gather_object(every, _told(error))
         first = next((r for r, told in enumerate(every) if told is not None), None)
@@ -151,6 +154,7 @@ class Job:
 
 
 _TEAM: ContextVar[Ranks | None] = ContextVar("team", default=None)
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @contextmanager
@@ -176,6 +180,13 @@ def together() -> Generator[Ranks]:
 def here() -> Ranks | None:
     """Those that work together, None outside of `together()`."""
     return _TEAM.get()
+
+
+def alone() -> bool:
+    """Whether this process works by itself, without a word to others, now: where none work with it,
+    and within `alike`. What it then reads from a file, where another process computes, makes
+    nobody wait for a message."""
+    return here() is None or _ALONE.get()
 
 
 def on_this_machine() -> int:

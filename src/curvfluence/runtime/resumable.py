@@ -19,3 +19,14 @@ class Resumable(Protocol[Chunk]):
     def position(self) -> Any: ...
 
     def after(self, position: Any) -> Iterator[Chunk]: ...
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """A pass that sees more than its chunks: `recall(position)` puts back what it had seen where
+    its `position` was that."""
+
+    @property
+    def position(self) -> Any: ...
+
+    def recall(self, position: Any) -> None: ...

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from curvfluence.errors import NonFiniteError
 from curvfluence.runtime import journal, ranks
-from curvfluence.runtime.resumable import Resumable
+from curvfluence.runtime.resumable import Recalling, Resumable
 
 Chunk = TypeVar("Chunk")
 
@@ -117,16 +117,42 @@ def accumulate(chunks: Iterable[Chunk], update: Callable[[Chunk, Sums], None]) -
 def _together(
     team: ranks.Ranks, chunks: ranks.Grouped[Chunk], update: Callable[[Chunk, Sums], None]
 ) -> Sums:
-    """The sums of all processes, each over its own ranges of the data."""
+    """The sums of all processes, each over its own ranges of the data; where work is kept, from the
+    range on that comes after those that are."""
     tree = ranks.Tree(team)
-    with team.alike():
-        for number in team.own:
+    with team.alike(), journal.work("sums of ranges") as ours:
+        found = None if ours is None else ours.find(Partial)
+        first = team.own.start if found is None else _recalled(found, tree, chunks)
+        for number in range(first, team.own.stop):
             own = Sums()
             for chunk in chunks.group(number):
                 update(chunk, own)
                 del chunk
             tree.add(number, own.totals)
+            if ours is not None:
+                ours.keep_if_due(_ranges_so_far(tree, chunks, number + 1))
+        if ours is not None and (found is None or first < team.own.stop):
+            ours.keep_if_long(_ranges_so_far(tree, chunks, team.own.stop))
     return Sums(tree.total())
+
+
+def _ranges_so_far(tree: ranks.Tree, chunks: object, following: int) -> Partial:
+    """What is on its way up the tree, the range that comes next, and what the pass has seen."""
+    nodes = tree.nodes.items()
+    held = Sums({(*node, key): x for node, totals in nodes for key, x in totals.items()})
+    seen = chunks.position if isinstance(chunks, Recalling) else None
+    return held.so_far([following, seen], whole=True)
+
+
+def _recalled(found: Partial, tree: ranks.Tree, chunks: object) -> int:
+    """Put back what was kept of ranges; the one that comes next."""
+    following, seen = found.position
+    for place, total in Sums.of(found).totals.items():
+        level, index, key = cast("tuple[int, int, Hashable]", place)
+        tree.nodes.setdefault((level, index), {})[key] = total
+    if seen is not None and isinstance(chunks, Recalling):
+        chunks.recall(seen)
+    return following
 
 
 def _kept(
