@@ -157,4 +157,4 @@ def _relative(product_qp: Tensor, wanted_qp: Tensor) -> list[float]:
     size = wanted_qp.double().norm(dim=1)  # small gradients have squares that float32 has not
     gap = (product_qp - wanted_qp).double().norm(dim=1)
     exact = torch.where(gap > 0, torch.inf, 0.0)  # where g is 0, so x must be
-    return torch.where(size > 0, gap / size, exact.to(gap)).tolist()
+    return torch.where(size > 0, gap / size, exact).tolist()
