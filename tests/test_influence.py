@@ -208,6 +208,22 @@ def test_leverages_name_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
         cf.influence(problem, curvature, damping=cf.Absolute(1.0), leverage=True)
 
 
+def test_a_gradient_outside_the_span_names_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one example's loss is linear in f, whichever chunk it is in."""
+    seeded()
+    x = torch.randn(12, 5, dtype=torch.float64)
+    curved = torch.ones(12, dtype=torch.float64)
+    curved[8] = 0.0
+
+    def bent(output: Tensor, target: Tensor) -> Tensor:
+        return output.sum(-1) + target * output.square().sum(-1)
+
+    problem = cf.Problem(mlp(5, 2).double(), cf.CustomLoss(bent), (x, curved), (x[:2], curved[:2]))
+    by_fives(monkeypatch, problem)
+    with pytest.raises(cf.errors.CurvfluenceError, match="example 8 lies outside the span"):
+        cf.influence(problem, cf.KFAC(), damping=cf.Absolute(5.0), leverage=True)
+
+
 def softmax_regression(decay: float) -> tuple[Tensor, ...]:
     x, y, xq, yq = digits(300, 40)
     return x, y, xq, yq, fit_softmax(x, y, torch.ones(300).double(), decay)
