@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.curvature.hybrids import paired
 from curvfluence.fidelity import (
+    StepLoss,
     decompose,
     distance_squared,
     frobenius_squared,
@@ -91,6 +92,13 @@ class TestDistances:
         assert found[("EKFAC", "KFAC")] == pytest.approx((1 / 14, 1 / 6))
         assert shares({("GGN", "BlockGGN"): 9.0}) == {}
 
+    def test_shares_of_one_and_of_nothing(self) -> None:
+        """A whole of 1 is divided like any other; of 0 every step has none."""
+        ab, bc = ("A", "B"), ("B", "C")
+        found = shares({ab: 0.75, bc: 0.25}, chain="ABC")
+        assert found[ab] == pytest.approx((0.75, 3**0.5 / (3**0.5 + 1)))
+        assert shares({ab: 0.0, bc: 0.0}, chain="ABC") == {ab: (0.0, 0.0), bc: (0.0, 0.0)}
+
 
 class TestDecompose:
     def test_errors_of_inverse_and_scores(self) -> None:
@@ -114,8 +122,23 @@ class TestDecompose:
             assert steps[1].inverse_error[d] == pytest.approx(float(wanted))
             wanted = ((a - b) @ g_n.T).norm() / (a @ g_n.T).norm()
             assert steps[1].score_error[d] == pytest.approx(float(wanted))
-        again = mean_steps([steps, steps])
-        assert again == steps
+        assert mean_steps([steps, steps]) == mean_steps([steps]) == steps
+
+    def test_distances_that_are_there_and_a_chain_of_ones_own(self) -> None:
+        """Nothing is measured again, and shares are of the chain that is named."""
+        asked: list[tuple[str, str]] = []
+
+        def distance(a: str, b: str) -> float:
+            asked.append((a, b))
+            return {"AB": 9.0, "BC": 1.0, "CD": 5.0}[a + b]
+
+        rows = {name: torch.ones(1, 2, 3) for name in "ABCD"}
+        steps = [("A", "B"), ("B", "C"), ("C", "D")]
+        found = decompose({}, rows, rows, steps=steps, chain="ABC", distance=distance)
+        assert asked == steps
+        assert [one.distance_squared for one in found] == [9.0, 1.0, 5.0]
+        assert [one.share for one in found] == [0.9, 0.1, None]
+        assert [one.norm_share for one in found] == [0.75, 0.25, None]
 
     def test_queries_of_a_confident_model(self) -> None:
         """One whose gradient is 0 loses nothing; one below 1e-23 is no 0 for float32's sake."""
@@ -132,6 +155,28 @@ class TestDecompose:
         rows = {name: torch.ones(2 + (name == "KFAC"), 3, 4) for name in found}
         with pytest.raises(cf.errors.InputError, match="different length"):
             decompose(found, rows, rows, steps=list(pairwise(found)))
+        short, long = (dict.fromkeys(CHAIN, torch.ones(d, 3, 4)) for d in (2, 3))
+        with pytest.raises(cf.errors.InputError, match=r"different length: \[2, 3\]"):
+            decompose(found, short, long, steps=list(pairwise(found)))
+
+
+class TestMeanSteps:
+    def step(self, size: float, share: float | None, dampings: int = 2) -> StepLoss:
+        return StepLoss("A", "B", size, share, share, (size,) * dampings, (2 * size,) * dampings)
+
+    def test_every_number(self) -> None:
+        found = mean_steps([(self.step(1.0, 0.5),), (self.step(3.0, 0.25),)])
+        assert found == (self.step(2.0, 0.375),)
+        none = mean_steps([(self.step(1.0, None),), (self.step(3.0, None),)])
+        assert none == (self.step(2.0, None),)
+
+    def test_models_must_agree(self) -> None:
+        """In their grid, and in their steps."""
+        one = self.step(1.0, 0.5)
+        with pytest.raises(ValueError, match="shorter"):
+            mean_steps([(one,), (self.step(1.0, 0.5, dampings=1),)])
+        with pytest.raises(ValueError, match="shorter"):
+            mean_steps([(one, one), (one,)])
 
 
 class TestHybrids:
