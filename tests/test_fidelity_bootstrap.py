@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 from curvfluence.errors import InputError
 from curvfluence.fidelity import (
     Axes,
+    Interval,
     Resamples,
     Sweep,
     bootstrap_lds,
@@ -16,6 +17,7 @@ from curvfluence.fidelity import (
     intervals,
     lds,
     paired_difference,
+    percentile,
     query_halves,
     resamples,
 )
@@ -113,10 +115,65 @@ def test_draws_keep_their_sizes_and_both_halves():
     assert (drawn.subsets.sum(1) == M).all()
     assert (drawn.queries[:, HALVES].sum(1) == HALVES.sum()).all()
     assert (drawn.queries[:, ~HALVES].sum(1) == (~HALVES).sum()).all()
+    for half in (HALVES, ~HALVES):
+        assert len(np.unique(drawn.queries[:, half], axis=0)) > 1
     alone = resamples(J, M, halves=HALVES, replicates=200, seed=0, axes=Axes.SUBSETS)
     assert (alone.models == 1).all()
     assert (alone.queries == 1).all()
     assert (alone.subsets == drawn.subsets).all()
+
+
+def test_halves_of_numbers_and_a_half_without_queries():
+    drawn = resamples(J, M, halves=HALVES, replicates=5, seed=0)
+    assert resamples(J, M, halves=HALVES.astype(int).tolist(), replicates=5, seed=0).same_as(drawn)
+    whole = resamples(J, M, halves=np.ones(Q, dtype=bool), replicates=5, seed=0)
+    assert whole.queries.shape == (5, Q)
+    assert (whole.queries.sum(1) == Q).all()
+
+
+def test_the_same_draws_are_the_same_on_every_axis():
+    counts = {
+        "models": np.ones((2, J), int),
+        "subsets": np.ones((2, M), int),
+        "queries": np.ones((2, Q), int),
+    }
+    drawn = Resamples(**counts)
+    assert drawn.same_as(Resamples(**{name: one.copy() for name, one in counts.items()}))
+    for name, one in counts.items():
+        assert not drawn.same_as(Resamples(**{**counts, name: 2 * one}))
+
+
+def test_there_are_500_replicates_of_95_percent():
+    sweep, truth = example(1)
+    drawn = resamples(J, M, halves=HALVES, seed=3)
+    assert len(drawn) == 500
+    found = bootstrap_lds(sweep, truth, HALVES, drawn)
+    first = intervals(sweep, truth, HALVES, seed=3)
+    assert first.crossed == interval(found) == percentile(found.draws) == interval(found, 0.95)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_every_interval_is_of_the_level_and_draws_that_were_asked_for(level):
+    sweep, truth = example(1)
+    drawn = {
+        name: resamples(J, M, halves=HALVES, seed=3, replicates=60, axes=axes)
+        for name, axes in (
+            ("crossed", Axes.CROSSED), ("subsets", Axes.SUBSETS), ("queries", Axes.QUERIES)
+        )
+    }  # fmt: skip
+    found = intervals(sweep, truth, HALVES, seed=3, replicates=60, level=level)
+    for name, one in drawn.items():
+        draws = bootstrap_lds(sweep, truth, HALVES, one).draws
+        wanted = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        assert getattr(found, name) == pytest.approx(wanted)
+    worse = Sweep(GRID, sweep.predicted[::-1])
+    a, b = (bootstrap_lds(each, truth, HALVES, drawn["crossed"]) for each in (sweep, worse))
+    wanted = np.quantile(a.draws - b.draws, [(1 - level) / 2, (1 + level) / 2])
+    assert paired_difference(a, b, level).interval == pytest.approx(wanted)
+
+
+def test_an_interval_of_the_other_sign():
+    assert -Interval(-1.0, 3.0) == Interval(-3.0, 1.0)
 
 
 def test_a_seed_fixes_the_intervals():
@@ -136,8 +193,9 @@ def test_the_interval_is_made_of_quantiles():
     low, high = interval(found, 0.9)
     ordered = np.sort(found.draws)
     assert (low, high) == (pytest.approx(ordered[10]), pytest.approx(ordered[190]))
-    with pytest.raises(InputError, match="level"):
-        interval(found, 95)
+    for level in (95, 1.5, 1.0, 0.0):
+        with pytest.raises(InputError, match="level"):
+            interval(found, level)
 
 
 def test_differences_are_paired():
@@ -170,7 +228,8 @@ def test_what_does_not_fit_is_refused():
     sweep, truth = example()
     with pytest.raises(InputError, match="make them for this sweep"):
         bootstrap_lds(sweep, truth, HALVES, resamples(J, M + 1, halves=HALVES, seed=0))
-    with pytest.raises(InputError, match="replicates"):
-        resamples(J, M, halves=HALVES, seed=0, replicates=0)
+    for bad in ({"replicates": 0}, {"models": 0}, {"subsets": 0}, {"halves": HALVES[:0]}):
+        with pytest.raises(InputError, match="one of each at least"):
+            resamples(**{"models": J, "subsets": M, "halves": HALVES, "seed": 0, **bad})
     with pytest.raises(InputError, match=r"\[B, J\]"):
         Resamples(*(np.ones((b, 3), dtype=np.int64) for b in (2, 2, 3)))
