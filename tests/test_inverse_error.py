@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.curvature.operators.dense import Dense
 from curvfluence.errors import InputError
 from curvfluence.fidelity.inverse_error import (
     Spectral,
@@ -15,6 +18,7 @@ from curvfluence.fidelity.inverse_error import (
     inverse_errors,
 )
 from tests import oracles
+from tests.problems import seeded
 from tests.zoo import zoo_problem
 
 RUNGS: dict[str, cf.Rung] = {
@@ -151,3 +155,79 @@ def test_where_there_is_no_inverse_there_is_no_error() -> None:
         assert bool(each[1].isfinite().all())
     with pytest.raises(InputError, match="float64"):
         Yardstick(exact, v.float())
+
+
+class TestSpectral:
+    def test_coordinates_of_several_blocks(self) -> None:
+        """Σ μ (Uᵀv)² = vᵀ C v, block by block."""
+        problem = bare("mlp")
+        fitted, v = cf.fit(problem, cf.BlockGGN()), oracles.example_gradients(problem)
+        assert len(fitted.blocks) > 1
+        spectral = Spectral(fitted)
+        found = spectral.coordinates(v)
+        assert found.shape == v.shape
+        wanted = ((v @ fitted.to_dense()) * v).sum(1)
+        torch.testing.assert_close((found.square() * spectral.values).sum(1), wanted)
+
+    def test_the_cut_is_by_size_unless_asked_by_sign(self) -> None:
+        problem = bare("mlp")
+        fitted = cf.fit(problem, cf.Hessian())
+        dense, eye = fitted.to_dense(), torch.eye(len(problem.decay), dtype=torch.float64)
+        by_size, by_sign = (pseudo_inverse(dense, signed=signed) for signed in (False, True))
+        assert not torch.allclose(by_size, by_sign)
+        torch.testing.assert_close(Spectral(fitted).pseudo_inverse(eye, TAU), by_size)
+        found = Spectral(fitted).pseudo_inverse(eye, TAU, signed=True)
+        torch.testing.assert_close(found, by_sign)
+
+    def test_what_lies_at_the_threshold_is_dropped(self) -> None:
+        problem = bare("mlp")
+        fitted = cf.fit(problem, cf.Diagonal())
+        entries = fitted.to_dense().diagonal()
+        at = float(entries.sort().values[len(entries) // 2])
+        found = Spectral(fitted).pseudo_inverse(torch.ones_like(entries)[None], at)[0]
+        torch.testing.assert_close(found, torch.where(entries > at, 1 / entries, 0.0))
+        assert found[entries == at].tolist() == [0.0]
+
+    def test_a_block_that_is_dropped_whole(self) -> None:
+        """Wherever it stands, the others' inverse is the one."""
+        problem = bare("mlp")
+        fitted, v = cf.fit(problem, cf.BlockGGN()), oracles.example_gradients(problem)
+        sizes = [float(block.operator.eigenvalues().max()) for block in fitted.blocks]
+        for low, high in ((0, 1), (1, 0)):
+            scaled = [1.0, 1.0]
+            scaled[low] = 1e-9 * sizes[high] / sizes[low]
+            blocks = [
+                replace(block, operator=Dense(factor * block.operator.to_dense()))
+                for block, factor in zip(fitted.blocks, scaled, strict=True)
+            ]
+            curvature = replace(fitted, blocks=tuple(blocks))
+            found = Spectral(curvature).pseudo_inverse(v, 1e-6 * sizes[high])
+            wanted = torch.linalg.pinv(curvature.to_dense(), rtol=1e-6, hermitian=True)
+            torch.testing.assert_close(found, v @ wanted, rtol=1e-6, atol=1e-9)
+
+
+class TestNoInverse:
+    """NaN where a threshold leaves nothing."""
+
+    def test_of_one_cut_alone(self) -> None:
+        """No eigenvalue of a concave loss is above 0: none is left by sign, and by size all."""
+        seeded()
+        x = torch.randn(9, 3, dtype=torch.float64)
+        loss = cf.CustomLoss(lambda f, y: -(f - y).square().sum(-1))
+        model = nn.Linear(3, 1).double()
+        problem = cf.Problem(model, loss, (x, x[:, :1]), (x[:2], x[:2, :1]))
+        exact, v = Spectral(cf.fit(problem, cf.Hessian())), oracles.example_gradients(problem)
+        found = Yardstick(exact, v).errors(exact, (0.1,), threshold=TAU)
+        assert bool(found.signed.isnan().all())
+        assert float(found.cut.max()) <= 1e-20
+
+    def test_of_eigenvalues_at_the_threshold(self) -> None:
+        problem = bare("mlp")
+        exact, v = Spectral(cf.fit(problem, cf.Hessian())), oracles.example_gradients(problem)
+        diagonal = Spectral(cf.fit(problem, cf.Diagonal()))
+        largest = float(diagonal.values.max())
+        found = Yardstick(exact, v).errors(diagonal, (0.1,), threshold=largest)
+        assert bool(found.cut.isnan().all())
+        assert found.cut.shape == (len(v),)
+        below = Yardstick(exact, v).errors(diagonal, (0.1,), threshold=0.999 * largest)
+        assert bool(below.cut.isfinite().all())

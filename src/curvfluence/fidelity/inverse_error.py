@@ -55,11 +55,11 @@ class Spectral:
         if self.curvature.fixed_damping is not None:
             return v_rp
         threshold = kinds.number(threshold, "threshold")
-        x_rp, kept = torch.zeros_like(v_rp), 0
+        x_rp, kept = torch.zeros_like(v_rp), False
         for block, basis in self.bases:
             mu = basis.eigenvalues()
             keep = (mu if signed else mu.abs()) > threshold
-            kept += int(keep.sum())
+            kept |= bool(keep.any())
             inverse = basis.with_eigenvalues(torch.where(keep, 1 / mu, 0.0))
             block.places.put(x_rp, inverse @ block.places.take(v_rp))
         if not kept:
@@ -139,7 +139,7 @@ class Yardstick:
     def _cut(self, approximate: Spectral, threshold: float, *, signed: bool) -> Tensor:
         size = approximate.values if signed else approximate.values.abs()
         if approximate.curvature.fixed_damping is None and not bool((size > threshold).any()):
-            return torch.full_like(self.vectors[:, 0], torch.nan)
+            return self.vectors.new_full((len(self.vectors),), torch.nan)
         x_rp = approximate.pseudo_inverse(self.vectors, threshold, signed=signed)
         return _errors(self.exact.coordinates(x_rp) * self.exact.values, self._turned)
 
