@@ -260,6 +260,7 @@ class TestKronecker:
         turned = replace(a, out_basis=a.out_basis.flip(1))
         assert not a.shares_basis(turned)
         assert a.in_basis is not None
+        assert a.shares_basis(replace(a, in_basis=a.in_basis.clone()))
         assert not a.shares_basis(replace(a, in_basis=a.in_basis.flip(1)))
         lookup = self.kronecker("embedding")
         assert lookup.in_basis is None

@@ -131,6 +131,13 @@ class TestLowRankInverse:
             if isinstance(places, LayerPart) and not places.shared:
                 assert isinstance(inverse, LowRankInverse), decay
 
+    def test_too_short_a_product_is_not_worth_a_search(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = "curvfluence.curvature.operators.low_rank_inverse"
+        monkeypatch.setattr(f"{place}.LEAST", 2.0**35)
+        assert all(inverse is None for *_, inverse in self.found(0.1))
+
     def test_one_query_that_has_none_is_not_asked(self) -> None:
         """A query that may have no error bounds no rank where others may."""
         queries, _ = rows_of("chain")
@@ -166,9 +173,9 @@ class TestLowRankInverse:
             return torch.full((len(queries),), 1e9)
 
         sample = Sample(len(train), lambda: queries, lambda: train, allowed)
-        assert isinstance(
-            operator.low_rank_inverse(block.places, queries, nothing, 0.1, sample), LowRankInverse
-        )
+        inverse = operator.low_rank_inverse(block.places, queries, nothing, 0.1, sample)
+        assert isinstance(inverse, LowRankInverse)
+        assert inverse.u_or.dtype == inverse.v_ir.dtype == torch.float32
         for attempt in (
             lambda: rough.low_rank_inverse(block.places, queries, nothing, 0.0, sample),
             lambda: rough.solve_rows(block.places, queries, nothing, 0.0, Against(9)),

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import eigh, eigh_of_rank
+from curvfluence.curvature.operators.decomposed import eigh_of_rank
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.low_rank_inverse import (
     Correction,
@@ -192,7 +192,8 @@ class KroneckerEigen(Kronecker):
     ) -> LowRankInverse | None:
         """Of the least rank whose error is allowed, where that is cheaper than the product with
         solved queries."""
-        if not isinstance(places, LayerPart) or self.in_basis is None:
+        assert isinstance(places, LayerPart)
+        if self.in_basis is None:
             return None
         term = places.term(queries)
         if not isinstance(term, Outer) or not worth_a_search(places, queries, sample):
@@ -309,7 +310,8 @@ class FactoredKronecker(Kronecker):
         self, places: Places, queries: Rows, decay: Tensor, damping: float, sample: Sample
     ) -> LowRankInverse | None:
         """Of rank one, and exact: a solved query is as much of an outer product as the query."""
-        if not isinstance(places, LayerPart) or self.in_basis is None:
+        assert isinstance(places, LayerPart)
+        if self.in_basis is None:
             return None
         if not isinstance(places.term(queries), Outer):
             return None
@@ -377,11 +379,9 @@ class InputBases:
         return self._last[1]
 
 
-def rowwise_eigh(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """Eigendecomposition of a symmetric matrix, positive semi-definite and of at most the rank
-    `most` where that is given, in float64 whatever its dtype; the vectors are laid out row by row,
-    with which products are faster."""
-    exact = matrix.double()
+def rowwise_eigh(matrix: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Eigendecomposition of a positive semi-definite matrix of at most the rank `most`, in float64
+    whatever its dtype; the vectors are laid out row by row, with which products are faster."""
     rounding = ROUNDING * torch.finfo(matrix.dtype).eps
-    values, vectors = eigh(exact) if most is None else eigh_of_rank(exact, most, rounding)
+    values, vectors = eigh_of_rank(matrix.double(), most, rounding)
     return values.to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
