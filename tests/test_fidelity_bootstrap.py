@@ -166,7 +166,7 @@ def test_every_interval_is_of_the_level_and_draws_that_were_asked_for(level):
         draws = bootstrap_lds(sweep, truth, HALVES, one).draws
         wanted = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
         assert getattr(found, name) == pytest.approx(wanted)
-    worse = Sweep(GRID, sweep.predicted[::-1])
+    worse = Sweep(GRID, sweep.predicted + np.random.default_rng(0).normal(size=(D, J, M, Q)))
     a, b = (bootstrap_lds(each, truth, HALVES, drawn["crossed"]) for each in (sweep, worse))
     wanted = np.quantile(a.draws - b.draws, [(1 - level) / 2, (1 + level) / 2])
     assert paired_difference(a, b, level).interval == pytest.approx(wanted)

@@ -112,7 +112,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "score/leverage": ("test_influence", "test_scores"),
     "score/certificate": ("test_certificate", "test_scores", "test_influence"),
     "score/bounds": ("test_error_bounds", "test_selected_rows"),
-    "score/neighbours": ("test_audit",),
+    "score/neighbours": ("test_neighbours", "test_audit"),
     "indexing/landmarks": ("test_index", "test_index_folder"),
     "indexing/extremes": ("test_index", "test_index_folder"),
 }

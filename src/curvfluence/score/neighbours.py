@@ -127,10 +127,9 @@ class _Best:
     def add(self, start: int, tile: Tensor) -> None:
         self.after = start + tile.shape[1]
         columns = torch.arange(start, self.after)
-        own = columns == self.rows[:, None]
         numbers = torch.cat([self.indices, columns.expand(len(self.rows), -1)], 1)
         values = torch.cat([self.values, tile], 1)
-        gone = torch.cat([torch.zeros_like(self.indices, dtype=torch.bool), own], 1)
-        best = values.abs().masked_fill(gone, -1.0).topk(min(self.k + 1, values.shape[1]), 1)
-        kept = best.indices[:, : self.k]
+        # an example itself is the last of all, so that it stays only while there are fewer than k
+        sizes = values.abs().masked_fill(numbers == self.rows[:, None], -1.0)
+        kept = sizes.topk(min(self.k, sizes.shape[1]), 1).indices
         self.indices, self.values = numbers.gather(1, kept), values.gather(1, kept)
