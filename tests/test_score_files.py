@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,19 @@ class TestFrame:
         with pytest.raises(InputError, match=r"x\.csv exists"):
             scores.to_csv(tmp_path / "x.csv")
 
+    def test_files_with_columns(self, scores: Scores, tmp_path: Path) -> None:
+        pytest.importorskip("pyarrow")
+        q, n = scores.values.shape
+        about = {"train": {"label": np.arange(n) % 3}, "queries": {"size": np.arange(q) / 2}}
+        scores.to_csv(tmp_path / "x.csv", 4, **about)
+        scores.to_parquet(tmp_path / "x.parquet", 4, **about)
+        wanted = scores.to_frame(4, **about)
+        assert list(wanted.columns[-2:]) == ["train_label", "query_size"]
+        assert pd.read_parquet(tmp_path / "x.parquet").equals(wanted)
+        read = pd.read_csv(tmp_path / "x.csv")
+        assert list(read.columns) == list(wanted.columns)
+        assert np.allclose(read, wanted)
+
     def test_refused(self, scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match="the column 'label' about train has 2 values for"):
             scores.to_frame(2, train={"label": [0, 1]})
@@ -133,6 +147,12 @@ class TestFiles:
         assert torch.equal(found.top(3).indices, made.top(3).indices)
         with pytest.raises(InputError, match="were read back"):
             found.certificate()
+
+    def test_without_shares_of_blocks(self, scores: Scores, tmp_path: Path) -> None:
+        replace(scores, blocks=None).save(tmp_path / "s.npy")
+        found = cf.load_scores(tmp_path / "s.npy")
+        assert found.blocks is None
+        assert torch.equal(found.values, scores.values)
 
     def test_anybody_can_read_them(self, scores: Scores, tmp_path: Path) -> None:
         scores.save(tmp_path / "s.npy")

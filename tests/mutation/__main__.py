@@ -107,7 +107,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "jacobian/layer_columns": ("test_many_outputs",),
     "curvature/damping": ("test_damping", "test_relative_damping", "test_curvature"),
     "score/influence": ("test_influence", "test_scores"),
-    "score/scores": ("test_scores", "test_score_files", "test_influence"),
+    "score/scores": ("test_score_set", "test_score_files", "test_scores", "test_influence"),
     "score/self_influence": ("test_influence", "test_scores"),
     "score/leverage": ("test_influence", "test_scores"),
     "score/certificate": ("test_certificate", "test_scores", "test_influence"),
