@@ -101,9 +101,13 @@ class TestRanks:
     def test_ten_unless_asked(self, lower: Scores) -> None:
         assert lower.top().indices.shape == lower.bottom().indices.shape == (len(lower.values), 10)
 
-    def test_ties_stay_in_order(self, lower: Scores) -> None:
-        tied = replace(lower, values=torch.zeros(2, 40))
-        assert tied.top(40).indices.tolist() == [list(range(40))] * 2
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_ties_stay_in_order(self, lower: Scores, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randint(0, 3, (2, 1000), generator=generator).to(dtype)
+        found = replace(lower, values=values).top(1000).indices.tolist()
+        for row, order in zip(values.tolist(), found, strict=True):
+            assert order == sorted(range(1000), key=lambda n: -row[n])
 
 
 class TestGroups:
