@@ -102,7 +102,11 @@ FILES: dict[str, tuple[str, ...]] = {
         "test_operators_solutions",
         "test_scores",
     ),
-    "curvature/operators/low_rank_inverse": ("test_low_rank_inverse",),
+    "curvature/operators/low_rank_inverse": (
+        "test_least_rank",
+        "test_operators_solutions",
+        "test_low_rank_inverse",
+    ),
     "problem/losses/output_hessian": ("test_many_outputs",),
     "jacobian/layer_columns": ("test_many_outputs",),
     "curvature/damping": ("test_damping", "test_relative_damping", "test_curvature"),

@@ -1,0 +1,216 @@
+"""The least rank of an inverse as few products, whether it is looked for, and how directions weigh:
+against singular values in full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from curvfluence.curvature.operators import low_rank_inverse
+from curvfluence.curvature.operators.low_rank_inverse import (
+    LEAST,
+    Sample,
+    low_rank,
+    most_ranks,
+    spread_of,
+    worth_a_search,
+)
+from curvfluence.jacobian.terms import Outer
+from tests.operators import drawn
+
+OUT, IN, Q, N = 9, 7, 4, 11
+
+
+def rows(count: int, seed: int) -> Outer:
+    """Single-column rows s ⊗ a of an o × i layer."""
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(count, IN, generator=generator, dtype=torch.float64)
+    return Outer(a, torch.randn(count, 1, OUT, generator=generator, dtype=torch.float64))
+
+
+def scores(inverse_oi: Tensor) -> Tensor:
+    """Σ_oi ŝ_q â_q ŝ_n â_n / Λ of all queries and rows, [Q, N]."""
+    of_queries, of_rows = rows(Q, 0).dense()[:, 0], rows(N, 1).dense()[:, 0]
+    return torch.einsum("qoi,oi,noi->qn", of_queries, inverse_oi, of_rows)
+
+
+def truncated(inverse_oi: Tensor, spread: tuple[Tensor, Tensor], rank: int) -> Tensor:
+    """The nearest matrix of that rank, where entries weigh as the spread says."""
+    weight_oi = spread[0][:, None] * spread[1]
+    u, sigma, vh = torch.linalg.svd(weight_oi * inverse_oi)
+    return (u[:, :rank] * sigma[:rank]) @ vh[:rank] / weight_oi
+
+
+@pytest.fixture
+def inverse_oi() -> Tensor:
+    """Of eigenvalues that are no outer product."""
+    return 1 / (drawn(OUT, IN).square() + torch.linspace(0.1, 1, IN, dtype=torch.float64))
+
+
+@pytest.fixture
+def spread() -> tuple[Tensor, Tensor]:
+    return drawn(OUT).abs() + 0.5, drawn(IN).abs() + 0.5
+
+
+class TestLeastRank:
+    @pytest.fixture(autouse=True)
+    def any_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(low_rank_inverse, "WORTH", 8.0)
+
+    def found(
+        self, inverse_oi: Tensor, spread: tuple[Tensor, Tensor], allowed_q: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        return low_rank(inverse_oi, spread, rows(Q, 0), rows(N, 1), allowed_q)
+
+    @pytest.mark.parametrize("share", [2.0, 0.5, 0.1, 1e-2, 1e-10])
+    @pytest.mark.parametrize("ranks", [(64,), (1, 2, 3, 8), (5, 6)])
+    def test_it_is_the_first_from_which_all_do(
+        self,
+        inverse_oi: Tensor,
+        spread: tuple[Tensor, Tensor],
+        share: float,
+        ranks: tuple[int, ...],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(low_rank_inverse, "RANKS", ranks)
+        exact_qn = scores(inverse_oi)
+        allowed_q = share * exact_qn.norm(dim=1)
+        found = self.found(inverse_oi, spread, allowed_q)
+        near = [truncated(inverse_oi, spread, rank) for rank in range(1, IN + 1)]
+        good = [bool(((scores(x) - exact_qn).norm(dim=1) <= allowed_q).all()) for x in near]
+        wanted = next(
+            (
+                rank
+                for count in ranks
+                for rank in range(1, min(count, IN) + 1)
+                if all(good[rank - 1 : min(count, IN)])
+            ),
+            None,
+        )
+        if wanted is None:
+            assert found is None
+            return
+        assert found is not None
+        assert found[0].shape[1] == found[1].shape[1] == wanted
+        assert found[1].is_contiguous() or wanted < IN
+        torch.testing.assert_close(found[0] @ found[1].T, near[wanted - 1])
+
+    def test_queries_that_may_have_no_error_are_left_out(
+        self, inverse_oi: Tensor, spread: tuple[Tensor, Tensor]
+    ) -> None:
+        """And one that may have less than rounding leaves is met by no rank."""
+        allowed_q = 0.2 * scores(inverse_oi).norm(dim=1)
+        whole = self.found(inverse_oi, spread, allowed_q)
+        allowed_q[0] = 0.0
+        some = self.found(inverse_oi, spread, allowed_q)
+        assert whole is not None
+        assert some is not None
+        assert some[0].shape[1] <= whole[0].shape[1]
+        allowed_q[0] = 1e-300
+        assert self.found(inverse_oi, spread, allowed_q) is None
+
+    def test_no_more_than_are_worth_it(
+        self,
+        inverse_oi: Tensor,
+        spread: tuple[Tensor, Tensor],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        allowed_q = 1e-10 * scores(inverse_oi).norm(dim=1)
+        found = self.found(inverse_oi, spread, allowed_q)
+        assert found is not None
+        assert found[0].shape[1] == IN
+        for worth, most in ((1.7, 6), (1.8, 7)):
+            monkeypatch.setattr(low_rank_inverse, "WORTH", worth)
+            assert most_ranks(OUT, IN) == most
+            found = self.found(inverse_oi, spread, allowed_q)
+            assert (found is not None) == (most == IN)
+
+    def test_directions_that_no_row_has(
+        self, inverse_oi: Tensor, spread: tuple[Tensor, Tensor]
+    ) -> None:
+        """Are divided by nothing, and stay 0."""
+        out, inp = (weight.clone() for weight in spread)
+        out[2], inp[4] = 0.0, 1e-30
+        found = self.found(inverse_oi, (out, inp), torch.full((Q,), 1e9, dtype=torch.float64))
+        assert found is not None
+        u_or, v_ir = found
+        assert u_or[2].tolist() == [0.0] * u_or.shape[1]
+        assert v_ir[4].tolist() == [0.0] * v_ir.shape[1]
+        assert int((u_or == 0).all(1).sum()) == int((v_ir == 0).all(1).sum()) == 1
+
+    def test_of_a_wide_matrix_the_largest(self) -> None:
+        """By a random range: as near as the singular values themselves are."""
+        matrix = drawn(60, 50) @ torch.diag(0.7 ** torch.arange(50.0).double()) @ drawn(50, 80)
+        for rank in (3, 10):
+            left, right = low_rank_inverse._truncated(matrix, rank)  # pyright: ignore[reportPrivateUsage]
+            assert (left.shape, right.shape) == ((60, rank), (80, rank))
+            u, sigma, vh = torch.linalg.svd(matrix)
+            best = (u[:, :rank] * sigma[:rank]) @ vh[:rank]
+            assert float((left @ right.T - best).norm()) <= 1e-6 * float(matrix.norm())
+            again = low_rank_inverse._truncated(matrix, rank)  # pyright: ignore[reportPrivateUsage]
+            assert torch.equal(again[0], left)
+
+
+@dataclass
+class Part:
+    """A layer's shape."""
+
+    shape: tuple[int, int]
+
+
+class TestWorth:
+    def worth(self, shape: tuple[int, int], queries: int, examples: int, allowed: bool) -> bool:
+        part: Any = Part(shape)
+        given: Any = range(queries)
+        sample = Sample(
+            examples, lambda: given, lambda: None, (lambda _: torch.ones(1)) if allowed else None
+        )
+        return worth_a_search(part, given, sample)
+
+    def test_a_product_as_long_as_the_least(self) -> None:
+        n = int(LEAST) // (2 * 4 * 64 * 64)
+        assert 2 * 4 * n * 64 * 64 == LEAST
+        assert self.worth((64, 64), 4, n, True)
+        assert not self.worth((64, 64), 4, n - 1, True)
+        assert not self.worth((64, 64), 4, n, False)
+
+    def test_ranks_enough_to_choose_from(self) -> None:
+        """Eight, that together take no more than 0.7 of the product."""
+        assert most_ranks(23, 23) == 8
+        assert most_ranks(22, 22) == 7
+        assert most_ranks(200, 10) == 6
+        assert self.worth((23, 23), 1, 10**12, True)
+        assert not self.worth((22, 22), 1, 10**12, True)
+
+
+class TestSpread:
+    def test_by_definition(self) -> None:
+        values, queries, some = drawn(OUT, IN), rows(Q, 0), rows(N, 1)
+        kept = values.clamp_min(0)
+        for found, of_queries, of_rows, sums in zip(
+            spread_of(values, queries, some),
+            (queries.s[:, 0], queries.a),
+            (some.s[:, 0], some.a),
+            (kept.sum(1), kept.sum(0)),
+            strict=True,
+        ):
+            square = of_rows.square().mean(0)
+            wanted = of_queries.square().mean(0) * (square / square.sum() + sums / sums.sum())
+            torch.testing.assert_close(found, wanted.sqrt())
+
+    def test_nothing_weighs_nothing(self) -> None:
+        empty = Outer(torch.zeros(N, IN).double(), torch.zeros(N, 1, OUT).double())
+        for found in spread_of(torch.zeros(OUT, IN).double(), rows(Q, 0), empty):
+            assert not bool(found.any())
+
+    def test_in_float64(self) -> None:
+        values, queries, some = drawn(OUT, IN), rows(Q, 0), rows(N, 1)
+        wanted = spread_of(values, queries, some)
+        single = spread_of(values.float(), queries.to(torch.float32), some.to(torch.float32))
+        for found, one in zip(single, wanted, strict=True):
+            assert found.dtype == torch.float64
+            torch.testing.assert_close(found, one, rtol=1e-5, atol=0)
