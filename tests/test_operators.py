@@ -126,8 +126,9 @@ def test_bases(name: str, rung: str) -> None:
         torch.testing.assert_close(matrix, dense(operator))
         some = torch.tensor([n - 1, 0])
         torch.testing.assert_close(basis.eigenvectors(some), vectors[:, some])
-        v = drawn(2, 3, n)
-        torch.testing.assert_close(basis.coordinates(v), v @ vectors)
+        for shape in ((), (3,), (2, 3)):
+            v = drawn(*shape, n)
+            torch.testing.assert_close(basis.coordinates(v), v @ vectors)
         other = drawn(n, n)
         other = other @ other.T
         torch.testing.assert_close(

@@ -10,6 +10,7 @@ from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.diagonal import DiagonalOperator
 from curvfluence.curvature.operators.eigen import Eigen
+from curvfluence.curvature.operators.kronecker import _require_trusted  # pyright: ignore[reportPrivateUsage]
 from curvfluence.curvature.operators.mean_eigenvalue import (
     MeanEigenvalue,
     of_definite,
@@ -23,6 +24,7 @@ from curvfluence.curvature.operators.operator import (
 )
 from curvfluence.curvature.operators.solve import cholesky_solve
 from curvfluence.errors import SingularError
+from curvfluence.jacobian.terms import Outer
 from curvfluence.runtime.said import noted
 from tests.operators import drawn
 
@@ -143,6 +145,30 @@ class TestDenominator:
                 denominator.require_trusted(batch)
         mixed = torch.stack([1e9 * across, 1e-3 * across + 5e8 * along])
         denominator.require_trusted(mixed[:1, None].expand(1, 2, 2))
+
+    @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e6])
+    def test_rows_whose_solutions_are_not_formed(self, scale: float) -> None:
+        """The same is said of s ⊗ a as of what it solves to."""
+        table = torch.tensor([[1.0, 1e-3], [5e-7, 3e-3]])
+        denominator = Denominator.of(table)
+        refused = 0
+        for s in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1e9, 1.0)):
+            for a in ((1.0, 0.0), (0.0, 1.0), (1.0, 1e-3)):
+                row = Outer(torch.tensor([a]), scale * torch.tensor([[s]]))
+                told: list[str] = []
+                for trust in (
+                    lambda row=row: _require_trusted(denominator, row),
+                    lambda row=row: denominator.require_trusted(row.dense()[:, 0] / table),
+                ):
+                    try:
+                        trust()
+                    except SingularError as error:
+                        told.append(str(error))
+                    else:
+                        told.append("")
+                assert told[0] == told[1], (s, a)
+                refused += bool(told[0])
+        assert 0 < refused < 12
 
     def test_shares(self) -> None:
         denominator = Denominator(torch.ones(2, dtype=torch.float64), None)

@@ -183,7 +183,7 @@ class TestLowRankInverse:
         ):
             with pytest.raises(SingularError, match="inverted in float32"):
                 attempt()
-        for factor in (1e-3, 1e3):  # a share of each by itself, however small or large it is
+        for factor in (1e-12, 1e-3, 1e3):  # a share of each by itself, however small or large it is
             some = replace(train, terms=tuple(outer(t, factor) for t in train.terms))
             with pytest.raises(SingularError, match="inverted in float32"):
                 rough.quadratic(block.places, some, nothing, 0.0)
