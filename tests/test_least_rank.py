@@ -129,12 +129,13 @@ class TestLeastRank:
             found = self.found(inverse_oi, spread, allowed_q)
             assert (found is not None) == (most == IN)
 
+    @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
     def test_directions_that_no_row_has(
-        self, inverse_oi: Tensor, spread: tuple[Tensor, Tensor]
+        self, inverse_oi: Tensor, spread: tuple[Tensor, Tensor], scale: float
     ) -> None:
-        """Are divided by nothing, and stay 0."""
-        out, inp = (weight.clone() for weight in spread)
-        out[2], inp[4] = 0.0, 1e-30
+        """Are divided by nothing, and stay 0: those that are nothing beside the largest."""
+        out, inp = (scale * weight for weight in spread)
+        out[2], inp[4] = 0.0, 1e-20 * scale
         found = self.found(inverse_oi, (out, inp), torch.full((Q,), 1e9, dtype=torch.float64))
         assert found is not None
         u_or, v_ir = found
@@ -188,8 +189,10 @@ class TestWorth:
 
 
 class TestSpread:
-    def test_by_definition(self) -> None:
-        values, queries, some = drawn(OUT, IN), rows(Q, 0), rows(N, 1)
+    @pytest.mark.parametrize("scale", [1e-3, 1.0])
+    def test_by_definition(self, scale: float) -> None:
+        values, queries, some = scale * drawn(OUT, IN), rows(Q, 0), rows(N, 1)
+        some = Outer(scale * some.a, scale * some.s)
         kept = values.clamp_min(0)
         for found, of_queries, of_rows, sums in zip(
             spread_of(values, queries, some),
