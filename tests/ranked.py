@@ -110,9 +110,19 @@ def everything() -> dict[str, Any]:
         found[f"{name}, by block"] = blocks
         self_influence = cf.self_influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1))
         found[f"{name}, self"] = self_influence
+    for name in ("mlp", "shared"):
+        scores = within_a_memory(problems()[name])
+        found[f"{name}, within a memory"] = scores.values
+        found[f"{name}, within a memory, notes"] = (scores.notes, scores.coverage, scores.lambdas)
     single = problems()["mlp"].to(torch.float32)
     found["float32"] = cf.influence(single, cf.EKFAC(), damping=cf.Absolute(0.1)).values
     return found
+
+
+def within_a_memory(problem: cf.Problem) -> cf.Scores:
+    """In two groups or more."""
+    at = cf.Absolute(0.1)
+    return cf.influence(problem, RUNGS["ekfac mc"], damping=at, memory=5400)
 
 
 def in_a_file(out: Path) -> Tensor:

@@ -89,6 +89,20 @@ def test_it_is_what_one_process_without_ranks_gives(by_count: dict[int, dict[str
             assert float((found - wanted).abs().max()) <= rounding * scale, name
 
 
+@pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+def test_groups_of_blocks_are_each_done_by_one_process(by_count: dict[int, dict[str, Any]]) -> None:
+    """So that each holds what the memory has room for, and the bits are those of one process
+    without ranks: nothing is added up between them but whole scores."""
+    for name in ("mlp", "shared"):
+        wanted = ranked.within_a_memory(ranked.problems()[name])
+        (note,) = (note for note in wanted.notes if note.startswith("within"))
+        assert "groups of blocks" in note
+        for found in by_count.values():
+            assert torch.equal(found[f"{name}, within a memory"], wanted.values)
+            said = wanted.notes, wanted.coverage, wanted.lambdas
+            assert found[f"{name}, within a memory, notes"] == said
+
+
 def test_scores_in_a_file(tmp_path: Path) -> None:
     for name in "13":
         (tmp_path / name).mkdir()

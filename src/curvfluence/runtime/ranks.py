@@ -182,6 +182,16 @@ def here() -> Ranks | None:
     return _TEAM.get()
 
 
+@contextmanager
+def apart() -> Generator[None]:
+    """Within it this process works by itself, on something that is its own."""
+    token = _TEAM.set(None)
+    try:
+        yield
+    finally:
+        _TEAM.reset(token)
+
+
 def alone() -> bool:
     """Whether this process works by itself, without a word to others, now: where none work with it,
     and within `alike`. What it then reads from a file, where another process computes, makes

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from torch import Tensor
+
 from curvfluence.curvature.coverage import CoverageLine, named
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import BestOf, Damping
@@ -16,7 +18,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import forget_gradients
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import budget
+from curvfluence.runtime import budget, ranks
 from curvfluence.score.cost import ScoreCost
 from curvfluence.score.reach import Reach
 from curvfluence.score.scores import Scores
@@ -64,17 +66,47 @@ def within_memory(
     type that would be another one without the last layer.
     """
     groups = list(_groups(problem, rung, room, _units(rung.coverage(problem))))
-    total: Scores | None = None
-    for group in groups:
+
+    def scored(group: _Group) -> Scores:
         part = group.problem.remembering(min(problem.remember, room - group.needed))
         found = score(part, rung)
         if len(groups) == 1:
-            return _whole(problem, found, room, groups)
+            return found
         forget_gradients(part, discover(part))
-        # a certifier would hold the group's curvature and gradients
-        total = _added(total, replace(found, certifier=None))
-    assert total is not None
+        return replace(found, certifier=None)  # which would hold its curvature and gradients
+
+    team = ranks.here()
+    if team is None or len(groups) == 1:
+        shares = (scored(group) for group in groups)
+    else:
+        shares = iter(_shared_out(team, groups, scored))
+    total = next(shares)
+    if len(groups) == 1:
+        return _whole(problem, total, room, groups)
+    for share in shares:
+        total = _added(total, share)
     return _whole(problem, replace(total, rung=named(rung.name, total.coverage)), room, groups)
+
+
+def _shared_out(
+    team: ranks.Ranks, groups: Sequence[_Group], scored: Callable[[_Group], Scores]
+) -> list[Scores]:
+    """Of all groups, each done by one process from end to end: all of the data, and of the
+    parameters what the memory has room for."""
+    made: dict[int, Scores] = {}
+
+    def job(number: int) -> ranks.Job:
+        def run() -> tuple[Tensor, ...]:
+            with ranks.apart():
+                found = scored(groups[number])
+            made[number] = replace(found, values=found.values[:0])
+            return (found.values,)
+
+        return ranks.Job(float(groups[number].needed), run)
+
+    values = team.shared_out([job(number) for number in range(len(groups))])
+    said = team.merged(made)
+    return [replace(said[number], values=of) for number, (of,) in enumerate(values)]
 
 
 @dataclass(frozen=True)
@@ -149,9 +181,7 @@ def _require_same_fisher(problem: Problem, part: Problem, rung: Rung) -> None:
             )
 
 
-def _added(total: Scores | None, share: Scores) -> Scores:
-    if total is None:
-        return share
+def _added(total: Scores, share: Scores) -> Scores:
     total.values.add_(share.values)
     one, other = total.cost, share.cost
     errors = [each.inverse_error for each in (total, share) if each.inverse_error is not None]
