@@ -1,4 +1,4 @@
-"""The forecast beside what happened: seconds and peak memory of `cf.plan` on W1 to W4.
+"""The forecast beside what happened: seconds and peak memory of `cf.plan` on W1 to W7.
 
     python benchmarks/plan.py [--only W1 W3]
 
@@ -31,6 +31,7 @@ RUNGS: dict[str, cf.Rung] = {
     "KFAC": cf.KFAC(),
     "EKFAC": cf.EKFAC(),
     "EKFAC empirical": cf.EKFAC(cf.Empirical()),
+    "KFAC empirical": cf.KFAC(cf.Empirical()),
     "BlockGGN": cf.BlockGGN(),
     "GGN": cf.GGN(),
     "Hessian": cf.Hessian(),
@@ -40,6 +41,9 @@ ASKED = {
     "W2": ("Diagonal", "KFAC", "EKFAC"),
     "W3": ("Diagonal", "KFAC", "EKFAC", "EKFAC empirical", "BlockGGN"),
     "W4": ("KFAC", "EKFAC empirical"),
+    "W5": ("EKFAC empirical",),
+    "W6": ("KFAC empirical", "EKFAC empirical"),
+    "W7": ("EKFAC empirical",),
 }
 
 

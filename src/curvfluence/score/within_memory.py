@@ -23,8 +23,6 @@ from curvfluence.score.cost import ScoreCost
 from curvfluence.score.reach import Reach
 from curvfluence.score.scores import Scores
 
-HELD = 2  # times the numbers of queries that are there at once: their rows, and solved
-
 
 def memorable(rung: Rung | Curvature, damping: Damping, *, plain: bool) -> Rung:
     """A rung whose blocks can be taken some after others. Errors: `InputError` for what cannot."""
@@ -166,8 +164,10 @@ def _groups(problem: Problem, rung: Rung, room: int, units: Sequence[_Unit]) -> 
 
 def _needed(problem: Problem, rung: Rung) -> int:
     """Bytes of matrices, queries' rows and solved queries."""
-    solved = min(len(problem.queries) * problem.parameters.count, budget.SOLVED)
-    return int((rung.elements(problem) + HELD * solved) * problem.dtype.itemsize)
+    count = len(problem.queries)
+    rows = count * discover(problem).elements(1)
+    solved = min(count * problem.parameters.count, budget.SOLVED)
+    return int((rung.elements(problem) + rows + solved) * problem.dtype.itemsize)
 
 
 def _require_same_fisher(problem: Problem, part: Problem, rung: Rung) -> None:
