@@ -21,6 +21,8 @@ PROBED = 1024  # examples of a pass that is timed, at most
 SHARE = 32  # at most so small a part of all of them, where that is enough
 ENOUGH = 64
 PROBE_ELEMENTS = 2**23  # numbers in it, at most
+FIRST = 4  # examples; twice as many while a pass over them is shorter than
+LONG = 0.04  # seconds, of which a clock and what else the machine does are a small part
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,29 @@ class Rates:
     fresh: float
     forward: Pass
     backward: Pass
+    examples: int  # that were timed: as few as take long enough
 
     @staticmethod
     def measured(problem: Problem) -> Rates:
         machine_rates = _machine(problem.device, problem.dtype, torch.get_num_threads())
         layout = discover(problem)
-        few, most = probed(problem, layout, 2)
+        bound = probed(problem, layout, 2)
 
         def run(width: int, examples: int) -> float:
             columns, part = _repeated(width), problem.train[:examples]
             return timed(
-                problem.device, lambda: list(rows_in_chunks(problem, layout, part, columns))
+                problem.device,
+                lambda: list(rows_in_chunks(problem, layout, part, columns, alone=False)),
             )
 
-        lines = {width: line(few, run(width, few), most, run(width, most)) for width in (1, 2)}
+        most = min(FIRST, bound)
+        while (long := run(1, most)) < LONG and most < bound:
+            most = min(2 * most, bound)
+        few = max(1, most // 4)
+        lines = {
+            1: line(few, run(1, few), most, long),
+            2: line(few, run(2, few), most, run(2, most)),
+        }
         backward = Pass(
             max(0.0, lines[2].start - lines[1].start),
             max(0.1 * lines[1].each, lines[2].each - lines[1].each),
@@ -69,7 +80,7 @@ class Rates:
             max(0.0, lines[1].start - backward.start),
             max(0.1 * lines[1].each, lines[1].each - backward.each),
         )
-        return Rates(*machine_rates, forward, backward)
+        return Rates(*machine_rates, forward, backward, most)
 
 
 @cache
@@ -98,12 +109,11 @@ def _repeated(width: int) -> Columns:
     return Columns(width, "a probe", make)
 
 
-def probed(problem: Problem, layout: Layout, width: int) -> tuple[int, int]:
-    """How many examples are timed: (few, most)."""
+def probed(problem: Problem, layout: Layout, width: int) -> int:
+    """How many examples are timed at most."""
     elements = max(1, layout.elements(width))
-    few = max(ENOUGH, len(problem.train) // SHARE)
-    most = min(len(problem.train), few, PROBED, max(8, PROBE_ELEMENTS // elements))
-    return max(1, most // 4), most
+    most = max(ENOUGH, len(problem.train) // SHARE)
+    return min(len(problem.train), most, PROBED, max(8, PROBE_ELEMENTS // elements))
 
 
 def line(few: int, short: float, many: int, long: float) -> Pass:

@@ -21,13 +21,13 @@ class Sample:
     few: int
 
     @staticmethod
-    def of(problem: Problem, layout: Layout, fisher: Fisher) -> Sample:
-        width = fisher.width(problem)
-        few, most = probed(problem, layout, width)
+    def of(problem: Problem, layout: Layout, fisher: Fisher, examples: int) -> Sample:
+        """Of so many examples, or fewer where their rows are large."""
+        most = min(examples, probed(problem, layout, fisher.width(problem)))
         columns = fisher.pulling(problem, fisher.columns(), "a probe")
         part = problem.train[:most]
-        rows_of = rows_in_chunks(problem, layout, part, columns)
-        return Sample(concatenate([rows for _, rows in rows_of]), few)
+        rows_of = rows_in_chunks(problem, layout, part, columns, alone=False)
+        return Sample(concatenate([rows for _, rows in rows_of]), max(1, most // 4))
 
     def line(
         self, run: Callable[[Rows], object], prepare: Callable[[Rows], Rows] = lambda rows: rows

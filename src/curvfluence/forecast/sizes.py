@@ -92,7 +92,7 @@ class Sizes:
     def sample(self, fisher: Fisher) -> Sample:
         """The rows of a few examples."""
         if fisher not in self.samples:
-            self.samples[fisher] = Sample.of(self.problem, self.layout, fisher)
+            self.samples[fisher] = Sample.of(self.problem, self.layout, fisher, self.rates.examples)
         return self.samples[fisher]
 
     def chunk(self, columns: int) -> float:

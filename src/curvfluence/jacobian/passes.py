@@ -28,11 +28,13 @@ def rows_in_chunks(
     *,
     chunk: int | None = None,
     first: int = 0,
+    alone: bool = True,
 ) -> Iterator[tuple[int, Rows]]:
     """(start, rows) of successive chunks of examples, in order; `first` is the number of the first
     example. Memory: the activations, a and s of `pass_examples` examples, or of `chunk` if fewer.
 
-    One example of chunks 0, 1, 2, 4, 8, … is also run alone, and must have the same row. Where the
+    One example of chunks 0, 1, 2, 4, 8, … is also run alone (unless `alone` is False: where a pass
+    is timed and its rows are of no use), and must have the same row. Where the
     graph of the probe did not prove that the traced calls are all, the rows of each chunk are also
     added up and must agree with an ordinary backward pass.
 
@@ -45,7 +47,7 @@ def rows_in_chunks(
         made = _made(problem, layout, part, columns, start)
         if not layout.proved:
             _require_whole(problem, layout, part, made, start)
-        if len(part) > 1 and number & (number - 1) == 0:
+        if alone and len(part) > 1 and number & (number - 1) == 0:
             at = (7919 * number + len(part) // 3) % len(part)
             versions = made.rows.versions
             _require_alone(problem, layout, part, made, at, start)
