@@ -10,7 +10,6 @@ import curvfluence as cf
 from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.inversion import cheapest
 from curvfluence.curvature.operators.cholesky import Cholesky
-from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
 from curvfluence.curvature.operators.iterative import IterativeOperator
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from tests import oracles
@@ -54,70 +53,6 @@ class TestCholesky:
             cf.errors.SingularError, match=r"it is not positive definite.*order 2 of 3"
         ):
             Cholesky.of(torch.diag(torch.tensor([1.0, -1.0, 1.0])), "it", block)
-
-
-class TestConjugateGradients:
-    def system(self) -> tuple[Tensor, Tensor]:
-        seeded()
-        z = torch.randn(25, 40, dtype=torch.float64)
-        return z.T @ z / 25 + 0.05 * torch.eye(40, dtype=torch.float64), torch.randn(
-            4, 40, dtype=torch.float64
-        )
-
-    def test_every_row_at_once(self) -> None:
-        matrix, b = self.system()
-        b[2] = 0
-        found = conjugate_gradients(
-            lambda v: v @ matrix, b, precondition=lambda v: v, tolerance=1e-10, max_iterations=99
-        )
-        assert float(found.residuals.max()) <= 1e-10
-        assert relative(found.x, torch.linalg.solve(matrix, b.T).T) <= 1e-8
-        assert torch.equal(found.x[2], torch.zeros(40, dtype=torch.float64))
-
-    def test_an_exact_preconditioner_takes_one_step(self) -> None:
-        matrix, b = self.system()
-        inverse = torch.linalg.inv(matrix)
-        found = conjugate_gradients(
-            lambda v: v @ matrix,
-            b,
-            precondition=lambda v: v @ inverse,
-            tolerance=1e-9,
-            max_iterations=99,
-        )
-        assert found.iterations == 1
-
-    def test_rows_that_are_done_leave(self) -> None:
-        matrix, b = self.system()
-        b[0] = matrix[0] * 0 + torch.linalg.eigh(matrix)[1][:, -1]  # an eigenvector: one step
-        widths: list[int] = []
-
-        def product(v: Tensor) -> Tensor:
-            widths.append(len(v))
-            return v @ matrix
-
-        conjugate_gradients(product, b, precondition=lambda v: v, tolerance=1e-9, max_iterations=99)
-        assert widths[0] == 4
-        assert widths[1] == 3
-
-    def test_it_stops_and_says_how_far_it_came(self) -> None:
-        matrix, b = self.system()
-        found = conjugate_gradients(
-            lambda v: v @ matrix, b, precondition=lambda v: v, tolerance=1e-12, max_iterations=3
-        )
-        assert found.iterations == 3
-        own = (b - found.x @ matrix).norm(dim=1) / b.norm(dim=1)
-        assert torch.allclose(found.residuals, own, rtol=1e-6)
-        assert float(own.max()) > 1e-12
-
-    def test_negative_curvature_is_refused(self) -> None:
-        with pytest.raises(cf.errors.SingularError, match="not positive definite"):
-            conjugate_gradients(
-                lambda v: -v,
-                torch.ones(1, 3),
-                precondition=lambda v: v,
-                tolerance=1e-3,
-                max_iterations=3,
-            )
 
 
 class TestProducts:

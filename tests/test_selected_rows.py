@@ -11,7 +11,6 @@ import curvfluence as cf
 from curvfluence.curvature.hessian import Plain
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SelectedRows
 from curvfluence.curvature.operators import selected_rows
-from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
 from curvfluence.curvature.operators.selected_rows import select
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
@@ -147,61 +146,6 @@ def test_the_note_is_of_the_last_solve() -> None:
     before = noted()
     curvature.solve(torch.randn(3, problem.parameters.count, dtype=torch.float64), at)
     assert noted() == before
-
-
-class TestBlockConjugateGradients:
-    def system(self) -> tuple[Tensor, Tensor]:
-        seeded()
-        z = torch.randn(25, 40, dtype=torch.float64)
-        matrix = z.T @ z / 25 + 0.05 * torch.eye(40, dtype=torch.float64)
-        return matrix, torch.randn(5, 40, dtype=torch.float64)
-
-    def solve(self, matrix: Tensor, b: Tensor, tolerance: float, most: int = 40) -> object:
-        return block_conjugate_gradients(
-            lambda v: v @ matrix, b, precondition=lambda r: r / matrix.diagonal(),
-            enough_q=tolerance * b.norm(dim=1), max_products=most,
-        )  # fmt: skip
-
-    def test_against_a_direct_solve(self) -> None:
-        matrix, b = self.system()
-        b[2] = 0
-        b[3] = 2 * b[0] - b[1]  # dependent: it comes for nothing
-        b[4] *= 1e-12
-        found = self.solve(matrix, b, 1e-11)
-        wanted = torch.linalg.solve(matrix, b.T).T
-        assert torch.allclose(found.x, wanted, rtol=1e-8, atol=0)
-        assert torch.allclose(found.residual, b - found.x @ matrix, atol=1e-12)
-        assert found.vectors <= 3 * found.products
-
-    def test_a_block_does_in_fewer_products(self) -> None:
-        """40 dimensions: five directions at a time leave nothing after eight products, but for what
-        rounding does to their conjugacy (one more)."""
-        matrix, b = self.system()
-        assert self.solve(matrix, b, 1e-9).products <= 9
-        assert self.solve(matrix, b[:1], 1e-9).products > 16
-
-    def test_each_row_is_the_best_of_the_space(self) -> None:
-        """After k products every row's error is least, in A's norm, over all directions so far."""
-        matrix, b = self.system()
-        diagonal = matrix.diagonal()
-        block = (b / diagonal).T
-        space = [block]
-        for _ in range(2):
-            block = (matrix @ block) / diagonal[:, None]
-            space.append(block)
-        basis = torch.cat(space, 1)
-        best = basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ b.T)
-        found = self.solve(matrix, b, 1e-14, most=3)
-        assert found.products == 3
-        assert torch.allclose(found.x, best.T, rtol=1e-6, atol=1e-9)
-
-    def test_not_positive_definite(self) -> None:
-        matrix, b = self.system()
-        with pytest.raises(cf.errors.SingularError, match="without positive curvature"):
-            block_conjugate_gradients(
-                lambda v: v @ (matrix - 10 * torch.eye(40)), b, precondition=lambda r: r,
-                enough_q=1e-6 * b.norm(dim=1), max_products=20,
-            )  # fmt: skip
 
 
 class TestSolve:

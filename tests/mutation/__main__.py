@@ -89,11 +89,11 @@ FILES: dict[str, tuple[str, ...]] = {
     "curvature/operators/decomposed": ("test_eigen_solver", "test_thin_factors"),
     "curvature/operators/sample_space": ("test_forms", "test_kernel_iteration"),
     "curvature/operators/kernel_iteration": ("test_kernel_iteration",),
-    "curvature/operators/conjugate_gradients": ("test_forms",),
+    "curvature/operators/conjugate_gradients": ("test_conjugate_gradients",),
     "curvature/operators/iterative": ("test_forms",),
     "curvature/operators/selected_rows": ("test_selected_rows",),
     "curvature/operators/selected_rows_hessian": ("test_iterated_hessian",),
-    "curvature/operators/block_conjugate_gradients": ("test_selected_rows",),
+    "curvature/operators/block_conjugate_gradients": ("test_conjugate_gradients",),
     "curvature/operators/minimal_residual": ("test_iterated_hessian",),
     "curvature/operators/negative_pairs": ("test_iterated_hessian",),
     "curvature/operators/low_rank": (

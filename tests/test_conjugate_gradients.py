@@ -1,0 +1,354 @@
+"""Conjugate gradients, row by row and by blocks: against a direct solve, and when they stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import curvfluence as cf
+from curvfluence.curvature.operators.block_conjugate_gradients import (
+    DEPENDENT,
+    BlockSolution,
+    block_conjugate_gradients,
+)
+from curvfluence.curvature.operators.conjugate_gradients import (
+    Solution,
+    _State,  # pyright: ignore[reportPrivateUsage]
+    conjugate_gradients,
+)
+from curvfluence.runtime import journal
+from curvfluence.store.steps import Steps
+from tests.problems import seeded
+
+
+def system(rows: int) -> tuple[Tensor, Tensor]:
+    seeded()
+    z = torch.randn(25, 40, dtype=torch.float64)
+    matrix = z.T @ z / 25 + 0.05 * torch.eye(40, dtype=torch.float64)
+    return matrix, torch.randn(rows, 40, dtype=torch.float64)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def solved(
+    product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most: int = 99
+) -> Solution:
+    return conjugate_gradients(
+        product, b, precondition=lambda v: v, tolerance=tolerance, max_iterations=most
+    )
+
+
+class TestConjugateGradients:
+    def test_every_row_at_once(self) -> None:
+        matrix, b = system(4)
+        b[2] = 0
+        found = solved(lambda v: v @ matrix, b, 1e-10)
+        assert float(found.residuals.max()) <= 1e-10
+        assert relative(found.x, torch.linalg.solve(matrix, b.T).T) <= 1e-8
+        assert torch.equal(found.x[2], torch.zeros(40, dtype=torch.float64))
+
+    def test_rows_of_any_size_together(self) -> None:
+        """Each is held to its own size, though the squares of one vanish beside the others'."""
+        matrix, b = system(3)
+        sizes = torch.tensor([1.0, 1e-200, 1e150], dtype=torch.float64)[:, None]
+        found = solved(lambda v: v @ matrix, sizes * b, 1e-10)
+        wanted = torch.linalg.solve(matrix, b.T).T
+        for x, own in zip(found.x / sizes, wanted, strict=True):
+            assert relative(x, own) <= 1e-8
+
+    def test_an_exact_preconditioner_takes_one_step(self) -> None:
+        matrix, b = system(4)
+        inverse = torch.linalg.inv(matrix)
+        found = conjugate_gradients(
+            lambda v: v @ matrix,
+            b,
+            precondition=lambda v: v @ inverse,
+            tolerance=1e-9,
+            max_iterations=99,
+        )
+        assert found.iterations == 1
+
+    def test_rows_that_are_done_leave(self) -> None:
+        matrix, b = system(4)
+        b[0] = torch.linalg.eigh(matrix)[1][:, -1]  # an eigenvector: one step
+        widths: list[int] = []
+        preconditioned: list[int] = []
+
+        def product(v: Tensor) -> Tensor:
+            widths.append(len(v))
+            return v @ matrix
+
+        def precondition(v: Tensor) -> Tensor:
+            preconditioned.append(len(v))
+            return v
+
+        conjugate_gradients(
+            product, b, precondition=precondition, tolerance=1e-9, max_iterations=99
+        )
+        assert widths[0] == 4
+        assert widths[1] == 3
+        assert preconditioned == widths  # once for each product, and never of nothing
+
+    def test_what_is_solved_without_a_residual_leaves_whatever_is_wanted(self) -> None:
+        b = torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=torch.float64)
+        found = solved(lambda v: v, b, 0.0)
+        assert found.iterations == 1
+        assert torch.equal(found.x, b)
+
+    @pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-8])
+    def test_it_stops_at_the_first_iteration_that_is_enough(self, tolerance: float) -> None:
+        matrix, b = system(4)
+        found = solved(lambda v: v @ matrix, b, tolerance)
+        before = solved(lambda v: v @ matrix, b, tolerance, found.iterations - 1)
+        assert float(found.residuals.max()) <= tolerance < float(before.residuals.max())
+
+    def test_it_stops_and_says_how_far_it_came(self) -> None:
+        matrix, b = system(4)
+        found = solved(lambda v: v @ matrix, b, 1e-12, 3)
+        assert found.iterations == 3
+        own = (b - found.x @ matrix).norm(dim=1) / b.norm(dim=1)
+        assert torch.allclose(found.residuals, own, rtol=1e-6)
+        assert float(own.max()) > 1e-12
+
+    def test_negative_curvature_is_refused(self) -> None:
+        with pytest.raises(cf.errors.SingularError, match="not positive definite"):
+            solved(lambda v: -v, torch.ones(1, 3), 1e-3, 3)
+
+    def test_curvature_of_zero_is_refused_in_the_row_that_meets_it(self) -> None:
+        matrix = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
+        b = torch.zeros(4, 3, dtype=torch.float64)  # the first is done before it begins
+        b[1, 0], b[2, 1], b[3, 2] = 1.0, 1.0, 1.0
+        with pytest.raises(cf.errors.SingularError, match=r"curvature 0 \(row 3, iteration 1\)"):
+            solved(lambda v: v @ matrix, b, 1e-3)
+
+
+class Killed(BaseException):
+    """As a kill would be: nothing catches it."""
+
+
+class TestKept:
+    """A solve that was interrupted goes on where it was, and one that was done is read."""
+
+    @pytest.fixture(autouse=True)
+    def kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal, "SHARE", 0.0)
+        self.folder = tmp_path
+        self.matrix, self.b = system(4)
+        self.b[0] = 0
+        self.b[1] = torch.linalg.eigh(self.matrix)[1][:, -1]  # leaves after one step
+
+    def run(self, most: int) -> tuple[Solution | None, int]:
+        """As one command of so many products, which is killed at the next; and how many it made."""
+        made = 0
+
+        def product(v: Tensor) -> Tensor:
+            nonlocal made
+            if made == most:
+                raise Killed
+            made += 1
+            return v @ self.matrix
+
+        try:
+            with journal.kept_in(Steps(self.folder, {"of": "a test"}), every=0.0):
+                return solved(product, self.b, 1e-9), made
+        except Killed:
+            return None, made
+
+    def files(self) -> list[str]:
+        return sorted(file.name for file in self.folder.iterdir())
+
+    def test_it_goes_on(self) -> None:
+        whole = solved(lambda v: v @ self.matrix, self.b, 1e-9)
+        assert self.run(5) == (None, 5)
+        found, made = self.run(99)
+        assert found is not None
+        assert made == whole.iterations - 5
+        assert found.iterations == whole.iterations
+        assert torch.equal(found.x, whole.x)
+        assert torch.equal(found.residuals, whole.residuals)
+        before = self.files()
+        again, made = self.run(0)
+        assert again is not None
+        assert (made, again.iterations) == (0, whole.iterations)
+        assert torch.equal(again.x, whole.x)
+        assert self.files() == before  # nothing was done, so nothing is written
+
+    def test_the_whole_is_kept_where_no_part_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal.Journal, "due", False)
+        whole, _ = self.run(99)
+        again, made = self.run(0)
+        assert whole is not None
+        assert again is not None
+        assert (made, again.iterations) == (0, whole.iterations)
+        assert torch.equal(again.x, whole.x)
+
+    def test_all_of_it_goes_to_a_device(self) -> None:
+        """What is kept is read to the CPU."""
+        at = _State.first(self.b, lambda v: v).to(torch.device("meta"))
+        for part in (at.x, at.residual, at.left, at.direction, at.rho):
+            assert part.device.type == "meta"
+
+
+class TestBlockConjugateGradients:
+    def solve(self, matrix: Tensor, b: Tensor, tolerance: float, most: int = 40) -> BlockSolution:
+        return block_conjugate_gradients(
+            lambda v: v @ matrix, b, precondition=lambda r: r / matrix.diagonal(),
+            enough_q=tolerance * b.norm(dim=1), max_products=most,
+        )  # fmt: skip
+
+    def test_against_a_direct_solve(self) -> None:
+        matrix, b = system(5)
+        b[2] = 0
+        b[3] = 2 * b[0] - b[1]  # dependent: it comes for nothing
+        b[4] *= 1e-12
+        found = self.solve(matrix, b, 1e-11)
+        wanted = torch.linalg.solve(matrix, b.T).T
+        assert torch.allclose(found.x, wanted, rtol=1e-8, atol=0)
+        assert torch.allclose(found.residual, b - found.x @ matrix, atol=1e-12)
+        assert found.vectors <= 3 * found.products
+
+    def test_rows_whose_squares_vanish(self) -> None:
+        matrix, b = system(3)
+        b[1] *= 10  # of different sizes, and all of squares below float32
+        single = 1e-30 * b.float()
+        found = block_conjugate_gradients(
+            lambda v: v @ matrix.float(), single, precondition=lambda r: r,
+            enough_q=1e-35 * b.norm(dim=1), max_products=40,
+        )  # fmt: skip
+        wanted = torch.linalg.solve(matrix, b.T).T
+        assert relative(1e30 * found.x.double(), wanted) <= 1e-4
+
+    def test_directions_are_orthonormal(self) -> None:
+        """Whatever rows of whatever sizes they are of; and they are counted."""
+        matrix, b = system(5)
+        b[3] = b[0] + 1e-3 * b[1]
+        b[4] *= 1e6
+        widths: list[int] = []
+
+        def product(p: Tensor) -> Tensor:
+            widths.append(len(p))
+            eye = torch.eye(len(p), dtype=torch.float64)
+            assert torch.allclose(p @ p.T, eye, rtol=0, atol=1e-12)
+            return p @ matrix
+
+        found = block_conjugate_gradients(
+            product, b, precondition=lambda r: r, enough_q=1e-9 * b.norm(dim=1), max_products=40
+        )
+        assert (found.products, found.vectors) == (len(widths), sum(widths))
+
+    @pytest.mark.parametrize(("share", "directions"), [(0.8, 1), (1.25, 2)])
+    def test_rows_that_are_all_but_parallel(self, share: float, directions: int) -> None:
+        """They give one direction where the lesser eigenvalue of their Gram matrix is below
+        `DEPENDENT` of the larger."""
+        apart = (share * DEPENDENT) ** 0.5
+        b = torch.tensor([[1.0, apart], [1.0, -apart]], dtype=torch.float64)
+        found = block_conjugate_gradients(
+            lambda p: p, b, precondition=lambda r: r, enough_q=torch.zeros(2), max_products=1
+        )
+        assert found.vectors == directions
+
+    def test_a_row_of_one_place_beside_one_of_all(self) -> None:
+        """Largest entries alike, norms 2,000 apart in their squares: neither is dependent."""
+        b = torch.ones(2, 2000)
+        b[0, 1:] = 0
+        b[1, 0] = 0
+        found = block_conjugate_gradients(
+            lambda p: p, b, precondition=lambda r: r, enough_q=torch.full((2,), 1e-4),
+            max_products=9,
+        )  # fmt: skip
+        assert (found.products, found.vectors) == (1, 2)
+        assert torch.allclose(found.x, b, rtol=1e-5, atol=1e-6)
+
+    def test_a_row_that_gives_no_direction(self) -> None:
+        """A preconditioner that takes what is left to 0 leaves that row as it is, alone or not."""
+        b = torch.tensor([[0.0, 1.0], [2.0, 0.0]], dtype=torch.float64)
+
+        def found(weights: list[float]) -> BlockSolution:
+            return block_conjugate_gradients(
+                lambda p: p, b, precondition=lambda r: r * torch.tensor(weights),
+                enough_q=torch.full((2,), 1e-9), max_products=9,
+            )  # fmt: skip
+
+        one, none = found([1.0, 0.0]), found([0.0, 0.0])
+        assert torch.equal(one.x, torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64))
+        assert one.products == 1
+        assert torch.equal(none.residual, b)
+        assert none.products == 0
+
+    def test_a_block_does_in_fewer_products(self) -> None:
+        """40 dimensions: five directions at a time leave nothing after eight products, but for what
+        rounding does to their conjugacy (one more)."""
+        matrix, b = system(5)
+        assert self.solve(matrix, b, 1e-9).products <= 9
+        assert self.solve(matrix, b[:1], 1e-9).products > 16
+
+    def test_each_row_is_the_best_of_the_space(self) -> None:
+        """After k products every row's error is least, in A's norm, over all directions so far."""
+        matrix, b = system(5)
+        diagonal = matrix.diagonal()
+        block = (b / diagonal).T
+        space = [block]
+        for _ in range(2):
+            block = (matrix @ block) / diagonal[:, None]
+            space.append(block)
+        basis = torch.cat(space, 1)
+        best = basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ b.T)
+        found = self.solve(matrix, b, 1e-14, most=3)
+        assert found.products == 3
+        assert torch.allclose(found.x, best.T, rtol=1e-6, atol=1e-9)
+
+    def test_a_residual_of_just_what_is_enough(self) -> None:
+        b = torch.tensor([[3.0, 4.0], [6.0, 8.0]], dtype=torch.float64)
+        matrix = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
+        widths: list[int] = []
+
+        def product(p: Tensor) -> Tensor:
+            widths.append(len(p))
+            return p @ matrix
+
+        block_conjugate_gradients(
+            product, b, precondition=lambda r: r, enough_q=torch.tensor([5.0, 10.0]), max_products=9
+        )
+        assert widths == []
+
+    def test_patience(self) -> None:
+        """It goes on where every residual is what it was to be by then, and else says what it came
+        to."""
+        matrix, b = system(5)
+        reached = torch.linalg.vector_norm(self.solve(matrix, b, 1e-9, 2).residual, dim=1)
+
+        def patient(norms: Tensor) -> BlockSolution:
+            return block_conjugate_gradients(
+                lambda v: v @ matrix, b, precondition=lambda r: r / matrix.diagonal(),
+                enough_q=1e-9 * b.norm(dim=1), max_products=40, patience=(2, norms),
+            )  # fmt: skip
+
+        assert not patient(1.01 * reached).slow
+        reached[3] *= 0.99
+        found = patient(reached)
+        assert found.slow
+        assert (found.products, found.vectors) == (2, 10)
+        assert torch.allclose(found.residual, b - found.x @ matrix, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("norm", [5.0, 4.99])
+    def test_patience_to_the_last_bit(self, norm: float) -> None:
+        found = block_conjugate_gradients(
+            lambda v: v, torch.tensor([[3.0, 4.0]]), precondition=lambda r: r,
+            enough_q=torch.tensor([1e-3]), max_products=9, patience=(0, torch.tensor([norm])),
+        )  # fmt: skip
+        assert found.slow == (norm < 5)
+        assert found.products == (norm == 5)
+
+    def test_not_positive_definite(self) -> None:
+        matrix, b = system(5)
+        with pytest.raises(cf.errors.SingularError, match="without positive curvature"):
+            block_conjugate_gradients(
+                lambda v: v @ (matrix - 10 * torch.eye(40)), b, precondition=lambda r: r,
+                enough_q=1e-6 * b.norm(dim=1), max_products=20,
+            )  # fmt: skip
