@@ -286,6 +286,13 @@ class TestLowRank:
         x = drawn(2, 4, 3).float()
         assert LowRank.of(x, 1e-12).rank == 3
 
+    def test_squares_that_overflow(self) -> None:
+        """Nothing tells what a rank loses, so all of them are kept."""
+        x = 1e25 * drawn(2, 4, 3).float()
+        low = LowRank.of(x, 0.9)
+        assert low.rank == 3
+        torch.testing.assert_close(low.left @ low.right.mT, x, rtol=1e-4, atol=1e19)
+
     def test_compressed_solutions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of shared layers where that is smaller, against rows as a and s, a few at a time, and
         against formed ones."""

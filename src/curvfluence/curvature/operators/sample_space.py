@@ -235,6 +235,7 @@ class SampleSpaceOperator(Operator):
         return total
 
     def _refined(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
+        """x in float64."""
         exact = shift.double()
         size = v_qp.double().norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         x, last = self.direct(v_qp, shift, factor).double(), torch.inf
@@ -248,7 +249,7 @@ class SampleSpaceOperator(Operator):
             last = worst
             scaled = residual.div_(size).to(v_qp.dtype)
             x.addcmul_(self.direct(scaled, shift, factor).double(), size)
-        return x.to(v_qp.dtype)
+        return x
 
     def direct(self, v_qp: Tensor, shift: Tensor, factor: Cholesky) -> Tensor:
         """The inverse once, without refinement."""
@@ -301,7 +302,7 @@ class SampleSpaceOperator(Operator):
             return self.rows.dense.new_zeros(self.size)
         kernel = self.kernel(self.rows.dense.new_ones(self.size))
         kernel.diagonal().sub_(self.n)
-        values = eigvalsh(kernel.tril() + kernel.tril(-1).T) / self.n
+        values = eigvalsh(kernel.tril_()) / self.n  # by its lower triangle alone
         out = values.new_zeros(self.size)
         kept = values[-min(len(values), self.size) :]
         out[: len(kept)] = kept

@@ -46,7 +46,6 @@ class Selection:
 def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
     """The `count` largest rows of a pass. Cost: an eigendecomposition of C × C an example."""
     kept: Rows | None = None
-    nothing: Rows | None = None
     sizes = torch.empty(0)
     whole = 0.0
     for chunk in chunks:
@@ -63,9 +62,7 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
         best = values_nc.flatten().topk(min(count, n * c))
         least = float(sizes.min()) if len(sizes) == count else 0.0
         found = best.indices[best.values > least]
-        if not len(found):
-            none = found.new_empty(0)
-            nothing = chunk.mixed(none, vectors.new_empty(0, c))
+        if kept is not None and not len(found):
             continue
         index, column = found // c, found % c
         part = chunk.mixed(index, vectors[index, :, column])
@@ -74,8 +71,6 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
         if len(sizes) > count:
             order = sizes.topk(count).indices
             kept, sizes = kept[order], sizes[order]
-    if kept is None:  # every row is 0: a model that fits beyond rounding
-        kept = nothing
     assert kept is not None
     return Selection(kept, float(sizes.sum()), whole)
 
