@@ -87,7 +87,12 @@ FILES: dict[str, tuple[str, ...]] = {
         "test_relative_damping",
     ),
     "curvature/operators/decomposed": ("test_eigen_solver", "test_thin_factors"),
-    "curvature/operators/sample_space": ("test_forms", "test_kernel_iteration"),
+    "curvature/operators/sample_space": (
+        "test_sample_space",
+        "test_operators_forms",
+        "test_forms",
+        "test_kernel_iteration",
+    ),
     "curvature/operators/kernel_iteration": ("test_kernel_iteration",),
     "curvature/operators/conjugate_gradients": ("test_conjugate_gradients",),
     "curvature/operators/iterative": ("test_operators_forms", "test_forms"),

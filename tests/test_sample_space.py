@@ -1,0 +1,173 @@
+"""The GGN in sample space against dense rows: its kernel, its refinement and what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvfluence as cf
+from curvfluence.curvature.inversion import SampleSpace
+from curvfluence.curvature.operators import sample_space
+from curvfluence.curvature.operators.cholesky import Cholesky
+from curvfluence.curvature.operators.kernel_iteration import KernelIteration
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.operators.sample_space import REFINEMENTS, SINGLE, SampleSpaceOperator
+from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.runtime import budget
+from curvfluence.runtime.said import noted
+from tests import oracles
+from tests.test_selected_rows import ZOO, fitted, shift_of
+from tests.zoo import zoo_problem
+
+DAMPING = 0.05
+ITERATED = SampleSpace(iterate=True)
+
+
+def operator_of(problem: cf.Problem, form: SampleSpace) -> SampleSpaceOperator:
+    operator = cf.fit(problem, cf.GGN(form=form)).blocks[0].operator
+    assert isinstance(operator, SampleSpaceOperator)
+    return operator
+
+
+def vectors(problem: cf.Problem) -> Tensor:
+    """Of three different sizes."""
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn(3, problem.parameters.count, generator=generator, dtype=torch.float64)
+    return v * torch.tensor([[1.0], [20.0], [0.3]], dtype=torch.float64)
+
+
+class TestKernel:
+    @pytest.mark.parametrize("name", ZOO)
+    @pytest.mark.parametrize("numbers", [1, 200, 2**22])
+    def test_against_dense_rows(
+        self, name: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many of its rows are made at a time."""
+        problem = zoo_problem(name)
+        operator, shift = operator_of(problem, SampleSpace()), shift_of(problem)
+        monkeypatch.setattr(budget, "FORMED", numbers)
+        monkeypatch.setattr(budget, "KERNEL", numbers)
+        z_rp = operator.rows.to_dense().flatten(0, 1)
+        wanted = (z_rp / shift) @ z_rp.T
+        wanted.diagonal().add_(len(problem.train))
+        torch.testing.assert_close(operator.kernel(shift).tril(), wanted.tril())
+
+    @pytest.mark.parametrize("step", [1, 3, 7, 10])
+    def test_products_of_some_rows_at_a_time(self, step: int) -> None:
+        z = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        total = torch.ones(7, 7, dtype=torch.float64)
+        sample_space._add_gram(total, z, step)  # pyright: ignore[reportPrivateUsage]
+        torch.testing.assert_close(total.tril(), (1 + z @ z.T).tril())
+
+
+@pytest.mark.parametrize("form", [SampleSpace(), ITERATED])
+def test_without_rows(form: SampleSpace) -> None:
+    """Every row is 0, and goes: C is 0, and D has a decay of its own for each tensor."""
+    x = torch.zeros(4, 3, dtype=torch.float64)
+    x[3] = 1.0  # a query
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
+    decay = {"0.weight": 0.1, "1.weight": 0.4}
+    data, asked = (x[:3], x[:3, :2]), (x[3:], x[3:, :2])
+    problem = cf.Problem(model, cf.MSE(), data, asked, weight_decay=decay)
+    operator = operator_of(problem, form)
+    assert operator.count == 0
+    v = vectors(problem)
+    assert torch.equal(operator @ v, torch.zeros_like(v))
+    torch.testing.assert_close(operator.solve(v, problem.decay, 0.3), v / (problem.decay + 0.3))
+    assert torch.equal(operator.eigenvalues(), torch.zeros(10, dtype=torch.float64))
+
+
+class TestRefinement:
+    @pytest.mark.parametrize(
+        ("share", "solved", "left"), [(1.0, 1, 0.0), (0.6, REFINEMENTS + 1, 0.4**6), (0.4, 2, 0.36)]
+    )
+    def test_while_it_halves_what_is_left(
+        self, share: float, solved: int, left: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of an inverse that gives a share of the solution: how often it is taken, what x is then,
+        and what is said of each vector relative to its own size."""
+        problem = zoo_problem("mlp")
+        v, operator = vectors(problem), operator_of(problem, SampleSpace())
+        dense = oracles.dense_ggn(problem) + problem.decay.diag()
+        inverse = torch.linalg.inv(dense + DAMPING * torch.eye(len(dense), dtype=torch.float64))
+        times = 0
+
+        def direct(
+            self: SampleSpaceOperator, v_qp: Tensor, shift: Tensor, factor: Cholesky
+        ) -> Tensor:
+            nonlocal times
+            times += 1
+            return share * v_qp @ inverse
+
+        monkeypatch.setattr(SampleSpaceOperator, "direct", direct)
+        with noted() as said:
+            x = operator.solve(v, problem.decay, DAMPING)
+        assert times == solved
+        torch.testing.assert_close(x, (1 - left) * v @ inverse)
+        assert [one.split(", ")[0] for one in said] == [
+            f"an inverse by iteration stopped at a relative residual of {left:.2g}"
+        ] * (left > 0)
+
+
+class TestIteration:
+    @pytest.mark.parametrize(
+        ("tolerance", "dtype"), [(SINGLE, torch.float32), (0.9 * SINGLE, torch.float64)]
+    )
+    def test_products_are_in_float64_where_float32_is_not_trusted(
+        self, tolerance: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        problem = fitted(torch.float32)
+        seen: list[torch.dtype] = []
+        inner = SampleSpaceOperator._inner  # pyright: ignore[reportPrivateUsage]
+
+        def of(self: SampleSpaceOperator, x_qp: Tensor) -> Tensor:
+            seen.append(x_qp.dtype)
+            return inner(self, x_qp)
+
+        monkeypatch.setattr(SampleSpaceOperator, "_inner", of)
+        operator = operator_of(problem, ITERATED).within(tolerance)
+        operator.solve(vectors(problem).float(), problem.decay, 1.0)
+        assert seen[0] == dtype
+
+    def test_every_product_is_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Over several improvements; the most of all solves is noted."""
+        problem = fitted(torch.float32)
+        made: list[int] = []
+        improve = KernelIteration.improve
+
+        def counted(self: KernelIteration, *given: Tensor) -> int:
+            made.append(improve(self, *given))  # pyright: ignore[reportArgumentType]
+            return made[-1]
+
+        monkeypatch.setattr(KernelIteration, "improve", counted)
+        operator = operator_of(problem, ITERATED).within(1e-6)
+        with noted():
+            operator.solve(vectors(problem).float(), problem.decay, 1e-4)
+        assert len(made) > 1
+        said = f"{sum(made)} products with the kernel of {operator.count:,} rows"
+        assert operator.note(1e-4) == said
+
+    def test_vectors_take_as_many_products_as_rows(self) -> None:
+        problem = zoo_problem("mlp")
+        queries = query_gradients(problem, discover(problem))
+        by_rows = cf.fit(problem, cf.GGN(form=ITERATED))
+        solved = by_rows.solve_rows(queries, cf.Absolute(DAMPING), against=Against(7)).flat()
+        operator = operator_of(problem, ITERATED)
+        x = operator.solve(queries.to_dense()[:, 0], problem.decay, DAMPING)
+        torch.testing.assert_close(x, solved)
+        assert operator.note(DAMPING) == by_rows.blocks[0].operator.note(DAMPING)
+
+
+def test_what_was_dropped_is_said() -> None:
+    """A share of the inverse is bounded by the trace over λ, whatever the decay."""
+    problem = zoo_problem("mlp", n=12)
+    drop = 0.1 * float(oracles.dense_ggn(problem).trace())
+    operator = operator_of(problem, SampleSpace(drop=drop))
+    for damping in (0.0, 0.5, 4.0):
+        bound = operator.dropped_trace / damping if damping else float("inf")
+        said = operator.note(damping)
+        assert said is not None
+        assert said.endswith(f"changes an inverse by at most {bound:.2g} of itself")
+    assert operator_of(problem, SampleSpace()).note(0.5) is None
