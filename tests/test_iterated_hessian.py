@@ -9,10 +9,8 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.curvature.hessian import Abs, Clip, Plain
 from curvfluence.curvature.inversion import ConjugateGradients, SampleSpace, SelectedRows
-from curvfluence.curvature.operators import negative_pairs as pairs_module
 from curvfluence.curvature.operators.block_conjugate_gradients import BlockSolution
 from curvfluence.curvature.operators.minimal_residual import minimal_residual
-from curvfluence.curvature.operators.negative_pairs import negative_pairs
 from curvfluence.curvature.operators.selected_rows_hessian import SPARED
 from curvfluence.errors import InputError
 from tests.problems import chain_problem, make, mlp, seeded
@@ -138,44 +136,6 @@ class TestMinimalResidual:
             max_products=50,
         )  # fmt: skip
         assert found.products == 3
-
-
-class TestNegativePairs:
-    @pytest.mark.parametrize("count", [0, 3, 20])
-    def test_all_below(self, count: int) -> None:
-        values = [
-            *(-0.01 - 0.1 * k for k in range(count)),
-            *torch.linspace(-1e-4, 30, 180).tolist(),
-        ]
-        a = symmetric(values)
-        found = negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=5e-3, most=64)
-        wanted = torch.tensor(sorted(v for v in values if v < -5e-3), dtype=torch.float64)
-        torch.testing.assert_close(found.values, wanted, rtol=0, atol=1e-5)
-        torch.testing.assert_close(
-            found.vectors @ found.vectors.T, torch.eye(count).double(), rtol=0, atol=1e-8
-        )
-        assert found.residual < 5e-4
-
-    def test_too_many(self) -> None:
-        a = symmetric([*(-1.0 - 0.01 * k for k in range(40)), *torch.linspace(1, 2, 260).tolist()])
-        with pytest.raises(InputError, match="more than 16 eigenvalues"):
-            negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=1e-2, most=16)
-
-    def test_no_convergence_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pairs_module, "ROUND", 1)
-        monkeypatch.setattr(pairs_module, "ROUNDS", 2)
-        a = symmetric([-0.2, -0.1, *torch.linspace(0, 1e4, 198).tolist()])
-        with pytest.raises(InputError, match="did not converge in 2 iterations"):
-            negative_pairs(lambda x: x @ a, lambda r: r, a[0], spared=1e-3, most=64)
-
-    def test_a_flat_bulk_next_to_zero_is_no_hindrance(self) -> None:
-        bulk = (1e-5 * torch.randn(300, generator=torch.Generator().manual_seed(0))).tolist()
-        a = symmetric([-1.0, -0.5, -0.2, *bulk, *torch.linspace(0.1, 30, 200).tolist()])
-        shifted = torch.linalg.inv(a + 1.1 * torch.eye(len(a)))
-        found = negative_pairs(lambda x: x @ a, lambda r: r @ shifted, a[0], spared=1e-3, most=64)
-        wanted = torch.tensor([-1.0, -0.5, -0.2], dtype=torch.float64)
-        torch.testing.assert_close(found.values, wanted, rtol=0, atol=1e-6)
-        assert found.products < 2000
 
 
 def vectors(problem: cf.Problem, count: int = 5) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.curvature.inversion import cheapest
 from curvfluence.curvature.operators import kernel_iteration
-from curvfluence.curvature.operators.kernel_iteration import KernelIteration
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from curvfluence.jacobian.discovery import discover
@@ -20,71 +19,6 @@ from tests.test_selected_rows import fitted
 from tests.zoo import zoo_problem
 
 FORM = cf.inversion.SampleSpace(iterate=True)
-N = 7
-
-
-def kernels(r: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(r, 2 * r, generator=generator, dtype=torch.float64)
-    sizes = torch.logspace(3, -6, r, dtype=torch.float64)
-    return {
-        "even": z @ z.T,
-        "few hold most": (sizes[:, None] * z) @ (sizes[:, None] * z).T,
-        "rank one": torch.outer(z[:, 0], z[:, 0]),
-        "nothing": torch.zeros(r, r, dtype=torch.float64),
-    }
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", kernels(1))
-@pytest.mark.parametrize("largest", [1, 5, 100])
-def test_preconditioner_and_size_against_dense_algebra(
-    name: str, largest: int, dtype: torch.dtype
-) -> None:
-    """(N I + K_M)⁻¹ with K_M the Nyström approximation, which is K where M is all of the rows."""
-    exact, eye = kernels(40)[name], torch.eye(40, dtype=torch.float64)
-    given = exact.to(dtype).tril()
-    made = KernelIteration.of(given, N, largest)
-    assert made.kernel.data_ptr() == given.data_ptr()
-    assert torch.allclose(made.kernel, exact.to(dtype), rtol=1e-12)
-    assert torch.equal(made.kernel, made.kernel.mT)
-    chosen = exact.diagonal().topk(min(largest, 40)).indices
-    corner = exact[chosen][:, chosen]
-    top = float(corner.diagonal().max()) or 1.0
-    corner = corner + kernel_iteration.JITTER * top * torch.eye(len(corner))
-    low = exact[:, chosen] @ torch.linalg.solve(corner, exact[chosen])
-    r = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    wanted = torch.linalg.solve(low + N * eye, r.T).T
-    # in float32 by the rounding of K, over N
-    close = 1e-9 if dtype == torch.float64 else 1e-5 * max(1.0, top / N)
-    found = made.precondition(r.to(dtype)).double()
-    assert float((found - wanted).norm() / wanted.norm()) <= close
-    close = 1e-9 if dtype == torch.float64 else 1e-3
-    assert torch.allclose(made.product(r.to(dtype)).double(), r @ exact + N * r, rtol=close)
-    sizes = ((r @ exact) * r).sum(1).mul(0.3).sqrt() / N
-    assert torch.allclose(made.size(r, 0.3), sizes, rtol=close, atol=1e-3 * close)
-
-
-@pytest.mark.parametrize("factor", [1e-12, 1.0, 1e12])
-def test_a_kernel_of_dependent_rows_in_float32(factor: float) -> None:
-    """More rows than parameters, or examples twice: what rounding leaves has negative pivots."""
-    z = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) * factor**0.5
-    made = KernelIteration.of((z @ z.T).tril(), N, 50)
-    r = torch.randn(2, 60, generator=torch.Generator().manual_seed(1))
-    exact = z.double() @ z.double().T + N * torch.eye(60, dtype=torch.float64)
-    wanted = torch.linalg.solve(exact, r.double().T).T
-    found = made.precondition(r).double()
-    assert bool(found.isfinite().all())
-    assert bool(((found * r).sum(1) > 0).all())
-    if factor <= 1:  # beyond it what float32 rounds of K is more than N: a rough preconditioner
-        assert float((found - wanted).norm() / wanted.norm()) <= 1e-3
-
-
-def test_a_kernel_that_is_no_number_ends() -> None:
-    kernel = torch.eye(5)
-    kernel[3, 1] = torch.nan
-    with pytest.raises(cf.errors.SingularError, match="not finite perhaps"):
-        KernelIteration.of(kernel, N, 5)
 
 
 def true_residuals(problem: cf.Problem, x_qp: Tensor, damping: float) -> Tensor:

@@ -90,7 +90,7 @@ class KernelIteration:
             if worst <= wanted or not worst < 0.5 * last:
                 break
             needed = 0.5 * wanted / worst
-            last, reduce, foreseen = worst, min(0.5, max(REDUCE, needed)), needed >= REDUCE
+            last, reduce, foreseen = worst, max(REDUCE, needed), needed >= REDUCE
         return products
 
     def size(self, rho_qr: Tensor, shift: float) -> Tensor:

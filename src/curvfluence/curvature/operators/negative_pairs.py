@@ -47,7 +47,8 @@ def negative_pairs(
     By LOBPCG (Knyazev 2001) on the lowest k pairs, with `precondition` ≈ (A + shift)⁻¹; k is
     doubled until the k-th lowest is above −`spared`, since the lowest are found first.
 
-    Errors: `InputError` where there are more than `most`, or where they do not converge.
+    Errors: `InputError` where there are more than `most` of a matrix that is not small, or where
+    they do not converge.
     """
     from scipy.sparse.linalg import lobpcg
 
@@ -71,7 +72,7 @@ def negative_pairs(
     rounds = 0
     while True:
         if 5 * count >= n:  # the block is no small part of the space: scipy wants a dense solve
-            return _dense(product, like, spared, most)
+            return _dense(product, like, spared)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whether it converged is looked at below
             values, vectors = lobpcg(
@@ -83,19 +84,19 @@ def negative_pairs(
         rows = torch.from_numpy(np.ascontiguousarray(vectors.T)).to(like)
         off, rounds = _residuals(counting, mu, rows), rounds + 1
         negative = int((mu < -spared).sum())
+        if negative > most:  # values that are not accurate yet are too high
+            raise InputError(
+                f"more than {most} eigenvalues of H + diag(w) are below {-spared:.3g}: too many to "
+                "turn over one by one. Use a larger damping, or Hessian() as a matrix"
+            )
         found = bool((off[:negative] <= ACCURATE * spared).all())
         # The first above −spared says that there are no more: its eigenvalue must be above too.
         decided = negative < count and bool(off[negative] < mu[negative] + spared)
         if found and decided:
             worst = float(off[:negative].max()) if negative else 0.0
             return NegativePairs(mu[:negative], rows[:negative], worst, spared, counted)
-        if negative == count and count >= most:
-            raise InputError(
-                f"more than {most} eigenvalues of H + diag(w) are below {-spared:.3g}: too many to "
-                "turn over one by one. Use a larger damping, or Hessian() as a matrix"
-            )
         if negative == count:
-            more = min(count, most - count, n - count)
+            more = min(count, most + 1 - count)
             fresh = np.random.default_rng(count).standard_normal((n, more))
             start, count, rounds = np.concatenate([vectors, fresh], axis=1), count + more, 0
         elif rounds == ROUNDS:
@@ -108,9 +109,7 @@ def negative_pairs(
             start = vectors
 
 
-def _dense(
-    product: Callable[[Tensor], Tensor], like: Tensor, spared: float, most: int
-) -> NegativePairs:
+def _dense(product: Callable[[Tensor], Tensor], like: Tensor, spared: float) -> NegativePairs:
     """Of a small matrix."""
     matrix = product(torch.eye(len(like)).to(like)).double()
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
