@@ -97,7 +97,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "curvature/operators/conjugate_gradients": ("test_conjugate_gradients",),
     "curvature/operators/iterative": ("test_operators_forms", "test_forms"),
     "curvature/operators/selected_rows": ("test_operators_forms", "test_selected_rows"),
-    "curvature/operators/selected_rows_hessian": ("test_iterated_hessian",),
+    "curvature/operators/selected_rows_hessian": ("test_selected_rows_hessian",),
     "curvature/operators/block_conjugate_gradients": ("test_conjugate_gradients",),
     "curvature/operators/minimal_residual": ("test_iterated_hessian",),
     "curvature/operators/negative_pairs": ("test_negative_pairs",),
