@@ -98,7 +98,7 @@ class TestSmall:
             lambda x: x * diagonal + x @ skew, lambda r: r, diagonal, spared=SPARED, most=64
         )
         assert torch.equal(found.values, torch.tensor([-3.0, -0.5], dtype=dtype))
-        assert found.vectors.dtype == dtype
+        assert found.values.dtype == found.vectors.dtype == dtype
         assert torch.equal(found.vectors.abs(), torch.eye(5, dtype=dtype)[[2, 4]])
         assert found.residual == pytest.approx(1e-3)
         assert (found.spared, found.products) == (SPARED, 5)
@@ -186,6 +186,13 @@ class TestIterations:
         assert found.products == FIRST  # of the residuals
         assert torch.equal(found.values, torch.tensor([-1.1, -1.0], dtype=torch.float64))
         assert found.residual == 0.0
+        assert found.spared == SPARED
+
+    def test_what_is_drawn_is_the_same_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one, other = (iterated(20, [], monkeypatch)[1].starts for _ in range(2))
+        assert len(one) == len(other) == 3
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
     @pytest.mark.parametrize(
         ("negative", "widths"), [(7, [8]), (8, [8, 16]), (20, [8, 16, 32]), (40, [8, 16, 32, 41])]
