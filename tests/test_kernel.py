@@ -128,8 +128,8 @@ class Reduced:
     """Stands for an iteration that takes what is left to just what is enough, or leaves it all;
     with what is enough relative to the size of each row."""
 
-    def __init__(self, matrix: Tensor, *, helps: bool) -> None:
-        self.matrix, self.helps = matrix, helps
+    def __init__(self, made: KernelIteration, matrix: Tensor, *, helps: bool) -> None:
+        self.made, self.matrix, self.helps = made, matrix, helps
         self.enough: list[float] = []
 
     def __call__(
@@ -146,6 +146,9 @@ class Reduced:
         share = float((enough_q / norms_q).nanmean())
         assert torch.allclose(enough_q, share * norms_q)
         self.enough.append(share)
+        assert max_products == kernel_iteration.MOST
+        assert torch.equal(product(b_qn), self.made.product(b_qn))
+        assert torch.equal(precondition(b_qn), self.made.precondition(b_qn))
         x = torch.linalg.solve(self.matrix, (1 - share) * b_qn.T).T if self.helps else 0 * b_qn
         return BlockSolution(x, b_qn - x @ self.matrix, 3, 3 * len(b_qn))
 
@@ -171,7 +174,7 @@ class TestImprovement:
         self, wanted: float, monkeypatch: pytest.MonkeyPatch, *, helps: bool = True
     ) -> tuple[int, list[float], Tensor, Tensor]:
         """(products, what was enough for each iteration, y, ρ)."""
-        fake = Reduced(self.matrix, helps=helps)
+        fake = Reduced(self.made, self.matrix, helps=helps)
         monkeypatch.setattr(kernel_iteration, "block_conjugate_gradients", fake)
         y, rho = torch.zeros_like(self.b), self.b.clone()
         products = self.made.improve(y, rho, self.size_q, wanted, self.shift)
@@ -182,6 +185,17 @@ class TestImprovement:
         left = self.b - y @ self.matrix
         unit = self.b[:3].abs().amax(1, keepdim=True)
         return (left[:3] / unit).norm(dim=1) / (self.b[:3] / unit).norm(dim=1)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_to_what_is_wanted(self, dtype: torch.dtype) -> None:
+        """By the iteration itself, with a preconditioner that is exact on few rows."""
+        made = KernelIteration.of(self.made.kernel.to(dtype), N, 5)
+        size_q = made.size(self.b, 0.4)
+        size_q[3] = 1.0
+        y, rho = torch.zeros_like(self.b), self.b.clone()
+        made.improve(y, rho, size_q, 1e-6, self.shift)
+        left_q = self.made.size(self.b - y @ self.matrix, 0.4)
+        assert float((left_q / size_q).max()) <= 1e-6
 
     @pytest.mark.parametrize("wanted", [1.0, 1.001 * FIRST])
     def test_one_iteration_is_enough(self, wanted: float, monkeypatch: pytest.MonkeyPatch) -> None:
