@@ -154,6 +154,7 @@ class TestNotes:
         note, other = operator.note(DAMPING), operator.note(2 * DAMPING)
         assert note is not None
         assert other is not None
+        assert note.startswith("20 selected rows, ")
         assert note.endswith(units + pairs)
         assert other.endswith(units)  # they were found at another λ
 

@@ -38,7 +38,8 @@ class SelectedRowsHessian(SelectedRowsOperator):
     definite: ClassVar[bool] = False
 
     factor: FisherPass = field(kw_only=True)  # the rows of Z
-    exact: CurvatureProduct | None = field(default=None, kw_only=True)  # H in float64, for pairs
+    # H in float64, for pairs: where they are turned over
+    exact: CurvatureProduct | None = field(default=None, kw_only=True)
     turned: bool = field(default=False, kw_only=True)
     _negative: list[tuple[Tensor, float, NegativePairs]] = field(
         default_factory=list["tuple[Tensor, float, NegativePairs]"], init=False, repr=False
@@ -83,7 +84,7 @@ class SelectedRowsHessian(SelectedRowsOperator):
 
     def _damped(self, x_qp: Tensor, shift: Tensor) -> Tensor:
         y_qp = super()._damped(x_qp, shift)
-        for _, _, pairs in self._negative if self.turned else ():
+        for _, _, pairs in self._negative:  # none where nothing is turned over
             y_qp -= 2 * ((x_qp @ pairs.vectors.T) * pairs.values) @ pairs.vectors
         return y_qp
 
@@ -98,9 +99,10 @@ class SelectedRowsHessian(SelectedRowsOperator):
         shift = decay + damping
         self._negative.clear()
         self.selected(shift)
-        exact, exactly = self.exact or self.product, decay.double()
+        assert self.exact is not None
+        exact, exactly = self.exact, decay.double()
         pairs = negative_pairs(
-            lambda x: exact(x.to(exact.problem.dtype)).double().addcmul_(exactly, x),
+            lambda x: exact(x).addcmul_(exactly, x),
             lambda r: self._preconditioned(r.to(decay), shift).double(),
             exactly,
             spared=SPARED * damping,
