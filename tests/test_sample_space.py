@@ -35,7 +35,7 @@ def vectors(problem: cf.Problem) -> Tensor:
     """Of three different sizes."""
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(3, problem.parameters.count, generator=generator, dtype=torch.float64)
-    return v * torch.tensor([[1.0], [20.0], [0.3]], dtype=torch.float64)
+    return v * torch.tensor([[1.0], [1.5], [0.3]], dtype=torch.float64)
 
 
 class TestKernel:
