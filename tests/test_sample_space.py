@@ -137,8 +137,11 @@ class TestIteration:
         made: list[int] = []
         improve = KernelIteration.improve
 
-        def counted(self: KernelIteration, *given: Tensor) -> int:
-            made.append(improve(self, *given))  # pyright: ignore[reportArgumentType]
+        def counted(
+            self: KernelIteration, y: Tensor, rho: Tensor, size: Tensor, to: float, shift: Tensor
+        ) -> int:
+            assert to == 1e-6 / 2
+            made.append(improve(self, y, rho, size, to, shift))
             return made[-1]
 
         monkeypatch.setattr(KernelIteration, "improve", counted)
@@ -148,6 +151,64 @@ class TestIteration:
         assert len(made) > 1
         said = f"{sum(made)} products with the kernel of {operator.count:,} rows"
         assert operator.note(1e-4) == said
+
+    @pytest.mark.parametrize(
+        ("dtype", "errors", "times", "kept"),
+        [
+            (torch.float64, [1e-2, 1e-3, 1e-2], 3, 1e-3),  # the last step led away
+            (torch.float64, [1e-2, 8e-3, 1e-4], 2, 8e-3),
+            (torch.float64, [1e-2, 4e-3, 1e-3, 4e-4, 1e-4, 1e-5], REFINEMENTS, 1e-4),
+            (torch.float64, [1e-2, 1e-13, 1e-14], 2, 1e-13),
+            (torch.float32, [1e-2, 9e-3, 8e-3, 1e-4], 3, 8e-3),  # in float64 after the second
+        ],
+    )
+    def test_while_it_halves_what_is_left(
+        self,
+        dtype: torch.dtype,
+        errors: list[float],
+        times: int,
+        kept: float,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Of improvements that leave y in error by so much: how many there are, and the best of
+        them is what x is of; with a decay of its own for each tensor."""
+        problem = fitted(dtype, weight_decay={"0.weight": 1e-2})
+        tolerance = 1e-9 if dtype == torch.float64 else SINGLE
+        operator = operator_of(problem, ITERATED).within(tolerance)
+        v, shift = vectors(problem).to(dtype), problem.decay + DAMPING
+        z_rp = operator.rows.to(torch.float64).to_dense().flatten(0, 1)
+        matrix = z_rp.T @ z_rp / operator.n + shift.double().diag()
+        exact = torch.linalg.solve(matrix, v.double().T).T @ z_rp.T / operator.n
+        left = iter(errors)
+        made = 0
+
+        def improve(self: KernelIteration, y: Tensor, *_: object) -> int:
+            nonlocal made
+            made += 1
+            y.copy_(exact * (1 + next(left)))
+            return 1
+
+        monkeypatch.setattr(KernelIteration, "improve", improve)
+        with noted() as said:
+            x = operator.solve(v, problem.decay, DAMPING)
+        assert made == times
+        wanted = (v.double() - (1 + kept) * exact @ z_rp) / shift.double()
+        close = 1e-9 if dtype == torch.float64 else 1e-5
+        assert float((x.double() - wanted).norm() / wanted.norm()) <= close
+        true = (v.double() - x.double() @ matrix).norm(dim=1) / v.double().norm(dim=1)
+        told = [float(one.split(" residual of ")[1].split(",")[0]) for one in said]
+        assert told == ([] if kept < 1e-9 else [pytest.approx(float(true.max()), rel=0.05)])
+
+    def test_products_in_float64_by_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of rows in float32: of vectors with them, and of them with vectors."""
+        operator = operator_of(fitted(torch.float32), ITERATED)
+        monkeypatch.setattr(budget, "EXACT_ROWS", 500)
+        z_rp = operator.rows.to(torch.float64).to_dense().flatten(0, 1)
+        v = vectors(fitted())
+        found = operator._inner(v)  # pyright: ignore[reportPrivateUsage]
+        torch.testing.assert_close(found, v @ z_rp.T)
+        back = operator._adjoint(found)  # pyright: ignore[reportPrivateUsage]
+        torch.testing.assert_close(back, found @ z_rp)
 
     def test_vectors_take_as_many_products_as_rows(self) -> None:
         problem = zoo_problem("mlp")
