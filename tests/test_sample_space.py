@@ -13,6 +13,7 @@ from curvfluence.curvature.operators.cholesky import Cholesky
 from curvfluence.curvature.operators.kernel_iteration import KernelIteration
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.sample_space import REFINEMENTS, SINGLE, SampleSpaceOperator
+from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.runtime import budget
@@ -74,9 +75,63 @@ def test_without_rows(form: SampleSpace) -> None:
     operator = operator_of(problem, form)
     assert operator.count == 0
     v = vectors(problem)
-    assert torch.equal(operator @ v, torch.zeros_like(v))
+    assert torch.equal(operator @ v[None], torch.zeros_like(v[None]))
     torch.testing.assert_close(operator.solve(v, problem.decay, 0.3), v / (problem.decay + 0.3))
     assert torch.equal(operator.eigenvalues(), torch.zeros(10, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [4, 30])
+def test_eigenvalues(n: int) -> None:
+    """Of fewer rows than parameters, and of more."""
+    problem = zoo_problem("mlp", n=n)
+    wanted = torch.linalg.eigvalsh(oracles.dense_ggn(problem))
+    found = operator_of(problem, SampleSpace()).eigenvalues().sort().values
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", [SampleSpace(), ITERATED])
+class TestEitherWay:
+    def test_solved_rows(self, form: SampleSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In the coordinates of the parameters, few at a time, one of them without a gradient and
+        others small; an iteration states what it leaves."""
+        problem = zoo_problem("mlp")
+        monkeypatch.setattr(budget, "RIGHT_HAND_SIDES", 2 * problem.parameters.count)
+        curvature = cf.fit(problem, cf.GGN(form=form)).within(1e-10)
+        queries = query_gradients(problem, discover(problem))
+        g = queries.to_dense()[:, 0]
+        solved = curvature.solve_rows(queries, cf.Absolute(DAMPING), against=Against(7))
+        dense = oracles.dense_ggn(problem) + problem.decay.diag()
+        matrix = dense + DAMPING * torch.eye(len(dense), dtype=torch.float64)
+        torch.testing.assert_close(solved.flat() @ matrix, g, rtol=0, atol=1e-9)
+        assert (solved.residuals is None) == (not form.iterate)
+        small = 1e-3 * g
+        small[1] = 0
+        x = curvature.solve(small, cf.Absolute(DAMPING))
+        left = (x @ matrix - small).norm(dim=1)
+        assert bool((left <= 1e-10 * small.norm(dim=1)).all())
+
+    def test_what_is_made_of_a_damping_is_kept(
+        self, form: SampleSpace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[float] = []
+        products = SampleSpaceOperator.products
+
+        def counted(self: SampleSpaceOperator, shift: Tensor) -> Tensor:
+            made.append(float(shift[0]))
+            return products(self, shift)
+
+        monkeypatch.setattr(SampleSpaceOperator, "products", counted)
+        problem = zoo_problem("mlp", weight_decay=0.0)
+        operator, v = operator_of(problem, form), vectors(problem)
+        for damping in (0.1, 0.1, 0.2, 0.1):
+            operator.solve(v, problem.decay, damping)
+        operator.within(0.5).solve(v, problem.decay, 0.1)
+        assert made == [pytest.approx(one) for one in (0.1, 0.2, 0.1)]
+
+    def test_no_damping(self, form: SampleSpace) -> None:
+        problem = zoo_problem("mlp", weight_decay=0.0)
+        with pytest.raises(InputError, match=r"needs w \+ λ > 0"):
+            operator_of(problem, form).solve(vectors(problem), problem.decay, 0.0)
 
 
 class TestRefinement:
@@ -231,4 +286,6 @@ def test_what_was_dropped_is_said() -> None:
         said = operator.note(damping)
         assert said is not None
         assert said.endswith(f"changes an inverse by at most {bound:.2g} of itself")
-    assert operator_of(problem, SampleSpace()).note(0.5) is None
+    whole = operator_of(problem, SampleSpace())
+    assert whole.note(0.5) is None
+    assert (whole.dropped, whole.dropped_trace) == (0, 0.0)

@@ -19,7 +19,6 @@ from curvfluence.curvature.operators.operator import Against, Operator
 from curvfluence.curvature.operators.solution import InParameters, Solution
 from curvfluence.curvature.places import Places, Whole
 from curvfluence.errors import InputError, NonFiniteError
-from curvfluence.jacobian.layers import Layer
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer, Term
 from curvfluence.runtime import budget
@@ -279,7 +278,7 @@ class SampleSpaceOperator(Operator):
                 _add_outer(total, term, weight, bias, step, empty=empty)
                 empty = False
             else:
-                _add_dense(total, term, layer, weight, bias)
+                _add_dense(total, term, weight, bias)
         if rows.dense.shape[2]:
             places = torch.cat([shift[place] for place, _ in rows.rest_slices()])
             flat = rows.dense.flatten(0, 1)
@@ -368,7 +367,7 @@ def _add_outer(
             place += block
 
 
-def _add_dense(total: Tensor, term: Term, layer: Layer, weight: float, bias: float | None) -> None:
+def _add_dense(total: Tensor, term: Term, weight: float, bias: float | None) -> None:
     """The same from rows, where positions are shared; formed a slice at a time, twice."""
     c, width = term.c, term.shape[0] * term.shape[1]
     for start, part in term.numbered_slices(width):
