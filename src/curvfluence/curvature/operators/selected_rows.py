@@ -44,8 +44,9 @@ class Selection:
 
 
 def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
-    """The `count` largest rows of a pass. Cost: an eigendecomposition of C × C an example."""
-    kept: Rows | None = None
+    """The `count` largest rows of a pass. Cost: an eigendecomposition of C × C an example; up to
+    twice as many rows are held, so that they are not put together anew with every chunk."""
+    parts: list[Rows] = []
     sizes = torch.empty(0)
     whole = 0.0
     for chunk in chunks:
@@ -60,19 +61,26 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
         whole += float(values_nc.sum())
         n, c = values_nc.shape
         best = values_nc.flatten().topk(min(count, n * c))
-        least = float(sizes.min()) if len(sizes) == count else 0.0
+        least = float(sizes.topk(count).values[-1]) if len(sizes) >= count else 0.0
         found = best.indices[best.values > least]
-        if kept is not None and not len(found):
+        if parts and not len(found):
             continue
         index, column = found // c, found % c
-        part = chunk.mixed(index, vectors[index, :, column])
-        kept = part if kept is None else concatenate([kept, part])
+        parts.append(chunk.mixed(index, vectors[index, :, column]))
         sizes = torch.cat([sizes.to(best.values), best.values[: len(found)]])
-        if len(sizes) > count:
-            order = sizes.topk(count).indices
-            kept, sizes = kept[order], sizes[order]
-    assert kept is not None
-    return Selection(kept, float(sizes.sum()), whole)
+        if len(sizes) > 2 * count:
+            parts, sizes = _largest(parts, sizes, count)
+    parts, sizes = _largest(parts, sizes, count)
+    return Selection(parts[0], float(sizes.sum()), whole)
+
+
+def _largest(parts: list[Rows], sizes: Tensor, count: int) -> tuple[list[Rows], Tensor]:
+    """Of the rows in all parts, whose `sizes` follow one another, the largest ones in one part."""
+    rows = concatenate(parts)
+    if len(sizes) <= count:
+        return [rows], sizes
+    order = sizes.topk(count).indices
+    return [rows[order]], sizes[order]
 
 
 @dataclass(frozen=True, eq=False)
