@@ -254,6 +254,16 @@ class TestIteration:
         told = [float(one.split(" residual of ")[1].split(",")[0]) for one in said]
         assert told == ([] if kept < 1e-9 else [pytest.approx(float(true.max()), rel=0.05)])
 
+    def test_squares_that_vanish_in_float32(self) -> None:
+        """As many products as those of vectors of an ordinary size."""
+        problem = fitted(torch.float32)
+        notes: list[str | None] = []
+        for size in (1.0, 1e-25):
+            operator = operator_of(problem, ITERATED).within(SINGLE)
+            operator.solve(size * vectors(problem).float(), problem.decay, 0.01)
+            notes.append(operator.note(0.01))
+        assert notes[0] == notes[1]
+
     def test_products_in_float64_by_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of rows in float32: of vectors with them, and of them with vectors."""
         operator = operator_of(fitted(torch.float32), ITERATED)
