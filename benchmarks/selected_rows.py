@@ -53,7 +53,13 @@ def workload(name: str, epochs: int | None, queries: int) -> cf.Problem:
     )
     data = made.data
     asked = data.query_inputs[:queries], data.query_targets[:queries]
-    return cf.Problem(made.model(), cf.CrossEntropy(), (data.inputs, data.targets), asked)
+    loss = cf.CrossEntropy()
+    return cf.Problem(
+        made.model(),
+        cf.Positions(loss, reduction="sum") if data.targets.ndim > 1 else loss,
+        (data.inputs, data.targets),
+        asked,
+    )
 
 
 def ways(tolerance: float) -> dict[str, Form]:

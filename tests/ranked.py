@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import warnings
 from copy import deepcopy
@@ -19,6 +20,7 @@ from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSp
 from curvfluence.errors import CurvfluenceWarning
 from curvfluence.explore import kept
 from curvfluence.runtime import journal, ranks
+from curvfluence.score import influence
 from tests.problems import mlp
 
 RUNGS: dict[str, cf.Rung] = {
@@ -123,6 +125,30 @@ def within_a_memory(problem: cf.Problem) -> cf.Scores:
     """In two groups or more."""
     at = cf.Absolute(0.1)
     return cf.influence(problem, RUNGS["ekfac mc"], damping=at, memory=5400)
+
+
+def divided() -> dict[str, Any]:
+    """How many groups of blocks each process fits, and the bytes of the largest object that is
+    handed on, where scores are 2 MB."""
+    fitted, largest, fit, gather = [0], [0], influence.fitted, dist.all_gather_object
+
+    def counted(*args: Any, **more: Any) -> Any:
+        fitted[0] += 1
+        return fit(*args, **more)
+
+    def gathered(every: list[Any], one: Any) -> None:
+        largest[0] = max(largest[0], len(pickle.dumps(one)))
+        gather(every, one)
+
+    influence.fitted, dist.all_gather_object = counted, gathered
+    given = problems()["shared"]
+    x, y = given.train.inputs.repeat(70, 1), given.train.targets.repeat(70)
+    problem = cf.Problem(given.model, given.loss, (x, y), (x[:100], y[:100]))
+    at = cf.Absolute(0.1)
+    cf.influence(problem, cf.EKFAC(cf.Empirical()), damping=at, memory=50_000)
+    every: list[Any] = [None] * dist.get_world_size()
+    gather(every, (fitted[0], largest[0]))
+    return {"groups": [a for a, _ in every], "objects": max(b for _, b in every)}
 
 
 def in_a_file(out: Path) -> Tensor:
@@ -249,6 +275,7 @@ def main() -> None:
         "sharded": sharded,
         "file": lambda: in_a_file(out),
         "bytes": handed_on,
+        "memory": divided,
         "going on": lambda: going_on(out, int(out.stem.rpartition("-")[2])),
     }
     with cf.together():

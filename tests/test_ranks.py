@@ -21,6 +21,7 @@ import curvfluence as cf
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.runtime import ranks
 from curvfluence.runtime.ranks import GROUPS, Ranks, Tree, bounds
+from curvfluence.store.steps import Steps
 from tests import ranked
 from tests.test_supervise import OWN
 from tests.torture.kills import unmeasured
@@ -103,6 +104,13 @@ def test_groups_of_blocks_are_each_done_by_one_process(by_count: dict[int, dict[
             assert found[f"{name}, within a memory, notes"] == said
 
 
+def test_each_process_does_some_of_the_groups(tmp_path: Path) -> None:
+    """And no other's; what they hand on are scores, once each, and what is said of them."""
+    found = told(2, "memory", tmp_path)
+    assert found["groups"] == [2, 1]
+    assert found["objects"] < 20_000
+
+
 def test_scores_in_a_file(tmp_path: Path) -> None:
     for name in "13":
         (tmp_path / name).mkdir()
@@ -141,10 +149,10 @@ def test_killed_processes_go_on(tmp_path: Path) -> None:
     """From what each of them kept by itself: the same bits as without a kill, the drawn labels and
     what is said of them among these; nothing is left behind."""
 
-    def going_on(folder: str, after: int) -> dict[str, Any] | None:
+    def going_on(folder: str, after: int, count: int = 2) -> dict[str, Any] | None:
         out = tmp_path / folder / f"out-{after}"
         out.parent.mkdir(exist_ok=True)
-        done = run(2, "going on", out)
+        done = run(count, "going on", out)
         assert (done.returncode == 0) == out.exists(), done.stderr[-2000:]
         return torch.load(out, weights_only=False) if out.exists() else None
 
@@ -164,6 +172,23 @@ def test_killed_processes_go_on(tmp_path: Path) -> None:
         )
         assert same, name
     assert [p.name for p in (tmp_path / "killed").iterdir()] == ["out-0"]
+    # another number of processes begins anew, and leaves nothing of the others either
+    assert going_on("killed", 3) is None
+    (tmp_path / "killed/out-0").unlink()
+    found = going_on("killed", 0, count=1)
+    assert found is not None
+    assert found.pop("found") == [0]
+    assert torch.equal(found["ekfac mc"], wanted["ekfac mc"])
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["out-0"]
+
+
+def test_nobody_else_is_on_the_way_to_a_page(tmp_path: Path) -> None:
+    """One process keeps those out that work together, by the same lock."""
+    with Steps(tmp_path / "page.html.steps", {}).ours():
+        done = run(2, "going on", tmp_path / "out-0")
+    assert done.returncode != 0
+    assert "another command is on the way to" in done.stderr
+    assert not (tmp_path / "out-0").exists()
 
 
 def commanded(count: int, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

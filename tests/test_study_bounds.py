@@ -16,8 +16,11 @@ from curvfluence.cli import app
 from curvfluence.report import write_report
 from curvfluence.report.parts.repeat import study_command
 from curvfluence.report.terminal import show_study
-from curvfluence.study import StudySpec, load, run_study
+from curvfluence.runtime import journal
+from curvfluence.store import records
+from curvfluence.study import StudySpec, load, proven, run_study
 from curvfluence.study.proven import prove
+from curvfluence.study.results import ProvenError
 from curvfluence.study.study import Study
 from tests import oracles
 
@@ -88,6 +91,31 @@ def test_no_score_is_further_from_the_dense_ggn_s(study: Study) -> None:
     assert study.results.seconds.bounds > 0
 
 
+def test_it_goes_on_within_them(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each work is long enough to be kept; killed in the second rung's, the first's stand."""
+    monkeypatch.setattr(journal, "SHORT", 0.0)
+    made, seen = proven.error_bounds, list[str]()
+
+    def dying(problem: cf.Problem, curvature: cf.Curvature, *rest: Any) -> Any:
+        seen.append(curvature.rung)
+        if curvature.rung == "EKFAC" and seen.count("EKFAC") == 1:
+            made(problem, curvature, *rest)
+            raise KeyboardInterrupt
+        return made(problem, curvature, *rest)
+
+    monkeypatch.setattr(proven, "error_bounds", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(SPEC, tmp_path / "wine")
+    of_ggn = seen.count("GGN")
+    again = run_study(SPEC, tmp_path / "wine")
+    assert seen.count("GGN") == of_ggn > 0
+    assert [rung.proven for rung in again.results.rungs] == [
+        rung.proven for rung in study.results.rungs
+    ]
+
+
 def test_they_are_shown_and_can_be_repeated(study: Study) -> None:
     console = Console(record=True, width=120)
     show_study(study, console)
@@ -116,3 +144,13 @@ def test_a_loss_of_too_many_columns_says_so() -> None:
     found = prove(SPEC, problem, (), nothing, nothing, nothing)
     assert found.missing is not None
     assert "65 rows of the GGN" in found.missing
+    few = cf.Problem(torch.nn.Linear(3, 5), cf.CrossEntropy(), (x, y), (x, y))
+    found = prove(SPEC, few, (), nothing, nothing, nothing)
+    assert found.missing == "none of the rungs stands for the GGN"
+
+
+def test_a_bound_that_is_none() -> None:
+    """Infinite where the GGN drowns in float64's rounding: no number, and shown as none."""
+    none = ProvenError(None, None, 0.0, 3, 0.5)
+    assert records.as_json(none)["largest"] is None
+    assert proven._finite(torch.tensor(torch.inf)) is None  # pyright: ignore[reportPrivateUsage]

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 import curvfluence as cf
 from curvfluence.cli import app
+from curvfluence.curvature.operators import low_rank_inverse
 from curvfluence.curvature.rung import Rung
-from curvfluence.errors import InputError
+from curvfluence.errors import CoverageError, InputError
 from curvfluence.jacobian.cache import CachedRows
 from curvfluence.score import within_memory
 from tests.zoo import CASES, zoo_problem
@@ -82,8 +83,59 @@ def test_no_more_is_held_than_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("in 2 groups of blocks" in note for note in scores.notes), scores.notes
     assert 0 < scores.cost.nbytes <= 0.6 * whole.cost.nbytes
     assert torch.allclose(scores.values, whole.values, rtol=1e-4, atol=1e-6)
-    with pytest.raises(InputError, match="ask the scores that"):
+    with pytest.raises(InputError, match="were made within a memory"):
         scores.certificate()
+
+
+SORTED = cf.hybrids.Sorted(cf.KFAC(), cf.EKFAC())
+OVER_ALL = (
+    cf.hybrids.Sorted(cf.GGN(), cf.KFAC()),
+    cf.hybrids.Sorted(cf.KFAC(joint_bias=False), cf.Diagonal()),
+    cf.hybrids.TraceMatched(cf.KFAC(), cf.GGN()),
+)
+
+
+@pytest.mark.parametrize("rung", [SORTED, cf.hybrids.Project(cf.GGN(), cf.KFAC())], ids=str)
+def test_hybrids_of_the_same_blocks(rung: Rung) -> None:
+    problem, at = net().to(torch.float64), cf.Absolute(1e-2)
+    wanted = cf.influence(problem, rung, damping=at)
+    found = cf.influence(problem, rung, damping=at, memory=least(problem, rung))
+    assert "groups of blocks" in found.notes[-1]
+    torch.testing.assert_close(found.values, wanted.values)
+
+
+@pytest.mark.parametrize("rung", OVER_ALL, ids=str)
+def test_hybrids_whose_blocks_hang_together_are_refused(rung: Rung) -> None:
+    """One spectrum, or one trace, over all parameters: no part of it is that of a part."""
+    with pytest.raises(InputError, match="of which no part can be taken alone"):
+        cf.influence(net(), rung, damping=cf.Absolute(1e-2), memory="1GiB")
+
+
+def test_products_are_in_full_in_several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share's error is of the share's size, and shares may cancel: here to a thousandth."""
+    monkeypatch.setattr(low_rank_inverse, "LEAST", 1)
+    torch.manual_seed(0)
+    x = torch.randn(300, 40, dtype=torch.float64)
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Linear(40, 30, bias=False).double() for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x[:, 0]) + self.b(x[:, 1])
+
+    model = Sum()
+    train = torch.stack([x, x], 1)
+    queries = torch.stack([x[:60], -x[:60] + 1e-3 * x[1:61]], 1)
+    y = torch.randint(30, (300,))
+    problem = cf.Problem(model, cf.CrossEntropy(), (train, y), (queries, y[:60]))
+    rung, at = cf.KFAC(cf.Empirical()), cf.Absolute(1e-2)
+    wanted = cf.influence(problem, rung, damping=at).values
+    room = least(problem, rung)
+    found = cf.influence(problem, rung, damping=at, inverse_error=1e-2, memory=room)
+    assert found.inverse_error is None
+    torch.testing.assert_close(found.values, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_in_one_group_it_is_the_same_to_the_bit() -> None:
@@ -130,6 +182,17 @@ def test_a_memory_that_is_none(given: object) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     """Before any work."""
     problem, at = net(), cf.Absolute(1e-2)
+    assert cf.kinds.memory("9" * 400, "memory") > 2**60  # as much as there is
+    for rung in ("EKFAC", None, cf.EKFAC):
+        with pytest.raises(InputError, match="a rung is an object such as"):
+            cf.influence(problem, rung, damping=at, memory="1GiB")  # type: ignore[arg-type]
+    for memory in (None, "1GiB"):
+        with pytest.raises(InputError, match="problem"):
+            cf.influence("p", cf.EKFAC(), memory=memory)  # type: ignore[arg-type]
+    norm = zoo_problem("layer norm")
+    room = least(norm, cf.EKFAC())
+    with pytest.raises(CoverageError, match="has no rule for 15.7%"):
+        cf.influence(norm, cf.EKFAC(), damping=at, memory=room, strict=True)
     with pytest.raises(InputError, match=r"block 0 takes about .* by itself, and memory is"):
         cf.influence(problem, cf.EKFAC(), damping=at, memory=1000)
     for rung in (cf.GGN(), cf.Hessian()):

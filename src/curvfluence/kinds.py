@@ -70,7 +70,7 @@ def memory(value: object, what: str) -> int:
             raise InputError(f'{what} must be bytes, or a text such as "8GiB"; seen {value!r}')
         power = "bkmgt".index(found[2][:1].lower() or "b")
         base = 1024 if "i" in found[2].lower() else 1000
-        value = int(float(found[1]) * base**power)
+        value = int(min(float(found[1]) * base**power, 2.0**62))
     return count(value, f"{what} (bytes)")
 
 

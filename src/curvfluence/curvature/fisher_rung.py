@@ -109,6 +109,9 @@ class FisherRung(Rung):
         )
         return (*lines, *self.fallback(problem).coverage())
 
+    def separable(self, problem: Problem) -> bool:
+        return True
+
     def left_behind(self, problem: Problem) -> LeftBehind:
         return LeftBehind(self.fisher_of(problem))
 

@@ -51,6 +51,12 @@ class Hybrid(Rung):
         """Of both."""
         return self.matrix.elements(problem) + self.other.elements(problem)
 
+    def separable(self, problem: Problem) -> bool:
+        """Where what is done to a block hangs on no other: both have the same blocks."""
+        rungs = self.matrix, self.other
+        matrix, other = ([line.parameters for line in r.coverage(problem)] for r in rungs)
+        return matrix == other and all(rung.separable(problem) for rung in rungs)
+
     def refusal(self, problem: Problem) -> str | None:
         return self.matrix.refusal(problem) or self.other.refusal(problem)
 
@@ -90,6 +96,10 @@ class Project(_OnBasis):
     @property
     def name(self) -> str:
         return f"{self.matrix.name} in the basis of {self.basis.name}"
+
+    def separable(self, problem: Problem) -> bool:
+        """A block of the basis needs the matrix within it alone."""
+        return self.basis.separable(problem)
 
     def combine(self, matrix: Curvature, other: Curvature) -> Curvature:
         def project(block: Block) -> Operator:

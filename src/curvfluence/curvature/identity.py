@@ -39,6 +39,9 @@ class Identity(Rung):
             fixed_damping=Absolute(1.0),
         )
 
+    def separable(self, problem: Problem) -> bool:
+        return True
+
     def coverage(self, problem: Problem) -> tuple[CoverageLine, ...]:
         return over_everything(problem, "identity")
 

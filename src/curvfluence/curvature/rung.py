@@ -82,6 +82,11 @@ class Rung(ABC):
         """What scores after a fit find."""
         return LeftBehind()
 
+    def separable(self, problem: Problem) -> bool:
+        """Whether the curvature of some modules' parameters alone is that part of the whole one:
+        then some blocks can be taken after others."""
+        return False
+
     def for_solves(self, problem: Problem, count: int) -> Rung:
         """The same rung in the form that suits so many solves, where it has a choice of forms."""
         return self
@@ -110,7 +115,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     discover(problem)  # refuses a model that is no function of one example, before anything runs
     _require_room(problem, rung)
     if strict:
-        _require_rules(problem, rung)
+        require_rules(problem, rung)
     with noted() as said, journal.scope(lambda: f"fit {rung!r} {rung.coverage(problem)}"):
         built = rung.build(problem)
     for note in built.notes:
@@ -149,7 +154,8 @@ def _of_decay(problem: Problem) -> tuple[str, ...]:
     return ("weight decay is left out of the inverse, as asked: the matrix is C + λI",)
 
 
-def _require_rules(problem: Problem, rung: Rung) -> None:
+def require_rules(problem: Problem, rung: Rung) -> None:
+    """Errors: `CoverageError` where a fallback would be needed."""
     lost = [line for line in rung.coverage(problem) if line.fallback]
     if lost:
         share = sum(line.count for line in lost) / problem.parameters.count

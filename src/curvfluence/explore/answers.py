@@ -21,6 +21,7 @@ from curvfluence.score.certificate import Certificate
 from curvfluence.score.influence import influence
 from curvfluence.score.scores import Scores
 from curvfluence.score.tokens import token_influence
+from curvfluence.score.within_memory import memorable
 from curvfluence.study.problems.given import Given
 
 SECONDS = 30.0  # that the rung beside may be forecast to take
@@ -93,6 +94,8 @@ def answer(
     else:
         if bounds:
             raise InputError("bounds take the whole curvature: without memory")
+        for one in rungs:  # before the first is scored
+            memorable(problem, one, damping, strict=False, plain=True)
         found = tuple(
             Answer(influence(problem, one, damping=damping, memory=memory), None) for one in rungs
         )

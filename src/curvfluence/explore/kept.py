@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from curvfluence.curvature.workload import operations
@@ -13,8 +13,6 @@ from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import ranks
 from curvfluence.runtime.journal import LONG, kept_in
-from curvfluence.store.files import require_no_link
-from curvfluence.store.folder import writing
 from curvfluence.store.steps import Steps
 
 
@@ -32,22 +30,21 @@ def going_on(page: Path, problem: Problem, *asked: object) -> Generator[None]:
     if operations(problem) < LONG:
         yield
         return
-    whole = page.with_name(f"{page.name}.steps")
-    team = ranks.here()
-    folder = whole if team is None else whole / f"{team.rank} of {team.count}"
+    folder = page.with_name(f"{page.name}.steps")
     depends = {
         "problem": content(problem),
         "asked": list(map(str, asked)),
         "memory": machine.memory(problem.device),  # which the form of a GGN goes by
     }
+    team = ranks.here()
     with ExitStack() as stack:
-        with ranks.alike(), writing(folder):
-            require_no_link(whole)
-            whole.mkdir(exist_ok=True)
-            own = stack.enter_context(Steps(folder, depends).ours())
+        steps = Steps(folder, depends)
+        with ranks.alike():
+            own = stack.enter_context(steps.ours()) if ranks.leads() else steps
             if own is None:
                 raise InputError(f"another command is on the way to {page}: name another page")
+        if team is not None:
+            own = own.within({"rank": team.rank, "of": team.count})
         stack.enter_context(kept_in(own))
         yield
-    with suppress(OSError):  # it holds those of other processes still
-        whole.rmdir()
+        ranks.wait()  # for who needs its steps still: they go with the first process's lock

@@ -104,6 +104,10 @@ class Ranks:
         union = {key: value for one in every for key, value in one.items()}
         return {key: union[key] for key in sorted(union)}
 
+    def broadcast(self, value: Tensor, of: int) -> Tensor:
+        """What one process gives, at all."""
+        return _broadcast({0: value}, of, self)[0]
+
     def shared_out(self, jobs: Sequence[Job]) -> list[tuple[Tensor, ...]]:
         """The results of all jobs, each done by one process: the dearest first, to whoever has
         least to do."""

@@ -24,12 +24,13 @@ from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.measurement import Measurement
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import budget, journal, precision, ranks
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.said import noted
 from curvfluence.score.best_damping import resolved
 from curvfluence.score.certificate import Certifier, own_residuals, said_of_residuals
+from curvfluence.score.compression import said_of_compression
 from curvfluence.score.cost import ScoreCost
 from curvfluence.score.drawn import drawn_gradients
 from curvfluence.score.fitted import fitted
@@ -84,7 +85,8 @@ def influence(
     `memory` ("8GiB", or bytes) bounds what a rung of blocks holds at a time: its matrices, solved
     queries and kept gradients. As many blocks as fit are fitted and scored together, one group of
     parameters after another, and their scores are added; each group takes the passes that all would
-    take together. What a pass needs for activations comes to it, and Q N for the scores.
+    take together, and products in full whatever `inverse_error`. What a pass needs for activations
+    comes to it, and 2 Q N for the scores.
 
     `out` names a new .npy file that scores are written to as they are made;
     `Scores.values` is then a memory map of it, and `cf.load_scores` reads it back by the JSON that
@@ -106,6 +108,7 @@ def influence(
     room = None if memory is None else kinds.memory(memory, "memory")
     settings = leverage, strict, by_block, compress, inverse_error, tolerance, bound_tolerance, out
     settings += (room,)
+    require_problem(problem)
     require_together(problem, the_damping=damping, what_is_asked=settings)
     if leverage or by_block:
         inverse_error = 0.0
@@ -116,10 +119,13 @@ def influence(
         plain = not (leverage or by_block or out) and tolerance is None and bound_tolerance is None
         return within_memory(
             problem,
-            memorable(rung, damping, plain=plain),
+            memorable(problem, rung, damping, strict=strict, plain=plain),
             room,
-            lambda part, own: _scored(
-                part, fitted(part, own, damping, strict=strict), replace(asked, share=True)
+            # of a share alone nobody knows what its error is of a query's scores
+            lambda part, own, alone: _scored(
+                part,
+                fitted(part, own, damping, strict=strict),
+                replace(asked, share=True, inverse_error=inverse_error if alone else 0.0),
             ),
         )
     curvature = fitted(problem, rung, damping, strict=strict)
@@ -316,11 +322,7 @@ class _Run:
         problem, curvature, damping = self.problem, self.curvature, self.damping
         measurement, notes = problem.measurement, [*self.notes, *told]
         if self.compression is not None:
-            notes.append(
-                f"queries of shared layers at low rank: relative error up to {self.compression:.2g}"
-                if self.compression
-                else "compress changed nothing: no solved query is smaller at low rank"
-            )
+            notes.append(said_of_compression(self.compression))
         if curvature.tolerance is not None and self.residuals:
             notes.append(said_of_residuals(self.residuals, curvature.tolerance))
         names = [block.name for block in curvature.blocks]

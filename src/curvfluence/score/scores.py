@@ -153,8 +153,8 @@ class Scores:
     def _certifier(self) -> Certifier:
         if self.certifier is None:
             raise InputError(
-                "these scores were read back, or are of some queries alone: ask the scores that "
-                "influence() gave"
+                "these scores were read back, are of some queries alone, or were made within a "
+                "memory: ask the scores that influence() gave, without memory"
             )
         return self.certifier
 

@@ -6,29 +6,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from torch import Tensor
+import torch
 
+from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine, named
 from curvfluence.curvature.curvature import Curvature
-from curvfluence.curvature.damping import BestOf, Damping
-from curvfluence.curvature.ggn import GGN
-from curvfluence.curvature.hessian import Hessian
-from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.damping import BestOf, Damping, require_damping
+from curvfluence.curvature.rung import Rung, require_rules
 from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import forget_gradients
-from curvfluence.problem.problem import Problem
+from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import budget, ranks
+from curvfluence.score.compression import COMPRESSED, UNCOMPRESSED
 from curvfluence.score.cost import ScoreCost
 from curvfluence.score.reach import Reach
 from curvfluence.score.scores import Scores
 
 
-def memorable(rung: Rung | Curvature, damping: Damping, *, plain: bool) -> Rung:
-    """A rung whose blocks can be taken some after others. Errors: `InputError` for what cannot."""
+def memorable(
+    problem: Problem, rung: Rung | Curvature, damping: Damping, *, strict: bool, plain: bool
+) -> Rung:
+    """A rung whose blocks can be taken some after others. Errors, before work: `InputError` for
+    what cannot; `CoverageError` with `strict`, of the whole problem."""
+    require_problem(problem)
+    require_damping(damping)
     if isinstance(rung, Curvature):
         raise InputError("memory bounds a fit too, and this curvature is fitted: give its rung")
-    if isinstance(rung, GGN | Hessian):
+    if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
+    if not rung.separable(problem):
         raise InputError(
             f"{rung.name} is one block, of which no part can be taken alone: memory is for rungs "
             "of a block a layer, such as EKFAC(). GGN(inversion.ConjugateGradients()) has no matrix"
@@ -40,6 +47,8 @@ def memorable(rung: Rung | Curvature, damping: Damping, *, plain: bool) -> Rung:
             "within a memory come plain scores: without leverage, by_block, tolerance, "
             "bound_tolerance, out"
         )
+    if kinds.flag(strict, "strict"):
+        require_rules(problem, rung)
     return rung
 
 
@@ -55,56 +64,53 @@ def within_memory(
     problem: Problem,
     rung: Rung,
     room: int,
-    score: Callable[[Problem, Rung], Scores],
+    score: Callable[[Problem, Rung, bool], Scores],
 ) -> Scores:
-    """The sum over groups of blocks of `score(problem in their parameters, rung)`: nothing of C
-    stands between two blocks, so that a block's share is that of its own parameters.
+    """The sum over groups of blocks of `score(problem in their parameters, rung, alone)`: nothing
+    of C stands between two blocks, so that a block's share is that of its own parameters. `alone`
+    is whether there is one group. Where processes work together, each group is done by one of them
+    from end to end, over all of the data.
 
     Errors: `InputError` naming a block that is larger than the memory by itself, and for a Fisher
     type that would be another one without the last layer.
     """
     groups = list(_groups(problem, rung, room, _units(rung.coverage(problem))))
+    alone = len(groups) == 1
 
     def scored(group: _Group) -> Scores:
         part = group.problem.remembering(min(problem.remember, room - group.needed))
-        found = score(part, rung)
-        if len(groups) == 1:
+        found = score(part, rung, alone)
+        if alone:
             return found
         forget_gradients(part, discover(part))
         return replace(found, certifier=None)  # which would hold its curvature and gradients
 
     team = ranks.here()
-    if team is None or len(groups) == 1:
-        shares = (scored(group) for group in groups)
-    else:
-        shares = iter(_shared_out(team, groups, scored))
+    shared = team is not None and not alone
+    shares = _shared_out(team, groups, scored) if shared else map(scored, groups)
     total = next(shares)
-    if len(groups) == 1:
-        return _whole(problem, total, room, groups)
     for share in shares:
         total = _added(total, share)
-    return _whole(problem, replace(total, rung=named(rung.name, total.coverage)), room, groups)
+    if not alone:
+        total = replace(total, rung=named(rung.name, total.coverage))
+    return _whole(problem, total, room, groups)
 
 
 def _shared_out(
     team: ranks.Ranks, groups: Sequence[_Group], scored: Callable[[_Group], Scores]
-) -> list[Scores]:
-    """Of all groups, each done by one process from end to end: all of the data, and of the
-    parameters what the memory has room for."""
-    made: dict[int, Scores] = {}
-
-    def job(number: int) -> ranks.Job:
-        def run() -> tuple[Tensor, ...]:
-            with ranks.apart():
+) -> Iterator[Scores]:
+    """The shares of all groups in their order, at every process; a round at a time, in which each
+    process does one group, so that the scores of one are held beside the sum."""
+    for first in range(0, len(groups), team.count):
+        number, mine = first + team.rank, dict[int, Scores]()
+        values = torch.empty(0)
+        with team.alike(), ranks.apart():
+            if number < len(groups):
                 found = scored(groups[number])
-            made[number] = replace(found, values=found.values[:0])
-            return (found.values,)
-
-        return ranks.Job(float(groups[number].needed), run)
-
-    values = team.shared_out([job(number) for number in range(len(groups))])
-    said = team.merged(made)
-    return [replace(said[number], values=of) for number, (of,) in enumerate(values)]
+                values = found.values
+                mine[number] = replace(found, values=values.new_empty(0, values.shape[1]))
+        for one, said in team.merged(mine).items():
+            yield replace(said, values=team.broadcast(values, one - first))
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,9 @@ def _require_same_fisher(problem: Problem, part: Problem, rung: Rung) -> None:
 def _added(total: Scores, share: Scores) -> Scores:
     total.values.add_(share.values)
     one, other = total.cost, share.cost
-    errors = [each.inverse_error for each in (total, share) if each.inverse_error is not None]
+    notes = dict.fromkeys((*total.notes, *share.notes))
+    if any(note.startswith(COMPRESSED) for note in notes):
+        notes.pop(UNCOMPRESSED, None)  # of some groups alone
     return replace(
         total,
         lambdas=(*total.lambdas, *share.lambdas),
@@ -194,8 +202,7 @@ def _added(total: Scores, share: Scores) -> Scores:
             one.score_seconds + other.score_seconds,
             max(one.nbytes, other.nbytes),
         ),
-        notes=tuple(dict.fromkeys((*total.notes, *share.notes))),
-        inverse_error=max(errors, default=None),
+        notes=tuple(notes),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from curvfluence.curvature.damping import Absolute
 from curvfluence.curvature.hessian import Hessian
@@ -27,10 +28,10 @@ class ProvenError:
     """|I[q, n] − I*[q, n]| ≤ its bound for every pair, I* under the exact GGN at the rung's own
     dampings: the largest bound and the median in the measurement's unit, and the share of scores
     that are larger than theirs, whose sign is proven. `rows` of the GGN were selected, which hold
-    `trace` of it."""
+    `trace` of it. None is infinite: float64 does not tell the GGN from its rounding."""
 
-    largest: float
-    median: float
+    largest: float | None
+    median: float | None
     signs: float
     rows: int
     trace: float
@@ -65,10 +66,12 @@ def prove(
         return Proven({}, 0.0, str(error))
     own = spec.plan.rungs(spec.seeds("Fisher", spec.models)[0])
     judged = [row for row in rungs if _approximates(own, row)]
+    if not judged:
+        return Proven({}, 0.0, "none of the rungs stands for the GGN")
     proven: dict[str, ProvenError] = {}
     with watch("bound the errors", len(judged)) as done:
         for row in judged:
-            name = {"bounds of": row.name}
+            name = {"bounds of": row.name, "alpha": spec.alpha}  # which decides the dampings
             found = steps.find(name, ProvenError)
             if found is None:
                 works = steps.within(name)
@@ -103,9 +106,13 @@ def _of_rung(
     bound_qn = torch.where(halves[:, None], first.values, second.values)
     proven_qn = torch.where(halves[:, None], first.signs(scores[0]), second.signs(scores[1]))
     return ProvenError(
-        largest=float(bound_qn.max()),
-        median=float(bound_qn.median()),
+        largest=_finite(bound_qn.max()),
+        median=_finite(bound_qn.median()),
         signs=float(proven_qn.double().mean()),
         rows=min(first.rows, second.rows),
         trace=min(first.share, second.share),
     )
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None

@@ -231,8 +231,7 @@ def _compare(request: Request, common: Common, steps: Steps, watch: Watcher) -> 
     responded = time.perf_counter()
     dtype = torch.float64 if spec.plan.double else None
     (first, *_) = influence_problems(problem, common.models.trained, dtype)
-    own = steps.within({"alpha": spec.alpha})  # it decides the dampings, which are proven at
-    proven = prove(spec, first, common.ladder.rungs, fidelity, own, watch)
+    proven = prove(spec, first, common.ladder.rungs, fidelity, steps, watch)
     now = time.perf_counter()
     seconds = StageSeconds(
         models=common.models.seconds,

@@ -159,10 +159,11 @@ class Hole(Record, frozen=True):
 class ProvenError(Record, frozen=True):
     """Bounds on the errors of all scores at the first model against the exact GGN's at the same
     dampings: the largest and the median, in the measurement's unit, and the share of scores that
-    exceed theirs, so that their sign is proven. `rows` rows of the GGN hold `trace` of it."""
+    exceed theirs, so that their sign is proven. `rows` rows of the GGN hold `trace` of it. None is
+    no bound at all."""
 
-    largest: Annotated[float, Meta(ge=0)]
-    median: Annotated[float, Meta(ge=0)]
+    largest: Annotated[float, Meta(ge=0)] | None
+    median: Annotated[float, Meta(ge=0)] | None
     signs: Annotated[float, Meta(ge=0, le=1)]
     rows: Count
     trace: float
