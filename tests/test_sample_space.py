@@ -214,7 +214,10 @@ class TestIteration:
             (torch.float64, [1e-2, 8e-3, 1e-4], 2, 8e-3),
             (torch.float64, [1e-2, 4e-3, 1e-3, 4e-4, 1e-4, 1e-5], REFINEMENTS, 1e-4),
             (torch.float64, [1e-2, 1e-13, 1e-14], 2, 1e-13),
-            (torch.float32, [1e-2, 9e-3, 8e-3, 1e-4], 3, 8e-3),  # in float64 after the second
+            # by products in float64 after the second, formed anew after the third
+            (torch.float32, [1e-2, 9e-3, 8e-3, 1e-4, 9e-5], 5, 9e-5),
+            (torch.float32, [1e-2, 9e-3, 8e-3, 7e-3], 4, 7e-3),
+            (torch.float32, [1e-2, 9e-3, 8e-3, 1e-1], 4, 8e-3),
         ],
     )
     def test_while_it_halves_what_is_left(

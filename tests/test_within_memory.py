@@ -191,7 +191,7 @@ def test_bad_input(tmp_path: Path) -> None:
             cf.influence("p", cf.EKFAC(), memory=memory)  # type: ignore[arg-type]
     norm = zoo_problem("layer norm")
     room = least(norm, cf.EKFAC())
-    with pytest.raises(CoverageError, match="has no rule for 15.7%"):
+    with pytest.raises(CoverageError, match=r"has no rule for 15\.7%"):
         cf.influence(norm, cf.EKFAC(), damping=at, memory=room, strict=True)
     with pytest.raises(InputError, match=r"block 0 takes about .* by itself, and memory is"):
         cf.influence(problem, cf.EKFAC(), damping=at, memory=1000)

@@ -24,6 +24,7 @@ from curvfluence.jacobian.terms import Outer, Term
 from curvfluence.runtime import budget
 
 REFINEMENTS = 5
+PROBED = 4  # vectors whose residual by products in float32 is looked at in float64
 SINGLE = 1e-5  # the smallest relative residual that products in float32 are trusted with
 
 
@@ -143,12 +144,16 @@ class SampleSpaceOperator(Operator):
         return self._last[0][1] if same else None
 
     def _iterated(
-        self, b_qr: Tensor, vectors: Callable[[slice], Tensor], shift: Tensor
+        self, b_qr: Tensor, vectors: Callable[[slice | Tensor], Tensor], shift: Tensor
     ) -> tuple[Tensor, tuple[float, ...]]:
-        """(x [Q, P], ‖v − (C + D) x‖/‖v‖ of each) for b = Z D⁻¹ v; `vectors` gives v by slices.
+        """(x [Q, P], ‖v − (C + D) x‖/‖v‖ of each) for b = Z D⁻¹ v; `vectors` gives some of v.
 
-        In float32 x is corrected by D⁻¹ Zᵀ of every step of y and never formed anew: where λ is
-        small, what Zᵀ y cancels would be rounded by more than the step mends.
+        In float32 x is corrected by D⁻¹ Zᵀ of every step of y and not formed anew: where λ is
+        small, what Zᵀ y cancels would be rounded by more than the step mends. Products in float32
+        are rounded too, with ‖x‖: what they say was reached is looked at in float64 where ‖x‖/‖v‖
+        is largest, and where that says otherwise, or they say that nothing is gained, all are made
+        in float64 from there on. Where that ends short too, x is formed anew in float64 after all;
+        of what is short either way the better one is returned.
         """
         count, kernel = len(b_qr), self._iteration(shift)
         corrected = self.tolerance >= SINGLE and b_qr.dtype != torch.float64
@@ -158,26 +163,38 @@ class SampleSpaceOperator(Operator):
         x_qp = torch.cat([vectors(part) / shift for part in parts])
         y_qr, rho_qr = torch.zeros_like(b_qr, dtype=torch.float64), b_qr.double()
 
+        def formed(some: slice | Tensor) -> Tensor:
+            """D⁻¹ (v − Zᵀ y) of some, in float64."""
+            return (vectors(some).double() - self._adjoint(y_qr[some])).div_(shift)
+
+        def left(some: slice | Tensor, x: Tensor) -> Tensor:
+            """ρ = Z x − N y of some."""
+            return self._inner(x).double() - self.n * y_qr[some]
+
         def moved(step_qr: Tensor | None, dtype: torch.dtype) -> Tensor:
             """What is left of each, relatively, by products in that dtype after a step of y."""
             if step_qr is not None:
                 y_qr.add_(step_qr)
             for part in parts:
                 if not corrected:
-                    x = (vectors(part).to(dtype) - self._adjoint(y_qr[part])).div_(shift)
+                    x = formed(part)
                     x_qp[part] = x.to(x_qp.dtype)
-                elif step_qr is not None:
-                    x_qp[part] -= self._adjoint(step_qr[part].to(x_qp.dtype)).div_(shift)
-                    x = x_qp[part].to(dtype)
                 else:
+                    if step_qr is not None:
+                        x_qp[part] -= self._adjoint(step_qr[part].to(x_qp.dtype)).div_(shift)
                     x = x_qp[part].to(dtype)
-                rho_qr[part] = self._inner(x).double() - self.n * y_qr[part]
+                rho_qr[part] = left(part, x)
             return self._size(rho_qr, kernel, shift) / size_q
+
+        def looked_at(some: Tensor, x: Tensor) -> Tensor:
+            """What is left of some, relatively, for x in float64."""
+            return self._size(left(some, x.double()), kernel, shift) / size_q[some]
 
         dtype = b_qr.dtype if corrected else torch.float64
         self._products.append(0)
         last, relative_q = torch.inf, torch.full_like(size_q, torch.inf)
-        for _ in range(REFINEMENTS):
+        short, before = torch.empty(0, dtype=torch.long), (x_qp[:0], relative_q[:0])
+        for _ in range(2 * REFINEMENTS if corrected else REFINEMENTS):
             step_qr = torch.zeros_like(y_qr)
             wanted = self.tolerance / 2
             self._products[-1] += kernel.improve(step_qr, rho_qr, size_q, wanted, shift)
@@ -185,19 +202,35 @@ class SampleSpaceOperator(Operator):
                 step_qr = step_qr.to(b_qr.dtype).double()  # as x takes it
             relative_q = moved(step_qr, dtype)
             worst = float(relative_q.max())
-            if worst > self.tolerance and not worst < 0.5 * last and dtype != torch.float64:
-                dtype = torch.float64  # what products in float32 hide
-                relative_q = moved(None, dtype)
+            if dtype != torch.float64:
+                if worst <= self.tolerance:
+                    some = _largest(_norms(x_qp) / size_q, relative_q)
+                    relative_q[some] = looked_at(some, x_qp[some])
+                    if float(relative_q.max()) <= self.tolerance:
+                        break
+                elif worst < 0.5 * last:
+                    last = worst
+                    continue
+                dtype = torch.float64
+                relative_q = moved(None if worst <= last else -step_qr, dtype)
                 worst, last = float(relative_q.max()), torch.inf
             if worst <= self.tolerance:
                 break
             if not worst <= last:
                 relative_q = moved(-step_qr, dtype)  # it led away
             if not worst < 0.5 * last:
-                break
+                if not corrected:
+                    break
+                short = (relative_q > self.tolerance).nonzero().flatten()
+                before = x_qp[short], relative_q[short]
+                corrected = False
+                relative_q = moved(None, dtype)
+                worst = float(relative_q.max())
             last = worst
         if not corrected and x_qp.dtype != dtype:
             relative_q = self._left(x_qp, y_qr, kernel, shift, parts) / size_q
+        better = before[1] < relative_q[short]
+        x_qp[short[better]], relative_q[short[better]] = before[0][better], before[1][better]
         return x_qp, tuple(relative_q.tolist())
 
     def _left(
@@ -341,6 +374,12 @@ def _positive(shift: Tensor) -> Tensor:
             "damping > 0"
         )
     return shift
+
+
+def _largest(*of_each: Tensor) -> Tensor:
+    """The numbers of those that are among the few largest in something."""
+    few = [one.topk(min(PROBED, len(one))).indices for one in of_each]
+    return torch.cat(few).unique()
 
 
 def _norms(rows: Tensor) -> Tensor:
