@@ -50,9 +50,10 @@ def proven_table(study: Results) -> Table | None:
         return None
     most, share = max(p.rows for _, p in rungs), min(p.trace for _, p in rungs)
     caption = (
-        f"Proven at the first model, in {study.truth.unit}: no score is further from the exact "
-        "GGN’s at the same λ, half of them no further than the median; the sign of a score that is "
-        f"larger than its bound is certain ({most:,} rows of the GGN, {share:.0%} of its trace)"
+        f"Proven at the first model, in {study.truth.unit}: how far a score can be from the exact "
+        "GGN’s at the same λ, the largest and the median over all pairs; a score that is larger "
+        f"than its own bound has the exact one’s sign ({most:,} rows of the GGN, {share:.0%} of "
+        "its trace)"
     )
     return tabulate(
         caption,
