@@ -86,8 +86,9 @@ def within_memory(
         return replace(found, certifier=None)  # which would hold its curvature and gradients
 
     team = ranks.here()
-    shared = team is not None and not alone
-    shares = _shared_out(team, groups, scored) if shared else map(scored, groups)
+    if alone:
+        team = None  # a single group is shared out as every fit is
+    shares = map(scored, groups) if team is None else _shared_out(team, groups, scored)
     total = next(shares)
     for share in shares:
         total = _added(total, share)
