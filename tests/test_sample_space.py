@@ -214,6 +214,9 @@ class TestIteration:
             (torch.float64, [1e-2, 8e-3, 1e-4], 2, 8e-3),
             (torch.float64, [1e-2, 4e-3, 1e-3, 4e-4, 1e-4, 1e-5], REFINEMENTS, 1e-4),
             (torch.float64, [1e-2, 1e-13, 1e-14], 2, 1e-13),
+            # the second led away and is taken back, the third is followed by x formed anew
+            (torch.float32, [1e-2, 2e-2, 8e-3, 7e-3], 4, 7e-3),
+            (torch.float32, [10 * 0.4**k for k in range(11)], 2 * REFINEMENTS, 10 * 0.4**9),
             # by products in float64 after the second, formed anew after the third
             (torch.float32, [1e-2, 9e-3, 8e-3, 1e-4, 9e-5], 5, 9e-5),
             (torch.float32, [1e-2, 9e-3, 8e-3, 7e-3], 4, 7e-3),
@@ -237,14 +240,14 @@ class TestIteration:
         z_rp = operator.rows.to(torch.float64).to_dense().flatten(0, 1)
         matrix = z_rp.T @ z_rp / operator.n + shift.double().diag()
         exact = torch.linalg.solve(matrix, v.double().T).T @ z_rp.T / operator.n
-        left, at = iter(errors), torch.zeros_like(exact)
-        made = 0
+        kernel = z_rp / shift.double() @ z_rp.T + operator.n * torch.eye(len(z_rp))
+        left, made = iter(errors), 0
 
-        def improve(self: KernelIteration, step: Tensor, *_: object) -> int:
+        def improve(self: KernelIteration, step: Tensor, rho: Tensor, *_: object) -> int:
+            """From wherever y is now, which ρ tells."""
             nonlocal made
             made += 1
-            step.copy_(exact * (1 + next(left)) - at)
-            at.add_(step)
+            step.copy_(exact * next(left) + torch.linalg.solve(kernel, rho.T).T)
             return 1
 
         monkeypatch.setattr(KernelIteration, "improve", improve)
@@ -267,6 +270,52 @@ class TestIteration:
             operator.solve(size * vectors(problem).float(), problem.decay, 0.01)
             notes.append(operator.note(0.01))
         assert notes[0] == notes[1]
+
+    def test_in_float64_once_float32_gains_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And with x in float64 from the start, where more is asked than float32 has."""
+        problem = fitted(torch.float32)
+        inner, seen = SampleSpaceOperator._inner, list[torch.dtype]()  # pyright: ignore[reportPrivateUsage]
+
+        def looked(self: SampleSpaceOperator, x: Tensor) -> Tensor:
+            seen.append(x.dtype)
+            return inner(self, x)
+
+        monkeypatch.setattr(SampleSpaceOperator, "_inner", looked)
+        monkeypatch.setattr(KernelIteration, "improve", lambda *_: 1)  # which gains nothing
+        single, double = torch.float32, torch.float64
+        for tolerance, wanted in ((1e-3, [single] * 2 + [double] * 5), (1e-6, [double] * 3)):
+            seen.clear()
+            with noted():
+                operator = operator_of(problem, ITERATED).within(tolerance)
+                operator.solve(vectors(problem).float(), problem.decay, DAMPING)
+            assert seen == wanted
+
+    def test_a_model_without_layers(self) -> None:
+        """Of whose rows there is no outer product."""
+
+        class Raw(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x.tanh() @ self.w.sin()
+
+        torch.manual_seed(0)
+        x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(3, (9,))
+        problem = cf.Problem(Raw(), cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
+        forms = (ITERATED, SampleSpace(), cf.inversion.Matrix())
+        at = cf.Absolute(DAMPING)
+        a, b, c = (cf.influence(problem, cf.GGN(f), damping=at).values for f in forms)
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(b, c)
+
+    def test_the_few_that_are_looked_at(self) -> None:
+        """The largest in either way, once each."""
+        many = torch.arange(20.0)
+        found = sample_space._largest(many, (many - 9.6).abs())  # pyright: ignore[reportPrivateUsage]
+        assert found.tolist() == [0, 1, 16, 17, 18, 19]
+        assert sample_space._largest(many[:2], many[:2]).tolist() == [0, 1]  # pyright: ignore[reportPrivateUsage]
 
     def test_products_in_float64_by_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of rows in float32: of vectors with them, and of them with vectors."""
