@@ -108,8 +108,7 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     """
     require_problem(problem)
     kinds.flag(strict, "strict")
-    if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
+    require_rung(rung)
     start = machine.clock(problem.device)
     require_together(problem, the_rung=repr(rung))
     discover(problem)  # refuses a model that is no function of one example, before anything runs
@@ -124,6 +123,11 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
     notes = (*built.notes, *said, *_of_decay(problem), *problem.notes)
     curvature = replace(built, notes=notes, fitted_on=problem.fingerprint)
     return curvature.with_cost(machine.clock(problem.device) - start)
+
+
+def require_rung(value: object) -> None:
+    if not isinstance(value, Rung):
+        raise InputError(f"a rung is an object such as EKFAC(); seen {value!r}")
 
 
 def require_together(problem: Problem, **asked: object) -> None:

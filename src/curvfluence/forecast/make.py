@@ -13,8 +13,7 @@ from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.hessian import Hessian
 from curvfluence.curvature.identity import Identity
 from curvfluence.curvature.kfac import KFAC
-from curvfluence.curvature.rung import Rung
-from curvfluence.errors import InputError
+from curvfluence.curvature.rung import Rung, require_rung
 from curvfluence.forecast.plan import Plan
 from curvfluence.forecast.rates import Rates
 from curvfluence.forecast.scores import score_stages, token_stages
@@ -53,8 +52,7 @@ def plans(
     if kinds.flag(tokens, "tokens"):
         require_positions(problem)
     for rung in rungs:
-        if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
+        require_rung(rung)
     count = len(problem.queries) if queries is None else queries
     kinds.count(count, "queries (how many there will be)")
     sizes = Sizes(problem, discover(problem), Rates.measured(problem), count)

@@ -12,7 +12,7 @@ from curvfluence import kinds
 from curvfluence.curvature.coverage import CoverageLine, named
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import BestOf, Damping, require_damping
-from curvfluence.curvature.rung import Rung, require_rules
+from curvfluence.curvature.rung import Rung, require_rules, require_rung
 from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import forget_gradients
@@ -33,8 +33,7 @@ def memorable(
     require_damping(damping)
     if isinstance(rung, Curvature):
         raise InputError("memory bounds a fit too, and this curvature is fitted: give its rung")
-    if not isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"a rung is an object such as EKFAC(); seen {rung!r}")
+    require_rung(rung)
     if not rung.separable(problem):
         raise InputError(
             f"{rung.name} is one block, of which no part can be taken alone: memory is for rungs "

@@ -20,21 +20,8 @@ from curvfluence.store.steps import Steps
 from curvfluence.study.at_model import RungScores
 from curvfluence.study.compare import LadderFidelity
 from curvfluence.study.progress import Watcher
+from curvfluence.study.results import ProvenError
 from curvfluence.study.spec import StudySpec
-
-
-@dataclass(frozen=True)
-class ProvenError:
-    """|I[q, n] − I*[q, n]| ≤ its bound for every pair, I* under the exact GGN at the rung's own
-    dampings: the largest bound and the median in the measurement's unit, and the share of scores
-    that are larger than theirs, whose sign is proven. `rows` of the GGN were selected, which hold
-    `trace` of it. None is infinite: float64 does not tell the GGN from its rounding."""
-
-    largest: float | None
-    median: float | None
-    signs: float
-    rows: int
-    trace: float
 
 
 @dataclass(frozen=True)

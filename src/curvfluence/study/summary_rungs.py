@@ -14,7 +14,6 @@ from curvfluence.fidelity import LDS, THRESHOLD, InverseErrors, Spectrum, StepLo
 from curvfluence.study.at_model import RungScores, Vectors
 from curvfluence.study.climb import Ladder
 from curvfluence.study.compare import LadderFidelity, RungFidelity
-from curvfluence.study.proven import ProvenError as Bounded
 from curvfluence.study.response import NoResponse, Response
 from curvfluence.study.results.rung import (
     BlockSpectrum,
@@ -47,18 +46,14 @@ def rung_results(
     ladder: Ladder,
     fidelity: LadderFidelity,
     response: Response | NoResponse,
-    proven: Mapping[str, Bounded],
+    proven: Mapping[str, ProvenError],
     grid: Dampings,
 ) -> tuple[tuple[RungResult, ...], tuple[RungResult, ...]]:
     """The rungs of the ladder, and the hybrids."""
     pairs = list(zip(ladder.rungs, fidelity.rungs, strict=True))
     at = ladder.vectors
     rows = [(scores.hybrid, _rung(scores, judged, response, grid, at)) for scores, judged in pairs]
-    rungs = [
-        replace(row, proven=_proven(proven[row.name])) if row.name in proven else row
-        for hybrid, row in rows
-        if not hybrid
-    ]
+    rungs = [replace(row, proven=proven.get(row.name)) for hybrid, row in rows if not hybrid]
     cost = [(rung.seconds or 0.0, rung.lds) for rung in rungs]
     marked = (
         # a rung that is at least as cheap and more faithful beats it
@@ -113,10 +108,6 @@ def _rung(
         interval_bregman=response.intervals[scores.name],
         dampings_bregman=against.dampings,
     )
-
-
-def _proven(found: Bounded) -> ProvenError:
-    return ProvenError(**asdict(found))
 
 
 def _sweep(matched: LDS, independent: LDS | None, ensemble: LDS | None) -> tuple[SweepPoint, ...]:

@@ -130,18 +130,18 @@ def _together(
                 del chunk
             tree.add(number, own.totals)
             if ours is not None:
-                ours.keep_if_due(_ranges_so_far(tree, chunks, number + 1))
-        if ours is not None and (found is None or first < team.own.stop):
-            ours.keep_if_long(_ranges_so_far(tree, chunks, team.own.stop))
+                ours.keep_if_due(_ranges_so_far(tree, chunks, number + 1, whole=False))
+        if ours is not None and (found is None or not found.whole):
+            ours.keep_if_long(_ranges_so_far(tree, chunks, team.own.stop, whole=True))
     return Sums(tree.total())
 
 
-def _ranges_so_far(tree: ranks.Tree, chunks: object, following: int) -> Partial:
+def _ranges_so_far(tree: ranks.Tree, chunks: object, following: int, *, whole: bool) -> Partial:
     """What is on its way up the tree, the range that comes next, and what the pass has seen."""
     nodes = tree.nodes.items()
     held = Sums({(*node, key): x for node, totals in nodes for key, x in totals.items()})
     seen = chunks.position if isinstance(chunks, Recalling) else None
-    return held.so_far([following, seen], whole=True)
+    return held.so_far([following, seen], whole=whole)
 
 
 def _recalled(found: Partial, tree: ranks.Tree, chunks: object) -> int:

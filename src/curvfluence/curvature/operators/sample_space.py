@@ -152,8 +152,8 @@ class SampleSpaceOperator(Operator):
         small, what Zᵀ y cancels would be rounded by more than the step mends. Products in float32
         are rounded too, with ‖x‖: what they say was reached is looked at in float64 where ‖x‖/‖v‖
         is largest, and where that says otherwise, or they say that nothing is gained, all are made
-        in float64 from there on. Where that ends short too, x is formed anew in float64 after all;
-        of what is short either way the better one is returned.
+        in float64 from there on. Where that ends short too, x is formed anew in float64 after all,
+        and of each vector the better one is returned.
         """
         count, kernel = len(b_qr), self._iteration(shift)
         corrected = self.tolerance >= SINGLE and b_qr.dtype != torch.float64
@@ -193,7 +193,7 @@ class SampleSpaceOperator(Operator):
         dtype = b_qr.dtype if corrected else torch.float64
         self._products.append(0)
         last, relative_q = torch.inf, torch.full_like(size_q, torch.inf)
-        short, before = torch.empty(0, dtype=torch.long), (x_qp[:0], relative_q[:0])
+        before: tuple[Tensor, Tensor] | None = None
         for _ in range(2 * REFINEMENTS if corrected else REFINEMENTS):
             step_qr = torch.zeros_like(y_qr)
             wanted = self.tolerance / 2
@@ -221,16 +221,15 @@ class SampleSpaceOperator(Operator):
             if not worst < 0.5 * last:
                 if not corrected:
                     break
-                short = (relative_q > self.tolerance).nonzero().flatten()
-                before = x_qp[short], relative_q[short]
-                corrected = False
+                before, corrected = (x_qp.clone(), relative_q), False
                 relative_q = moved(None, dtype)
                 worst = float(relative_q.max())
             last = worst
         if not corrected and x_qp.dtype != dtype:
             relative_q = self._left(x_qp, y_qr, kernel, shift, parts) / size_q
-        better = before[1] < relative_q[short]
-        x_qp[short[better]], relative_q[short[better]] = before[0][better], before[1][better]
+        if before is not None:
+            better = before[1] < relative_q
+            x_qp[better], relative_q[better] = before[0][better], before[1][better]
         return x_qp, tuple(relative_q.tolist())
 
     def _left(
