@@ -17,6 +17,8 @@ import curvfluence as cf
 from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_rows, query_gradients
+from curvfluence.jacobian.probe import Probe
+from curvfluence.runtime import budget
 
 Forward = Callable[["Net", Tensor], Tensor]
 N, Q = 60, 6
@@ -418,3 +420,25 @@ class TestInputs:
         torch.testing.assert_close(
             found.x * 1e30, torch.linalg.solve(a, 1e30 * b.T).T, rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize(("gradients", "most"), [(8, 8), (5.5, 5), (1, 3)])
+def test_how_many_examples_are_tried(
+    gradients: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight, or as many as have their gradients in the budget, but three; first and last among
+    them."""
+    given = problem()
+    monkeypatch.setattr(budget, "PROBED", int(gradients * given.parameters.count))
+    whole, seen = given.train.take(slice(None)).inputs, []
+    once = Probe.of
+
+    def of(asked: cf.Problem, inputs: Tensor) -> Probe:
+        seen.append(inputs)
+        return once(asked, inputs)
+
+    monkeypatch.setattr(Probe, "of", of)
+    assert discover(given).layers
+    (tried,) = seen
+    assert len(tried) == most
+    assert torch.equal(tried[[0, -1]], whole[[0, -1]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.linalg
 import torch
@@ -19,6 +20,7 @@ from curvfluence.curvature.operators.decomposed import (
     share,
 )
 from curvfluence.errors import CurvfluenceWarning, SingularError
+from curvfluence.jacobian.terms import blas
 from curvfluence.runtime.said import noted, say
 from curvfluence.study import StudySpec, run_study
 from tests.problems import chain_problem
@@ -35,6 +37,14 @@ def failing(monkeypatch: pytest.MonkeyPatch, *dtypes: torch.dtype) -> None:
             return own(matrix)
 
         monkeypatch.setattr(torch.linalg, name, failed)
+    by_numpy = np.linalg.eigh
+
+    def not_found(matrix: Any) -> object:
+        if torch.from_numpy(matrix).dtype in dtypes:
+            raise np.linalg.LinAlgError("Eigenvalues did not converge")
+        return by_numpy(matrix)
+
+    monkeypatch.setattr(np.linalg, "eigh", not_found)
 
 
 def symmetric(dtype: torch.dtype) -> Tensor:
@@ -118,6 +128,46 @@ def test_a_study_says_so_of_every_rung(
     )
     for rung in run_study(spec, tmp_path, threads=1).results.rungs:
         assert any("did not converge" in note for note in rung.notes), rung.name
+
+
+class TestByNumPy:
+    """Where torch and NumPy have one thread each and NumPy multiplies faster."""
+
+    @pytest.fixture(autouse=True)
+    def _one_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blas, "_is_faster", lambda: True)
+        monkeypatch.setattr(blas, "one_thread", lambda: True)
+
+    def wide(self, n: int = 256) -> Tensor:
+        x = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return x + x.T
+
+    def test_which(self) -> None:
+        assert blas.is_quicker(self.wide())
+        assert not blas.is_quicker(self.wide(255))
+        assert not blas.is_quicker(self.wide().float())  # NumPy would do it in float64
+        assert not blas.is_quicker(self.wide().to("meta"))
+
+    def test_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        matrix = self.wide()
+        kept = matrix.clone()
+        wanted = torch.linalg.eigvalsh(matrix)
+        monkeypatch.setattr(torch.linalg, "eigh", None)  # not called
+        values, vectors = eigh(matrix)
+        assert torch.equal(matrix, kept)
+        torch.testing.assert_close(values, wanted, rtol=0, atol=1e-11)
+        torch.testing.assert_close((vectors * values) @ vectors.T, matrix, rtol=0, atol=1e-11)
+        eye = torch.eye(256, dtype=torch.float64)
+        torch.testing.assert_close(vectors.T @ vectors, eye, rtol=0, atol=1e-12)
+
+    def test_where_it_does_not_converge(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        failing(monkeypatch, torch.float64)
+        matrix = self.wide()
+        with noted() as said:
+            values, _ = eigh(matrix)
+        (note,) = said
+        assert "256 × 256 did not converge in float64" in note
+        torch.testing.assert_close(values, SOLVERS["eigvalsh"](matrix), rtol=0, atol=1e-11)
 
 
 class TestThin:

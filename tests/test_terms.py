@@ -24,6 +24,7 @@ from curvfluence.jacobian.terms import (
 )
 from curvfluence.jacobian.terms.gram import _by_halves, _by_numpy
 from curvfluence.jacobian.terms.products import shared
+from curvfluence.runtime import budget
 from tests.problems import seeded
 
 N, T, INPUTS, OUTPUTS, Q = 6, 5, 3, 4, 2
@@ -43,6 +44,24 @@ def shared_rows(*, ones: bool) -> SharedOuter:
 
 def same(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("budgeted", [1, 2**22])
+def test_norms_by_pairs_of_positions(
+    columns: int, budgeted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few positions, in float64: those of the rows, and of none below 0."""
+    monkeypatch.setattr(budget, "FORMED", budgeted)
+    seeded()
+    a = torch.randn(N, 2, 9, dtype=torch.float64)
+    s = torch.randn(N, columns, 2, 8, dtype=torch.float64)
+    a[1, 1], s[1, :, 1] = a[1, 0], -s[1, :, 0]  # terms that cancel
+    term = SharedOuter(a, s)
+    wanted = term.dense().square().sum((2, 3))
+    same(term.squared_norms(), wanted)
+    assert bool((term.squared_norms() >= 0).all())
+    assert torch.equal(term.to(torch.float32).squared_norms()[1], torch.zeros(columns))
 
 
 def test_a_gradient_of_rounding_does_not_count() -> None:

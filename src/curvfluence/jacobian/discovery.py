@@ -24,7 +24,7 @@ from curvfluence.problem.losses import Loss
 from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.structure import Structure
-from curvfluence.runtime import generators, precision
+from curvfluence.runtime import budget, generators, precision
 
 _ASKED: WeakKeyDictionary[Structure, list[tuple[Loss, Measurement]]] = WeakKeyDictionary()
 _FOUND: WeakKeyDictionary[Problem, tuple[object, Layout]] = WeakKeyDictionary()
@@ -36,10 +36,10 @@ def discover(problem: Problem) -> Layout:
 
     What an operation was given does not show every use of a weight (a use that is not traced, a
     hook that changes an output, a batch that is reordered), so up to eight examples, spread over
-    the training set, are run together and one at a time. Outputs must agree, or the model mixes
-    examples or is random and is refused. A weight has a rule where the gradient that its calls
-    give equals autograd's for each example. The answer is remembered until the examples in memory
-    are changed.
+    the training set, are run together and one at a time: of a model whose gradients take much
+    memory fewer, but three (`budget.PROBED`). Outputs must agree, or the model mixes examples or is
+    random and is refused. A weight has a rule where the gradient that its calls give equals
+    autograd's for each example. The answer is remembered until the examples in memory are changed.
     """
     problem = problem.exact
     require_plain_mode()
@@ -47,7 +47,8 @@ def discover(problem: Problem) -> Layout:
     known = _FOUND.get(problem)
     if known is not None and known[0] == state:
         return known[1]
-    at = torch.linspace(0, len(problem.train) - 1, min(8, len(problem.train))).long().unique()
+    most = min(8, max(3, budget.PROBED // problem.parameters.count), len(problem.train))
+    at = torch.linspace(0, len(problem.train) - 1, most).long().unique()
     if len(at) == 1:
         at = at.repeat(2)  # one alone does not show which axis holds examples
     with generators.preserved():

@@ -69,13 +69,13 @@ def _chunk_size(problem: Problem, layout: Layout, columns: Pulling, chunk: int |
 
 def pass_examples(device: torch.device, elements: int) -> int:
     """How many examples of so many numbers in a and s a pass takes at a time: `budget.PASS` of
-    those, up to twice as many where that is less than 32 examples (products of fewer rows are
-    slow); on a CUDA device `budget.DEVICE_PASS`, at most a 256th of its memory in float32."""
+    those, up to four times as many where that is fewer than `budget.FEWEST` (products of few rows
+    are slow); on a CUDA device `budget.DEVICE_PASS`, at most a 256th of its memory in float32."""
     room = budget.PASS
     if device.type == "cuda":
         room = max(room, min(budget.DEVICE_PASS, machine.memory(device) // 2**10))
     count = room // max(1, elements)
-    return max(1, count, min(budget.FEWEST, 2 * room // max(1, elements)))
+    return max(1, count, min(budget.FEWEST, 4 * room // max(1, elements)))
 
 
 @dataclass(frozen=True, eq=False)

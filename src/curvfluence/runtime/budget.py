@@ -10,9 +10,10 @@ from typing import Final
 # Passes over examples ---------------------------------------------------------------------------
 PASS = 3 * 2**21  # numbers in a pass's layer inputs and output gradients: not far from the caches
 DEVICE_PASS = 2**27  # the same on a CUDA device: enough to fill it
-FEWEST = 16  # examples a pass takes where they fit twice its numbers: products of fewer are slow
+FEWEST = 16  # examples a pass takes where they fit four times its numbers: fewer are slow
 EXAMPLES = 4096  # that a pass takes at most
 UNPROVED = 512  # examples in a sum of rows that is compared: one that is wrong shows above rounding
+PROBED = 2**25  # numbers in the gradients of the examples that a model's rules are tried on
 DENSE_ROWS = 2**27  # numbers in a pass's rows without a rule
 VMAPPED = 2**24  # numbers in rows made by one vmap: near 64 MiB
 REMEMBERED: Final = 16  # the share of the memory that rows are remembered in, by default: one in 16

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
 
 from curvfluence.errors import SingularError
+from curvfluence.jacobian.terms import blas
 from curvfluence.runtime import journal
 from curvfluence.runtime.said import say
 
@@ -22,8 +24,9 @@ scipy_eigh: Any = scipy.linalg.eigh  # pyright: ignore[reportUnknownMemberType]
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """(eigenvalues, ascending, eigenvectors as columns) in the dtype of the matrix.
 
-    Divide and conquer as torch has it; where that does not converge the same in float64, and then
-    LAPACK's QR iteration (syev), slower and sturdier, in float64 on the CPU. The result says so.
+    Divide and conquer as torch has it, or NumPy where that is quicker (`blas.is_quicker`); where
+    it does not converge the same in float64, and then LAPACK's QR iteration (syev), slower and
+    sturdier, in float64 on the CPU. The result says so.
     Errors: `SingularError` where none of them converges.
     """
     if len(matrix) < KEPT:
@@ -39,10 +42,18 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
-        return torch.linalg.eigh(matrix)
+        return _by_numpy(matrix) if blas.is_quicker(matrix) else torch.linalg.eigh(matrix)
     except FAILED as error:
         values, vectors = _again(matrix, error)
         return values.to(matrix), vectors.to(matrix)
+
+
+def _by_numpy(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        values, vectors = np.linalg.eigh(matrix.numpy())
+    except np.linalg.LinAlgError as error:
+        raise FAILED(str(error)) from error
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def eigh_of_rank(matrix: Tensor, most: int, rounding: float) -> tuple[Tensor, Tensor]:
