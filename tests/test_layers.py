@@ -13,6 +13,7 @@ import curvfluence as cf
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import training_gradients
 from curvfluence.problem.losses import Loss
+from curvfluence.runtime import budget
 from tests import oracles
 from tests.problems import make, mlp, seeded
 
@@ -517,3 +518,68 @@ class TestSharedLookups:
         scores = cf.influence(given, rung, damping=cf.Absolute(0.1))
         fallback = any(line.fallback for line in scores.coverage)
         assert fallback == (how != "added" and not isinstance(rung, cf.GGN | cf.BlockGGN))
+
+
+class Numbered(nn.Module):
+    """Words and places, these by indices [T] alone, as nanoGPT does; or a class of each example."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.words, self.table, self.head = nn.Embedding(7, 4), nn.Embedding(12, 4), nn.Linear(4, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.words(x)
+        if self.how in ("places", "both"):
+            words = words + self.table(torch.arange(x.shape[1]))
+        if self.how in ("classes", "both"):
+            words = words + self.table(x[:, 0])[:, None]
+        if self.how == "batched":
+            words = words + self.table(torch.arange(x.shape[1])).unsqueeze(0)
+        return self.head(torch.tanh(words).mean(1))
+
+
+class TestNumberedPlaces:
+    """Whatever the numbers of positions and examples are, one and the same among them."""
+
+    def problem(self, how: str, length: int, n: int = 9) -> cf.Problem:
+        seeded()
+        net = Numbered(how).double()
+        x, y = torch.randint(7, (n, length)), torch.randint(3, (n,))
+        return cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:4], y[:4]))
+
+    @pytest.mark.parametrize("chunk", [1, 2, 5, 8, 9])
+    @pytest.mark.parametrize("length", [1, 2, 5, 7, 8, 9])
+    @pytest.mark.parametrize("how", ["places", "classes"])
+    def test_they_have_a_rule(
+        self, how: str, length: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(budget, "EXAMPLES", chunk)
+        given = self.problem(how, length)
+        layout = discover(given)
+        assert "table.weight" not in layout.others
+        assert cf.fit(given, cf.EKFAC(), strict=True).coverage
+        found = oracles.example_gradients(given)
+        torch.testing.assert_close(training_gradients(given, layout).to_dense()[:, 0], found)
+
+    @pytest.mark.parametrize("n", [2, 3, 9])
+    @pytest.mark.parametrize("length", [1, 2, 3, 8])
+    @pytest.mark.parametrize("how", ["both", "batched"])
+    def test_whatever_is_made_of_them(self, how: str, length: int, n: int) -> None:
+        """One table for both, or with an axis in front, which is not there for every example."""
+        given = self.problem(how, length, n)
+        found = oracles.example_gradients(given)
+        rows = training_gradients(given, discover(given)).to_dense()[:, 0]
+        torch.testing.assert_close(rows, found)
+        ggn = cf.fit(given, cf.GGN()).to_dense()
+        torch.testing.assert_close(ggn, oracles.dense_ggn(given), rtol=1e-9, atol=1e-12)
+
+    def test_two_problems_of_one_model(self) -> None:
+        """What is known of a model is right for its problems of as many examples as places."""
+        seeded()
+        net = Numbered("places").double()
+        for n in (9, 5, 5):
+            x, y = torch.randint(7, (n, 5)), torch.randint(3, (n,))
+            given = cf.Problem(net, cf.CrossEntropy(), (x, y), (x, y))
+            rows = training_gradients(given, discover(given)).to_dense()[:, 0]
+            torch.testing.assert_close(rows, oracles.example_gradients(given))

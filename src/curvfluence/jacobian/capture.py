@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ from curvfluence.problem.tree import Batched
 from curvfluence.runtime.autograd import pulled_back
 
 _SHARING: WeakSet[Structure] = WeakSet()  # models that need lookups of their examples shared
-
+# Weights of each model whose lookups [T] are of the positions of every example.
+_POSITIONS: WeakKeyDictionary[Structure, set[str]] = WeakKeyDictionary()
 
 ALIKE = 1e4  # ε of a gradient, by which two ways to it may part
 
@@ -366,13 +367,15 @@ def record(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[s
 
     A gradient edge is taken at once, so an in-place activation that follows does not move it. An
     input that is changed in place later is copied: the model is then run a second time. So it is
-    where it does not take shared lookups of each example (see `Tracer`), and from then on without.
+    where it does not take shared lookups of each example (see `Tracer`), or has others by the same
+    weight, and from then on without.
     """
     tracked = {name: value.detach().requires_grad_(True) for name, value in problem.theta.items()}
     values = {**problem.state, **tracked}
     batch = None if problem.structure in _SHARING else len(inputs)
+    positions = _POSITIONS.setdefault(problem.structure, set())
     for clone in (False, True):
-        tracer = Tracer(tracked, clone=clone, batch=batch)
+        tracer = Tracer(tracked, clone=clone, batch=batch, positions=positions)
         try:
             with torch.enable_grad(), tracer:
                 output = problem.loss.rows(problem.run(values, inputs), len(inputs))
@@ -380,6 +383,9 @@ def record(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[s
             if not tracer.spread:
                 raise
             return record_shared(problem, inputs)
+        if tracer.by_position & tracer.by_example:
+            return record_shared(problem, inputs)
         if not tracer.overwritten:
             break
+    positions |= tracer.by_position
     return tracer, output, tracked

@@ -31,6 +31,10 @@ class Probe:
     @staticmethod
     def of(problem: Problem, inputs: Batched) -> Probe:
         tracer, output, leaves = record(problem, inputs)
+        if tracer.by_example:  # as many indices as examples: are they with one fewer?
+            fewer, _, _ = record(problem, inputs[:-1])
+            if fewer.by_position:
+                tracer, output, leaves = record(problem, inputs)
         if tracer.spread:
             with torch.no_grad():
                 plain = problem.forward(inputs)

@@ -8,7 +8,7 @@ so modules of any class, functional calls, fused and tied weights are seen alike
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -85,17 +85,25 @@ def padding_of(uses: Iterable[Use]) -> dict[str, Tensor]:
 class Tracer(TorchFunctionMode):
     """Keeps the uses of `tracked` weights (by name) in the order of the calls.
 
-    With `batch` examples, indices [1, ...] of an embedding, which all examples share (position
-    ids), are looked up for each of them: what is added to every example is the same, and has a
-    gradient of each.
+    With `batch` examples, indices [1, ...] or [T] of an embedding, which all examples share
+    (positions), are looked up for each of them: what is added to every example is the same, and has
+    a gradient of each. Indices [T] with T the number of examples may as well be one of each: they
+    are shared where the weight is among `positions`, whose were with another number of examples.
     """
 
     def __init__(
-        self, tracked: Mapping[str, Tensor], *, clone: bool = False, batch: int | None = None
+        self,
+        tracked: Mapping[str, Tensor],
+        *,
+        clone: bool = False,
+        batch: int | None = None,
+        positions: Set[str] = frozenset(),
     ) -> None:
         super().__init__()
-        self.batch = batch
+        self.batch, self.positions = batch, positions
         self.spread = False  # whether there was such a lookup
+        self.by_position = set[str]()  # weights of lookups [T], shared
+        self.by_example = set[str]()  # and of those that may be one of each example
         self.uses: list[Use] = []
         self._names = {id(value): name for name, value in tracked.items()}
         self._tracked = dict(tracked)
@@ -126,6 +134,19 @@ class Tracer(TorchFunctionMode):
         if shape[1:] == tuple(base.shape[1:]) and weight.stride() == base.stride():
             return Piece(name, int(weight.storage_offset() - base.storage_offset()), shape)
         return None
+
+    def spreads(self, weight: object, ids: Tensor) -> bool:
+        """Whether indices are looked up for each example."""
+        if self.batch is None or ids.ndim == 0:
+            return False
+        if ids.ndim > 1:
+            return self.batch > 1 and len(ids) == 1
+        piece = self.piece(weight)
+        if piece is None:
+            return False
+        shared = len(ids) != self.batch or piece.name in self.positions
+        (self.by_position if shared else self.by_example).add(piece.name)
+        return shared
 
     def keep(
         self, op: MatrixOperation | Affine, x: Tensor, output: Tensor, weight: object, bias: object
@@ -241,8 +262,8 @@ def _arguments(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
 def _embedding(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     given = _arguments(F.embedding, args, kwargs)
     ids = given["input"]
-    if tracer.batch is not None and tracer.batch > 1 and ids.ndim > 1 and len(ids) == 1:
-        given["input"] = ids.expand(tracer.batch, *ids.shape[1:])
+    if tracer.spreads(given["weight"], ids):
+        given["input"] = ids.expand(tracer.batch, *(ids.shape[1:] if ids.ndim > 1 else ids.shape))
         tracer.spread = True
     output = func(**given)
     weight, padding = given["weight"], given["padding_idx"]
