@@ -18,6 +18,7 @@ from curvfluence.curvature.operators.kronecker import (
     Kronecker,
     KroneckerEigen,
     basis_of,
+    two_decays,
 )
 from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
 from curvfluence.curvature.operators.mean_eigenvalue import (
@@ -232,7 +233,7 @@ class TestKronecker:
             torch.ones(1, 1).double(), torch.eye(3).double(), torch.ones(1, 3).double()
         )
         decay = torch.tensor([0.1, 0.1, 0.4]).double()
-        assert single.decay_of_weight_and_bias(decay) == pytest.approx((0.1, 0.3))
+        assert two_decays(decay, single.values.shape) == pytest.approx((0.1, 0.3))
 
     def test_thin_factors(self) -> None:
         """From 256 rows up a factor of a known rank is decomposed in its range: the other
@@ -278,14 +279,14 @@ class TestKronecker:
         operator = self.kronecker()
         o, i = operator.values.shape
         decay = torch.full((o, i), 0.1, dtype=torch.float64)
-        assert operator.decay_of_weight_and_bias(decay.flatten()) == (0.1, 0.0)
+        assert two_decays(decay.flatten(), operator.values.shape) == (0.1, 0.0)
         decay[:, -1] = 0.3
-        assert operator.decay_of_weight_and_bias(decay.flatten()) == pytest.approx((0.1, 0.2))
+        assert two_decays(decay.flatten(), operator.values.shape) == pytest.approx((0.1, 0.2))
         for row, column in ((0, 0), (o - 1, 0), (o - 1, i - 1), (0, i - 2)):
             odd = decay.clone()
             odd[row, column] += 1
             with pytest.raises(InputError, match="one weight decay for its weight"):
-                operator.decay_of_weight_and_bias(odd.flatten())
+                two_decays(odd.flatten(), operator.values.shape)
         with pytest.raises(InputError, match="the same weight decay for a layer's weight and bias"):
             self.kronecker("one decay", "factored").solve(
                 drawn(self.kronecker("one decay", "factored").size),

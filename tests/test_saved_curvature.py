@@ -18,6 +18,8 @@ RUNGS: tuple[cf.Rung, ...] = (
     cf.EKFAC(),
     cf.EKFAC(cf.MonteCarlo(20, seed=1)),
     cf.KFAC(),
+    cf.KFAC(eigenvectors=2),
+    cf.EKFAC(eigenvectors=2),
     cf.KFAC(factored_damping=True),
     cf.Shampoo(),
     cf.TKFAC(),

@@ -37,6 +37,11 @@ class KFAC(KroneckerRung):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_sharing(self.sharing)
+        if self.factored_damping and self.eigenvectors is not None:
+            raise InputError(
+                "factored damping is of all eigenvectors: leave eigenvectors=None, or use exact "
+                "damping (factored_damping=False)"
+            )
 
     @property
     def factors(self) -> Sharing:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
+from curvfluence import kinds
 from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.factors import Factors
 from curvfluence.curvature.fisher_rung import AddPart, FisherRung, each_part, require_fisher
@@ -20,6 +22,12 @@ from curvfluence.curvature.operators.kronecker import (
     Kronecker,
     KroneckerEigen,
     basis_of,
+)
+from curvfluence.curvature.operators.operator import Operator
+from curvfluence.curvature.operators.truncated_kronecker import (
+    TruncatedKronecker,
+    expanded,
+    leading_basis,
 )
 from curvfluence.curvature.places import LayerPart, layer_parts
 from curvfluence.curvature.rung import LeftBehind
@@ -44,12 +52,23 @@ NOISE = 4.0  # ε of a factor's largest eigenvalue, that a sum leaves of one tha
 class KroneckerRung(FisherRung):
     """Per layer U_B ⊗ U_A, the eigenvectors of two factors, with eigenvalues made of theirs.
 
-    A rung of this kind says which `factors` it has and what `spectrum` they give.
+    A rung of this kind says which `factors` it has and what `spectrum` they give. With
+    `eigenvectors` no more of them are held of each factor, the largest, and one more where there is
+    a bias; on what is orthogonal to them the eigenvalue is the mean there. So bases take less
+    memory and time, and the rung is another one: `Scores.certificate` tells how much further from
+    the exact curvature.
     """
+
+    eigenvectors: int | None = field(default=None, kw_only=True)
 
     kind: ClassVar[str]  # what coverage calls a layer's block
     low_rank: ClassVar[bool] = True
     by_layer: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eigenvectors is not None:
+            kinds.count(self.eigenvectors, "eigenvectors")
 
     @property
     @abstractmethod
@@ -67,7 +86,19 @@ class KroneckerRung(FisherRung):
 
     def rule(self, part: LayerPart) -> str:
         sharing = self.factors.rule(part)
-        return f"{self.kind}, {sharing}" if sharing else self.kind
+        return ", ".join(text for text in (self.kind, sharing, self._said_of_held(part)) if text)
+
+    def _held(self, part: LayerPart) -> tuple[int, int]:
+        """How many eigenvectors of B and of A are held; all of a lookup's A."""
+        o, i = part.shape
+        most = self.eigenvectors
+        if most is None:
+            return o, i
+        return min(o, most), i if part.lookup else min(i, most + part.with_bias)
+
+    def _said_of_held(self, part: LayerPart) -> str:
+        (o, i), (out, inp) = part.shape, self._held(part)
+        return f"{out} of {o} and {inp} of {i} eigenvectors" if (out, inp) != (o, i) else ""
 
     def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
         """Factors, their eigenvectors, and the operator that these make."""
@@ -75,10 +106,17 @@ class KroneckerRung(FisherRung):
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
         made: list[Block] = []
         for part, (out, inp) in zip(parts, self._bases(parts, sums, rows.problem), strict=True):
-            operator = self.operator(out, inp)
-            rank = _rank(out[0], inp[0], lookup=part.lookup)
-            made.append(self.block(part, replace(operator, rank=rank)))
+            made.append(self.block(part, self._operator(part, out, inp)))
         return (*made, *fallback.blocks(sums, rows))
+
+    def _operator(self, part: LayerPart, out: OutBasis, inp: InBasis) -> Operator:
+        if self._held(part) == part.shape:
+            rank = _rank(out[0], inp[0], lookup=part.lookup)
+            return replace(self.operator(out, inp), rank=rank)
+        (o, i), (out_basis, in_basis) = part.shape, (out[1], inp[1])
+        whole = self.spectrum(expanded(out[0], o), expanded(inp[0], i))
+        table = whole[: len(out[0]), : len(inp[0])].clone()
+        return TruncatedKronecker(out_basis, in_basis, table)
 
     def _bases(
         self, parts: tuple[LayerPart, ...], sums: Sums, problem: Problem
@@ -91,9 +129,10 @@ class KroneckerRung(FisherRung):
             for part in parts:
                 most_a, most_b = self._ranks(part, problem)
                 a_ii, b_oo = self.factors.of(part, sums, problem)
-                out_values, out_basis = basis_of(b_oo, most_b)
+                out_values, out_basis = self._decomposed(b_oo, most_b)
                 assert out_basis is not None
-                yield (out_values, out_basis), inputs.of(a_ii, most_a)
+                decompose = partial(self._decomposed, bias=part.with_bias)
+                yield (out_values, out_basis), inputs.of(a_ii, most_a, decompose)
             return
         yield from self._shared_bases(parts, sums, problem, team)
 
@@ -106,11 +145,11 @@ class KroneckerRung(FisherRung):
         for part in parts:
             most_a, most_b = self._ranks(part, problem)
             a_ii, b_oo = self.factors.of(part, sums, problem)
-            jobs.append(_decomposition(b_oo, most_b))
+            jobs.append(self._job(b_oo, most_b))
             out, inp = len(jobs) - 1, None
             if a_ii.ndim > 1:
                 if last is None or not torch.equal(last[0], a_ii):
-                    jobs.append(_decomposition(a_ii, most_a))
+                    jobs.append(self._job(a_ii, most_a, bias=part.with_bias))
                     last = a_ii, len(jobs) - 1
                 inp = last[1]
             of_part.append((out, inp, a_ii))
@@ -123,6 +162,28 @@ class KroneckerRung(FisherRung):
                 in_values, in_basis = found[inp]
                 yield (out_values, out_basis), (in_values, in_basis)
 
+    def _decomposed(
+        self, factor: Tensor, most: int, *, bias: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(eigenvalues, eigenvectors) of a factor of at most that rank, as many as are held."""
+        if self.eigenvectors is None or factor.ndim == 1:
+            return basis_of(factor, most)
+        return leading_basis(factor, most, self.eigenvectors, bias=bias)
+
+    def _job(self, factor: Tensor, most: int, *, bias: bool = False) -> ranks.Job:
+        def run() -> tuple[Tensor, ...]:
+            values, basis = self._decomposed(factor, most, bias=bias)
+            assert basis is not None
+            return values, basis
+
+        return ranks.Job(self._share(len(factor), most) * float(len(factor)) ** 3, run)
+
+    def _share(self, n: int, most: int) -> float:
+        """Of the time of a whole decomposition; with few columns held, about twice that of a thin
+        one of so many."""
+        held = self.eigenvectors
+        return min(share(n, most), 1.0 if held is None else 2 * share(n, held))
+
     def _ranks(self, part: LayerPart, problem: Problem) -> tuple[int, int]:
         columns = self.fisher_of(problem).width_at(problem, part.layer)
         return self.factors.ranks(part, len(problem.train), columns)
@@ -131,7 +192,8 @@ class KroneckerRung(FisherRung):
         """Of both decompositions, in those of whole matrices: o³ + i³, less where a rank is known
         to be small; the factor of a lookup is diagonal."""
         (o, i), (most_a, most_b) = part.shape, self._ranks(part, problem)
-        return share(o, most_b) * o**3 + (0.0 if part.lookup else share(i, most_a) * i**3)
+        inputs = 0.0 if part.lookup else self._share(i, most_a) * i**3
+        return self._share(o, most_b) * o**3 + inputs
 
     def elements(self, problem: Problem) -> float:
         return sum(3.0 * _factor_elements(p) + p.size for p in _whole_parts(problem))
@@ -192,18 +254,24 @@ class CorrectedRung(KroneckerRung):
         problem = rows.problem
         parts, fallback = self.parts(problem), self.fallback(problem)
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
-        out_bases, in_bases = dict[str, Tensor](), dict[str, Tensor | None]()
+        bases: dict[str, tuple[Tensor, Tensor | None]] = {}
         rank: dict[str, int] = {}
         for part, (out, inp) in zip(parts, self._bases(parts, sums, problem), strict=True):
-            out_bases[part.name], in_bases[part.name] = out[1], inp[1]
+            bases[part.name] = out[1], inp[1]
             rank[part.name] = _rank(out[0], inp[0], lookup=part.lookup)
-        bases: dict[str, Basis] = {k: (u, in_bases[k]) for k, u in out_bases.items()}
-        chunks = values.within({p.position: bases[p.name] for p in parts if p.whole})
-        squares = accumulate(chunks, each_part(parts, add_squares(bases)))
+        whole = {p.name for p in parts if self._held(p) == p.shape}
+        within = {p.position: bases[p.name] for p in parts if p.whole and p.name in whole}
+        squares = accumulate(values.within(within), each_part(parts, add_squares(bases, whole)))
         made: list[Block] = []
         for part in parts:
-            best, k = squares.pop(part.name) / len(problem.train), part.name
-            operator = KroneckerEigen(out_bases[k], in_bases[k], best, rank=rank[k])
+            out_basis, in_basis = bases.pop(part.name)
+            operator: Operator
+            if part.name in whole:
+                best = squares.pop(part.name) / len(problem.train)
+                operator = KroneckerEigen(out_basis, in_basis, best, rank=rank[part.name])
+            else:
+                best = table_of(part, squares) / len(problem.train)
+                operator = TruncatedKronecker(out_basis, in_basis, best)
             made.append(self.block(part, operator))
         return (*made, *fallback.blocks(sums, rows))
 
@@ -217,7 +285,7 @@ class CorrectedRung(KroneckerRung):
         elif missing:
             stages.append(work.passed(again, fisher.width(problem), missing))
         bases = {part.name: _placeholders(problem, part) for part in parts}
-        update = each_part(parts, add_squares(bases))
+        update = each_part(parts, add_squares(bases, set(bases)))
         held = sum(_factor_elements(p) + p.size for p in _whole_parts(problem))
         cached = work.cached(fisher) if self.values is None else 0.0
         operations = len(problem.train) * sum(
@@ -239,28 +307,45 @@ class CorrectedRung(KroneckerRung):
         formed = (
             part.layer.weight
             for part in self.parts(problem)
-            if part.whole and part.shared and is_compact(*part.shape, part.layer.positions)
+            if self._held(part) == part.shape
+            and part.whole
+            and part.shared
+            and is_compact(*part.shape, part.layer.positions)
         )
         return LeftBehind(self.fishers(problem)[1], frozenset(formed))
 
 
-def _decomposition(factor: Tensor, most: int) -> ranks.Job:
-    def run() -> tuple[Tensor, ...]:
-        values, basis = basis_of(factor, most)
-        assert basis is not None
-        return values, basis
-
-    n = len(factor)
-    return ranks.Job(share(n, most) * float(n) ** 3, run)
-
-
-def add_squares(bases: dict[str, Basis]) -> AddPart:
-    """Adds Σ_n Σ_c (U_Bᵀ row U_A)² elementwise of a part, [o, i]."""
+def add_squares(bases: Mapping[str, Basis], whole: Set[str]) -> AddPart:
+    """Adds Σ_n Σ_c (U_Bᵀ row U_A)² elementwise of a part, [o, i]; where a basis is not whole also
+    what the rows are in each that is held, and in all."""
 
     def add(part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
-        sums.add_(part.name, part.term(rows).squares(*bases[part.name], memo))
+        term, (out_basis, in_basis) = part.term(rows), bases[part.name]
+        sums.add_(part.name, term.squares(out_basis, in_basis, memo))
+        if part.name not in whole:
+            sums.add_((part.name, "B"), term.squares(out_basis, None, memo).sum(1))
+            if in_basis is not None:
+                sums.add_((part.name, "A"), term.squares(None, in_basis, memo).sum(0))
+            else:
+                sums.add_((part.name, "A"), term.squares(None, None, memo).sum(0))
+            sums.add_((part.name, "all"), term.squared_norms().sum())
 
     return add
+
+
+def table_of(part: LayerPart, sums: Sums) -> Tensor:
+    """The sums of `add_squares` as `TruncatedKronecker` has its values: of what is not held, the
+    mean of what is left. It is below 0 by rounding alone."""
+    (o, i), inside = part.shape, sums.pop(part.name)
+    (out, inp), table = inside.shape, inside
+    by_out, by_in = sums.pop((part.name, "B")), sums.pop((part.name, "A"))
+    rest = sums.pop((part.name, "all")) - by_out.sum() - by_in.sum() + inside.sum()
+    right = (by_out - inside.sum(1)) / max(1, i - inp)
+    below = (by_in - inside.sum(0)) / max(1, o - out)
+    if inp < i:
+        table = torch.cat([table, right[:, None]], dim=1)
+        below = torch.cat([below, rest[None] / ((i - inp) * max(1, o - out))])
+    return (torch.cat([table, below[None]]) if out < o else table).clamp_min(0)
 
 
 def _rank(out_values: Tensor, in_values: Tensor, *, lookup: bool) -> int:

@@ -29,6 +29,7 @@ from curvfluence.curvature.operators.symmetric import (
     Treatment,
     Truncate,
 )
+from curvfluence.curvature.operators.truncated_kronecker import TruncatedKronecker
 from curvfluence.curvature.places import LayerPart, Places, Tensors, Whole
 from curvfluence.errors import InputError
 from curvfluence.jacobian.layers import Layout
@@ -43,7 +44,8 @@ REMEDY = "save the curvature again"
 KEPT: dict[str, type[Operator] | type[Treatment]] = {
     kind.__name__: kind
     for kind in (
-        *(KroneckerEigen, FactoredKronecker, Eigen, DiagonalOperator, Dense, Scaled, Symmetric),
+        *(KroneckerEigen, FactoredKronecker, TruncatedKronecker),
+        *(Eigen, DiagonalOperator, Dense, Scaled, Symmetric),
         *(Abs, Plain, Clip, Truncate),
     )
 }
@@ -203,6 +205,8 @@ def _block_of(
         fits = places.size == operator.size and _sound(operator, dtype)
         if isinstance(operator, Kronecker) and isinstance(places, LayerPart):
             fits = fits and tuple(operator.values.shape) == places.shape
+        if isinstance(operator, TruncatedKronecker) and isinstance(places, LayerPart):
+            fits = fits and operator.shape == places.shape
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"block {saved.name} is of another model ({error}): {REMEDY}") from None
     if not fits or not set(saved.parameters) <= set(parameters.names):
@@ -218,6 +222,10 @@ def _sound(operator: Operator, dtype: torch.dtype) -> bool:
             o, i = operator.values.shape
             n = {"values": (o, i), "out_basis": (o, o), "in_basis": (i, i)}
             n |= {"out_values": (o,), "in_values": (i,)}
+        case TruncatedKronecker():
+            (o, i), (out, inp) = operator.shape, operator.held
+            n = {"out_basis": (o, out), "in_basis": (i, inp)}
+            n |= {"values": (out + (out < o), inp + (inp < i))}
         case Scaled():
             return _sound(operator.operator, dtype)
         case _:

@@ -6,7 +6,7 @@ row-major, (U_B ⊗ U_A) vec(V) = vec(U_B V U_Aᵀ).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -40,6 +40,7 @@ from curvfluence.jacobian.terms import Formed, Outer, SharedOuter, Term
 
 ROUNDING = 16.0  # ε of a factor's trace, that sums leave of eigenvalues that are 0
 ByBias: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Decompose: TypeAlias = Callable[[Tensor, int], tuple[Tensor, "Tensor | None"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,17 +127,6 @@ class Kronecker(Diagonalised):
 
     def _solving(self, part: LayerPart, decay: Tensor, damping: float) -> Callable[[Rows], Tensor]:
         return lambda rows: self.solve(part.dense(rows)[:, 0], decay, damping)
-
-    def decay_of_weight_and_bias(self, decay: Tensor) -> tuple[float, float]:
-        """w₀ and δ with decay = w₀ everywhere and w₀ + δ on the last input."""
-        w_oi = decay.reshape(self.values.shape)
-        first, last = w_oi[0, 0], w_oi[0, -1]
-        if bool((w_oi[:, :-1] != first).any()) or bool((w_oi[:, -1] != last).any()):
-            raise InputError(
-                "a Kronecker block needs one weight decay for its weight and one for its bias; "
-                f"seen values from {float(w_oi.min()):.3g} to {float(w_oi.max()):.3g}"
-            )
-        return float(first), float(last - first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +244,7 @@ class KroneckerEigen(Kronecker):
     def _damped(self, decay: Tensor, damping: float) -> tuple[Denominator, ByBias | None]:
         """(Λ + w₀ + λ [o, i], and where the bias has a decay of its own: u [i], u over that, and δ
         over the gain of each output direction [o])."""
-        weight_decay, delta = self.decay_of_weight_and_bias(decay)
+        weight_decay, delta = two_decays(decay, self.values.shape)
         denominator = Denominator.of(
             self.values + (weight_decay + damping), by_input=self.in_basis is None
         )
@@ -329,7 +319,7 @@ class FactoredKronecker(Kronecker):
 
     def _factors(self, decay: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         """λ_B + √λ/π [o] and λ_A + π√λ [i]."""
-        weight_decay, delta = self.decay_of_weight_and_bias(decay)
+        weight_decay, delta = two_decays(decay, self.values.shape)
         if delta != 0:
             raise InputError(
                 "factored damping needs the same weight decay for a layer's weight and bias: keep "
@@ -360,6 +350,18 @@ def _require_trusted(denominator: Denominator, rotated: Outer) -> None:
     denominator.require_small(torch.where(size > 0, (moved / size).sqrt(), 0.0))
 
 
+def two_decays(decay: Tensor, shape: Sequence[int]) -> tuple[float, float]:
+    """w₀ and δ with a block's decay [o i] = w₀ everywhere and w₀ + δ on the last input."""
+    w_oi = decay.reshape(*shape)
+    first, last = w_oi[0, 0], w_oi[0, -1]
+    if bool((w_oi[:, :-1] != first).any()) or bool((w_oi[:, -1] != last).any()):
+        raise InputError(
+            "a Kronecker block needs one weight decay for its weight and one for its bias; "
+            f"seen values from {float(w_oi.min()):.3g} to {float(w_oi.max()):.3g}"
+        )
+    return float(first), float(last - first)
+
+
 def basis_of(factor: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
     """(eigenvalues, eigenvectors) of a factor of at most that rank; of a lookup's, its diagonal and
     None."""
@@ -367,15 +369,17 @@ def basis_of(factor: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
 
 
 class InputBases:
-    """`basis_of` layer after layer: one on the inputs of the layer before it has the same A, and is
-    given the same eigenvectors."""
+    """Decompositions layer after layer: one on the inputs of the layer before it has the same A, so
+    the same eigenvectors."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, tuple[Tensor, Tensor | None]] | None = None
 
-    def of(self, a_ii: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
+    def of(
+        self, a_ii: Tensor, most: int, decompose: Decompose = basis_of
+    ) -> tuple[Tensor, Tensor | None]:
         if self._last is None or not torch.equal(self._last[0], a_ii):
-            self._last = a_ii, basis_of(a_ii, most)
+            self._last = a_ii, decompose(a_ii, most)
         return self._last[1]
 
 

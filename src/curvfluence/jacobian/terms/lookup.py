@@ -86,7 +86,7 @@ class LookupOuter(Factored):
         key, s_rcd = self._merged()
         if out_basis is not None:
             s_rcd = s_rcd @ out_basis
-        total = self.s.new_zeros(self.vocabulary, self.shape[0])
+        total = self.s.new_zeros(self.vocabulary, s_rcd.shape[2])
         total.index_add_(0, key % self.vocabulary, s_rcd.square().sum(1))
         return total.T
 

@@ -111,6 +111,8 @@ class SharedOuter(Factored):
     ) -> Tensor:
         """The sum over t stands inside the square, so rows are formed, a slice at a time."""
         o, i = self.shape
+        o = o if out_basis is None else out_basis.shape[1]
+        i = i if in_basis is None else in_basis.shape[1]
         total_io = self.s.new_zeros(i, o)
         for rows_nico in self._within(out_basis, in_basis, memo):
             total_io += rows_nico.square_().sum((0, 2))
@@ -157,7 +159,7 @@ class SharedOuter(Factored):
         for part in turned.slices(o * i):
             rows = cast(SharedOuter, part)._turned()
             if in_basis is not None:
-                rows = (in_basis.T @ rows.flatten(2)).view(rows.shape)
+                rows = (in_basis.T @ rows.flatten(2)).unflatten(2, rows.shape[2:])
             if out_basis is not None:
                 rows = rows @ out_basis
             yield rows

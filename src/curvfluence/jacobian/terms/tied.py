@@ -80,7 +80,7 @@ class TiedOuter(Factored):
     ) -> Tensor:
         """The sum over uses stands inside the square, so rows are formed, a slice at a time."""
         turned = self if out_basis is None else self.rotated(out_basis, in_basis)
-        start = self.s.new_zeros(*self.shape)
+        start = self.s.new_zeros(*turned.shape)
         return sum((rows.square_().sum((0, 1)) for rows in turned._formed()), start=start)
 
     def _formed(self) -> Iterator[Tensor]:

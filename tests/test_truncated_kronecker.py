@@ -1,0 +1,371 @@
+"""Kronecker bases of which the leading columns are held, against complete ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import curvfluence as cf
+from curvfluence.curvature.operators.block import Block
+from curvfluence.curvature.operators.decomposed import leading_eigh
+from curvfluence.curvature.operators.kronecker import Kronecker, KroneckerEigen
+from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.operators.truncated_kronecker import TruncatedKronecker, leading_basis
+from curvfluence.curvature.places import LayerPart
+from curvfluence.errors import InputError, SingularError
+from curvfluence.runtime import budget
+from tests import oracles
+from tests.operators import LAMBDA, dense, drawn, problem_of, rows_of
+
+HELD = 2
+FISHERS: dict[str, cf.Fisher] = {
+    "type2": cf.Type2(),
+    "mc": cf.MonteCarlo(40, seed=3),
+    "empirical": cf.Empirical(),
+}
+
+
+@cache
+def fitted(problem: str, rung: type[Any], fisher: str, joint: bool, held: int) -> cf.Curvature:
+    made = rung(FISHERS[fisher], joint, eigenvectors=held)
+    return cf.fit(problem_of(problem), made)
+
+
+def truncated(curvature: cf.Curvature) -> Iterator[tuple[Block, TruncatedKronecker, Tensor]]:
+    for block in curvature.blocks:
+        if isinstance(block.operator, TruncatedKronecker):
+            yield block, block.operator, block.places.take(curvature.decay)
+
+
+def named(curvature: cf.Curvature, like: Block) -> Block:
+    (found,) = (block for block in curvature.blocks if block.name == like.name)
+    return found
+
+
+def orthonormal(n: int, k: int) -> Tensor:
+    return torch.linalg.qr(drawn(n, n)).Q[:, :k]
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+
+
+SHAPES = [(5, 4, 2, 3), (5, 4, 5, 2), (5, 4, 1, 4), (3, 6, 2, 5), (2, 2, 1, 1)]  # o, i, k_o, k_i
+
+
+@pytest.mark.parametrize(("o", "i", "out", "inp"), SHAPES)
+@pytest.mark.parametrize("lookup", [False, True])
+class TestOperator:
+    def made(self, o: int, i: int, out: int, inp: int, *, lookup: bool) -> TruncatedKronecker:
+        if lookup:
+            if out == o:
+                pytest.skip("all of it is held")
+            values = drawn(out + 1, i).square() + 0.1
+            return TruncatedKronecker(orthonormal(o, out), None, values)
+        values = drawn(out + (out < o), inp + (inp < i)).square() + 0.1
+        return TruncatedKronecker(orthonormal(o, out), orthonormal(i, inp), values)
+
+    def test_as_in_complete_bases(self, o: int, i: int, out: int, inp: int, lookup: bool) -> None:
+        """Products, solutions and all that is told of the spectrum."""
+        operator = self.made(o, i, out, inp, lookup=lookup)
+        complete = operator.eigenbasis()
+        assert operator.shape == (o, i)
+        assert operator.size == o * i
+        for basis in (complete.out_basis, complete.in_basis):
+            if basis is not None:
+                same(basis.T @ basis, torch.eye(len(basis), dtype=torch.float64))
+        m = complete.to_dense()
+        same(dense(operator), m)
+        same(operator.to_dense(), m)
+        v, decay = drawn(3, o * i), torch.full((o * i,), 0.2, dtype=torch.float64)
+        same(operator @ v, v @ m)
+        eye = torch.eye(o * i, dtype=torch.float64)
+        wanted = torch.linalg.solve(m + (0.2 + LAMBDA) * eye, v.T).T
+        same(operator.solve(v, decay, LAMBDA), wanted)
+        same(operator.solve(v[0], decay, LAMBDA), wanted[0])
+        same(operator.inverted(wanted, decay, LAMBDA), v)
+        same(operator.eigenvalues().sort().values, torch.linalg.eigvalsh(m))
+        mean = operator.mean_eigenvalue()
+        assert (mean.value, mean.count) == (pytest.approx(float(m.trace()) / (o * i)), o * i)
+        assert operator.squared_norm() == pytest.approx(float(m.square().sum()))
+        same(operator.diagonal_entries(), m.diagonal())
+        assert operator.diagonalised() is operator
+
+    def test_a_bias_of_another_decay(
+        self, o: int, i: int, out: int, inp: int, lookup: bool
+    ) -> None:
+        """Where its unit vector lies in what is held; refused where it does not."""
+        if lookup:
+            return
+        held = torch.linalg.qr(torch.cat([torch.eye(i).double()[:, -1:], drawn(i, i)], dim=1)).Q
+        turn = orthonormal(inp, inp)
+        values = self.made(o, i, out, inp, lookup=False).values
+        operator = TruncatedKronecker(orthonormal(o, out), held[:, :inp] @ turn, values)
+        decay = torch.full((o, i), 0.2, dtype=torch.float64)
+        decay[:, -1] = 0.7
+        v, shift = drawn(3, o * i), torch.diag(decay.flatten() + LAMBDA)
+        wanted = torch.linalg.solve(dense(operator) + shift, v.T).T
+        same(operator.solve(v, decay.flatten(), LAMBDA), wanted)
+        if inp < i:
+            outside = TruncatedKronecker(operator.out_basis, held[:, 1 : inp + 1], values)
+            with pytest.raises(InputError, match="do not span it"):
+                outside.solve(v, decay.flatten(), LAMBDA)
+
+    def test_what_rounding_would_move_is_refused(
+        self, o: int, i: int, out: int, inp: int, lookup: bool
+    ) -> None:
+        """As with complete bases, by the same measure."""
+        operator = self.made(o, i, out, inp, lookup=lookup)
+        values = operator.values.clone()
+        values[0, 0] = 1e12
+        if lookup:
+            values[0] = 1e12
+        coarse = TruncatedKronecker(
+            operator.out_basis.float(),
+            None if operator.in_basis is None else operator.in_basis.float(),
+            values.float(),
+        )
+        complete = coarse.eigenbasis()
+        v, decay = drawn(3, o * i).float(), torch.zeros(o * i)
+        if values.numel() == 1:
+            return
+        for each in (coarse, complete):
+            with pytest.raises(SingularError, match="rounding moves"):
+                each.solve(v, decay, 1e-3)
+
+    def test_not_positive(self, o: int, i: int, out: int, inp: int, lookup: bool) -> None:
+        operator = self.made(o, i, out, inp, lookup=lookup)
+        with pytest.raises(SingularError, match="cannot be inverted"):
+            operator.solve(drawn(o * i), torch.zeros(o * i).double(), -100.0)
+
+
+class TestLeadingBasis:
+    def factor(self, n: int, decay: float = 1.0) -> Tensor:
+        u = torch.linalg.qr(drawn(n, n)).Q
+        return u * (1 / (1 + torch.arange(n).double()) ** decay) @ u.T
+
+    @pytest.mark.parametrize(("n", "count"), [(30, 4), (300, 5), (300, 100), (300, 150)])
+    def test_pairs(self, n: int, count: int) -> None:
+        """Orthonormal, no larger than the eigenvalues, and with as much of the trace."""
+        factor = self.factor(n, 2.0)
+        values, vectors = leading_eigh(factor, count)
+        assert values.shape == (count,)
+        same(vectors.T @ vectors, torch.eye(count, dtype=torch.float64))
+        same((vectors.T @ factor @ vectors).diagonal(), values)
+        exact = torch.linalg.eigvalsh(factor)[-count:]
+        assert bool((values <= exact * (1 + 1e-12)).all())
+        assert float(values.sum()) >= (1 - 1e-3) * float(exact.sum())
+        # Not to rounding: a third power has some of what is beyond the count and its margin, about
+        # (3/14)²ˣ⁵ where eigenvalue k is 1/k².
+        torch.testing.assert_close(values[-3:], exact[-3:], rtol=1e-6, atol=0)
+
+    def test_the_same_twice(self) -> None:
+        factor = self.factor(300)
+        state = torch.get_rng_state()
+        first = leading_eigh(factor, 9)
+        assert torch.equal(state, torch.get_rng_state())
+        torch.manual_seed(5)
+        for a, b in zip(first, leading_eigh(factor, 9), strict=True):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("n", [7, 300])
+    def test_trace_and_bias(self, n: int) -> None:
+        factor = self.factor(n)
+        values, vectors = leading_basis(factor, n, 3, bias=False)
+        assert (len(values), vectors.shape) == (4, (n, 3))
+        total = values[:-1].sum() + (n - 3) * values[-1]
+        torch.testing.assert_close(total, factor.trace())
+        more, with_unit = leading_basis(factor, n, 3, bias=True)
+        assert with_unit.shape == (n, 4)
+        same(with_unit[-1].square().sum(), torch.tensor(1.0, dtype=torch.float64))
+        same(with_unit.T @ with_unit, torch.eye(4, dtype=torch.float64))
+        same((with_unit.T @ factor @ with_unit).diagonal(), more[:-1])
+        torch.testing.assert_close(more[:-1].sum() + (n - 4) * more[-1], factor.trace())
+
+    def test_all_of_it(self) -> None:
+        """As a whole decomposition, in as many numbers."""
+        factor = self.factor(6)
+        for held, bias in ((6, False), (5, True), (9, False)):
+            values, vectors = leading_basis(factor, 6, held, bias=bias)
+            assert (len(values), vectors.shape) == (6, (6, 6))
+            same(vectors * values @ vectors.T, factor)
+
+    def test_of_nothing_and_of_a_bias_that_is_held(self) -> None:
+        values, vectors = leading_basis(torch.zeros(5, 5), 5, 2, bias=True)
+        assert vectors.dtype == values.dtype == torch.float32
+        assert not values.any()
+        unit = torch.diag(torch.tensor([0.1, 0.2, 0.3, 0.4, 5.0], dtype=torch.float64))
+        values, vectors = leading_basis(unit, 5, 2, bias=True)
+        same(values, torch.tensor([0.4, 5.0, 0.2], dtype=torch.float64))
+        assert vectors.shape == (5, 2)
+
+
+CASES = [
+    ("chain", True),
+    ("chain", False),
+    ("embedding", True),
+    ("conv2d", True),
+    ("conv2d", False),
+    ("embedding bag weighted", True),
+    ("linear over positions", True),
+    ("cnn with groups", True),
+    ("one module twice", True),
+    ("tied transformer", True),
+]
+
+
+@pytest.mark.parametrize(("name", "joint"), CASES)
+@pytest.mark.parametrize("fisher", FISHERS)
+class TestRungs:
+    def test_kfac(self, name: str, joint: bool, fisher: str) -> None:
+        """In complete bases the factors' own eigenvalues, and the mean of those not held."""
+        wanted = cf.fit(problem_of(name), cf.KFAC(FISHERS[fisher], joint))
+        found = fitted(name, cf.KFAC, fisher, joint, HELD)
+        met = 0
+        for block, operator, _ in truncated(found):
+            met += 1
+            whole = named(wanted, block).operator
+            assert isinstance(whole, KroneckerEigen)
+            assert isinstance(block.places, LayerPart)
+            (o, i), (out, inp) = operator.shape, operator.held
+            assert out == min(o, HELD)
+            assert inp == (i if block.places.lookup else min(i, HELD + block.places.with_bias))
+            basis, c = operator.eigenbasis(), whole.to_dense()
+            same(c.trace(), operator.to_dense().trace())
+            a = whole.to_dense().reshape(o, i, o, i)
+            b_oo, a_ii = torch.einsum("ajbj->ab", a), torch.einsum("jajb->ab", a)
+            out_values = (basis.out_basis.T @ b_oo @ basis.out_basis).diagonal().clone()
+            in_basis = torch.eye(i).double() if basis.in_basis is None else basis.in_basis
+            in_values = (in_basis.T @ a_ii @ in_basis).diagonal().clone()
+            if out < o:
+                out_values[out:] = out_values[out:].mean()
+            if inp < i:
+                in_values[inp:] = in_values[inp:].mean()
+            trace = out_values.sum()
+            expected = torch.outer(out_values, in_values) / torch.where(trace > 0, trace, 1.0)
+            same(basis.values, expected)
+        assert met
+
+    def test_ekfac(self, name: str, joint: bool, fisher: str) -> None:
+        """Λ is the diagonal of the exact block in the basis; of what is not held, its mean."""
+        found = fitted(name, cf.EKFAC, fisher, joint, HELD)
+        exact = cf.fit(problem_of(name), cf.BlockGGN(FISHERS[fisher], joint))
+        met = 0
+        for block, operator, _ in truncated(found):
+            met += 1
+            (o, i), (out, inp) = operator.shape, operator.held
+            c = named(exact, block).operator.to_dense()
+            best = operator.eigenbasis().diagonal_of(c).reshape(o, i)
+            best[out:, :inp] = best[out:, :inp].mean(0) if out < o else best[out:, :inp]
+            best[:out, inp:] = best[:out, inp:].mean(1, keepdim=True)
+            best[out:, inp:] = best[out:, inp:].mean()
+            same(operator.eigenbasis().values, best)
+            same(operator.to_dense().trace(), c.trace())
+            assert "eigenvectors" in block.rule
+        assert met
+
+    def test_scores(self, name: str, joint: bool, fisher: str) -> None:
+        """Of pairs and of examples themselves, by the dense matrix."""
+        problem = problem_of(name)
+        for rung in (cf.KFAC, cf.EKFAC):
+            found = fitted(name, rung, fisher, joint, HELD)
+            n, p = len(problem.train), problem.parameters.count
+            c = found.to_dense() + torch.diag(found.decay) + LAMBDA * torch.eye(p).double()
+            g_n, g_q = oracles.example_gradients(problem), oracles.query_gradients(problem)
+            solved = torch.linalg.solve(c, g_q.T).T
+            at = cf.Absolute(LAMBDA)
+            same(cf.influence(problem, found, damping=at).values, solved @ g_n.T / n)
+            own = (g_n * torch.linalg.solve(c, g_n.T).T).sum(1) / n
+            same(cf.self_influence(problem, found, damping=at), own)
+
+
+def test_rows_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quadratic forms of rows whatever is formed at a time, and solutions as any operator's."""
+    found = fitted("conv2d", cf.EKFAC, "type2", True, HELD)
+    queries, rows = rows_of("conv2d")
+    for block, operator, decay in truncated(found):
+        places = block.places
+        r = places.dense(rows)[:, 0]
+        wanted = (r * operator.solve(r, decay, LAMBDA)).sum(1)
+        for numbers in (1, 2 * operator.size, 2**22):
+            monkeypatch.setattr(budget, "FORMED", numbers)
+            same(operator.quadratic(places, rows, decay, LAMBDA), wanted)
+        solved = operator.solve_rows(places, queries, decay, LAMBDA, Against(len(rows)))
+        x = operator.solve(places.dense(queries)[:, 0], decay, LAMBDA)
+        same(solved.flat(), x)
+        same(solved.inner(rows)[..., 0], x @ r.T)
+
+
+@pytest.mark.parametrize("rung", [cf.KFAC, cf.EKFAC, cf.Shampoo, cf.TKFAC, cf.EShampoo])
+def test_with_enough_it_is_the_rung_itself(rung: type[Any]) -> None:
+    for name in ("chain", "conv2d", "embedding"):
+        problem = problem_of(name)
+        wanted, found = cf.fit(problem, rung()), cf.fit(problem, rung(eigenvectors=10_000))
+        assert [b.rule for b in wanted.blocks] == [b.rule for b in found.blocks]
+        for one, other in zip(wanted.blocks, found.blocks, strict=True):
+            assert type(one.operator) is type(other.operator)
+            if isinstance(one.operator, Kronecker) and isinstance(other.operator, Kronecker):
+                assert torch.equal(one.operator.values, other.operator.values)
+                assert one.operator.rank == other.operator.rank
+
+
+@pytest.mark.parametrize("rung", [cf.Shampoo, cf.TKFAC, cf.EShampoo])
+def test_other_rungs_on_an_eigenbasis(rung: type[Any]) -> None:
+    """Their traces, and the best diagonal where that is what they have."""
+    problem = problem_of("chain")
+    found = cf.fit(problem, rung(eigenvectors=HELD))
+    exact = cf.fit(problem, cf.BlockGGN())
+    for block, operator, _ in truncated(found):
+        if rung is not cf.Shampoo:
+            c = named(exact, block).operator.to_dense()
+            same(operator.to_dense().trace(), c.trace())
+        assert bool((operator.values >= 0).all())
+    assert len(list(truncated(found))) == 3
+
+
+def test_saved(tmp_path: Path) -> None:
+    problem = problem_of("chain")
+    for rung in (cf.KFAC, cf.EKFAC):
+        made = fitted("chain", rung, "type2", True, HELD)
+        made.save(tmp_path / rung.__name__)
+        read = cf.Curvature.load(tmp_path / rung.__name__, problem)
+        at = cf.Absolute(LAMBDA)
+        a, b = (cf.influence(problem, c, damping=at).values for c in (made, read))
+        assert torch.equal(a, b)
+
+
+def test_less_is_held() -> None:
+    problem = problem_of("chain")
+    whole, some = cf.fit(problem, cf.EKFAC()), fitted("chain", cf.EKFAC, "type2", True, 1)
+    assert some.cost.nbytes < whole.cost.nbytes
+    assert some.name != whole.name or some.coverage != whole.coverage
+
+
+def test_a_certificate_tells_what_it_costs() -> None:
+    """Of the solution that the scores were made with, against the exact GGN."""
+    problem = problem_of("chain")
+    found = fitted("chain", cf.EKFAC, "type2", True, 1)
+    scores = cf.influence(problem, found, damping=cf.Absolute(LAMBDA))
+    p = problem.parameters.count
+    a = oracles.dense_ggn(problem) + torch.diag(found.decay) + LAMBDA * torch.eye(p).double()
+    g = oracles.query_gradients(problem)
+    x = found.solve(g, cf.Absolute(LAMBDA))
+    wanted = ((x @ a - g).norm(dim=1) / g.norm(dim=1)).tolist()
+    assert scores.certificate().residuals == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "many", True])
+def test_bad_numbers(value: object) -> None:
+    with pytest.raises(InputError, match="eigenvectors"):
+        cf.EKFAC(eigenvectors=value)  # pyright: ignore[reportArgumentType]
+
+
+def test_factored_damping_has_all() -> None:
+    with pytest.raises(InputError, match="factored damping is of all eigenvectors"):
+        cf.KFAC(factored_damping=True, eigenvectors=3)
