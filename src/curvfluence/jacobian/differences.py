@@ -107,34 +107,46 @@ class _Differences:
         to both at two steps."""
         generator = torch.Generator().manual_seed(seed)
         drawn = {n: self._drawn(n, generator) for n in self.names}
-        base = {n: self.values[n] + self.offset * drawn[n] for n in self.names}
-        along = {n: drawn[n].flatten().flip(0).view_as(drawn[n]) for n in names}
+        base = {n: (self.offset * drawn[n]).add_(self.values[n]) for n in self.names}
         leaves = {n: base[n].detach().requires_grad_(True) for n in names}
         total = self._total({**base, **leaves})
-        grads = pulled_back(total, list(leaves.values()), torch.ones_like(total))
-        for name, g in zip(names, grads, strict=True):  # what has no gradient is a constant
-            moved = along[name] * (0.0 if g is None else (g != 0))
-            if name in self.held:
-                at = self.held[name].to(moved.device)
-                moved = moved.flatten().index_fill(0, at, 0.0).view_as(moved)
-            along[name] = moved
-        pairs = [(g, d) for g, d in zip(grads, along.values(), strict=True) if g is not None]
-        wanted = sum(float((g.double() * d).sum()) for g, d in pairs)
-        size = sum(float((g.double() * d).square().sum()) for g, d in pairs) ** 0.5
-        rounding = torch.finfo(total.dtype).eps * abs(float(total.detach())) / self.step
+        found = pulled_back(total, list(leaves.values()), torch.ones_like(total))
+        grads = dict(zip(names, found, strict=True))
+        here, rounding = float(total.detach()), torch.finfo(total.dtype).eps / self.step
+        del leaves, total, found
+        along, wanted, squares = dict[str, Tensor](), 0.0, 0.0
+        for name in names:  # of a large model no number is held longer than it is needed
+            along[name], g = self._moved(name, drawn.pop(name), grads[name]), grads.pop(name)
+            if g is not None:
+                slopes = g.double().mul_(along[name])
+                wanted += float(slopes.sum())
+                squares += float(slopes.square_().sum())
+        del drawn
 
         def phi_at(t: float) -> float:
             with torch.no_grad():
-                return float(self.phi({**base, **{n: base[n] + t * along[n] for n in names}}))
+                return float(self.phi({**base, **{n: (t * along[n]).add_(base[n]) for n in names}}))
 
         up = phi_at(self.step)
-        for found in (
-            lambda: (up - float(total.detach())) / self.step,
+        for difference in (
+            lambda: (up - here) / self.step,
             lambda: (up - phi_at(-self.step)) / (2 * self.step),
             lambda: (phi_at(self.step / 4) - phi_at(-self.step / 4)) / (self.step / 2),
         ):
-            value = found()
-            yield value, wanted, max(size, abs(wanted), abs(value)) + 1e3 * rounding
+            value = difference()
+            size = max(squares**0.5, abs(wanted), abs(value))
+            yield value, wanted, size + 1e3 * rounding * abs(here)
+
+    def _moved(self, name: str, drawn: Tensor, g: Tensor | None) -> Tensor:
+        """Along which a tensor is moved: a direction of its own, and what has no gradient, as rows
+        at a `padding_idx`, is a constant."""
+        moved = drawn.flatten().flip(0).view_as(drawn)
+        if g is None:
+            return moved.zero_()
+        moved *= g != 0
+        if name in self.held:
+            moved.view(-1).index_fill_(0, self.held[name].to(moved.device), 0.0)
+        return moved
 
     def _total(self, theta: Values) -> Tensor:
         """φ with a graph. Errors: `_Rough` where float64 was asked for and is not what runs."""
