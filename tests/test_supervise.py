@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from curvfluence.cli import app
 from curvfluence.errors import InputError
 from curvfluence.runtime.child import CHILD
 from curvfluence.store.lock import HOLDER, LOCK, held, is_held
 from curvfluence.study import StudySpec, run_study
+from curvfluence.supervise import WORK
 
 pytestmark = [
     pytest.mark.xdist_group("supervise"),
@@ -85,6 +89,20 @@ def test_usage_names_the_command_as_it_was_given(words: list[str], tmp_path: Pat
     code, out, _ = ended(start([*words, "--help"], tmp_path))
     assert code == 0
     assert f"Usage: {' '.join(['curvfluence', *words])} " in out
+
+
+def test_every_command_that_runs_a_file_is_watched() -> None:
+    """The others write a template, or read what a folder holds."""
+    group: Any = typer.main.get_command(app)
+    assert set(group.commands) - WORK == {"init", "runs"}
+
+
+@pytest.mark.parametrize("command", ["index", "query"])
+def test_a_file_that_ends_the_process_of_an_index(command: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import os; os._exit(0)\n")
+    code, _, err = ended(start([command, "own.py"], tmp_path))
+    assert code == 2
+    assert "ended its process, with exit code 0" in err
 
 
 class TestProblemFiles:

@@ -26,8 +26,8 @@ from curvfluence.runtime.child import CHILD, FINISHED
 # Commands that do work; the others are over before a second process would have started.
 WORK = frozenset(
     {
-        "study", "sweep", "claims", "questions", "plan", "attribute", "audit", "advise", "judge",
-        "bank", "report", "compare",
+        "study", "sweep", "claims", "questions", "plan", "attribute", "index", "query", "audit",
+        "advise", "judge", "bank", "report", "compare",
     }
 )  # fmt: skip
 GRACE = 1.0  # seconds between asking the child to stop and ending it
