@@ -39,6 +39,9 @@ class NotKeptError(InputError):
         super().__init__(message)
         self.results = results
 
+    def __reduce__(self) -> tuple[type, tuple[str, Any]]:  # as a worker sends it
+        return type(self), (str(self), self.results)
+
 
 class NonFiniteError(InputError):
     """A NaN or infinity, named with the example that holds it."""

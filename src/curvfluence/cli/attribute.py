@@ -13,6 +13,7 @@ from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName
 from curvfluence.cli.root import app
 from curvfluence.cli.together import agreed, together
 from curvfluence.cli.words import command_line, set_threads
+from curvfluence.errors import CurvfluenceError
 
 
 @app.command()
@@ -59,44 +60,54 @@ def attribute(
     from curvfluence.curvature.named import damping_named, rung_named
     from curvfluence.explore import answer, companion_named, going_on
     from curvfluence.report.explorer import show_answers, write_explorer
+    from curvfluence.report.parts.line import show_named
     from curvfluence.report.parts.page import require_own
+    from curvfluence.runtime import ranks
+    from curvfluence.score.matrix import require_new
     from curvfluence.study.problems.given import given
 
     chosen, at = rung_named(rung), damping_named(damping)
     second = None if beside in ("auto", "none") else rung_named(beside)
     require_own(out)
     set_threads(threads)
-    with together() as leads:
-        console = plain(quiet=not leads)
-        with watching(no_progress or not leads) as watch, watch("load the problem", 3) as done:
-            asked = given(problem)
-            done(1)
-            settings = (query, chosen, beside, at, top, bounds, memory)
-            with going_on(out, asked.problem, *settings):
-                why = ""
-                if beside == "auto" and memory is not None:
-                    why = "within a memory a second rung is one that is named"
-                elif beside == "auto":
-                    name, why = agreed(companion_named(asked.problem, chosen))
-                    second = None if name is None else rung_named(name)
-                found = answer(
-                    asked,
-                    query,
-                    rung=chosen,
-                    beside=second,
-                    damping=at,
-                    top=top,
-                    bounds=bounds,
-                    memory=memory,
-                )
-            done(2)
-            page = write_explorer(found, out, command=command_line()) if leads else None
-        if page is None:
-            return
+    require_new(table)
+    found, console, why = None, plain(), ""
+    try:
+        with together() as leads:
+            console = plain(quiet=not leads)
+            with watching(no_progress or not leads) as watch, watch("load the problem", 3) as done:
+                asked = given(problem)
+                done(1)
+                settings = (query, chosen, beside, at, top, bounds, memory)
+                with going_on(out, asked.problem, *settings):
+                    if beside == "auto" and memory is not None:
+                        why = "within a memory a second rung is one that is named"
+                    elif beside == "auto":
+                        name, why = agreed(companion_named(asked.problem, chosen))
+                        second = None if name is None else rung_named(name)
+                    found = answer(
+                        asked,
+                        query,
+                        rung=chosen,
+                        beside=second,
+                        damping=at,
+                        top=top,
+                        bounds=bounds,
+                        memory=memory,
+                    )
+                    done(2)
+                    with ranks.alike():  # before what was kept on the way goes
+                        page = write_explorer(found, out, command=command_line()) if leads else None
+            if page is None:
+                return
+    except (CurvfluenceError, OSError):
+        if found is not None:
+            show_answers(found, console)
+        raise
     show_answers(found, console)
     if table is not None:
         found.asked.with_ids(queries=found.queries).to_csv(table, top)
-        console.print(f"[bold]Table[/]  {table}", highlight=False, soft_wrap=True)
+        show_named(console, "Table", table)
     if why:
         console.print(Text(f"beside: {second.name if second else 'nothing'}, {why}", style="dim"))
-    console.print(f"[bold]Page[/]  {page.path}", highlight=False, soft_wrap=True)
+    show_named(console, "Page", page.path)

@@ -11,6 +11,7 @@ from curvfluence.cli.consoles import plain, watching
 from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads
 from curvfluence.cli.root import app
 from curvfluence.cli.words import command_line, require_folder, set_threads
+from curvfluence.errors import CurvfluenceError
 
 
 @app.command()
@@ -36,6 +37,7 @@ def audit(
     from curvfluence.curvature.named import damping_named, rung_named
     from curvfluence.explore import going_on
     from curvfluence.report.audit import show_audit, write_audit
+    from curvfluence.report.parts.line import show_named
     from curvfluence.report.parts.page import require_own
     from curvfluence.store.records import write
     from curvfluence.study.problems.given import given
@@ -45,23 +47,29 @@ def audit(
     if json is not None:
         require_folder(json, "--json")
     set_threads(threads)
-    with watching(no_progress) as watch, watch("audit", 3) as done:
-        asked = given(problem)
-        done(1)
-        with going_on(out, asked.problem, chosen, at, neighbours, examined):
-            found = run_audit(
-                asked.problem,
-                chosen,
-                damping=at,
-                k=neighbours,
-                examined=examined,
-                flipped=asked.flipped,
-            )
-        done(2)
-        page = write_audit(found, asked, out, command=command_line())
-    console = plain()
+    console, asked, found = plain(), None, None
+    try:
+        with watching(no_progress) as watch, watch("audit", 3) as done:
+            asked = given(problem)
+            done(1)
+            with going_on(out, asked.problem, chosen, at, neighbours, examined):
+                found = run_audit(
+                    asked.problem,
+                    chosen,
+                    damping=at,
+                    k=neighbours,
+                    examined=examined,
+                    flipped=asked.flipped,
+                )
+                done(2)  # and written before what was kept on the way goes
+                if json is not None:
+                    write(json, record_of(found, problem))
+                page = write_audit(found, asked, out, command=command_line())
+    except (CurvfluenceError, OSError):
+        if asked is not None and found is not None:
+            show_audit(found, asked, console)
+        raise
     show_audit(found, asked, console)
     if json is not None:
-        write(json, record_of(found, problem))
-        console.print(f"[bold]Numbers[/]  {json}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]Page[/]  {page.path}", highlight=False, soft_wrap=True)
+        show_named(console, "Numbers", json)
+    show_named(console, "Page", page.path)

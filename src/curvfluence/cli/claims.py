@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curvfluence.cli.consoles import plain, watching
+from curvfluence.cli.consoles import plain, shown_after, shown_unkept, watching
 from curvfluence.cli.options import Jobs, NoProgress, Rerun, Seed, SubsetCount, Wait
 from curvfluence.cli.root import app
 from curvfluence.cli.words import require_folder
@@ -60,9 +60,9 @@ def claims(
     from curvfluence.report import table1
     from curvfluence.report.claims import show_claims, text, write_claims
     from curvfluence.runs import forget
-    from curvfluence.study.claims import Settings, run_claims
+    from curvfluence.study.claims import Claims, Settings, run_claims
     from curvfluence.study.claims.table1 import Part
-    from curvfluence.study.claims.table1_run import run_table1
+    from curvfluence.study.claims.table1_run import Table1Run, run_table1
 
     if docs is not None:
         require_folder(docs)
@@ -77,7 +77,8 @@ def claims(
         folder = out or Path("runs/table1")
         if rerun:
             forget(folder, "table1", wait=wait)
-        with watching(no_progress) as watch:
+        whole = shown_unkept(lambda found: table1.show_table1(found, console), Table1Run)
+        with whole, watching(no_progress) as watch:
             cells = run_table1(
                 problems[0],
                 folder,
@@ -88,11 +89,11 @@ def claims(
                 wait=wait,
                 watch=watch,
             )
-            with watch("write the report", 1):
+        with shown_after(lambda: table1.show_table1(cells, console)):
+            with watching(no_progress) as watch, watch("write the report", 1):
                 table1.write_table1(cells)
-        if docs is not None:
-            table1.text(cells.table).write(docs, docs.stem)
-        table1.show_table1(cells, console)
+            if docs is not None:
+                table1.text(cells.table).write(docs, docs.stem)
         return
     if protocol is not None or quick or part.given:
         alone = "--quick" if quick else f"--{next(iter(part.given), '')}"
@@ -105,9 +106,11 @@ def claims(
     folder = out or Path("runs/claims")
     if rerun:
         forget(folder, "claims", wait=wait)
-    with watching(no_progress) as watch:
+    whole = shown_unkept(lambda found: show_claims(found, console), Claims)
+    with whole, watching(no_progress) as watch:
         done = run_claims(problems, folder, settings, jobs=jobs, wait=wait, watch=watch)
-        write_claims(done, watch=watch)
-    if docs is not None:
-        text(done).write(docs, docs.stem)
-    show_claims(done, console)
+    with shown_after(lambda: show_claims(done, console)):
+        with watching(no_progress) as watch:
+            write_claims(done, watch=watch)
+        if docs is not None:
+            text(done).write(docs, docs.stem)

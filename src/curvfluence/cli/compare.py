@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from curvfluence.cli.consoles import console, shown_after
 from curvfluence.cli.root import app
 
 
@@ -19,12 +19,13 @@ def compare(
 ) -> None:
     """Put studies side by side: LDS by rung, and the settings in which they differ."""
     from curvfluence.report import compare_studies, write_comparison
+    from curvfluence.report.parts.line import show_named
     from curvfluence.report.terminal import WIDTH
 
     found = compare_studies(folders)
-    plain = Console(width=None if sys.stdout.isatty() else max(WIDTH, 30 + 45 * len(folders)))
+    wide = console(width=None if sys.stdout.isatty() else max(WIDTH, 30 + 45 * len(folders)))
+    with shown_after(lambda: found.show(wide)):
+        if out is not None:
+            write_comparison(found, out)
     if out is not None:
-        write_comparison(found, out)
-    found.show(plain)
-    if out is not None:
-        plain.print(f"[bold]Page[/]  {out}", highlight=False, soft_wrap=True)
+        show_named(wide, "Page", out)

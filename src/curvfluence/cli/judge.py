@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curvfluence.cli.consoles import plain, watching
+from curvfluence.cli.consoles import plain, shown_unkept, watching
 from curvfluence.cli.options import NoProgress, Seed, Threads
 from curvfluence.cli.root import app
 from curvfluence.cli.words import names, value
@@ -91,7 +91,10 @@ def judge(
 
     numbers = None if model is None else [int(value(n, int, "model")) for n in model.split(",")]
     wanted = Removal(queries=queries) if removal else None
-    with watching(no_progress) as watch:
+    with (
+        shown_unkept(lambda found: show_judgement(found, plain())),
+        watching(no_progress) as watch,
+    ):
         found = judged(
             list(scores),
             problem,

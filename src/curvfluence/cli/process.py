@@ -7,9 +7,7 @@ import sys
 import warnings
 from functools import partial
 
-from rich.console import Console
-
-from curvfluence.cli.consoles import refuse, show_warning
+from curvfluence.cli.consoles import console, refuse, show_warning
 from curvfluence.cli.root import app
 from curvfluence.cli.stop import Stopped, stoppable
 from curvfluence.errors import CurvfluenceError, InputError
@@ -52,7 +50,7 @@ def _run() -> None:
         refuse("error", f"{place}{error.strerror or error}")
     except Stopped as stopped:
         if not is_child():  # the supervisor says so
-            Console(stderr=True).print(
+            console(stderr=True).print(
                 "stopped: what is finished is kept, whole; the same command goes on from there"
             )
         sys.exit(128 + stopped.number)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curvfluence.cli.consoles import plain, watching
+from curvfluence.cli.consoles import plain, shown_after, shown_unkept, watching
 from curvfluence.cli.options import (
     Depth,
     Epochs,
@@ -58,7 +58,7 @@ def questions(
     from curvfluence.report.questions import show_questions, write_questions
     from curvfluence.runs import forget
     from curvfluence.study import StudySpec, load
-    from curvfluence.study.questions import QuestionSpec, run_questions
+    from curvfluence.study.questions import Questions, QuestionSpec, run_questions
     from curvfluence.study.variant import Variant
 
     chosen = names(rungs)
@@ -80,8 +80,12 @@ def questions(
     if rerun:
         forget(folder, "questions", wait=wait)
     asks = QuestionSpec(spec, alphas, left_out=left_out, queries=queries)
-    with watching(no_progress) as watch:
+    whole = shown_unkept(lambda found: show_questions(found, folder, plain()), Questions)
+    with whole, watching(no_progress) as watch:
         found = run_questions(asks, folder, problem=loaded, threads=threads, wait=wait, watch=watch)
-        with watch("write the report", 1):
-            write_questions(found, folder)
-    show_questions(found, folder, plain())
+    with (
+        shown_after(lambda: show_questions(found, folder, plain())),
+        watching(no_progress) as watch,
+        watch("write the report", 1),
+    ):
+        write_questions(found, folder)

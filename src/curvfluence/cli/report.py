@@ -27,6 +27,7 @@ def report(
 ) -> None:
     """Write pages and figures again, from what the folders hold."""
     from curvfluence.report.again import text_of, write_again
+    from curvfluence.report.parts.line import show_named
 
     console = plain()
     if docs is not None:
@@ -35,4 +36,4 @@ def report(
     for folder in folders:
         if docs is not None and folder.suffix == ".json":
             continue  # a table alone: it is in the text
-        console.print(f"[bold]Report[/]  {write_again(folder)}", highlight=False, soft_wrap=True)
+        show_named(console, "Report", write_again(folder))

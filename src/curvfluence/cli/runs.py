@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from curvfluence.cli.consoles import plain
+from curvfluence.cli.consoles import console, plain
 from curvfluence.cli.options import Root
 from curvfluence.cli.root import app
 
@@ -24,8 +23,7 @@ def runs_list(root: Root = Path("runs")) -> None:
     from curvfluence.report.runs import runs_table
     from curvfluence.runs import find
 
-    console = plain()
-    runs_table(find(root), root).show(console)
+    runs_table(find(root), root).show(plain())
 
 
 @runs_app.command("show")
@@ -44,14 +42,14 @@ def runs_verify(
     was written."""
     from curvfluence.runs import verify
 
-    plain = Console(soft_wrap=True)
+    shown = console(soft_wrap=True)
     checked = [one for folder in folders for one in verify(folder)]
     for one in checked:
         mark = Text("whole", style="green") if one.fault is None else Text("FAULT", style="red")
         said = f"  {one.kind:9} {one.path}" + ("" if one.fault is None else f": {one.fault}")
-        plain.print(mark + said, highlight=False)
+        shown.print(mark + said, highlight=False)
     wrong = sum(one.fault is not None for one in checked)
-    plain.print(f"{len(checked) - wrong} of {len(checked)} are whole", highlight=False)
+    shown.print(f"{len(checked) - wrong} of {len(checked)} are whole", highlight=False)
     if wrong:
         sys.exit(1)
 
@@ -68,9 +66,9 @@ def runs_clean(
     is writing to now is not touched."""
     from curvfluence.runs import clean, leftovers
 
-    plain = Console(soft_wrap=True)
+    shown = console(soft_wrap=True)
     found = (clean if yes else leftovers)(root, unfinished=unfinished)
     for path in found:
-        plain.print(str(path), highlight=False, markup=False)
+        shown.print(str(path), highlight=False)
     done = "removed" if yes else "would be removed by --yes"
-    plain.print(f"{len(found)} {done}", highlight=False)
+    shown.print(f"{len(found)} {done}", highlight=False)

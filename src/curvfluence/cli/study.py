@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curvfluence.cli.consoles import plain, watching
+from curvfluence.cli.consoles import plain, shown_after, shown_unkept, watching
 from curvfluence.cli.options import (
     Depth,
     DType,
@@ -28,7 +28,6 @@ from curvfluence.cli.options import (
 )
 from curvfluence.cli.root import app
 from curvfluence.cli.words import engine_of, names
-from curvfluence.errors import NotKeptError
 
 
 @app.command()
@@ -102,29 +101,30 @@ def study(
         bounds=bounds,
     )
     console = plain()
-    try:
-        with watching(no_progress) as watch:
-            done = run_study(
-                spec,
-                out,
-                problem=loaded,
-                threads=threads,
-                rerun=rerun,
-                bank=bank,
-                wait=wait,
-                engine=where,
-                watch=watch,
-            )
-            with watch("write the report", 1):
-                done = with_report(done)
-    except NotKeptError as error:
-        show_results(error.results, console)
-        raise
+    with (
+        shown_unkept(lambda results: show_results(results, console)),
+        watching(no_progress) as watch,
+    ):
+        done = run_study(
+            spec,
+            out,
+            problem=loaded,
+            threads=threads,
+            rerun=rerun,
+            bank=bank,
+            wait=wait,
+            engine=where,
+            watch=watch,
+        )
     if done.reused:
         console.print(
             f"This study is already in {done.path}, made by this code; --rerun computes it again.",
             highlight=False,
-            markup=False,
             soft_wrap=True,
         )
-    show_study(done, console)
+    with (
+        shown_after(lambda: show_study(done, console)),
+        watching(no_progress) as watch,
+        watch("write the report", 1),
+    ):
+        done = with_report(done)

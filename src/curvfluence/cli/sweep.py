@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curvfluence.cli.consoles import plain, watching
+from curvfluence.cli.consoles import plain, shown_after, shown_unkept, watching
 from curvfluence.cli.options import (
     EngineName,
     Jobs,
@@ -67,7 +67,7 @@ def sweep(
     from curvfluence.report.terminal import show_sweep
     from curvfluence.runs import forget
     from curvfluence.study import StudySpec
-    from curvfluence.study.sweep import run_sweep
+    from curvfluence.study.sweep import Sweep, run_sweep
 
     where = engine_of(engine, workers, scheduler)
     given: dict[str, tuple[str | None, Callable[[str], Value]]] = {
@@ -96,8 +96,13 @@ def sweep(
     folder = Path("runs") / f"{Path(problem).stem}-sweep" if out is None else out
     if rerun:
         forget(folder, "sweep", wait=wait)
-    with watching(no_progress) as watch:
+    # A study of the sweep that could not be kept is not the sweep.
+    whole = shown_unkept(lambda found: show_sweep(found, plain()), Sweep)
+    with whole, watching(no_progress) as watch:
         done = run_sweep(base, axes, folder, jobs=jobs, wait=wait, engine=where, watch=watch)
-        with watch("write the report", 1):
-            write_sweep_report(done)
-    show_sweep(done, plain())
+    with (
+        shown_after(lambda: show_sweep(done, plain())),
+        watching(no_progress) as watch,
+        watch("write the report", 1),
+    ):
+        write_sweep_report(done)

@@ -24,6 +24,7 @@ from curvfluence.judging.methods import chosen, method_of, removed_of
 from curvfluence.judging.records import Judgement, Method, Removed
 from curvfluence.judging.subject import Settings, Subject, require_models
 from curvfluence.runtime.threads import limited
+from curvfluence.store.folder import keeping
 from curvfluence.store.records import write
 from curvfluence.study.at_model import swept
 from curvfluence.study.climb import influence_problems
@@ -85,7 +86,8 @@ def judge(
 
     Cost: the retrainings that the bank lacks; a fit of each rung at each judged model.
     Errors: `InputError` before any work where the scores are not of this problem's shape, or their
-    sign or order is neither said nor fixed by the file.
+    sign or order is neither said nor fixed by the file; `NotKeptError`, which has the judgement,
+    where `out` cannot be written.
     """
     start = time.perf_counter()
     path = kinds.path(out, "out")
@@ -101,7 +103,8 @@ def judge(
     with limited(threads), ExitStack() as kept:
         found = _Judge(subject, read, models, name, beside, kept, watch).judgement(start)
         if path is not None:
-            write(path, found)
+            with keeping(path, found):
+                write(path, found)
     return found
 
 

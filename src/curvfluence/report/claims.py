@@ -9,6 +9,7 @@ from rich.console import Console
 
 from curvfluence.report import table1
 from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.line import show_named
 from curvfluence.report.parts.signs import MEANING, SIGNS
 from curvfluence.report.parts.table import Table
 from curvfluence.report.parts.text import Text
@@ -70,12 +71,12 @@ def show_claims(claims: Claims, console: Console) -> None:
     """The overview, and where the rest is."""
     table = overview(claims)
     table.show(console)
-    console.print(table.caption, highlight=False)
+    console.print(table.caption, highlight=False, markup=False)
     for name, files in (
         ("Tables", f"{claims.path}/{PAGE}, {claims.path}/claims.json"),
         ("Reports", f"{claims.path}/<problem>-<protocol>/report.html"),
     ):
-        console.print(f"[bold]{name:9}[/]{files}", highlight=False, soft_wrap=True)
+        show_named(console, name, files, 7)
 
 
 def text(claims: Claims, paper: Table1 | None = None) -> Text:

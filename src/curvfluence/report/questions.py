@@ -14,6 +14,7 @@ from rich.text import Text
 
 from curvfluence.report.parts.axes import Point, Rows, beside, legend, legend_height
 from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.line import show_named
 from curvfluence.report.parts.page import PAGE, Page, Report, Section, Verdict, write_page
 from curvfluence.report.parts.style import looks, variable
 from curvfluence.report.parts.table import Table
@@ -193,10 +194,10 @@ def notes_of(found: Questions) -> tuple[str, ...]:
 
 def show_questions(found: Questions, folder: Path, console: Console) -> None:
     """The sentence, the table, and where the rest is."""
-    console.print(headline(found), highlight=False)
+    console.print(Text(headline(found)))
     console.print()
     answer_table(found).show(console)
     for note in notes_of(found):
         console.print(Text(note, style="yellow"))
     for name, file in (("Report", PAGE), ("Files", QUESTIONS)):
-        console.print(f"[bold]{name:9}[/]{folder / file}", highlight=False, soft_wrap=True)
+        show_named(console, name, folder / file, 7)

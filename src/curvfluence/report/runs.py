@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from curvfluence.errors import InputError
+from curvfluence.report.parts.line import named
 from curvfluence.report.parts.table import Table
 from curvfluence.runs import RunFolder, find
 from curvfluence.store.folder import SPEC, Header
 from curvfluence.store.records import read
-from curvfluence.study.words import size
+from curvfluence.study.words import clipped, size
+
+MOST = 2_000  # letters of what a folder says of itself
 
 
 def runs_table(found: Sequence[RunFolder], root: Path) -> Table:
@@ -55,4 +57,4 @@ def show_run(folder: Path, console: Console) -> None:
             "Settings": ", ".join(f"{k} {v}" for k, v in header.spec.items() if v is not None),
         }
     for name, text in lines.items():
-        console.print(Text(f"{name:9} ", style="bold") + Text(text), soft_wrap=True)
+        console.print(named(name, clipped(text, MOST), 8), soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from curvfluence.forecast import Plan
 from curvfluence.report.parts.cautions import cautions
+from curvfluence.report.parts.line import named
 from curvfluence.report.parts.page import PAGE
 from curvfluence.report.parts.table import Table
 from curvfluence.report.study.figures.inverses import inverse_table
@@ -154,17 +155,21 @@ def show_plans(plans: Sequence[Plan], console: Console) -> None:
     for plan in plans:
         total = f"{plan.operations:.2g}"
         bytes_ = f"{plan.bytes / 2**20:,.1f}"
-        grid.add_row(f"[bold]{plan.rung}[/]", "all", f"[bold]{plan.seconds:.2g}[/]", total, bytes_)
+        rung, spent = (Text(t, style="bold") for t in (plan.rung, f"{plan.seconds:.2g}"))
+        grid.add_row(rung, "all", spent, total, bytes_)
         for stage in plan.stages:
             mib = f"{stage.bytes / 2**20:,.1f}"
-            grid.add_row("", stage.name, f"{stage.seconds:.2g}", f"{stage.operations:.2g}", mib)
+            grid.add_row(
+                "", Text(stage.name), f"{stage.seconds:.2g}", f"{stage.operations:.2g}", mib
+            )
         if not plan.fits:
             why = plan.reason or "more than this machine's memory"
-            grid.add_row("", f"[red]does not fit[/]: {why}; next: {plan.cheaper}", "", "", "")
+            said = Text.assemble(("does not fit", "red"), f": {why}; next: {plan.cheaper}")
+            grid.add_row("", said, "", "", "")
     console.print(grid)
     seen: dict[tuple[str, ...], list[str]] = {}
     for plan in plans:
         for rule in plan.coverage:
             seen.setdefault(rule.parameters, []).append(f"{plan.rung}: {rule.rule}")
     for parameters, rules in seen.items():
-        console.print(f"[bold]{', '.join(parameters)}[/]  {'; '.join(rules)}", highlight=False)
+        console.print(named(", ".join(parameters), "; ".join(rules)))

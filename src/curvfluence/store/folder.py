@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, NotKeptError
 from curvfluence.store.files import inside
 from curvfluence.store.lock import own
 from curvfluence.store.manifest import ARRAYS, MANIFEST, write_manifest
@@ -137,3 +137,13 @@ def writing(path: Path) -> Generator[None]:
         if isinstance(error, FileNotFoundError) and not path.exists():
             said = "it is not there: it cannot be made, or was removed while this command worked"
         raise InputError(f"cannot write to {path}: {said}") from error
+
+
+@contextmanager
+def keeping(path: Path, results: object) -> Generator[None]:
+    """Write results inside. Errors: `NotKeptError`, which has them, where that cannot be."""
+    try:
+        with writing(path):
+            yield
+    except InputError as error:
+        raise NotKeptError(str(error), results) from error

@@ -11,11 +11,11 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from curvfluence.errors import InputError, NotKeptError
+from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import table_of
 from curvfluence.runtime.threads import limited
-from curvfluence.store.folder import Folder, Header, MadeBy
+from curvfluence.store.folder import Folder, Header, MadeBy, keeping
 from curvfluence.store.hashes import hash_code, hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json
@@ -247,10 +247,8 @@ def _compare(request: Request, common: Common, steps: Steps, watch: Watcher) -> 
     made_by = request.folder.header.made_by
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)
     arrays = _arrays(problem, problems, stages, kept=spec.scores)
-    try:
+    with keeping(request.folder.path, results):
         return request.folder.save(arrays, lambda seal: structs.replace(results, manifest=seal))
-    except InputError as error:
-        raise NotKeptError(str(error), results) from error
 
 
 def _require_threads(threads: int | None) -> None:

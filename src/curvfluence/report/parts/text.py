@@ -7,6 +7,8 @@ from pathlib import Path
 
 from curvfluence.report.parts.figure import Figure, render
 from curvfluence.report.parts.table import Table
+from curvfluence.store.files import inside, replace_bytes, require_no_link
+from curvfluence.store.folder import writing
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +25,16 @@ class Text:
         return "\n".join(_told(part, pictures) for part in self.parts)
 
     def write(self, path: Path, pictures: str) -> None:
-        """Write the text to `path`, and its figures into the folder of that name beside it."""
-        folder = path.parent / pictures
-        for figure in self.parts:
-            if isinstance(figure, Figure):
-                folder.mkdir(exist_ok=True)
-                render(figure).save_svg(folder)
-        path.write_text(self.markdown(pictures), encoding="utf-8")
+        """Write the text to `path`, and its figures into the folder of that name beside it. Errors:
+        `InputError` for a link at either, and where they cannot be written."""
+        require_no_link(path)
+        folder = inside(path.parent, pictures)
+        with writing(path):
+            for figure in self.parts:
+                if isinstance(figure, Figure):
+                    folder.mkdir(exist_ok=True)
+                    render(figure).save_svg(folder)
+            replace_bytes(path, self.markdown(pictures).encode())
 
 
 def _told(part: str | Table | Figure, pictures: str) -> str:

@@ -11,6 +11,7 @@ from msgspec.structs import asdict
 from rich.console import Console
 
 from curvfluence.report.parts.figure import Figure
+from curvfluence.report.parts.line import show_named
 from curvfluence.report.parts.page import PAGE, Page, Report, Section, Verdict, write_page
 from curvfluence.report.parts.signs import MEANING, SIGNS, counts
 from curvfluence.report.parts.style import looks, variable
@@ -298,7 +299,7 @@ def text(table: Table1) -> Text:
 def show_table1(run: Table1Run, console: Console) -> None:
     """The sentence, LDS by cell, and where the rest is."""
     table = run.table
-    console.print(headline(table), highlight=False)
+    console.print(headline(table), highlight=False, markup=False)
     console.print()
     names = [n for n in (*LADDER, *BELOW) if any(cell.rung(n) for cell in table.cells)]
     rows = tuple(
@@ -311,4 +312,4 @@ def show_table1(run: Table1Run, console: Console) -> None:
     Table("LDS of every cell", ("Cell", *names), rows).show(console)
     for name, files in (("Tables", MARKDOWN), ("Report", PAGE), ("Banks", "banks/")):
         place: Path = run.path / files
-        console.print(f"[bold]{name:9}[/]{place}", highlight=False, soft_wrap=True)
+        show_named(console, name, place, 7)

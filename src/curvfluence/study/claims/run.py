@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from curvfluence.errors import InputError
-from curvfluence.store.folder import RESULTS
+from curvfluence.store.folder import RESULTS, keeping
 from curvfluence.store.lock import held
 from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
@@ -62,8 +62,10 @@ def run_claims(
             _insert(study(one.base), tuple(tables[one.problem]))
         judged = {name: _problem(out, name, plans, rows_of) for name, rows_of in tables.items()}
         table = ClaimsTable(environment({}), settings, judged)
-        write(out / TABLE, table)
-    return Claims(table, out)
+        done = Claims(table, out)
+        with keeping(out, done):
+            write(out / TABLE, table)
+    return done
 
 
 def _problem(

@@ -18,6 +18,7 @@ from curvfluence.errors import InputError
 from curvfluence.fidelity import Interval
 from curvfluence.runtime.child import end_with_parent
 from curvfluence.store.files import require_inside
+from curvfluence.store.folder import keeping
 from curvfluence.store.hashes import hash_code
 from curvfluence.store.lock import held
 from curvfluence.store.records import Record, read, write
@@ -155,8 +156,10 @@ def run_table1(
         seconds = time.perf_counter() - start
         code = environment({"code": hash_code()})
         table = Table1(code, problem, quick, seed, seconds, found, parts)
-        write(out / TABLE1, table)
-    return Table1Run(table, out)
+        done = Table1Run(table, out)
+        with keeping(out, done):
+            write(out / TABLE1, table)
+    return done
 
 
 def _cells(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.runtime.threads import limited
-from curvfluence.store.folder import writing
+from curvfluence.store.folder import keeping
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json, write
 from curvfluence.store.steps import STEPS, Steps
@@ -112,7 +112,7 @@ def run_questions(
             questions=questions,
             seconds=time.perf_counter() - start,
         )
-        with writing(out):
+        with keeping(out, found):
             write(out / QUESTIONS, found)
         steps.clear()
     return found

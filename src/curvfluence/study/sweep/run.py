@@ -10,6 +10,7 @@ from typing import Any
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
 from curvfluence.store.files import replace_file
+from curvfluence.store.folder import keeping
 from curvfluence.store.hashes import hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import write
@@ -55,9 +56,10 @@ def run_sweep(
         results = run_cells(specs, folders, jobs=jobs, banks=banks, engine=engine, watch=watch)
         studies = (SweptStudy(c, r) for (c, _), r in zip(cells, results, strict=True))
         sweep = Sweep(tuple(studies), out)
-        _write(rung_rows(sweep), out / "table.parquet")
-        _write(step_rows(sweep), out / "steps.parquet")
-        write(out / INDEX, index_of(sweep, axes, [folder.name for folder in folders]))
+        with keeping(out, sweep):
+            _write(rung_rows(sweep), out / "table.parquet")
+            _write(step_rows(sweep), out / "steps.parquet")
+            write(out / INDEX, index_of(sweep, axes, [folder.name for folder in folders]))
     return sweep
 
 
