@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,7 +17,8 @@ from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.score.load import load_scores
 from curvfluence.score.scores import Scores
-from curvfluence.store.arrays import UNREADABLE, read_array
+from curvfluence.store.arrays import UNREADABLE, names_packed, read_array, read_packed
+from curvfluence.store.records import LARGEST
 
 HELPS, HURTS = "helps", "hurts"  # what a positive score says of its training example
 BY_QUERY, BY_TRAIN = "query,train", "train,query"  # which axis comes first
@@ -98,7 +97,7 @@ def _file(path: Path, key: str | None) -> Found:
         raise InputError(f"{path} is not there")
     try:
         return _READERS[path.suffix](path, key)
-    except (*UNREADABLE, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, KeyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} holds no readable scores ({error})") from None
@@ -121,6 +120,8 @@ def _array(path: Path) -> Any:
 def _is_ours(path: Path) -> bool:
     """Whether the JSON beside an array is of `Scores.save`, and not a file of somebody's own."""
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return False
         held: object = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
@@ -130,10 +131,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def _npz(path: Path, key: str | None) -> Found:
-    with np.load(path, allow_pickle=False) as held:
-        arrays = {name: held[name] for name in held.files}
-    name = _named(path, arrays, "scores" if key is None and "scores" in arrays else key)
-    return Found(_numbers(arrays[name], f"{name!r} in {path}"), f"{path} ({name})")
+    names = names_packed(path)
+    name = _named(path, names, "scores" if key is None and "scores" in names else key)
+    array = read_packed(path, name, remedy="save the arrays with numpy.savez")
+    return Found(_numbers(array, f"{name!r} in {path}"), f"{path} ({name})")
 
 
 def _mmap(path: Path, key: str | None) -> Found:
@@ -173,6 +174,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"its header would have {length} bytes of {size}")
         header: dict[str, dict[str, Any]] = json.loads(file.read(length))
         arrays: dict[str, Tensor] = {}
+        room = size - 8 - length  # each number is one tensor's: none is read twice
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
@@ -186,13 +188,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
                 or not 0 <= start <= end <= size - 8 - length
             ):
                 raise ValueError(f"{name!r} of shape {shape} is not as long as its header says")
+            room -= end - start
+            if room < 0:
+                raise ValueError("its tensors are longer than the file")
             file.seek(8 + length + start)
             raw = np.frombuffer(bytearray(file.read(end - start)), dtype=np.uint8)
             arrays[name] = torch.from_numpy(raw).view(kind).view(shape)
     return arrays
 
 
-def _named(path: Path, arrays: Mapping[str, object], key: str | None) -> str:
+def _named(path: Path, arrays: Collection[str], key: str | None) -> str:
     names = ", ".join(arrays) or "none"
     if key is not None and key not in arrays:
         raise InputError(f"{path} has no array {key!r}; it has {names}")

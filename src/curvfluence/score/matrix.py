@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +51,8 @@ class ScoreMatrix:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             mapped = _open(_unfinished(path), kind, (q, n))
         except OSError as error:
+            if ranks.leads():
+                _unfinished(path).unlink(missing_ok=True)
             raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
         return ScoreMatrix(torch.from_numpy(mapped), mapped=mapped, path=Path(path))
 
@@ -92,15 +96,29 @@ def _open(part: Path, kind: Any, shape: tuple[int, int]) -> Any:
     with ranks.alike():
         if ranks.leads():
             made = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=shape)
+            _allocate(part)
     with ranks.alike():
         return np.lib.format.open_memmap(part, mode="r+") if made is None else made
+
+
+def _allocate(part: Path) -> None:
+    """Take the file's room on the disk now: a disk that is full when mapped memory is written to
+    ends the process without a word. Errors: `OSError` where there is no such room."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with part.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a filesystem that cannot
+                raise
 
 
 def require_new(path: Path | None) -> None:
     if path is None:
         return
     for taken in (Path(path), _unfinished(path)):
-        if taken.exists():
+        if taken.exists() or taken.is_symlink():  # a link may lead to what is not there yet
             raise InputError(f"{taken} exists: name a new file")
 
 

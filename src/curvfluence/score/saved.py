@@ -84,8 +84,11 @@ def write_record(record: SavedScores, path: Path) -> None:
     """Write what is said of the scores in PATH beside them, with the SHA-256 of each of their
     files: last, for what has no JSON is not finished."""
     ends = [NUMBERS, *([SHARES] if record.blocks else [])]
-    files = {end: hash_file(path.with_suffix(end)) for end in ends}
-    write(path.with_suffix(".json"), structs.replace(record, files=files))
+    try:
+        files = {end: hash_file(path.with_suffix(end)) for end in ends}
+        write(path.with_suffix(".json"), structs.replace(record, files=files))
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
 def numpy_file(path: Path) -> Path:

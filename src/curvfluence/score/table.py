@@ -10,7 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from curvfluence.errors import InputError
+from curvfluence.score.matrix import require_new
 from curvfluence.score.saved import Id
+from curvfluence.store.files import replace_file
 
 if TYPE_CHECKING:
     import pandas
@@ -65,13 +67,12 @@ def long_table(
 
 def write_table(frame: pandas.DataFrame, path: Path, kind: Literal["csv", "parquet"]) -> None:
     """Errors: `InputError` where the file exists, or the package that writes it is missing."""
-    if path.exists():
-        raise InputError(f"{path} exists: name a new file")
+    require_new(path)
     try:
         if kind == "csv":
-            frame.to_csv(path, index=False)
+            replace_file(path, lambda file: frame.to_csv(file, index=False))
         else:
-            frame.to_parquet(path, index=False)
+            replace_file(path, lambda file: frame.to_parquet(file, index=False))
     except ImportError as error:
         raise InputError(f"a {kind} file needs another package: {error}") from error
     except OSError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from math import prod
 from pathlib import Path
 from tokenize import TokenError
-from typing import Annotated, Any, BinaryIO
+from typing import IO, Annotated, Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from msgspec import Meta
@@ -25,6 +27,9 @@ UNREADABLE = (
     ValueError, TypeError, EOFError, OSError, SyntaxError, TokenError, RecursionError, MemoryError,
     OverflowError,
 )  # fmt: skip
+# And of an archive: damaged, compressed in a way that is not there, with a password.
+NO_ARCHIVE = (BadZipFile, zlib.error, KeyError, RuntimeError)
+FLOATS = tuple(map(np.dtype, ("float16", "float32", "float64")))  # in this machine's byte order
 
 
 class StoredArray(Record, frozen=True):
@@ -90,12 +95,17 @@ def map_stored(path: Path, said: StoredArray, *, verify: bool, remedy: str = REM
         raise InputError(f"{path} is no readable array ({error}): {remedy}") from None
     if (array.shape, str(array.dtype)) != (said.shape, said.dtype):
         raise InputError(f"{path} is not what was written: {remedy}")
-    if array.dtype not in (np.float16, np.float32, np.float64, np.int64):
+    if array.dtype not in (*FLOATS, np.dtype("int64")):
         raise InputError(f"{path} holds {array.dtype}: {remedy}")
-    pieces = range(0, array.size, CHUNK) if verify else ()
-    if not all(np.isfinite(array.reshape(-1)[k : k + CHUNK]).all() for k in pieces):
+    if verify and not all_finite(array):
         raise InputError(f"{path} holds a NaN or infinity: {remedy}")
     return array
+
+
+def all_finite(array: NDArray[Any]) -> bool:
+    """Whether there is no NaN or infinity in it, a piece at a time."""
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[k : k + CHUNK]).all() for k in range(0, flat.size, CHUNK))
 
 
 def require_stored(path: Path, said: StoredArray, *, remedy: str = REMEDY) -> None:
@@ -131,11 +141,8 @@ def read_array(path: Path, *, finite: bool, remedy: str = REMEDY) -> NDArray[Any
     try:
         if not path.is_file():
             return None
-        shape, kind, start = _header(path)
-        if kind.kind not in "biuf":
-            raise ValueError(f"it holds {kind}, no numbers")
-        if path.stat().st_size != start + prod(shape) * kind.itemsize:
-            raise ValueError(f"it is not as long as an array of shape {shape}")
+        with path.open("rb") as file:
+            kind = _require_length(file, path.stat().st_size)
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except UNREADABLE as error:
         raise InputError(f"{path} is no readable array ({error}): {remedy}") from None
@@ -144,10 +151,41 @@ def read_array(path: Path, *, finite: bool, remedy: str = REMEDY) -> NDArray[Any
     return array
 
 
-def _header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """(shape, dtype, where the numbers begin)."""
-    with path.open("rb") as file:
-        major, _ = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
-        shape, _, kind = read(file)
-        return shape, kind, file.tell()
+def read_packed(path: Path, name: str, *, remedy: str = REMEDY) -> NDArray[Any]:
+    """The array of that name in a .npz file, read only where it is as long as its header says.
+
+    Errors: `InputError` where there is none, and for anything but booleans, integers and floats.
+    """
+    try:
+        with ZipFile(path) as archive:
+            entry = archive.getinfo(f"{name}.npy")
+            with archive.open(entry) as file:
+                _require_length(file, entry.file_size)
+            with archive.open(entry) as file:
+                return npy.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there") from None
+    except (*UNREADABLE, *NO_ARCHIVE) as error:
+        raise InputError(f"{path} holds no readable array {name!r} ({error}): {remedy}") from None
+
+
+def names_packed(path: Path) -> list[str]:
+    """Of the arrays in a .npz file. Errors: `ValueError` for what is none."""
+    try:
+        with ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except NO_ARCHIVE as error:
+        raise ValueError(str(error)) from None
+
+
+def _require_length(file: IO[bytes], size: int) -> np.dtype[Any]:
+    """The dtype that a header names. Errors: `ValueError` unless it is of numbers, and the file is
+    as long as it says."""
+    major, _ = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
+    shape, _, kind = read(file)
+    if kind.kind not in "biuf":
+        raise ValueError(f"it holds {kind}, no numbers")
+    if size != file.tell() + prod(shape) * kind.itemsize:
+        raise ValueError(f"it is not as long as an array of shape {shape}")
+    return kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,11 @@ def replace_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name, sync it to the disk, and let it take the place of what
     stands at `path`: after a crash or a power cut there is the old file or the new one, whole.
 
-    A link at `path` is replaced, not followed. Errors: `OSError` as it comes, nothing left behind.
+    A link at `path` is replaced, not followed. Errors: `OSError` as it comes, nothing left behind;
+    `InputError` for a pipe or a device such as /dev/null, which would be gone.
     """
+    if not path.is_symlink():
+        require_no_link(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -38,12 +42,16 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file in one write, so that several processes can; a link is refused."""
+    """Add a line to a file in one write, so that several processes can; a link is refused. What a
+    full disk has left of another line before it stays apart. Errors: `OSError` as it comes, and
+    where not all of the line was written."""
     require_no_link(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags, 0o644)
     try:
-        os.write(descriptor, f"{line}\n".encode())
+        data = f"\n{line}\n".encode()
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -86,11 +94,16 @@ def inside(root: Path, name: str) -> Path:
 
 
 def require_no_link(path: Path) -> None:
-    """Errors: `InputError` where a link stands at `path`, which may lead anywhere."""
+    """Errors: `InputError` where a link stands at `path`, which may lead anywhere, or a pipe, a
+    socket or a device, which may be read from for ever."""
     if path.is_symlink():
         raise InputError(
             f"{path} is a link: what is kept is read from its own folder and written there; put "
             "the file or folder itself in its place"
+        )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"{path} is a pipe, a socket or a device, and no file: what is kept is in files"
         )
 
 

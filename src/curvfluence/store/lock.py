@@ -50,8 +50,11 @@ def held(folder: Path, *, wait: bool = False) -> Generator[None]:
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:
-        _sweep(folder)
-        write(folder / HOLDER, _this())
+        try:
+            _sweep(folder)
+            write(folder / HOLDER, _this())
+        except OSError as error:
+            raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -59,15 +62,36 @@ def held(folder: Path, *, wait: bool = False) -> Generator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a command is at work in the folder now."""
+    """Whether a command is at work in the folder now, which may be anybody's to read alone."""
     file = folder / LOCK
     if not file.is_file() or file.is_symlink():
         return False
     try:
         with FileLock(file, timeout=0):
             return False
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:
+        return not _free(file)
+
+
+def _free(file: Path) -> bool:
+    """Whether nobody holds a lock that is not ours to write to."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def own(path: Path) -> bool:

@@ -18,6 +18,7 @@ from curvfluence.store.files import replace_bytes, require_no_link
 
 DEEPEST = 24  # levels of nesting; a record has 7, and a recipe describes itself in a few more
 LARGEST = 2**28  # bytes of a file
+LONGEST = 2**20  # letters of a text; the longest is a model's own description
 SEAL = "sha256"  # the first key of every file: of all the rest
 
 
@@ -33,15 +34,16 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 T = TypeVar("T", bound=Record)
+_HALF = re.compile("[\ud800-\udfff]")  # JSON writes it down, and no file or terminal takes it
 
 
 def write(path: Path, record: Record) -> str:
     """Replace `path` atomically, with a seal over all that it holds, which is returned. NaN is
-    refused, by its name: a missing number is null."""
+    refused, by its name: a missing number is null; and so is what `read` would refuse."""
     value = as_json(record)
     unfit = _fault(value)
     if unfit is not None:
-        raise NonFiniteError(f"{path.name} would hold {unfit}, which is no number to keep")
+        raise NonFiniteError(f"{path.name} would hold {unfit}, which is nothing to keep")
     sealed = seal(value)
     text = json.dumps({SEAL: sealed, **value}, indent=2, allow_nan=False) + "\n"
     replace_bytes(path, text.encode())
@@ -130,8 +132,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
 
 
 def _fault(value: Any, at: str = "", depth: int = 0) -> str | None:
-    """What JSON takes and a record does not: the first NaN or infinity, key that stands twice, or
-    level too deep, with its place."""
+    """What JSON takes and a record does not: the first NaN or infinity, key that stands twice, text
+    too long or of no letters, or level too deep, with its place."""
+    if isinstance(value, str):
+        return _unfit_text(value, at)
     if isinstance(value, float):
         return None if isfinite(value) else f"{at} = {value}"
     if isinstance(value, int):  # no float holds it, which older releases of msgspec stumble over
@@ -139,6 +143,9 @@ def _fault(value: Any, at: str = "", depth: int = 0) -> str | None:
     if isinstance(value, _Repeated):
         return f"{_short(value.key)} twice at {at or 'its top'}"
     if isinstance(value, Mapping):
+        unfit = next((found for k in value if (found := _unfit_text(str(k), at))), None)
+        if unfit is not None:
+            return unfit
         named = ((f"{at}.{k}" if at else str(k), v) for k, v in cast(Any, value).items())
     elif isinstance(value, list | tuple):
         named = ((f"{at}[{k}]", v) for k, v in enumerate(cast(Any, value)))
@@ -147,6 +154,12 @@ def _fault(value: Any, at: str = "", depth: int = 0) -> str | None:
     if depth == DEEPEST:
         return f"more than {DEEPEST} levels at {_short(at)}"
     return next((found for k, v in named if (found := _fault(v, k, depth + 1))), None)
+
+
+def _unfit_text(text: str, at: str) -> str | None:
+    if len(text) > LONGEST:
+        return f"a text of {len(text):,} letters at {_short(at)}"
+    return f"half of a letter at {_short(at)}" if _HALF.search(text) else None
 
 
 def _require_version(path: Path, kind: type[Record], value: Any) -> None:

@@ -91,7 +91,7 @@ def attempt(counted: Path, work: str) -> None:
     """
     file = counted / work
     append_line(file, "begun")
-    if len(file.read_text().splitlines()) > ATTEMPTS:
+    if len(file.read_text().split()) > ATTEMPTS:
         raise InputError(
             f"{ATTEMPTS} workers were lost at one task, one after the other: what is finished is "
             "kept, and the same command goes on; fewer workers take less memory"

@@ -228,10 +228,11 @@ class Bank:
             yield entry
 
     def _listed(self) -> set[str]:
-        """The keys of all batches that were kept."""
+        """The keys of all batches that were kept; not what a full disk has left of one."""
         file = inside(self.path, LISTED)
         try:
-            return set(file.read_text(encoding="ascii").split()) if file.is_file() else set()
+            words = file.read_text(encoding="ascii").split() if file.is_file() else []
+            return {word for word in words if len(word) == len(self.source.key)}
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} cannot be read ({error}): remove it") from None
 
