@@ -284,6 +284,9 @@ class TestParts:
         assert (found.parts[0].depth, found.parts[0].width, found.parts[0].epochs) == (2, None, 2)
         whole = [cell for cell in table.table.cells if (cell.depth, cell.epochs) == (2, 2)]
         assert list(found.cells) == whole
+        assert len(whole) == 1  # which has a page and a picture too
+        write_table1(made)
+        assert "depth 2, width 4, 2 epochs" in (made.path / "report.html").read_text()
 
     def test_joined_is_the_whole(self, table: Table1Run, monkeypatch: pytest.MonkeyPatch) -> None:
         small_protocol(monkeypatch)

@@ -25,7 +25,8 @@ class Axis:
 
 def axes(table: Table1) -> tuple[Axis, ...]:
     """Training length, depth, width and the fraction kept, each with more than one cell: from the
-    first net, which lies on all of them."""
+    first net, which lies on all of them. Of a table without any, as of a single cell, the first
+    that has one."""
     plain = [cell for cell in table.cells if not cell.bias]
     lengths = {cell.epochs for cell in plain}
     length = LENGTH if LENGTH in lengths else max(lengths)
@@ -40,7 +41,8 @@ def axes(table: Table1) -> tuple[Axis, ...]:
         _axis("width", f"depth {depth}, {long}", [c for c in at if c.depth == depth]),
         _axis("alpha", f"{net}, {long}", [cell for cell in own if cell.epochs == length]),
     )
-    return tuple(axis for axis in made if len(axis.cells) > 1)
+    several = tuple(axis for axis in made if len(axis.cells) > 1)
+    return several or tuple(axis for axis in made if axis.cells)[:1]
 
 
 def _axis(name: str, fixed: str, cells: Sequence[CellResult]) -> Axis:
