@@ -102,7 +102,7 @@ banks: .venv/run
 	  $(BIN)/curvfluence bank verify $(SHIPPED)/$$name --again 4 || exit 1; \
 	done
 
-# Kills, corruptions, stale and bad inputs, a soak: hours, or with QUICK=1 a twentieth of it.
+# Kills, corruptions, stale and bad inputs, a soak: hours, or with QUICK=1 a twentieth of it in minutes.
 torture: .venv/test
 	$(BIN)/python -m tests.torture $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 

@@ -25,6 +25,7 @@ from curvfluence.store.files import inside, replace_bytes, replace_file
 from curvfluence.store.manifest import MANIFEST, Manifest
 from curvfluence.store.records import read, write
 from curvfluence.study import StudySpec, run_study
+from curvfluence.study.run import run_together
 from curvfluence.study.study import read_study
 from tests.studies import make_study, reseal
 from tests.test_report import run
@@ -172,6 +173,20 @@ class TestDamage:
         value["rungs"][0]["lds"] = 0.999
         path.write_text(json.dumps(value))
         assert "results.json is not what was written" in str(refused(folder))
+
+    def test_a_study_that_is_there_is_whole(self, tmp_path: Path) -> None:
+        """What `report` refuses is not "already here" to `study`, nor to a sweep or to claims."""
+        spec = StudySpec("wine", 4, models=1, orders=1, rungs=("KFAC",), bregman=False, costs=False)
+        run_study(spec, tmp_path / "x")
+        assert run_study(spec, tmp_path / "x").reused
+        flip(tmp_path / "x/arrays/truth.npy", random.Random(0))
+        for again in (run_study, lambda one, at: run_together([one], [at])):
+            with pytest.raises(InputError, match=r"truth\.npy is not what was written.*--rerun"):
+                again(spec, tmp_path / "x")
+        (tmp_path / "x/arrays/truth.npy").unlink()
+        with pytest.raises(InputError, match=r"truth\.npy is missing"):
+            run_study(spec, tmp_path / "x")
+        assert not run_study(spec, tmp_path / "x", rerun=True).reused
 
     def test_arrays_swapped(self, folder: Path, tmp_path: Path) -> None:
         make_study(tmp_path / "y", **{**SMALL, "seed": 1})  # type: ignore[arg-type]

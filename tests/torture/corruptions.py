@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +14,18 @@ from typing import Any
 
 from curvfluence.banks import make_bank
 from curvfluence.errors import InputError
+from curvfluence.report import compare_studies
+from curvfluence.report.again import write_again
 from curvfluence.runs import kind_of
 from curvfluence.runs.verify import READERS
 from curvfluence.study import StudySpec, run_study
+from curvfluence.study.run import run_together
+from curvfluence.study.study import Study
 from curvfluence.study.sweep import run_sweep
 from curvfluence.truth.bank import Bank
 
+SPEC = StudySpec("wine", 4, models=1, orders=1, bregman=False, rungs=("GGN", "KFAC"))
+SHELL = 25  # one in so many is held before the command itself
 Damage = Callable[[Path, random.Random], None]
 
 
@@ -32,15 +40,15 @@ def run(count: int, seed: int) -> dict[str, Any]:
             files = sorted(p for p in folder.rglob("*") if p.is_file() and _counts(p))
             file = generator.choice(files)
             damage = generator.choice(DAMAGES)
-            copy = root / "copy"
-            shutil.copytree(folder, copy)
-            at = copy / file.relative_to(folder)
-            damage(at, generator)
-            good = _refused_or_same(copy, folder)
-            caught += good
-            if not good:
-                print(f"{damage.__name__} of {file.relative_to(root)} is believed", flush=True)
-            shutil.rmtree(copy)
+            damaged = root / "damaged"
+            shutil.copytree(folder, damaged)
+            damage(damaged / file.relative_to(folder), generator)
+            said = _believed(damaged, folder, root, shell=k % SHELL == 0)
+            caught += not said
+            if said:
+                place = file.relative_to(root)
+                print(f"{damage.__name__} of {place} is believed by {', '.join(said)}", flush=True)
+            shutil.rmtree(damaged)
     return {"corruptions": count, "corruptions_detected": caught}
 
 
@@ -49,8 +57,7 @@ def _counts(file: Path) -> bool:
 
 
 def _made(root: Path) -> list[Path]:
-    spec = StudySpec("wine", 4, models=1, orders=1, bregman=False, rungs=("GGN", "KFAC"))
-    run_study(spec, root / "study", bank=root / "elsewhere")
+    run_study(SPEC, root / "study", bank=root / "elsewhere")
     run_study(StudySpec("wine", 4, models=1, orders=1, seed=1), root / "other")
     base = StudySpec("wine", 4, models=1, orders=1, rungs=("KFAC",), bregman=False)
     run_sweep(base, {"epochs": [1, 2]}, root / "sweep", jobs=1)
@@ -59,15 +66,61 @@ def _made(root: Path) -> list[Path]:
     return [root / "study", root / "sweep", root / "bank"]
 
 
-def _refused_or_same(copy: Path, folder: Path) -> bool:
-    """What any reader of the folder says; content that is equal is no corruption."""
-    kind = kind_of(folder)
+def _believed(damaged: Path, folder: Path, root: Path, *, shell: bool) -> list[str]:
+    """The commands that take a damaged folder for whole, of all that read one of its kind, each
+    with a copy of its own; with `shell` one of them as a person gives it. Content that is equal is
+    no corruption."""
+    if not _differs(damaged, folder):
+        return []
+    kind, copy = kind_of(folder), root / "copy"
     assert kind is not None
+    commands: dict[str, Callable[[], object]] = {"runs verify": lambda: READERS[kind](copy)}
+    if kind in ("study", "sweep"):
+        commands["report"] = lambda: write_again(copy)
+    if kind == "study":
+        elsewhere = root / "elsewhere"
+        commands["compare"] = lambda: compare_studies([copy, root / "other"])
+        commands["study"] = lambda: _require_read(run_study(SPEC, copy, bank=elsewhere))
+        commands["sweep, claims"] = lambda: _require_read(
+            *run_together([SPEC], [copy], bank=elsewhere)
+        )
+    if shell:
+        words = ["runs", "verify"] if kind == "bank" else ["report"]
+        commands["the shell"] = lambda: _shell([*words, str(copy)])
+    return [name for name, read in commands.items() if not _refused(read, damaged, copy)]
+
+
+def _refused(read: Callable[[], object], damaged: Path, copy: Path) -> bool:
+    shutil.copytree(damaged, copy, symlinks=True)
     try:
-        READERS[kind](copy)
+        read()
     except InputError:
         return True
-    return _content(copy) == _content(folder)
+    finally:
+        shutil.rmtree(copy)
+    return False
+
+
+def _require_read(study: Study) -> None:
+    """A study that is made again was not taken for whole. Errors: `InputError`."""
+    if not study.reused:
+        raise InputError("it was made again")
+
+
+def _shell(words: list[str]) -> None:
+    """Errors: `InputError` where a command refuses, in a sentence."""
+    done = subprocess.run(
+        [sys.executable, "-m", "curvfluence", *words], capture_output=True, text=True
+    )
+    if done.returncode in (1, 2) and "Traceback" not in done.stderr:
+        raise InputError(done.stdout + done.stderr)
+
+
+def _differs(copy: Path, folder: Path) -> bool:
+    try:
+        return _content(copy) != _content(folder)
+    except (InputError, ValueError, RecursionError, OSError):
+        return True
 
 
 def _content(folder: Path) -> Any:

@@ -28,6 +28,10 @@ COMMANDS: dict[str, list[str]] = {
         "sweep", "wine", "--epochs", "20,40", "--seed", "0,1", "--subsets", "8", "--models", "2",
         "--jobs", "2", "--no-progress", "--out", "r",
     ],
+    "claims": [
+        "claims", "wine", "--protocol", "table1", "--quick", "--depth", "1", "--width", "16",
+        "--epochs", "10", "--jobs", "2", "--no-progress", "--out", "r",
+    ],
     "attribute": ["attribute", "own.py", "--threads", "1", "--out", "r.html"],
 }  # fmt: skip
 

@@ -22,17 +22,18 @@ def run(seconds: int, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     begun = time.monotonic()
     first: int | None = None
-    files = 0
+    files = children = 0
     k = 0
     while time.monotonic() - begun < seconds:
         _once(k)
         k += 1
         if first is None and time.monotonic() - begun > WARM * seconds:
             gc.collect()
-            first, files = _rss(), _files()
+            first, files, children = _rss(), _files(), _children()
     gc.collect()
     assert first is not None
     assert _files() <= files, "files are left open"
+    assert _children() <= children, "processes are left behind"
     return {"soak_seconds": seconds, "soak_rounds": k, "soak_rss_growth_bytes": _rss() - first}
 
 
@@ -48,6 +49,10 @@ def _once(k: int) -> None:
 def _rss() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _children() -> int:
+    return sum(len(p.read_text().split()) for p in Path("/proc/self/task").glob("*/children"))
 
 
 def _files() -> int:

@@ -7,8 +7,11 @@ import os
 import random
 import sys
 import tempfile
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -36,6 +39,7 @@ class Net(nn.Module):
         self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
         with torch.no_grad():
             self.last.weight.mul_(CONFIG["scale"])
+            self.last.bias.copy_(torch.load(HERE / "start.pt"))
 
     def forward(self, x):
         hidden = ACTIVATIONS[CONFIG["activation"]](self.first(x)) * ENVIRONMENT
@@ -68,21 +72,22 @@ def run(count: int, seed: int) -> dict[str, Any]:
             root.mkdir()
             state: dict[str, Any] = {
                 "activation": "tanh", "scale": 1.0, "lr": 0.1, "decay": 0.01, "order": 0,
-                "environment": 1.0, "factor": 1.0, "data": 0,
+                "environment": 1.0, "factor": 1.0, "data": 0, "start": 0.0, "code": "", "torch": "",
             }  # fmt: skip
-            first = _study(root, state)
-            assert not first
+            assert _study(root, state) == "made"
             changed = CHANGES[k % len(CHANGES)](dict(state), generator)
-            used = _study(root, changed)
-            caught += not used
-            if used:
+            found = _study(root, changed)
+            if found == "refused":  # its folder is another's, and so is the bank
+                found = _study(root, changed, out="again")
+            caught += found != "used"
+            if found == "used":
                 print(f"{changed} is taken for {state}", flush=True)
-            assert _study(root, changed, out="again") is False
     return {"stale": count, "stale_detected": caught}
 
 
-def _study(root: Path, state: dict[str, Any], out: str = "out") -> bool:
-    """Whether a folder or a bank was used again: neither is that of this state."""
+def _study(root: Path, state: dict[str, Any], out: str = "out") -> str:
+    """`used` where a folder or a bank was used again: neither is that of this state; `refused`
+    where they were said to be another's, and `made` where the study was made anew."""
     keys = ("activation", "scale", "lr", "decay", "order")
     (root / "own.py").write_text(FILE)
     (root / "config.json").write_text(json.dumps({key: state[key] for key in keys}))
@@ -90,6 +95,7 @@ def _study(root: Path, state: dict[str, Any], out: str = "out") -> bool:
     generator = torch.Generator().manual_seed(state["data"])
     x = torch.randn(40, 3, generator=generator)
     torch.save({"x": x, "y": (x[:, 0] > 0).long()}, root / "data.pt")
+    torch.save(torch.full((2,), state["start"]), root / "start.pt")
     os.environ["STALE"] = str(state["environment"])
     sys.modules.pop("helper", None)
     spec = StudySpec(
@@ -99,14 +105,29 @@ def _study(root: Path, state: dict[str, Any], out: str = "out") -> bool:
         problem = load_file(root / "own.py")
         bank = root / "bank"
         before = len(list(bank.glob("entries/*.json")))
-        study = run_study(spec, root / out, problem=problem, bank=bank)
+        with _other_makers(state):
+            study = run_study(spec, root / out, problem=problem, bank=bank)
     except InputError as error:
         if "name another folder" not in str(error):
             raise
-        return False
+        return "refused"
     finally:
         os.environ.pop("STALE")
-    return study.reused or len(list(bank.glob("entries/*.json"))) == before
+    used = study.reused or len(list(bank.glob("entries/*.json"))) == before
+    return "used" if used else "made"
+
+
+@contextmanager
+def _other_makers(state: dict[str, Any]) -> Generator[None]:
+    """As if this package's code, or torch, were another."""
+    with ExitStack() as stack:
+        if state["code"]:
+            for name in ("study.run.hash_code", "truth.bank._trainer"):
+                other = mock.patch(f"curvfluence.{name}", return_value=state["code"])
+                stack.enter_context(other)
+        if state["torch"]:
+            stack.enter_context(mock.patch.object(torch, "__version__", state["torch"]))
+        yield
 
 
 def _other(key: str, values: Any) -> Any:
@@ -125,4 +146,7 @@ CHANGES = [
     _other("environment", lambda g: g.uniform(0.5, 0.99)),
     _other("factor", lambda g: g.uniform(0.5, 0.99)),
     _other("data", lambda g: g.randrange(1, 99)),
+    _other("start", lambda g: g.uniform(0.01, 0.5)),
+    _other("code", lambda g: f"{g.randrange(2**64):016x}"),
+    _other("torch", lambda g: f"2.{g.randrange(99)}.0"),
 ]

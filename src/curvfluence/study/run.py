@@ -39,7 +39,7 @@ from curvfluence.study.retrain import (
     train_models,
 )
 from curvfluence.study.spec import StudySpec
-from curvfluence.study.study import Study
+from curvfluence.study.study import Study, read_study
 from curvfluence.study.summary import Stages, summarise
 from curvfluence.truth.bank import Bank
 
@@ -68,14 +68,10 @@ class Request:
 
     @property
     def finished(self) -> Study | None:
-        """This very study, where this very code has finished it. Errors: `InputError` where its
-        manifest is not that of its results; arrays are looked at as they are read."""
+        """This very study, where this very code has finished it. Errors: as `read_study`: what a
+        page of it would be refused for is not said to be there."""
         results = self.folder.finished(Results)
-        if results is None:
-            return None
-        study = Study(self.folder.path, results)
-        assert study.manifest is not None
-        return study
+        return None if results is None else read_study(self.folder.path)
 
     def claim(self) -> None:
         """Make both folders this study's."""
