@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,17 @@ import pytest
 import scipy.linalg
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 import curvfluence as cf
-from curvfluence.curvature.operators.decomposed import (
-    FAILED,
-    eigh,
-    eigh_of_rank,
-    eigvalsh,
-    share,
-)
+from curvfluence.curvature.operators.decomposed import eigh, eigh_of_rank, share
 from curvfluence.errors import CurvfluenceWarning, SingularError
 from curvfluence.jacobian.terms import blas
+from curvfluence.runtime import eigen_solver
+from curvfluence.runtime.eigen_solver import FAILED, eigvalsh
 from curvfluence.runtime.said import noted, say
 from curvfluence.study import StudySpec, run_study
-from tests.problems import chain_problem
+from tests.problems import chain_problem, mlp
 
 SOLVERS = {name: getattr(torch.linalg, name) for name in ("eigh", "eigvalsh")}
 
@@ -83,9 +81,69 @@ def test_where_none_converges(monkeypatch: pytest.MonkeyPatch) -> None:
     def failed(*_: object, **__: object) -> None:
         raise scipy.linalg.LinAlgError("eig algorithm did not converge")
 
-    monkeypatch.setattr("curvfluence.curvature.operators.decomposed.scipy_eigh", failed)
+    monkeypatch.setattr("curvfluence.runtime.eigen_solver.scipy_eigh", failed)
     with pytest.raises(SingularError, match="nor by QR iteration"):
         eigh(symmetric(torch.float32))
+
+
+@pytest.mark.parametrize("failed", [(torch.float32,), (torch.float32, torch.float64)])
+def test_each_of_a_batch(failed: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = symmetric(torch.float32)
+    batch = torch.stack([one, 2 * one, -one, one @ one, one + 1, 0 * one]).view(2, 3, 12, 12)
+    wanted = torch.linalg.eigvalsh(batch)
+    failing(monkeypatch, *failed)
+    with noted() as said:
+        values, vectors = eigen_solver.eigh(batch)
+        only = eigvalsh(batch)
+    torch.testing.assert_close(values, wanted, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(only, values)
+    torch.testing.assert_close(
+        (vectors * values[..., None, :]) @ vectors.mT, batch, atol=1e-4, rtol=1e-5
+    )
+    assert len(said) == 1
+
+
+def test_nobody_asks_the_fast_one_alone() -> None:
+    """But the forecast, which times it."""
+    source = Path(cf.__file__).parent
+    found = {
+        str(path.relative_to(source))
+        for path in source.rglob("*.py")
+        if re.search(r"linalg\.eig", path.read_text())
+    }
+    assert found == {"runtime/eigen_solver.py", "forecast/rates.py"}
+
+
+@pytest.mark.parametrize(
+    ("options", "rung"),
+    [
+        ({"leverage": True}, cf.KFAC()),
+        ({}, cf.GGN(cf.inversion.SelectedRows(20))),
+        ({}, cf.GGN(cf.inversion.ConjugateGradients())),
+    ],
+    ids=str,
+)
+def test_small_ones_on_the_way(
+    options: dict[str, Any], rung: cf.Rung, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of leverages, of the columns of an example, of searched directions."""
+
+    def own(o: Tensor, t: Tensor) -> Tensor:
+        return cross_entropy(o, t, reduction="none")
+
+    def scored() -> cf.Scores:
+        torch.manual_seed(0)
+        x, y = torch.randn(34, 5).double(), torch.randint(3, (34,))
+        model = mlp(5, 4, 3).double()
+        problem = cf.Problem(model, cf.CustomLoss(own), (x[:30], y[:30]), (x[30:], y[30:]))
+        return cf.influence(problem, rung, damping=cf.Absolute(0.1), **options)
+
+    wanted = scored()
+    failing(monkeypatch, torch.float32, torch.float64)
+    with noted() as said:  # by what is made once the fit is there
+        found = scored()
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-6, atol=1e-9)
+    assert any("did not converge" in note for note in (*found.notes, *said))
 
 
 @pytest.mark.parametrize("rung", [cf.EKFAC(), cf.Hessian(), cf.BlockGGN(), cf.Shampoo()], ids=str)
@@ -219,7 +277,7 @@ def test_why_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise scipy.linalg.LinAlgError
 
-    monkeypatch.setattr("curvfluence.curvature.operators.decomposed.scipy_eigh", never)
+    monkeypatch.setattr("curvfluence.runtime.eigen_solver.scipy_eigh", never)
     for solve in (eigh, eigvalsh):
         for dtype in ("float32", "float64"):
             with pytest.raises(SingularError, match=f"did not converge in {dtype}, nor") as caught:

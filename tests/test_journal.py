@@ -16,6 +16,7 @@ from curvfluence.curvature.inversion import ConjugateGradients, SelectedRows
 from curvfluence.curvature.operators import decomposed
 from curvfluence.explore import Answers, answer, going_on
 from curvfluence.runtime import budget, journal
+from curvfluence.runtime.eigen_solver import FAILED
 from curvfluence.runtime.said import noted
 from curvfluence.store.steps import Steps
 from curvfluence.study.problems.given import Given
@@ -161,7 +162,7 @@ class TestTheSameBits:
             nonlocal calls
             calls += matrix.dtype == torch.float32
             if matrix.dtype == torch.float32:
-                raise decomposed.FAILED("no")
+                raise FAILED("no")
             return once(matrix)
 
         monkeypatch.setattr(torch.linalg, "eigh", fails)

@@ -15,6 +15,7 @@ from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.data import Examples, require_finite
 from curvfluence.problem.losses.output_hessian import OutputHessian
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime.eigen_solver import eigh
 
 FLOOR = 4  # n ε of the largest eigenvalue, below which rounding made it
 
@@ -102,7 +103,7 @@ def root(grams_nhh: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(grams_nhh)
     singular = (info != 0).nonzero().flatten()
     if len(singular):
-        values, vectors = torch.linalg.eigh(grams_nhh[singular])
+        values, vectors = eigh(grams_nhh[singular])
         floor = FLOOR * torch.finfo(values.dtype).eps * values.shape[1] * values.amax(1)
         values = torch.where(values > floor[:, None], values, 0)
         factor[singular] = vectors * values.sqrt()[:, None]

@@ -15,6 +15,7 @@ from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.problem.data import require_finite
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget
+from curvfluence.runtime.eigen_solver import eigvalsh
 
 
 def newton_scores(
@@ -46,7 +47,7 @@ def newton_scores(
 
 def _require_below_one(kept_bcc: Tensor, start: int) -> None:
     """I − H_n is positive definite for every example."""
-    lowest_b = torch.linalg.eigvalsh(kept_bcc)[:, 0]
+    lowest_b = eigvalsh(kept_bcc)[:, 0]
     bad = (lowest_b <= 0).nonzero().flatten()
     if len(bad):
         raise SingularError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import SingularError
+from curvfluence.runtime.eigen_solver import eigh
 
 DEPENDENT = 1e-10  # of the largest eigenvalue of a Gram matrix (float64): directions below go
 
@@ -102,7 +103,7 @@ def _orthonormal(z_qn: Tensor) -> Tensor:
     z = z / _norms(z)[:, None].to(z.dtype)
     for _ in range(2):
         gram = (z @ z.T).double()
-        values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+        values, vectors = eigh((gram + gram.T) / 2)
         kept = values > max(DEPENDENT, 10 * torch.finfo(z.dtype).eps) * values.amax()
         z = (vectors[:, kept] / values[kept].sqrt()).T.to(z.dtype) @ z
     return z

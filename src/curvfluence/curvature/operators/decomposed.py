@@ -1,35 +1,23 @@
-"""Eigendecompositions of symmetric matrices, by a slower way where the fast one gives up."""
+"""Eigendecompositions that are kept, and those of low rank."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
-from curvfluence.errors import SingularError
 from curvfluence.jacobian.terms import blas
-from curvfluence.runtime import journal
-from curvfluence.runtime.said import say
+from curvfluence.runtime import eigen_solver, journal
 
-FAILED: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 KEPT = 256  # rows of a matrix of which the decomposition takes long enough to be kept
 MARGIN = 8  # random vectors beyond the rank
 POWERS = 3  # of the matrix, in whose range its leading eigenvectors are looked for
 THIN = 0.4  # of n: above it a decomposition of the whole is as quick
-scipy_eigh: Any = scipy.linalg.eigh  # pyright: ignore[reportUnknownMemberType]
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """(eigenvalues, ascending, eigenvectors as columns) in the dtype of the matrix.
-
-    Divide and conquer as torch has it, or NumPy where that is quicker (`blas.is_quicker`); where
-    it does not converge the same in float64, and then LAPACK's QR iteration (syev), slower and
-    sturdier, in float64 on the CPU. The result says so.
-    Errors: `SingularError` where none of them converges.
-    """
+    """`eigen_solver.eigh` of one matrix, a work that is kept where it is large; by NumPy where that
+    is quicker (`blas.is_quicker`) and converges."""
     if len(matrix) < KEPT:
         return _eigh(matrix)
 
@@ -42,19 +30,13 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        return _by_numpy(matrix) if blas.is_quicker(matrix) else torch.linalg.eigh(matrix)
-    except FAILED as error:
-        values, vectors = _again(matrix, error)
-        return values.to(matrix), vectors.to(matrix)
-
-
-def _by_numpy(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        values, vectors = np.linalg.eigh(matrix.numpy())
-    except np.linalg.LinAlgError as error:
-        raise FAILED(str(error)) from error
-    return torch.from_numpy(values), torch.from_numpy(vectors)
+    if blas.is_quicker(matrix):
+        try:
+            values, vectors = np.linalg.eigh(matrix.numpy())
+        except np.linalg.LinAlgError:
+            return eigen_solver.eigh(matrix)
+        return torch.from_numpy(values), torch.from_numpy(vectors)
+    return eigen_solver.eigh(matrix)
 
 
 def eigh_of_rank(matrix: Tensor, most: int, rounding: float) -> tuple[Tensor, Tensor]:
@@ -109,33 +91,3 @@ def share(n: int, most: int) -> float:
     """Of the time of `eigh` of n × n, that `eigh_of_rank` takes, about."""
     count = min(n, most + MARGIN)
     return 1.0 if n < KEPT or count > n * THIN else 1.3 * count / n
-
-
-def eigvalsh(matrix: Tensor) -> Tensor:
-    """The eigenvalues alone, ascending; as `eigh` otherwise."""
-    try:
-        return torch.linalg.eigvalsh(matrix)
-    except FAILED as error:
-        return _again(matrix, error)[0].to(matrix)
-
-
-def _again(matrix: Tensor, error: Exception) -> tuple[Tensor, Tensor]:
-    size, kind = len(matrix), str(matrix.dtype).removeprefix("torch.")
-    failed = f"an eigendecomposition of {size} × {size} did not converge in {kind}"
-    if matrix.dtype != torch.float64:
-        try:
-            found = torch.linalg.eigh(matrix.double())
-        except FAILED:
-            pass
-        else:
-            say(f"{failed}: it was done in float64")
-            return found
-    try:
-        values, vectors = scipy_eigh(matrix.double().cpu().numpy(), driver="ev")
-    except scipy.linalg.LinAlgError:
-        raise SingularError(
-            f"{failed}, nor by QR iteration in float64: scale the inputs or the loss, or use a "
-            "rung without this matrix"
-        ) from error
-    say(f"{failed}: it was done by QR iteration in float64")
-    return torch.from_numpy(values), torch.from_numpy(vectors)

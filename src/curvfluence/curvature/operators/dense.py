@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import eigvalsh
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.solve import cholesky_solve
+from curvfluence.runtime.eigen_solver import eigvalsh
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import InputError
+from curvfluence.runtime.eigen_solver import eigh
 
 FIRST = 8  # pairs that are looked for at first
 ROUND, ROUNDS = 40, 8  # iterations before it is looked at, and how often
@@ -112,7 +113,7 @@ def negative_pairs(
 def _dense(product: Callable[[Tensor], Tensor], like: Tensor, spared: float) -> NegativePairs:
     """Of a small matrix."""
     matrix = product(torch.eye(len(like)).to(like)).double()
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    values, vectors = eigh((matrix + matrix.T) / 2)
     negative = values < -spared
     mu, kept = values[negative].to(like), vectors.T[negative].to(like)
     off = _residuals(product, mu, kept)

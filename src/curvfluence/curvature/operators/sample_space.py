@@ -11,7 +11,6 @@ from torch import Tensor
 from curvfluence.curvature.dense_limit import require_dense
 from curvfluence.curvature.estimate.products import gram_product
 from curvfluence.curvature.operators.cholesky import Cholesky
-from curvfluence.curvature.operators.decomposed import eigvalsh
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.kernel_iteration import KernelIteration
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
@@ -22,6 +21,7 @@ from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer, Term
 from curvfluence.runtime import budget
+from curvfluence.runtime.eigen_solver import eigvalsh
 
 REFINEMENTS = 5
 PROBED = 4  # vectors whose residual by products in float32 is looked at in float64

@@ -22,6 +22,7 @@ from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget
+from curvfluence.runtime.eigen_solver import eigh
 
 RESTARTS = 3  # times that what rounding left of a residual is solved for
 PATIENCE, PROGRESS = 10, 0.1  # products after which every residual is to be a tenth, or less
@@ -56,7 +57,7 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
                 f"norms of rows zᵀD⁻¹z overflow {grams.dtype}, though every row is finite: use a "
                 "larger damping, scale the loss, or use problem.to(torch.float64)"
             )
-        values_nc, vectors = torch.linalg.eigh(grams.double())
+        values_nc, vectors = eigh(grams.double())
         values_nc = values_nc.clamp_min(0)
         whole += float(values_nc.sum())
         n, c = values_nc.shape

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from curvfluence import kinds
-from curvfluence.curvature.operators.decomposed import eigh, eigvalsh
+from curvfluence.curvature.operators.decomposed import eigh
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError, SingularError
+from curvfluence.runtime.eigen_solver import eigvalsh
 
 
 class Treatment(ABC):

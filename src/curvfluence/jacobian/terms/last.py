@@ -13,6 +13,7 @@ from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.outer import Outer
 from curvfluence.jacobian.terms.products import Memo, mm
 from curvfluence.problem.losses.output_hessian import OutputHessian
+from curvfluence.runtime.eigen_solver import eigh
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class LastOuter(Factored):
     @cached_property
     def s(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The columns of the symmetric root of H, [N, K, K]."""
-        values_nk, vectors_nkk = torch.linalg.eigh(self.hessian.whole().double())
+        values_nk, vectors_nkk = eigh(self.hessian.whole().double())
         roots_nk = values_nk.clamp_min(0).sqrt()  # H is definite but for rounding
         return ((vectors_nkk * roots_nk[:, None]) @ vectors_nkk.mT).to(self.data)
 

@@ -17,6 +17,7 @@ from curvfluence.problem.losses.base import Loss
 from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
 from curvfluence.problem.tree import Batched, value_of
 from curvfluence.runtime.autograd import pulled_back
+from curvfluence.runtime.eigen_solver import eigh
 
 NAME = "the custom loss"
 
@@ -114,7 +115,7 @@ class CustomLoss(Loss):
                 rows.append(torch.zeros_like(output) if row is None else row)
         h_nkk = torch.stack(rows, dim=1)
         require_finite(h_nkk, "∂²ℓ/∂f²")
-        return torch.linalg.eigh(h_nkk)
+        return eigh(h_nkk)
 
     def hessian(self, output: Tensor, target: Batched) -> Tensor:
         mu_nk, v_nkk = self._curvature(output, target)

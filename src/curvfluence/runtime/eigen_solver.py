@@ -1,0 +1,67 @@
+"""Eigendecompositions of symmetric matrices, by a slower way where the fast one gives up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from curvfluence.errors import SingularError
+from curvfluence.runtime.said import say
+
+FAILED: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+scipy_eigh: Any = scipy.linalg.eigh  # pyright: ignore[reportUnknownMemberType]
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(eigenvalues, ascending, eigenvectors as columns) of one matrix or of each of a batch, in the
+    dtype of the matrix.
+
+    Divide and conquer as torch has it; where that does not converge the same in float64, and then
+    LAPACK's QR iteration (syev), slower and sturdier, in float64 on the CPU. The result says so.
+    Errors: `SingularError` where none of them converges.
+    """
+    try:
+        return torch.linalg.eigh(matrix)
+    except FAILED as error:
+        if matrix.ndim == 2:
+            values, vectors = _again(matrix, error)
+            return values.to(matrix), vectors.to(matrix)
+    found = [eigh(one) for one in matrix.flatten(0, -3)]
+    values, vectors = (torch.stack(part) for part in zip(*found, strict=True))
+    return values.view(matrix.shape[:-1]), vectors.view(matrix.shape)
+
+
+def eigvalsh(matrix: Tensor) -> Tensor:
+    """The eigenvalues alone, ascending; as `eigh` otherwise."""
+    try:
+        return torch.linalg.eigvalsh(matrix)
+    except FAILED as error:
+        if matrix.ndim == 2:
+            return _again(matrix, error)[0].to(matrix)
+    found = torch.stack([eigvalsh(one) for one in matrix.flatten(0, -3)])
+    return found.view(matrix.shape[:-1])
+
+
+def _again(matrix: Tensor, error: Exception) -> tuple[Tensor, Tensor]:
+    size, kind = len(matrix), str(matrix.dtype).removeprefix("torch.")
+    failed = f"an eigendecomposition of {size} × {size} did not converge in {kind}"
+    if matrix.dtype != torch.float64:
+        try:
+            found = torch.linalg.eigh(matrix.double())
+        except FAILED:
+            pass
+        else:
+            say(f"{failed}: it was done in float64")
+            return found
+    try:
+        values, vectors = scipy_eigh(matrix.double().cpu().numpy(), driver="ev")
+    except scipy.linalg.LinAlgError:
+        raise SingularError(
+            f"{failed}, nor by QR iteration in float64: scale the inputs or the loss, or use a "
+            "rung without this matrix"
+        ) from error
+    say(f"{failed}: it was done by QR iteration in float64")
+    return torch.from_numpy(values), torch.from_numpy(vectors)
