@@ -190,3 +190,28 @@ class TestForget:
             forget(tmp_path / "x", "study")
         forget(tmp_path / "x", "study")
         assert not (tmp_path / "x/results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sweep", "wine", "--epochs", "2", "--subsets", "4", "--models", "1"],
+        ["claims", "wine"],
+        ["claims", "wine", "--protocol", "table1", "--quick"],
+        ["questions", "wine"],
+    ],
+    ids=["sweep", "claims", "table1", "questions"],
+)
+def test_the_folder_of_a_study_is_no_place_for_another_kind(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_study(tmp_path / "x", full=False, train=20, queries=6)
+    before = sorted(p.name for p in (tmp_path / "x").iterdir())
+    words = [*words, "--out", str(tmp_path / "x"), "--no-progress"]
+    code, _, err = run(words, monkeypatch, capsys)
+    assert code == 2
+    assert "holds a study: name another folder with --out" in err
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == before

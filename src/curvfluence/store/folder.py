@@ -127,6 +127,12 @@ def only_begun(path: Path, part: str, record: str) -> bool:
     return all(map(left, path.iterdir()))
 
 
+def require_no_study(path: Path) -> None:
+    """Errors: `InputError` for a folder that is a study's, where anything else is to be written."""
+    if (path / SPEC).exists():
+        raise InputError(f"{path} holds a study: name another folder with --out")
+
+
 @contextmanager
 def writing(path: Path) -> Generator[None]:
     """Say which folder could not be written, and why."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from curvfluence.errors import InputError
-from curvfluence.store.folder import RESULTS, keeping
+from curvfluence.store.folder import RESULTS, keeping, require_no_study
 from curvfluence.store.lock import held
 from curvfluence.store.records import write
 from curvfluence.study.cells import run_cells
@@ -48,6 +48,7 @@ def run_claims(
     work = {spec: (cost, one) for one in plans for spec, cost in one.work.items()}
     order = sorted(work, key=lambda spec: -work[spec][0])
     places = {spec: study_folder(out, work[spec][1], spec) for spec in order}
+    require_no_study(out)
     with held(out, wait=wait):
         run_cells(order, list(places.values()), jobs=jobs, watch=watch)
 

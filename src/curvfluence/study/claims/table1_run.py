@@ -18,7 +18,7 @@ from curvfluence.errors import InputError
 from curvfluence.fidelity import Interval
 from curvfluence.runtime.child import end_with_parent
 from curvfluence.store.files import require_inside
-from curvfluence.store.folder import keeping
+from curvfluence.store.folder import keeping, require_no_study
 from curvfluence.store.hashes import hash_code
 from curvfluence.store.lock import held
 from curvfluence.store.records import Record, read, write
@@ -149,6 +149,7 @@ def run_table1(
     """
     start = time.perf_counter()
     every = cells(problem, quick=quick, seed=seed, part=part)
+    require_no_study(out)
     with held(out, wait=wait):
         found = _cells(every, out, jobs, watch)
         asks = part or Part()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from curvfluence import kinds
 from curvfluence.errors import InputError
 from curvfluence.runtime.threads import limited
-from curvfluence.store.folder import keeping
+from curvfluence.store.folder import keeping, require_no_study
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json, write
 from curvfluence.store.steps import STEPS, Steps
@@ -94,6 +94,7 @@ def run_questions(
         draw_subsets(replace(study, alpha=alpha), ready)
     kept = Bank(out / "bank" if bank is None else bank, source_of(ready, study))
     kept.require_free()
+    require_no_study(out)
     with held(out, wait=wait), limited(threads):
         kept.claim()
         models = train_models(study, ready, kept, watch)

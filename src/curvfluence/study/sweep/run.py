@@ -10,7 +10,7 @@ from typing import Any
 from curvfluence._version import __version__
 from curvfluence.errors import InputError
 from curvfluence.store.files import replace_file
-from curvfluence.store.folder import keeping
+from curvfluence.store.folder import keeping, require_no_study
 from curvfluence.store.hashes import hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import write
@@ -51,6 +51,7 @@ def run_sweep(
     folders = [cell_folder(root, spec) for _, spec in cells]
     specs = [spec for _, spec in cells]
     banks = [root / BANKS / trained_as(spec) for spec in specs]
+    require_no_study(out)
     with held(out, wait=wait):
         (out / INDEX).unlink(missing_ok=True)  # an earlier grid is not this one
         results = run_cells(specs, folders, jobs=jobs, banks=banks, engine=engine, watch=watch)
