@@ -16,20 +16,21 @@ THIN = 0.4  # of n: above it a decomposition of the whole is as quick
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`eigen_solver.eigh` of one matrix, a work that is kept where it is large; by NumPy where that
-    is quicker (`blas.is_quicker`) and converges."""
+    """`quickest` of one matrix, a work that is kept where it is large."""
     if len(matrix) < KEPT:
-        return _eigh(matrix)
+        return quickest(matrix)
 
     def rows() -> tuple[Tensor, Tensor]:
-        values, vectors = _eigh(matrix)
+        values, vectors = quickest(matrix)
         return values, vectors.mT.contiguous()  # as a file has them: one layout, made or read
 
     values, vectors = journal.whole("eigendecomposition", rows)
     return values.to(matrix), vectors.to(matrix).mT
 
 
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def quickest(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`eigen_solver.eigh` of one matrix, or NumPy's where that is quicker (`blas.is_quicker`) and
+    converges."""
     if blas.is_quicker(matrix):
         try:
             values, vectors = np.linalg.eigh(matrix.numpy())
