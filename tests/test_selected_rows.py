@@ -16,6 +16,7 @@ from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.gradients import training_gradients
+from curvfluence.jacobian.rows import Rows
 from tests.problems import seeded
 from tests.zoo import zoo_problem
 
@@ -107,6 +108,49 @@ class TestRows:
         assert float(torch.linalg.eigvalsh(rest).min()) >= floor
         if count == 10_000:
             assert torch.allclose(rest, torch.zeros_like(rest), atol=-floor)
+
+    @pytest.mark.parametrize(
+        ("sizes", "made", "joined"),
+        [
+            ([1, 2, 3, 4, 5, 6], [4, 4, 4, 4, 4, 4], [12, 12, 8]),
+            ([6, 5, 4, 3, 2, 1], [4], [4]),
+            ([5, 5, 5, 5, 6, 5], [4, 4], [8]),
+        ],
+        ids=str,
+    )
+    def test_they_are_put_together_once_there_are_twice_as_many(
+        self,
+        sizes: list[int],
+        made: list[int],
+        joined: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Of chunks of four rows of a size, where four are selected; and what is no larger than
+        all that are there is never made."""
+        monkeypatch.setattr("curvfluence.runtime.budget.EXAMPLES", 2)
+        x = torch.zeros(12, 3, dtype=torch.float64)
+        x[:, 0] = torch.tensor(sizes).repeat_interleave(2)
+        model = nn.Sequential(nn.Linear(3, 2, bias=False)).double()
+        problem = cf.Problem(model, cf.MSE(), (x, x[:, :2]), (x[:1], x[:1, :2]))
+        mixed, concatenate = Rows.mixed, selected_rows.concatenate
+        seen: tuple[list[int], list[int]] = [], []
+
+        def seen_mixed(self: Rows, index: Tensor, weights_rc: Tensor) -> Rows:
+            seen[0].append(len(index))
+            return mixed(self, index, weights_rc)
+
+        def seen_together(parts: list[Rows]) -> Rows:
+            seen[1].append(sum(len(part) for part in parts))
+            return concatenate(parts)
+
+        monkeypatch.setattr(Rows, "mixed", seen_mixed)
+        monkeypatch.setattr(selected_rows, "concatenate", seen_together)
+        found = select(FisherPass(problem, cf.Type2()), torch.full((6,), 0.5).double(), 4)
+        assert seen == (made, joined)
+        column = float(problem.loss.factor(x[:1, :2], x[:1, :2]).square().sum() / 2)
+        each = column * torch.tensor(sizes).double().square() / 0.5
+        assert found.trace == pytest.approx(float(4 * each.max()))
+        assert found.whole_trace == pytest.approx(float(4 * each.sum()))
 
     def test_nothing_to_select(self) -> None:
         """Every row is 0: the inverse is that of D, and says nothing of rows."""

@@ -116,6 +116,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "jacobian/layer_columns": ("test_many_outputs",),
     "curvature/damping": ("test_damping", "test_relative_damping", "test_curvature"),
     "score/influence": ("test_influence", "test_scores"),
+    "score/within_memory": ("test_within_memory_groups",),
     "score/scores": ("test_score_set", "test_score_files", "test_scores", "test_influence"),
     "score/self_influence": ("test_influence", "test_scores"),
     "score/leverage": ("test_influence", "test_scores"),
