@@ -115,7 +115,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "problem/losses/output_hessian": ("test_many_outputs",),
     "jacobian/layer_columns": ("test_many_outputs",),
     "curvature/damping": ("test_damping", "test_relative_damping", "test_curvature"),
-    "score/influence": ("test_influence", "test_scores"),
+    "score/influence": ("test_influence_run", "test_influence", "test_scores"),
     "score/within_memory": ("test_within_memory_groups",),
     "score/scores": ("test_score_set", "test_score_files", "test_scores", "test_influence"),
     "score/self_influence": ("test_influence", "test_scores"),
@@ -123,8 +123,12 @@ FILES: dict[str, tuple[str, ...]] = {
     "score/certificate": ("test_certificate", "test_scores", "test_influence"),
     "score/bounds": ("test_error_bounds", "test_selected_rows"),
     "score/neighbours": ("test_neighbours", "test_audit"),
-    "indexing/landmarks": ("test_index", "test_index_folder"),
-    "indexing/extremes": ("test_index", "test_index_folder"),
+    "indexing/landmarks": ("test_index_landmarks",),
+    "indexing/extremes": ("test_index_landmarks",),
+    "indexing/encode": ("test_index_parts", "test_index", "test_index_folder"),
+    "indexing/found": ("test_index_parts", "test_index"),
+    "indexing/index": ("test_index_parts", "test_index", "test_index_folder"),
+    "indexing/shards": ("test_index_parts", "test_index", "test_index_folder"),
 }
 
 
@@ -196,6 +200,8 @@ def mutate(name: str, jobs: int) -> tuple[int, list[Survivor]]:
     _mutmut(place, "run", "--max-children", str(jobs))
     rows = [row.split(":") for row in _mutmut(place, "results", "--all", "true").splitlines()]
     found = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
+    if "not checked" in found.values():  # as where the tests fail without a mutant
+        raise SystemExit(f"{name}: not every mutant was run, see {place / 'run.log'}")
     alive = [key for key, state in found.items() if state in ("survived", "no tests")]
     return len(found), [_survivor(place, name, key) for key in alive]
 

@@ -206,7 +206,7 @@ def _require_settings(*, leverage: bool, by_block: bool, compress: float | None)
 def _require_errors(tolerance: float | None, inverse_error: float | None, *, plain: bool) -> None:
     if tolerance is not None and not 0 < kinds.number(tolerance, "tolerance") < 1:
         raise InputError(f"tolerance must lie between 0 and 1; seen {tolerance}")
-    if inverse_error is not None and not 0 <= kinds.number(inverse_error, "inverse_error") < 1:
+    if inverse_error is not None and kinds.number(inverse_error, "inverse_error") >= 1:
         raise InputError(f"inverse_error must be at least 0 and less than 1; seen {inverse_error}")
     if inverse_error and not plain:
         raise InputError(
