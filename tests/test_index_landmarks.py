@@ -79,6 +79,23 @@ def accepted(gap: Tensor, left: Tensor, spent: list[bool], draws: list[float]) -
     return kept
 
 
+def one_by_one(k: Tensor, most: int, generator: torch.Generator) -> list[int]:
+    """The pivots, with the same draws."""
+    picked: list[int] = []
+    while len(picked) < most:
+        rest = k - k[:, picked] @ torch.linalg.solve(k[picked][:, picked], k[picked])
+        left = rest.diagonal() * (rest.diagonal() > way.SPENT * k.diagonal())
+        left[picked] = 0
+        if not left.any():
+            break
+        proposed = torch.multinomial(left, way.BLOCK, replacement=True, generator=generator)
+        draws = torch.rand(way.BLOCK, generator=generator, dtype=torch.float64)
+        gap, none = rest[proposed][:, proposed], [False] * way.BLOCK
+        kept = accepted(gap, left[proposed], none, draws.tolist())
+        picked += proposed[kept].tolist()
+    return picked[:most]
+
+
 class TestPivots:
     @pytest.mark.parametrize("number", SEEDS)
     def test_proposals_are_taken_one_after_the_other(self, number: int) -> None:
@@ -122,6 +139,29 @@ class TestPivots:
         torch.testing.assert_close(phi @ own.T, k[:, picked], rtol=1e-8, atol=1e-8)
         assert {len(at) for at in asked} == {way.BLOCK}
         assert set(picked.tolist()) <= {one for at in asked for one in at.tolist()}
+
+    @pytest.mark.parametrize("number", range(8))
+    @pytest.mark.parametrize("most", [3, 30, 50])
+    def test_against_a_dense_remainder(self, number: int, most: int) -> None:
+        """The same pivots as with what is left of K formed anew for every block."""
+        k = kernel(60, 45, number)
+        picked, _ = randomly_pivoted(k.diagonal().clone(), lambda at: k[:, at], most, seed(number))
+        assert picked.tolist() == one_by_one(k, most, seed(number))
+
+    def test_what_the_diagonal_alone_has_left_is_spent(self) -> None:
+        """Two that are alike, with a diagonal that is too large by a thousandth, and a third one
+        that is proposed only once nothing is left of them."""
+        k = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1e-9]]).double()
+        norms = torch.tensor([1.001, 1.001, 1e-9]).double()
+        for number in range(5):
+            picked, phi = randomly_pivoted(norms, lambda at: k[:, at], 3, seed(number))
+            assert picked.tolist() in ([0, 2], [1, 2])
+            torch.testing.assert_close(phi @ phi.T, k, rtol=1e-9, atol=1e-15)
+
+    def test_of_nothing(self) -> None:
+        picked, phi = randomly_pivoted(torch.zeros(4).double(), lambda at: at, 3, seed(0))
+        assert (picked.tolist(), picked.dtype) == ([], torch.int64)
+        assert (phi.shape, phi.dtype) == ((4, 0), torch.float64)
 
     def test_however_small_beside_others(self) -> None:
         """What is left of each is held against its own size; and 0 is never proposed."""
@@ -201,14 +241,30 @@ class TestDrawn:
         ]
         monkeypatch.setattr(budget, "SOLVED", 6 * each + each - 1)
         assert [sample_size(problem, layout, most) for most in (1, 3, 4)] == [6, 6, 8]
+        x = torch.randn(10, 2, generator=seed(0))
+        one = cf.Problem(Scaled(), cf.MSE(), (x, x), (x[:1], x[:1]))
+        assert of_gradient("training set").elements(discover(one)) == 0
+        monkeypatch.setattr(budget, "SOLVED", 6)
+        assert sample_size(one, discover(one), 1) == 6
 
 
-def with_zeros() -> cf.Problem:
+class Scaled(nn.Module):
+    """One number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+def with_zeros(size: float = 1.0) -> cf.Problem:
     """Of ten examples three have gradients: one output, and residuals of the others 0."""
     model = nn.Linear(4, 1, bias=False).double()
     x = torch.randn(10, 4, generator=seed(0), dtype=torch.float64)
     y = model(x).detach()
-    y[[2, 5, 6]] += torch.tensor([[1.0], [2.0], [-3.0]])
+    y[[2, 5, 6]] += size * torch.tensor([[1.0], [2.0], [-3.0]])
     return cf.Problem(model, cf.MSE(), (x, y), (x[:1], y[:1]))
 
 
@@ -248,10 +304,11 @@ class TestChoose:
         given = problem, discover(problem), cf.fit(problem, cf.EKFAC()), DAMPING
         with pytest.raises(InputError, match="the gradients of 10 training examples drawn"):
             choose(*given, most=4, seed=0)
-        some = with_zeros()
-        given = some, discover(some), cf.fit(some, cf.EKFAC()), DAMPING
-        found = choose(*given, most=9, seed=0)
-        assert set(found.landmarks.numbers.tolist()) == {2, 5, 6}
+        for size in (1.0, 1e-9):
+            some = with_zeros(size)
+            given = some, discover(some), cf.fit(some, cf.EKFAC()), DAMPING
+            found = choose(*given, most=9, seed=0)
+            assert set(found.landmarks.numbers.tolist()) == {2, 5, 6}
 
 
 class TestExtremes:

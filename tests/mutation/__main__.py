@@ -125,10 +125,10 @@ FILES: dict[str, tuple[str, ...]] = {
     "score/neighbours": ("test_neighbours", "test_audit"),
     "indexing/landmarks": ("test_index_landmarks",),
     "indexing/extremes": ("test_index_landmarks",),
-    "indexing/encode": ("test_index_parts", "test_index", "test_index_folder"),
-    "indexing/found": ("test_index_parts", "test_index"),
+    "indexing/encode": ("test_index_parts",),
+    "indexing/found": ("test_index_parts",),
+    "indexing/shards": ("test_index_parts",),
     "indexing/index": ("test_index_parts", "test_index", "test_index_folder"),
-    "indexing/shards": ("test_index_parts", "test_index", "test_index_folder"),
 }
 
 
