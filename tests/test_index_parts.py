@@ -120,8 +120,9 @@ def made(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, *, dtype: str = "float32", **options: Any
 ) -> list[Made]:
     monkeypatch.setattr(budget, "EXAMPLES", 2)
-    monkeypatch.setattr(encode, "SHARD", 3)
-    record: Any = SimpleNamespace(scale=0.5, dtype=dtype, examples=12)
+    monkeypatch.setattr(encode, "SHARD", 4)
+    scale = options.pop("scale", 0.5)
+    record: Any = SimpleNamespace(scale=scale, dtype=dtype, examples=12)
     ids = 100 + torch.arange(12)
     return list(encoded(parts.encoder(), parts.problem.train, ids, record, **options))
 
@@ -130,7 +131,7 @@ class TestEncoded:
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     @pytest.mark.parametrize("first", [0, 4, 10])
     def test_shards_in_order(self, first: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of at least three examples in chunks of two, with the last in whatever is left; each has
+        """Of at least four examples in chunks of two, with the last in whatever is left; each has
         the ends of the exact scores of its own examples."""
         parts = Parts()
         found = made(parts, monkeypatch, dtype=dtype, first=first, k=3)
@@ -166,7 +167,12 @@ class TestEncoded:
         [(torch.float16, r"torch\.float16 .*Use dtype=torch\.float32, or a larger damping"),
          (torch.float32, r"torch\.float32 .*Use a larger damping")],
     )  # fmt: skip
-    def test_what_a_type_does_not_hold_is_named(self, dtype: torch.dtype, said: str) -> None:
+    def test_what_a_type_does_not_hold_is_named(
+        self, dtype: torch.dtype, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        short = str(dtype).removeprefix("torch.")
+        with pytest.raises(NonFiniteError, match=f"of example 6 are beyond {said}"):
+            made(Parts(), monkeypatch, dtype=short, scale=1e-60, first=6)
         require = encode._require_held  # pyright: ignore[reportPrivateUsage]
         phi = torch.zeros(5, 3, dtype=dtype)
         require(phi, 20)
