@@ -62,7 +62,8 @@ def certify(
     compress: float | None = None,
 ) -> Certificate:
     """The certificate of a rung's inverse at one damping; with `compress` of its solutions at low
-    rank, as `influence` takes it.
+    rank, as `influence` takes it: within that error of the same x, though where many queries come
+    in other batches not the same numbers, since queries of a batch share their rank.
 
     `dtype` is that of the product and of g, by default the problem's, without its autocast;
     torch.float64 makes it independent of the rounding of the solution's own arithmetic. Rounding of
