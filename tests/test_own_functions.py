@@ -319,6 +319,31 @@ class TestDerivative:
         x[::2] = 0
         cf.influence(cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:5], y[:5])), cf.KFAC())
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("shape", [(3, 4), (), (5,)])
+    def test_gradients_that_are_one_tensor(
+        self, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        """Autograd gives two weights that are added up the same memory for a gradient, and one that
+        is summed up a single number for all of its."""
+
+        class Added(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head = nn.Linear(4, 3)
+                self.a, self.b = (nn.Parameter(torch.randn(shape)) for _ in range(2))
+
+            def forward(self, x: Tensor) -> Tensor:
+                added = self.a + self.b
+                if shape == (3, 4):
+                    return self.head(x) + F.linear(x, added)
+                return self.head(x) + added.sum()
+
+        seeded()
+        x, y = torch.randn(30, 4).to(dtype), torch.randint(3, (30,))
+        given = cf.Problem(Added().to(dtype), cf.CrossEntropy(), (x, y), (x[:5], y[:5]))
+        cf.influence(given, cf.KFAC(), damping=cf.Absolute(0.1))
+
     def test_weights_without_a_gradient_are_constants(self) -> None:
         class Frozen(nn.Module):
             def __init__(self) -> None:

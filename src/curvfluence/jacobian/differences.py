@@ -118,7 +118,7 @@ class _Differences:
         for name in names:  # of a large model no number is held longer than it is needed
             along[name], g = self._moved(name, drawn.pop(name), grads[name]), grads.pop(name)
             if g is not None:
-                slopes = g.double().mul_(along[name])
+                slopes = g.double() * along[name]  # g may be another's memory too, or expanded
                 wanted += float(slopes.sum())
                 squares += float(slopes.square_().sum())
         del drawn
