@@ -521,7 +521,8 @@ class TestSharedLookups:
 
 
 class Numbered(nn.Module):
-    """Words and places, these by indices [T] alone, as nanoGPT does; or a class of each example."""
+    """Words and places, these by indices [T] alone, as nanoGPT does; or a class of each example; or
+    the words of all examples in a row."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -529,7 +530,15 @@ class Numbered(nn.Module):
         self.how = how
 
     def forward(self, x: Tensor) -> Tensor:
-        words = self.words(x)
+        if self.how in ("row", "row and places"):
+            words = self.words(x.flatten()).view(len(x), -1, 4)
+        else:
+            words = self.words(x)
+        if self.how == "row and places":
+            words = words + self.table(torch.arange(x.shape[1])[None])
+        if self.how == "small row":
+            words = self.words(x.flatten()).reshape(*x.shape, -1)[..., :4]
+            return 1e-8 * self.head(torch.tanh(words).mean(1))
         if self.how in ("places", "both"):
             words = words + self.table(torch.arange(x.shape[1]))
         if self.how in ("classes", "both"):
@@ -573,6 +582,19 @@ class TestNumberedPlaces:
         torch.testing.assert_close(rows, found)
         ggn = cf.fit(given, cf.GGN()).to_dense()
         torch.testing.assert_close(ggn, oracles.dense_ggn(given), rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("n", [1, 2, 9])
+    @pytest.mark.parametrize("length", [1, 2, 5, 8])
+    @pytest.mark.parametrize("how", ["row", "row and places", "small row"])
+    def test_words_of_all_examples_in_a_row(self, how: str, length: int, n: int) -> None:
+        """They are no positions, also where they are of one example twice, or outputs so small that
+        others are as small; what else is looked up keeps its rule."""
+        given = self.problem(how, length, n)
+        layout = discover(given)
+        assert "words.weight" not in layout.others
+        assert ("table.weight" in layout.others) == (how != "row and places")
+        found = oracles.example_gradients(given)
+        torch.testing.assert_close(training_gradients(given, layout).to_dense()[:, 0], found)
 
     def test_two_problems_of_one_model(self) -> None:
         """What is known of a model is right for its problems of as many examples as places."""

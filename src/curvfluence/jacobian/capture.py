@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import cast
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -36,8 +36,6 @@ from curvfluence.problem.tree import Batched
 from curvfluence.runtime.autograd import pulled_back
 
 _SHARING: WeakSet[Structure] = WeakSet()  # models that need lookups of their examples shared
-# Weights of each model whose lookups [T] are of the positions of every example.
-_POSITIONS: WeakKeyDictionary[Structure, set[str]] = WeakKeyDictionary()
 
 ALIKE = 1e4  # ε of a gradient, by which two ways to it may part
 
@@ -318,7 +316,7 @@ def _grads(layer: Layer, use: Use, dz: Tensor | None, b: int) -> Tensor:
 
 def capture(problem: Problem, layout: Layout, inputs: Batched, targets: Batched) -> Capture:
     """A forward pass over `inputs` with every call of the covered weights kept."""
-    tracer, output, theta = record(problem, inputs)
+    tracer, output, theta = record(problem, inputs, layout.positions)
     seen = tuple((use.kind, label(use)) for use in tracer.uses)
     if seen != layout.calls:
         raise InputError(
@@ -362,18 +360,19 @@ def record_shared(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Ma
     return record(problem, inputs)
 
 
-def record(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
+def record(
+    problem: Problem, inputs: Batched, positions: Set[str] = frozenset()
+) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
     """Run the model with gradients; every call of a trainable weight, the outputs, the leaves.
 
     A gradient edge is taken at once, so an in-place activation that follows does not move it. An
     input that is changed in place later is copied: the model is then run a second time. So it is
-    where it does not take shared lookups of each example (see `Tracer`), or has others by the same
-    weight, and from then on without.
+    where it does not take shared lookups of each example (see `Tracer`): without those by indices
+    [T] in `positions`, and where that is not enough without any, from then on.
     """
     tracked = {name: value.detach().requires_grad_(True) for name, value in problem.theta.items()}
     values = {**problem.state, **tracked}
     batch = None if problem.structure in _SHARING else len(inputs)
-    positions = _POSITIONS.setdefault(problem.structure, set())
     for clone in (False, True):
         tracer = Tracer(tracked, clone=clone, batch=batch, positions=positions)
         try:
@@ -382,10 +381,7 @@ def record(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[s
         except InputError:
             if not tracer.spread:
                 raise
-            return record_shared(problem, inputs)
-        if tracer.by_position & tracer.by_example:
-            return record_shared(problem, inputs)
+            return record(problem, inputs) if positions else record_shared(problem, inputs)
         if not tracer.overwritten:
             break
-    positions |= tracer.by_position
     return tracer, output, tracked

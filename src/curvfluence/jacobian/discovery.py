@@ -127,6 +127,7 @@ class _Sorting:
             small=tuple(self.small),
             calls=tuple((use.kind, label(use)) for use in self.probe.uses),
             varied=self.problem.varied,
+            positions=self.probe.positions,
         )
         probe = self.probe
         hidden = unaccounted(probe.output, probe.leaves, probe.uses, layout.ruled)

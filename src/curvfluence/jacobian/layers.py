@@ -121,7 +121,8 @@ class Layout:
     says that the graph of the probe shows all uses of what has a rule, as each batch's then must.
     `elements` counts the numbers that one example needs in the layers' inputs, and per column in s.
     `last` is the number of the layer whose output is the model's, where all else reaches it by
-    that layer's inputs.
+    that layer's inputs. `positions` are weights that are looked up in by indices [T] which all
+    examples share.
     """
 
     layers: tuple[Layer, ...]
@@ -131,6 +132,7 @@ class Layout:
     proved: bool = False
     varied: bool = False  # whether batches have other numbers of positions than the probe
     last: int | None = None
+    positions: frozenset[str] = frozenset()
 
     @property
     def ruled(self) -> tuple[str, ...]:

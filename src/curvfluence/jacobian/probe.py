@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.jacobian.capture import record, record_shared
-from curvfluence.jacobian.tracing import Use
+from curvfluence.jacobian.tracing import Tracer, Use
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched, same
 from curvfluence.runtime.autograd import pulled_back
@@ -27,19 +27,11 @@ class Probe:
     weights: Tensor  # the probing combination of outputs, [B, K]
     alone: tuple[Tensor, ...]  # outputs [1, K] of each example by itself
     gradients: tuple[Mapping[str, Tensor | None], ...]
+    positions: frozenset[str]  # weights that are looked up in by positions [T]
 
     @staticmethod
     def of(problem: Problem, inputs: Batched) -> Probe:
-        tracer, output, leaves = record(problem, inputs)
-        if tracer.by_example:  # as many indices as examples: are they with one fewer?
-            fewer, _, _ = record(problem, inputs[:-1])
-            if fewer.by_position:
-                tracer, output, leaves = record(problem, inputs)
-        if tracer.spread:
-            with torch.no_grad():
-                plain = problem.forward(inputs)
-            if not torch.allclose(output.detach(), plain, rtol=1e-4, atol=1e-6, equal_nan=True):
-                tracer, output, leaves = record_shared(problem, inputs)
+        tracer, output, leaves = _recorded(problem, inputs)
         weights = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype)
         weights = weights.to(output.device).reshape(output.shape)
         alone: list[Tensor] = []
@@ -54,8 +46,55 @@ class Probe:
                 grads = pulled_back(single, list(theta.values()), weights[b : b + 1])
             gradients.append(dict(zip(theta, grads, strict=True)))
         return Probe(
-            inputs, leaves, tuple(tracer.uses), output, weights, tuple(alone), tuple(gradients)
+            inputs,
+            leaves,
+            tuple(tracer.uses),
+            output,
+            weights,
+            tuple(alone),
+            tuple(gradients),
+            frozenset(tracer.positions),
         )
+
+
+def _recorded(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:
+    """`record` with shared lookups of each example, as far as outputs are what they are without."""
+    found = record(problem, inputs)
+    if positions := _positions(problem, inputs, found[0]):
+        spread = record(problem, inputs, positions)
+        if _is_plain(problem, inputs, spread[1]):
+            return spread
+    if found[0].spread and not _is_plain(problem, inputs, found[1]):
+        return record_shared(problem, inputs)
+    return found
+
+
+def _positions(problem: Problem, inputs: Batched, seen: Tracer) -> frozenset[str]:
+    """Weights of which every lookup by indices [T] has as many of a single example: positions that
+    all share. (One of each example is then one, and those of all in a row are fewer.)"""
+    if not seen.lengths:
+        return frozenset()
+    single, _, _ = record(problem, inputs[:1])
+    apart = set(seen.lengths) ^ set(single.lengths)
+    return frozenset(name for name, _ in seen.lengths) - {name for name, _ in apart}
+
+
+def _is_plain(problem: Problem, inputs: Batched, output: Tensor) -> bool:
+    with torch.no_grad():
+        plain = problem.forward(inputs)
+    same_shape = output.shape == plain.shape
+    return same_shape and not _differ(output.detach(), plain, _tolerance(problem, plain))
+
+
+def _tolerance(problem: Problem, output: Tensor) -> float:
+    """How far two ways to the same outputs may part."""
+    size = max(float(output.detach().abs().max()), torch.finfo(problem.dtype).tiny)
+    return 1e4 * torch.finfo(problem.dtype).eps * size
+
+
+def _differ(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    both_nan = found.isnan() & wanted.isnan()
+    return bool(((found - wanted).abs() > tolerance).logical_and(~both_nan).any())
 
 
 def require_plain_mode() -> None:
@@ -79,19 +118,13 @@ def require_deterministic(problem: Problem, probe: Probe, inputs: Batched) -> No
         raise InputError("the model changes its inputs in place: have it work on a copy")
     with torch.no_grad():
         again = problem.forward(probe.inputs)
-    scale = float(probe.output.detach().abs().max())
-    tolerance = 1e4 * torch.finfo(problem.dtype).eps * max(scale, torch.finfo(problem.dtype).tiny)
-
-    def differs(found: Tensor, wanted: Tensor) -> bool:
-        both_nan = found.isnan() & wanted.isnan()
-        return bool(((found - wanted).abs() > tolerance).logical_and(~both_nan).any())
-
-    if differs(again, probe.output.detach()):
+    tolerance = _tolerance(problem, probe.output)
+    if _differ(again, probe.output.detach(), tolerance):
         raise InputError(
             "the model gives other outputs when run again on the same inputs: it is random or "
             "changes its own state. Call model.eval(), or take the randomness out"
         )
-    if differs(torch.cat(probe.alone), probe.output.detach()):
+    if _differ(torch.cat(probe.alone), probe.output.detach(), tolerance):
         raise InputError(
             "an example's output depends on the others in its batch, so it has no loss of its own: "
             "take out what mixes examples (batch statistics, say)"

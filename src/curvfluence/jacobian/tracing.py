@@ -85,10 +85,10 @@ def padding_of(uses: Iterable[Use]) -> dict[str, Tensor]:
 class Tracer(TorchFunctionMode):
     """Keeps the uses of `tracked` weights (by name) in the order of the calls.
 
-    With `batch` examples, indices [1, ...] or [T] of an embedding, which all examples share
-    (positions), are looked up for each of them: what is added to every example is the same, and has
-    a gradient of each. Indices [T] with T the number of examples may as well be one of each: they
-    are shared where the weight is among `positions`, whose were with another number of examples.
+    With `batch` examples, indices [1, ...] of an embedding, which all examples share (positions),
+    are looked up for each of them: what is added to every example is the same, and has a gradient
+    of each. Indices [T] may as well be one of each example, or those of all of them in a row: they
+    are shared where the weight is among `positions`.
     """
 
     def __init__(
@@ -102,8 +102,7 @@ class Tracer(TorchFunctionMode):
         super().__init__()
         self.batch, self.positions = batch, positions
         self.spread = False  # whether there was such a lookup
-        self.by_position = set[str]()  # weights of lookups [T], shared
-        self.by_example = set[str]()  # and of those that may be one of each example
+        self.lengths: list[tuple[str, int]] = []  # (weight, T) of lookups [T]
         self.uses: list[Use] = []
         self._names = {id(value): name for name, value in tracked.items()}
         self._tracked = dict(tracked)
@@ -144,9 +143,8 @@ class Tracer(TorchFunctionMode):
         piece = self.piece(weight)
         if piece is None:
             return False
-        shared = len(ids) != self.batch or piece.name in self.positions
-        (self.by_position if shared else self.by_example).add(piece.name)
-        return shared
+        self.lengths.append((piece.name, len(ids)))
+        return piece.name in self.positions
 
     def keep(
         self, op: MatrixOperation | Affine, x: Tensor, output: Tensor, weight: object, bias: object
