@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.operators.block import Block
@@ -22,6 +22,7 @@ from curvfluence.errors import InputError, SingularError
 from curvfluence.runtime import budget
 from tests import oracles
 from tests.operators import LAMBDA, dense, drawn, problem_of, rows_of
+from tests.problems import make, seeded
 
 HELD = 2
 FISHERS: dict[str, cf.Fisher] = {
@@ -202,8 +203,18 @@ class TestLeadingBasis:
         assert not values.any()
         unit = torch.diag(torch.tensor([0.1, 0.2, 0.3, 0.4, 5.0], dtype=torch.float64))
         values, vectors = leading_basis(unit, 5, 2, bias=True)
-        same(values, torch.tensor([0.4, 5.0, 0.2], dtype=torch.float64))
-        assert vectors.shape == (5, 2)
+        same(values, torch.tensor([0.3, 0.4, 5.0, 0.15], dtype=torch.float64))
+        assert vectors.shape == (5, 3)
+
+    @pytest.mark.parametrize("n", [6, 300])
+    @pytest.mark.parametrize("scale", [1e-3, 1e-5, 1e-7, 1e-11, 0.0])
+    def test_a_bias_that_is_nearly_held(self, scale: float, n: int) -> None:
+        """Small inputs: the leading eigenvector is nearly the unit vector, but not to rounding."""
+        a = torch.cat([scale * drawn(20, n - 1), torch.ones(20, 1).double()], dim=1)
+        values, vectors = leading_basis(a.T @ a / 20, n, 2, bias=True)
+        assert (len(values), vectors.shape) == (4, (n, 3))
+        same(vectors.T @ vectors, torch.eye(3, dtype=torch.float64))
+        assert abs(1 - float(vectors[-1].square().sum())) < 1e-14
 
 
 CASES = [
@@ -327,6 +338,58 @@ def test_other_rungs_on_an_eigenbasis(rung: type[Any]) -> None:
             same(operator.to_dense().trace(), c.trace())
         assert bool((operator.values >= 0).all())
     assert len(list(truncated(found))) == 3
+
+
+class TwoOnOne(nn.Module):
+    """A layer with a bias, and one without on the same inputs and a 1: the same A."""
+
+    def __init__(self, *, bias_first: bool) -> None:
+        super().__init__()
+        parts = {"biased": nn.Linear(4, 3), "plain": nn.Linear(5, 3, bias=False)}
+        for name in sorted(parts, reverse=not bias_first):
+            self.add_module(name, parts[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones_like(x[:, :1])
+        return torch.tanh(self.biased(x)) + self.plain(torch.cat([x, ones], dim=1))
+
+
+@pytest.mark.parametrize("bias_first", [True, False])
+@pytest.mark.parametrize("held", [1, 2, 4])
+def test_layers_on_the_same_inputs(bias_first: bool, held: int) -> None:
+    """Each holds what it says: one column more where there is a bias, of whatever decay."""
+    seeded()
+    decay = {"biased.weight": 0.1, "biased.bias": 0.5, "plain.weight": 0.2}
+    model = TwoOnOne(bias_first=bias_first)
+    problem = make(model, cf.CrossEntropy(), shape=(4,), weight_decay=decay)
+    for rung in (cf.KFAC, cf.EKFAC):
+        found = cf.fit(problem, rung(eigenvectors=held))
+        for block in found.blocks:
+            operator = block.operator
+            if isinstance(operator, TruncatedKronecker):
+                (o, i), (out, inp) = operator.shape, operator.held
+                assert inp == min(i, held + (block.name == "biased"))
+                assert f"{out} of {o} and {inp} of {i} eigenvectors" in block.rule
+        p = problem.parameters.count
+        a = found.to_dense() + torch.diag(found.decay) + LAMBDA * torch.eye(p).double()
+        v = drawn(2, p)
+        same(found.solve(v, cf.Absolute(LAMBDA)) @ a, v)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-6, 1e-9, 0.0])
+def test_small_inputs(scale: float) -> None:
+    """A bias of its own decay is inverted exactly where the leading column is nearly its own."""
+    seeded()
+    decay = {"0.weight": 1.0, "0.bias": 1e-3}
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = scale * drawn(12, 6), torch.randint(3, (12,))
+    decay["2.weight"] = 0.1
+    problem = cf.Problem(model, cf.CrossEntropy(), (x, y), (x, y), weight_decay=decay)
+    found = cf.fit(problem, cf.EKFAC(eigenvectors=2))
+    p = problem.parameters.count
+    a = found.to_dense() + torch.diag(found.decay) + 1e-3 * torch.eye(p).double()
+    v = drawn(2, p)
+    same(found.solve(v, cf.Absolute(1e-3)) @ a, v)
 
 
 def test_saved(tmp_path: Path) -> None:

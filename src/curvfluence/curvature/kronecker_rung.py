@@ -132,7 +132,8 @@ class KroneckerRung(FisherRung):
                 out_values, out_basis = self._decomposed(b_oo, most_b)
                 assert out_basis is not None
                 decompose = partial(self._decomposed, bias=part.with_bias)
-                yield (out_values, out_basis), inputs.of(a_ii, most_a, decompose)
+                inp = inputs.of(a_ii, most_a, decompose, alike=part.with_bias)
+                yield (out_values, out_basis), inp
             return
         yield from self._shared_bases(parts, sums, problem, team)
 
@@ -141,17 +142,17 @@ class KroneckerRung(FisherRung):
     ) -> Iterator[tuple[OutBasis, InBasis]]:
         jobs: list[ranks.Job] = []
         of_part: list[tuple[int, int | None, Tensor]] = []  # jobs of B and A; the A of a lookup
-        last: tuple[Tensor, int] | None = None  # layers on the same inputs have the same A
+        last: tuple[Tensor, bool, int] | None = None  # layers on the same inputs have the same A
         for part in parts:
             most_a, most_b = self._ranks(part, problem)
             a_ii, b_oo = self.factors.of(part, sums, problem)
             jobs.append(self._job(b_oo, most_b))
             out, inp = len(jobs) - 1, None
             if a_ii.ndim > 1:
-                if last is None or not torch.equal(last[0], a_ii):
+                if last is None or last[1] != part.with_bias or not torch.equal(last[0], a_ii):
                     jobs.append(self._job(a_ii, most_a, bias=part.with_bias))
-                    last = a_ii, len(jobs) - 1
-                inp = last[1]
+                    last = a_ii, part.with_bias, len(jobs) - 1
+                inp = last[2]
             of_part.append((out, inp, a_ii))
         found = team.shared_out(jobs)
         for out, inp, a_ii in of_part:

@@ -370,17 +370,18 @@ def basis_of(factor: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
 
 class InputBases:
     """Decompositions layer after layer: one on the inputs of the layer before it has the same A, so
-    the same eigenvectors."""
+    the same eigenvectors. `alike` says of which layers as many would be held."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, tuple[Tensor, Tensor | None]] | None = None
+        self._last: tuple[Tensor, object, tuple[Tensor, Tensor | None]] | None = None
 
     def of(
-        self, a_ii: Tensor, most: int, decompose: Decompose = basis_of
+        self, a_ii: Tensor, most: int, decompose: Decompose = basis_of, alike: object = None
     ) -> tuple[Tensor, Tensor | None]:
-        if self._last is None or not torch.equal(self._last[0], a_ii):
-            self._last = a_ii, decompose(a_ii, most)
-        return self._last[1]
+        last = self._last
+        if last is None or last[1] != alike or not torch.equal(last[0], a_ii):
+            last = self._last = a_ii, alike, decompose(a_ii, most)
+        return last[2]
 
 
 def rowwise_eigh(matrix: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.rows import Rows
 from curvfluence.runtime import budget
 
-SPANNED = 1e-4  # of the bias input, that may lie outside of the columns that are held
+SPANNED = 1e3  # ε of the bias input's square, that may lie outside of the columns that are held
+WITHIN = 1e-12  # of a unit vector: what is less is rounding
 
 
 class Corners(NamedTuple):
@@ -136,7 +137,7 @@ class TruncatedKronecker(Operator):
         assert self.in_basis is not None, "a lookup has no bias"
         u_i = self.in_basis[-1]
         outside = abs(1 - float(u_i.double().square().sum()))
-        if outside > SPANNED:
+        if outside > SPANNED * torch.finfo(u_i.dtype).eps:
             raise InputError(
                 "the bias has another weight decay than its weight, and the eigenvectors that are "
                 "held do not span it: keep it in a block of its own (joint_bias=False), or hold all"
@@ -213,27 +214,35 @@ def expanded(values: Tensor, n: int) -> Tensor:
 def leading_basis(factor: Tensor, most: int, held: int, *, bias: bool) -> tuple[Tensor, Tensor]:
     """(eigenvalues [k + 1], the last the mean of those that are not held, and eigenvectors [n, k])
     of a positive semi-definite factor [n, n] of at most the rank `most`: the `held` largest, and
-    with `bias` one more column, so that the last unit vector is spanned, with what it has of the
-    factor. All of them, [n] and [n, n], where no fewer would be held.
+    with `bias` one more column, what they lack of the last unit vector, with what it has of the
+    factor, or where they lack nothing the next eigenvector. All of them, [n] and [n, n], where no
+    fewer would be held.
 
     Cost: as `leading_eigh`. In float64 whatever the dtype of the factor.
     """
     if held + bias >= len(factor):
         return rowwise_eigh(factor, most)
     exact = factor.double()
-    values, vectors = leading_eigh(exact, held)
-    if bias:
-        unit = torch.zeros_like(exact[-1])
-        unit[-1] = 1
-        for _ in range(2):  # once leaves what rounding did
-            unit = unit - vectors @ (vectors.T @ unit)
-        if float(unit.norm()) > SPANNED / 10:
-            unit = unit / unit.norm()
-            vectors = torch.cat([vectors, unit[:, None]], dim=1)
-            values = torch.cat([values, (unit @ exact @ unit)[None]])
+    values, vectors = leading_eigh(exact, held + bias)
+    if bias and (unit := _lacking(vectors[:, 1:])) is not None:
+        vectors = torch.cat([vectors[:, 1:], unit[:, None]], dim=1)
+        values = torch.cat([values[1:], (unit @ exact @ unit)[None]])
     left = (exact.diagonal().sum() - values.sum()) / (len(exact) - len(values))
     table = torch.cat([values, left.clamp_min(0)[None]])  # below 0 by rounding of the trace alone
     return table.to(factor.dtype), vectors.to(factor.dtype).contiguous()
+
+
+def _lacking(vectors: Tensor) -> Tensor | None:
+    """The unit vector that with these columns spans the last unit vector; None where they do."""
+    unit = torch.zeros_like(vectors[:, 0])
+    unit[-1] = 1
+    for _ in range(3):  # once leaves what rounding did, of a small remainder much
+        unit = unit - vectors @ (vectors.T @ unit)
+        size = float(unit.norm())
+        if not size > WITHIN:
+            return None
+        unit = unit / size
+    return unit
 
 
 def _completed(basis: Tensor) -> Tensor:
