@@ -22,7 +22,7 @@ from curvfluence.errors import InputError, SingularError
 from curvfluence.runtime import budget
 from tests import oracles
 from tests.operators import LAMBDA, dense, drawn, problem_of, rows_of
-from tests.problems import make, seeded
+from tests.problems import make, mlp, seeded
 
 HELD = 2
 FISHERS: dict[str, cf.Fisher] = {
@@ -338,6 +338,22 @@ def test_other_rungs_on_an_eigenbasis(rung: type[Any]) -> None:
             same(operator.to_dense().trace(), c.trace())
         assert bool((operator.values >= 0).all())
     assert len(list(truncated(found))) == 3
+
+
+@pytest.mark.parametrize("held", [1, 2, 5, 8])
+def test_relative_damping_is_that_of_all_eigenvectors(held: int) -> None:
+    """Of few examples, whose factors have fewer eigenvalues than rows: the mean of those that are
+    not held is one of zeros too, which are no part of the unit of λ."""
+    seeded()
+    problem = make(mlp(20, 16, 3), cf.MSE(), shape=(20,), n=4)
+    for rung in (cf.KFAC, cf.EKFAC):
+        whole, some = cf.fit(problem, rung()), cf.fit(problem, rung(eigenvectors=held))
+        for one, other in zip(whole.blocks, some.blocks, strict=True):
+            mean, found = one.operator.mean_eigenvalue(), other.operator.mean_eigenvalue()
+            assert found.count == mean.count
+            assert found.value == pytest.approx(mean.value)
+            of_basis = other.operator.eigenbasis().mean_eigenvalue()
+            assert (of_basis.count, of_basis.value) == (found.count, pytest.approx(found.value))
 
 
 class TwoOnOne(nn.Module):

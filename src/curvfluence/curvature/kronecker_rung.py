@@ -106,17 +106,33 @@ class KroneckerRung(FisherRung):
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
         made: list[Block] = []
         for part, (out, inp) in zip(parts, self._bases(parts, sums, rows.problem), strict=True):
-            made.append(self.block(part, self._operator(part, out, inp)))
+            rank = self._rank(part, out[0], inp[0], rows.problem)
+            made.append(self.block(part, self._operator(part, out, inp, rank)))
         return (*made, *fallback.blocks(sums, rows))
 
-    def _operator(self, part: LayerPart, out: OutBasis, inp: InBasis) -> Operator:
+    def _operator(self, part: LayerPart, out: OutBasis, inp: InBasis, rank: int | None) -> Operator:
         if self._held(part) == part.shape:
-            rank = _rank(out[0], inp[0], lookup=part.lookup)
             return replace(self.operator(out, inp), rank=rank)
         (o, i), (out_basis, in_basis) = part.shape, (out[1], inp[1])
         whole = self.spectrum(expanded(out[0], o), expanded(inp[0], i))
         table = whole[: len(out[0]), : len(inp[0])].clone()
-        return TruncatedKronecker(out_basis, in_basis, table)
+        return TruncatedKronecker(out_basis, in_basis, table, rank=rank)
+
+    def _rank(
+        self, part: LayerPart, out_values: Tensor, in_values: Tensor, problem: Problem
+    ) -> int | None:
+        """How many products of λ_B and λ_A are more than what rounding leaves of a 0. Of a factor
+        whose eigenvectors are not all held, whose other eigenvalues have one mean, no more than the
+        data make, so that λ by `Relative` does not hang on how many are; None where that is not
+        known."""
+        (o, i), noise = part.shape, 0.0 if part.lookup else NOISE
+        out, inp = _above(expanded(out_values, o), NOISE), _above(expanded(in_values, i), noise)
+        if self._held(part) == part.shape:
+            return out * inp
+        if problem.varied:
+            return None
+        most_a, most_b = self._ranks(part, problem)
+        return min(out, most_b) * min(inp, most_a)
 
     def _bases(
         self, parts: tuple[LayerPart, ...], sums: Sums, problem: Problem
@@ -256,10 +272,10 @@ class CorrectedRung(KroneckerRung):
         parts, fallback = self.parts(problem), self.fallback(problem)
         sums = accumulate(rows, each_part(parts, self.factors.add, fallback))
         bases: dict[str, tuple[Tensor, Tensor | None]] = {}
-        rank: dict[str, int] = {}
+        rank: dict[str, int | None] = {}
         for part, (out, inp) in zip(parts, self._bases(parts, sums, problem), strict=True):
             bases[part.name] = out[1], inp[1]
-            rank[part.name] = _rank(out[0], inp[0], lookup=part.lookup)
+            rank[part.name] = self._rank(part, out[0], inp[0], problem)
         whole = {p.name for p in parts if self._held(p) == p.shape}
         within = {p.position: bases[p.name] for p in parts if p.whole and p.name in whole}
         squares = accumulate(values.within(within), each_part(parts, add_squares(bases, whole)))
@@ -272,7 +288,7 @@ class CorrectedRung(KroneckerRung):
                 operator = KroneckerEigen(out_basis, in_basis, best, rank=rank[part.name])
             else:
                 best = table_of(part, squares) / len(problem.train)
-                operator = TruncatedKronecker(out_basis, in_basis, best)
+                operator = TruncatedKronecker(out_basis, in_basis, best, rank=rank[part.name])
             made.append(self.block(part, operator))
         return (*made, *fallback.blocks(sums, rows))
 
@@ -349,15 +365,11 @@ def table_of(part: LayerPart, sums: Sums) -> Tensor:
     return (torch.cat([table, below[None]]) if out < o else table).clamp_min(0)
 
 
-def _rank(out_values: Tensor, in_values: Tensor, *, lookup: bool) -> int:
-    """How many products of λ_B and λ_A are more than what rounding leaves of a 0: a few ε of the
-    largest in a factor, nothing in the counts of a lookup."""
-
-    def above(values: Tensor, ulps: float) -> int:
-        floor = ulps * torch.finfo(values.dtype).eps * float(values.max())
-        return int((values > floor).sum())
-
-    return above(out_values, NOISE) * above(in_values, 0.0 if lookup else NOISE)
+def _above(values: Tensor, ulps: float) -> int:
+    """How many are more than so many ε of the largest: a few in a factor, none in the counts of a
+    lookup."""
+    floor = ulps * torch.finfo(values.dtype).eps * float(values.max())
+    return int((values > floor).sum())
 
 
 def _whole_parts(problem: Problem) -> tuple[LayerPart, ...]:

@@ -6,7 +6,7 @@ other side, its mean there: so no other column is needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -50,6 +50,8 @@ class TruncatedKronecker(Operator):
     out_basis: Tensor  # the columns of U_B that are held, (o, k_o)
     in_basis: Tensor | None  # of U_A, (i, k_i), a bias the last input; None is the identity
     values: Tensor  # Λ, (k_o + 1, k_i + 1): the last row and column of what is not held, if any
+    # Of what the data make, at most, where known: a mean of what is not held is of zeros too.
+    rank: int | None = field(default=None, kw_only=True)
 
     @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -189,7 +191,7 @@ class TruncatedKronecker(Operator):
         return self._spectrum().flatten()
 
     def mean_eigenvalue(self) -> MeanEigenvalue:
-        return of_spectrum(self._spectrum())
+        return of_spectrum(self._spectrum(), self.rank)
 
     def squared_norm(self) -> float:
         return squared(self._spectrum())
@@ -197,7 +199,8 @@ class TruncatedKronecker(Operator):
     def eigenbasis(self) -> KroneckerEigen:
         """The same matrix with complete bases: what is held, and any orthonormal completion."""
         inner = None if self.in_basis is None else _completed(self.in_basis)
-        return KroneckerEigen(_completed(self.out_basis), inner, self._spectrum())
+        whole = _completed(self.out_basis)
+        return KroneckerEigen(whole, inner, self._spectrum(), rank=self.rank)
 
     def diagonalised(self) -> Operator:
         return self
