@@ -32,6 +32,8 @@ RUNGS: dict[str, cf.Rung] = {
     "ekfac": cf.EKFAC(),
     "ekfac mc": cf.EKFAC(fisher=cf.MonteCarlo(2, seed=5)),
     "ekfac empirical": cf.EKFAC(fisher=cf.Empirical()),
+    "kfac of two": cf.KFAC(eigenvectors=2),
+    "ekfac of two": cf.EKFAC(eigenvectors=2),
     "eshampoo": cf.EShampoo(),
     "block": cf.BlockGGN(),
     "ggn": cf.GGN(Matrix()),
@@ -63,7 +65,15 @@ class Rooted(nn.Module):
         return self.head(self.body(x).abs().sqrt())
 
 
-SOME = ("kfac", "ekfac", "ekfac mc", "ekfac empirical", "eshampoo", "ggn selected rows")
+SOME = (
+    "kfac",
+    "ekfac",
+    "ekfac of two",
+    "ekfac mc",
+    "ekfac empirical",
+    "eshampoo",
+    "ggn selected rows",
+)
 
 
 class Reusing(nn.Module):
