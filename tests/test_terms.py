@@ -57,9 +57,11 @@ def test_norms_by_pairs_of_positions(
     a = torch.randn(N, 2, 9, dtype=torch.float64)
     s = torch.randn(N, columns, 2, 8, dtype=torch.float64)
     a[1, 1], s[1, :, 1] = a[1, 0], -s[1, :, 0]  # terms that cancel
+    for k, left in enumerate((1e-4, 1e-9, 1e-11), start=2):  # and that do all but for so much
+        a[k, 1], s[k, :, 1] = a[k, 0], -(1 + left) * s[k, :, 0]
     term = SharedOuter(a, s)
     wanted = term.dense().square().sum((2, 3))
-    same(term.squared_norms(), wanted)
+    torch.testing.assert_close(term.squared_norms(), wanted, rtol=1e-9, atol=0)
     assert bool((term.squared_norms() >= 0).all())
     assert torch.equal(term.to(torch.float32).squared_norms()[1], torch.zeros(columns))
 

@@ -26,6 +26,7 @@ from curvfluence.jacobian.terms.products import (
     sum_of,
 )
 
+CANCELLED = 1e-6  # of the squared norms of terms, below which a sum of them has lost its digits
 FORMED = 2  # times the numbers of a and s up to which formed rows are kept
 
 
@@ -64,8 +65,8 @@ class SharedOuter(Factored):
         return self.s.mT @ self.a[:, None]
 
     def squared_norms(self) -> Tensor:
-        """Σ_t Σ_u (a_t·a_u)(s_t·s_u) where that is fewer operations and float64, since terms that
-        cancel leave their rounding behind."""
+        """Σ_t Σ_u (a_t·a_u)(s_t·s_u) where that is fewer operations and float64, but of the rows
+        themselves where terms cancel and would leave their rounding behind."""
         (o, i), t = self.shape, self.a.shape[1]
         if self.s.dtype != torch.float64 or self.c * o * i <= t * (i + self.c * o):
             return super().squared_norms()
@@ -73,7 +74,12 @@ class SharedOuter(Factored):
         for part in self.slices((1 + self.c) * t * t):
             part = cast(SharedOuter, part)
             pairs_nctu = (part.a @ part.a.mT)[:, None] * (part.s @ part.s.mT)
-            found.append(pairs_nctu.sum((2, 3)).clamp_min(0))
+            norms_nc = pairs_nctu.sum((2, 3))
+            terms_nc = pairs_nctu.diagonal(dim1=2, dim2=3).sum(2)
+            gone = (norms_nc < CANCELLED * terms_nc).any(1).nonzero()[:, 0]
+            if len(gone):
+                norms_nc[gone] = super(SharedOuter, part[gone]).squared_norms()
+            found.append(norms_nc)
         return torch.cat(found)
 
     def summed(self) -> Tensor:
