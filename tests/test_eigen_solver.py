@@ -51,6 +51,17 @@ def symmetric(dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_are_not_finite(dtype: torch.dtype) -> None:
+    """Which torch finds out at some sizes: no other way does better."""
+    matrix = symmetric(dtype)
+    matrix[0, 0] = torch.nan
+    for solve in (eigh, eigvalsh):
+        with noted() as said, pytest.raises(SingularError, match=r"12 × 12 .* is not finite"):
+            solve(matrix)
+        assert not said
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("failed", [(torch.float32,), (torch.float32, torch.float64)])
 def test_the_same_by_a_sturdier_way(
     dtype: torch.dtype, failed: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch

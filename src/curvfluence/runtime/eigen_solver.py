@@ -21,7 +21,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Divide and conquer as torch has it; where that does not converge the same in float64, and then
     LAPACK's QR iteration (syev), slower and sturdier, in float64 on the CPU. The result says so.
-    Errors: `SingularError` where none of them converges.
+    Errors: `SingularError` where none of them converges, as of numbers that are not finite.
     """
     try:
         return torch.linalg.eigh(matrix)
@@ -47,6 +47,11 @@ def eigvalsh(matrix: Tensor) -> Tensor:
 
 def _again(matrix: Tensor, error: Exception) -> tuple[Tensor, Tensor]:
     size, kind = len(matrix), str(matrix.dtype).removeprefix("torch.")
+    if not bool(matrix.isfinite().all()):
+        raise SingularError(
+            f"a matrix of {size} × {size} to decompose is not finite in {kind}: scale the inputs "
+            "or the loss, or use a rung without this matrix"
+        ) from error
     failed = f"an eigendecomposition of {size} × {size} did not converge in {kind}"
     if matrix.dtype != torch.float64:
         try:
