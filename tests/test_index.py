@@ -22,7 +22,7 @@ from tests.zoo import zoo_problem
 
 RUNGS: tuple[cf.Rung, ...] = (
     cf.EKFAC(), cf.KFAC(), cf.EShampoo(), cf.BlockGGN(), cf.GGN(form=cf.inversion.Matrix()),
-    cf.Diagonal(), cf.Identity(),
+    cf.Diagonal(), cf.Identity(), cf.EKFAC(eigenvectors=2),
 )  # fmt: skip
 
 

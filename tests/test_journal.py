@@ -91,6 +91,7 @@ RUNGS: dict[str, cf.Rung] = {
     "EKFAC[mc(1), exact]": cf.EKFAC(fisher=cf.MonteCarlo(1, seed=3), values=cf.Type2()),
     "KFAC[empirical]": cf.KFAC(fisher=cf.Empirical()),
     "EKFAC[empirical]": cf.EKFAC(fisher=cf.Empirical()),
+    "EKFAC of two": cf.EKFAC(eigenvectors=2),
     "Shampoo": cf.Shampoo(),
     "Diagonal": cf.Diagonal(),
     "BlockGGN": cf.BlockGGN(),
