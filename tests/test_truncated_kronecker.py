@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.curvature.operators import diagonal as diagonals
 from curvfluence.curvature.operators.block import Block
 from curvfluence.curvature.operators.decomposed import leading_eigh
 from curvfluence.curvature.operators.kronecker import Kronecker, KroneckerEigen
@@ -417,6 +418,16 @@ def test_saved(tmp_path: Path) -> None:
         at = cf.Absolute(LAMBDA)
         a, b = (cf.influence(problem, c, damping=at).values for c in (made, read))
         assert torch.equal(a, b)
+
+
+def test_a_distance_from_a_diagonal_forms_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fitted("chain", cf.EKFAC, "type2", True, 1)
+    _, operator, _ = next(truncated(found))
+    diagonal = diagonals.DiagonalOperator(drawn(operator.size).square())
+    wanted = float((operator.to_dense() - diagonal.to_dense()).square().sum())
+    monkeypatch.setattr(diagonals, "SMALL", 0)
+    monkeypatch.setattr(TruncatedKronecker, "to_dense", None)
+    assert operator.squared_distance(diagonal) == pytest.approx(wanted)
 
 
 def test_less_is_held() -> None:

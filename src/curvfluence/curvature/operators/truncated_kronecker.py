@@ -196,6 +196,9 @@ class TruncatedKronecker(Operator):
     def squared_norm(self) -> float:
         return squared(self._spectrum())
 
+    def diagonal_entries(self) -> Tensor:
+        return self.eigenbasis().diagonal_entries()
+
     def eigenbasis(self) -> KroneckerEigen:
         """The same matrix with complete bases: what is held, and any orthonormal completion."""
         inner = None if self.in_basis is None else _completed(self.in_basis)
