@@ -71,6 +71,11 @@ class KroneckerRung(FisherRung):
             kinds.count(self.eigenvectors, "eigenvectors")
 
     @property
+    def name(self) -> str:
+        held = self.eigenvectors
+        return super().name if held is None else f"{super().name}(eigenvectors={held})"
+
+    @property
     @abstractmethod
     def factors(self) -> Factors:
         """Which two sums over the data."""
