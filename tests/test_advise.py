@@ -6,6 +6,7 @@ import dataclasses
 import re
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -24,8 +25,11 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.errors import InputError
 from curvfluence.fidelity.lds import query_halves, spearman
 from curvfluence.forecast import plan, plans
+from curvfluence.judging.holdings import Holdings
 from curvfluence.problem.problem import Problem
+from curvfluence.store.lock import held
 from curvfluence.study import load
+from curvfluence.truth.bank import Bank
 from tests.oracles import dense_ggn, example_gradients, query_gradients
 from tests.problems import chain_problem, make, mlp, seeded
 
@@ -264,6 +268,18 @@ class TestRetraining:
     def test_too_few(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="3 retrainings or more"):
             retrained(load("wine"), 2, tmp_path)
+
+    def test_one_command_at_a_time(self, tmp_path: Path) -> None:
+        call = ["advise", "wine", "--retrain", "3", "--out", str(tmp_path), "--no-progress"]
+        with held(tmp_path / "bank"):
+            with pytest.raises(InputError, match=r"is being written by .*--wait"):
+                CliRunner().invoke(app, call, catch_exceptions=False)
+            waiting = Thread(target=CliRunner().invoke, args=(app, [*call, "--wait"]))
+            waiting.start()
+            waiting.join(3)
+            assert waiting.is_alive()
+        waiting.join()
+        assert Holdings.of(Bank.read(tmp_path / "bank"), 0.5).subsets == 3
 
 
 class TestCommand:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 import curvfluence as cf
 from curvfluence.banks import SHIPPED, Slice, make_bank, make_slice, verify_bank
 from curvfluence.errors import InputError
 from curvfluence.store.folder import Folder, Header, MadeBy
+from curvfluence.store.lock import HOLDER
 from curvfluence.study import StudySpec, load, retrain, run_study
 from curvfluence.study.asked import asked
 from curvfluence.study.progress import silent
 from curvfluence.study.retrain import Truth, make_truth, source_of, train_models
+from curvfluence.study.study import read_study
 from curvfluence.study.variant import Variant
+from curvfluence.truth import bank as bank_module
 from curvfluence.truth.bank import BANK, ENTRIES, LISTED, TRAINER, Bank, Batch, packed, unpacked
 from tests.studies import resealed
 from tests.test_report import run
@@ -203,6 +210,117 @@ def test_slices_at_the_same_time(tmp_path: Path) -> None:
     assert code == 0, err
     assert "bank holds 240 retrainings" in out
     assert verify_bank(tmp_path / "bank", again=3).equal == 3
+
+
+class TestTwoAtOnce:
+    """Commands that fill one bank at one time neither damage nor lose what is in it."""
+
+    BATCH = Batch("retrained", "float32", (1,), (2,), "a", 0.5)
+
+    def bank(self, path: Path) -> Bank:
+        return Bank(path, source_of(load("wine"), SPEC))
+
+    def test_the_same_batch_with_other_bits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As by another number of threads: what is kept is of one of them, whole."""
+        bank, within, goes_on = self.bank(tmp_path), Event(), Event()
+        bank.claim()
+        own = bank_module._save
+
+        def save(path: Path, array: np.ndarray) -> None:
+            own(path, array)
+            if float(array[0]) == 1:
+                within.set()
+                goes_on.wait(1)
+
+        monkeypatch.setattr(bank_module, "_save", save)
+        first = Thread(target=bank.keep, args=(self.BATCH, {"values": torch.ones(3)}, 1.0))
+        second = Thread(target=bank.keep, args=(self.BATCH, {"values": torch.zeros(3)}, 1.0))
+        first.start()
+        within.wait()
+        second.start()
+        first.join()
+        second.join()
+        found = bank.find(self.BATCH)
+        assert found is not None
+        assert torch.equal(found[1]["values"], torch.ones(3))
+        assert verify_bank(tmp_path).batches == 1
+
+    def test_one_that_is_added_while_others_are_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bank = self.bank(tmp_path)
+        bank.claim()
+        bank.keep(self.BATCH, {"values": torch.ones(3)}, 1.0)
+        own = Bank._listed
+
+        def listed(self: Bank) -> set[str]:
+            self.keep(
+                structs.replace(TestTwoAtOnce.BATCH, alpha=0.9), {"values": torch.ones(3)}, 1.0
+            )
+            return own(self)
+
+        monkeypatch.setattr(Bank, "_listed", listed)
+        assert len(list(bank.entries())) == 2
+
+    def test_the_same_new_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each looks at it while the other writes who holds it, or claims it."""
+        bank = self.bank(tmp_path / "b")
+        (tmp_path / "b" / ENTRIES).mkdir(parents=True)
+        (tmp_path / "b" / ENTRIES / f".{HOLDER}.77.tmp").write_text("{")
+        own = bank_module.only_begun
+
+        def begun(*given: Any) -> bool:
+            found = own(*given)
+            with monkeypatch.context() as patch:
+                patch.setattr(bank_module, "only_begun", own)
+                bank.claim()
+            return found
+
+        monkeypatch.setattr(bank_module, "only_begun", begun)
+        bank.require_free()
+        assert Bank.read(tmp_path / "b").source == bank.source
+
+    def test_anew_leaves_the_states_of_a_training_that_goes_on(self, tmp_path: Path) -> None:
+        bank = self.bank(tmp_path)
+        bank.claim()
+        with bank.steps([self.BATCH]) as steps:
+            assert steps is not None
+            steps.keep({"a": 1}, 2)
+            with replace(bank, anew=True).steps([self.BATCH]) as none:
+                assert none is None
+            assert steps.find({"a": 1}, int) == 2
+
+    def test_anew_forgets_those_of_one_that_was_killed(self, tmp_path: Path) -> None:
+        bank = self.bank(tmp_path)
+        bank.claim()
+
+        def killed(bank: Bank) -> int | None:
+            found: int | None = None
+            with suppress(KeyboardInterrupt), bank.steps([self.BATCH]) as steps:
+                assert steps is not None
+                found = steps.find({"a": 1}, int)
+                steps.keep({"a": 1}, 2)
+                raise KeyboardInterrupt
+            return found
+
+        assert [killed(one) for one in (bank, bank, replace(bank, anew=True))] == [None, 2, None]
+
+    def test_studies(self, tmp_path: Path) -> None:
+        """Two that have most of their retrainings in common."""
+        words = ["study", "wine", "--models", "1", "--rungs", "KFAC", "--epochs", "5", "--threads",
+                 "1", "--no-progress", "--bank", "bank", "--subsets"]  # fmt: skip
+        running = [start([*words, m, "--out", m], tmp_path) for m in ("60", "90")]
+        for process in running:
+            code, _, err = ended(process, 120)
+            assert code == 0, err
+        verify_bank(tmp_path / "bank")
+        spec = StudySpec("wine", 60, models=1, rungs=("KFAC",), variant=Variant(epochs=5))
+        alone = run_study(spec, tmp_path / "alone", threads=1)
+        shared = read_study(tmp_path / "60")
+        for name, array in alone.manifest.arrays.items():
+            assert shared.manifest.arrays[name].sha256 == array.sha256
 
 
 def test_no_file_that_trains_is_forgotten() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.banks import SHIPPED, make_bank
+from curvfluence.banks import SHIPPED, Slice, make_bank, make_slice
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.fidelity import calibrate, spearman
 from curvfluence.judging import (
@@ -42,6 +44,7 @@ from curvfluence.judging.given import Asked, Meaning, given
 from curvfluence.judging.holdings import Holdings
 from curvfluence.judging.subject import Subject
 from curvfluence.report.judge import headline, method_table, removal_table
+from curvfluence.store.lock import held
 from curvfluence.study import StudySpec, load, run_study
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.progress import silent
@@ -800,6 +803,48 @@ class TestGoesOn:
         assert not under_way.exists()
         for one, other in zip(again.methods, judged().methods, strict=True):
             assert one == other
+
+
+class TestOneAtATime:
+    @pytest.fixture
+    def bank(self, bank: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(bank, tmp_path / "bank")
+
+    def judged(self, bank: Path, subsets: int, *, wait: bool = False) -> Judgement:
+        return cf.judge(
+            np.ones((Q, N)), bank=bank, positive="helps", beside=ALONE, threads=1, wait=wait,
+            settings=Settings(subsets),
+        )  # fmt: skip
+
+    def test_one_that_adds_to_a_bank(self, bank: Path) -> None:
+        with held(bank):
+            with pytest.raises(InputError, match=r"is being written by .*--wait"):
+                self.judged(bank, 6)
+            assert self.judged(bank, 5).trained == 0  # which writes nothing
+        assert self.judged(bank, 6).trained == 12
+
+    def test_one_that_keeps_its_ladder(
+        self, bank: Path, scores: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("curvfluence.judging.subject.LONG", 0.0)
+        beside = Beside(("KFAC",), baselines=False)
+        with held(bank), pytest.raises(InputError, match="is being written by"):
+            cf.judge(scores[0], bank=bank, positive="helps", beside=beside, threads=1)
+
+    def test_one_that_waits_finds_what_the_other_made(self, bank: Path) -> None:
+        begun = Event()
+
+        def other() -> None:
+            with held(bank):
+                begun.set()
+                time.sleep(1)
+                make_slice([StudySpec("wine", 6, models=2, orders=1)], bank, Slice(1, 1), threads=1)
+
+        thread = Thread(target=other)
+        thread.start()
+        begun.wait()
+        assert self.judged(bank, 6, wait=True).trained == 0
+        thread.join()
 
 
 class TestSaid:

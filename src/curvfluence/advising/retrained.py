@@ -35,15 +35,16 @@ def retrained(
     *,
     seed: int = 0,
     threads: int | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Retrained:
     """Train one influence model of a study and retrain it on `subsets` random halves of its data,
-    into the bank in `folder`, from which it is read where it was done before. Errors: `InputError`
-    for fewer than 3 subsets."""
+    into the bank in `folder`, from which it is read where it was done before. With `wait` another
+    command that fills it is waited for. Errors: `InputError` for fewer than 3 subsets."""
     if kinds.count(subsets, "retrain") < 3:
         raise InputError(f"ranking needs 3 retrainings or more; seen {subsets}")
     spec = StudySpec(study.name, subsets, seed=seed, models=1, orders=1)
-    bank = make_bank([spec], folder, problem=study, threads=threads, watch=watch)
+    bank = make_bank([spec], folder, problem=study, threads=threads, wait=wait, watch=watch)
     ready = asked(spec, study)
     with limited(threads):
         models = train_models(spec, ready, bank, watch)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvfluence.cli.consoles import plain, watching
-from curvfluence.cli.options import GivenName, NoProgress, Seed, Threads
+from curvfluence.cli.options import GivenName, NoProgress, Seed, Threads, Wait
 from curvfluence.cli.root import app
 from curvfluence.cli.words import set_threads
 
@@ -36,6 +36,7 @@ def advise(
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Which rung and which damping for a budget of time, and what one step more would cost."""
@@ -56,7 +57,13 @@ def advise(
             study = load(problem)
             folder = Path("runs") / f"{study.name}-advise" if out is None else out
             made = retrained(
-                study, retrain, folder / "bank", seed=seed, threads=threads, watch=watch
+                study,
+                retrain,
+                folder / "bank",
+                seed=seed,
+                threads=threads,
+                wait=wait,
+                watch=watch,
             )
             title, chosen = study.display.title, made.problem
             truth, notes = made.truth, made.notes

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from curvfluence.cli.consoles import plain, shown_unkept, watching
-from curvfluence.cli.options import NoProgress, Seed, Threads
+from curvfluence.cli.options import NoProgress, Seed, Threads, Wait
 from curvfluence.cli.root import app
 from curvfluence.cli.words import names, value
 
@@ -82,6 +82,7 @@ def judge(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write every number too: FILE.json.")] = None,
     threads: Threads = None,
+    wait: Wait = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Hold scores that any library made against retraining: LDS, beside our rungs and baselines."""
@@ -109,6 +110,7 @@ def judge(
             bank=bank,
             out=out,
             threads=threads,
+            wait=wait,
             watch=watch,
         )
     show_judgement(found, plain(), out)

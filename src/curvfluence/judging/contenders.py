@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +23,7 @@ from curvfluence.judging.baselines import (
 from curvfluence.judging.subject import Subject
 from curvfluence.problem.problem import Problem
 from curvfluence.score.influence import influence
+from curvfluence.store.lock import Holding
 from curvfluence.study.at_model import RungScores
 from curvfluence.study.climb import climb
 from curvfluence.study.progress import Watcher
@@ -59,18 +59,18 @@ def rungs_of(
     trained: Trained,
     problems: Sequence[Problem],
     names: Sequence[str] | None,
-    kept: ExitStack,
+    holding: Holding,
     watch: Watcher,
 ) -> tuple[list[Contender], list[str]]:
     """Each rung twice: λ from the study's grid, cross-fitted on the truth as in a study, and at the
     default damping, which no truth has chosen; EK-FAC, and GGN up to `LIMIT` parameters, unless
     named. Then why one was left out. `problems` are those of `trained`; what takes long is kept
-    until `kept` is closed."""
+    until what is `holding` the folder is closed."""
     chosen, notes = _chosen(problems[0], names)
     if not chosen:
         return [], notes
     spec = replace(subject.spec, rungs=tuple(chosen))
-    steps = kept.enter_context(subject.steps(problems, chosen))
+    steps = holding.stack.enter_context(subject.steps(problems, chosen, holding))
     ladder = climb(spec, subject.problem, trained, spec.plan, watch, steps)
     seeds = spec.seeds("Fisher", len(problems))
     found: list[Contender] = []

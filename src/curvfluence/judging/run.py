@@ -25,6 +25,7 @@ from curvfluence.judging.records import Judgement, Method, Removed
 from curvfluence.judging.subject import Settings, Subject, require_models
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import keeping
+from curvfluence.store.lock import Holding
 from curvfluence.store.records import write
 from curvfluence.study.at_model import swept
 from curvfluence.study.climb import influence_problems
@@ -66,6 +67,7 @@ def judge(
     bank: Path | str | None = None,
     out: Path | str | None = None,
     threads: int | None = None,
+    wait: bool = False,
     watch: Watcher = silent,
 ) -> Judgement:
     """What scores [query, train] of a problem are worth against retraining: LDS with interval, its
@@ -81,8 +83,10 @@ def judge(
     over models.
 
     `bank` is a folder of retrainings, see `Subject.of`; what it lacks is trained and added, but for
-    removals, which are kept in a folder of their own. `out` is a file that the result is written to
-    as JSON.
+    removals, which are kept in a folder of their own. Where anything is kept the folder is held:
+    another judgement that keeps something there is refused meanwhile, or with `wait` waits.
+
+    `out` is a file that the result is written to as JSON.
 
     Cost: the retrainings that the bank lacks; a fit of each rung at each judged model.
     Errors: `InputError` before any work where the scores are not of this problem's shape, or their
@@ -100,8 +104,9 @@ def judge(
     if beside.rungs:
         replace(subject.spec, rungs=beside.rungs)  # which there are
     _require_removal(beside.removal, subject)
-    with limited(threads), ExitStack() as kept:
-        found = _Judge(subject, read, models, name, beside, kept, watch).judgement(start)
+    with limited(threads), ExitStack() as stack:
+        holding = Holding(subject.folder, wait, stack)
+        found = _Judge(subject, read, models, name, beside, holding, watch).judgement(start)
         if path is not None:
             with keeping(path, found):
                 write(path, found)
@@ -146,12 +151,14 @@ class _Judge:
     models: list[int]
     name: str
     beside: Beside
-    kept: ExitStack  # closed when the judgement is written: what was kept on the way then goes
+    holding: Holding  # until the judgement is written: what was kept on the way then goes
     watch: Watcher
 
     def judgement(self, start: float) -> Judgement:
         subject, spec, problem = self.subject, self.subject.spec, self.subject.problem
-        lacked = lacking(spec, problem, subject.bank)
+        if self.beside.removal is not None or lacking(spec, problem, subject.bank):
+            self.holding.take()
+        lacked = lacking(spec, problem, subject.bank)  # another command may have made some
         subject.claim()
         trained = train_models(spec, problem, subject.bank, self.watch)
         truth = make_truth(spec, problem, trained, subject.bank, self.watch)
@@ -217,7 +224,7 @@ class _Judge:
         trained = models.checkpoints(self.models)
         problems = influence_problems(self.subject.problem, trained)
         ours, left_out = rungs_of(
-            self.subject, trained, problems, self.beside.rungs, self.kept, self.watch
+            self.subject, trained, problems, self.beside.rungs, self.holding, self.watch
         )
         base, missing = ([], [])
         if self.beside.baselines:

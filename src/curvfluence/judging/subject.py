@@ -20,6 +20,7 @@ from curvfluence.problem.problem import Problem
 from curvfluence.runtime.journal import LONG
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import writing
+from curvfluence.store.lock import Holding
 from curvfluence.store.records import as_json
 from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study.asked import asked
@@ -58,6 +59,7 @@ class Subject:
     bank: Bank
     removals: Bank
     under_way: Path  # where steps of a judgement are kept while it is made
+    folder: Path  # that a command holds while it writes any of these
 
     @staticmethod
     def of(name: str | None, settings: Settings, bank: Path | None = None) -> Subject:
@@ -110,7 +112,7 @@ class Subject:
         own = Path("runs") / f"{problem.name}-judge"
         removals, under_way = own / REMOVALS, own / STEPS
         if bank is not None:
-            kept = Bank(bank, source, as_made=True)
+            kept, own = Bank(bank, source, as_made=True), bank
             removals = bank.with_name(f"{bank.name}-{REMOVALS}")
             under_way = bank.with_name(f"{bank.name}-{STEPS}")
         else:
@@ -118,12 +120,14 @@ class Subject:
             whole = (one for one in about if _serves(one, spec, problem))
             kept = next(whole, Bank(own / "bank", source))
         kept.require_free()
-        return Subject(spec, problem, kept, Bank(removals, source), under_way)
+        return Subject(spec, problem, kept, Bank(removals, source), under_way, own)
 
     @contextmanager
-    def steps(self, problems: Sequence[Problem], rungs: Sequence[str]) -> Generator[Steps | None]:
+    def steps(
+        self, problems: Sequence[Problem], rungs: Sequence[str], holding: Holding
+    ) -> Generator[Steps | None]:
         """Where the ladder of each of these influence models is kept until the judgement is made;
-        None where all of it is done again sooner, or another command does the same."""
+        None where all of it is done again sooner. The folder is held for it."""
         if len(problems) * len(rungs) * operations(problems[0]) < LONG:
             yield None
             return
@@ -132,6 +136,7 @@ class Subject:
             "rungs": list(rungs),
             "models": [content(problem) for problem in problems],
         }
+        holding.take()
         with writing(self.under_way):
             self.under_way.parent.mkdir(parents=True, exist_ok=True)
         with Steps(self.under_way, depends).ours() as found:

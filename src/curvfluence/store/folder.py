@@ -113,7 +113,7 @@ class Folder:
 
 def only_begun(path: Path, part: str, record: str) -> bool:
     """Whether a folder holds at most what a claim leaves that was killed before its record was
-    there: a lock, the empty folder `part`, the record under a temporary name."""
+    there: a lock, the folder `part` with nothing else in it, the record under a temporary name."""
 
     def left(entry: Path) -> bool:
         if own(entry):
@@ -121,7 +121,7 @@ def only_begun(path: Path, part: str, record: str) -> bool:
         if entry.is_symlink():
             return False
         if entry.name == part:
-            return entry.is_dir() and not any(entry.iterdir())
+            return entry.is_dir() and all(map(own, entry.iterdir()))
         return entry.name.startswith(f".{record}.") and entry.name.endswith(".tmp")
 
     return all(map(left, path.iterdir()))

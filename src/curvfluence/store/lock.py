@@ -8,7 +8,8 @@ import shlex
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,10 +33,11 @@ class Holder(Record, frozen=True):
 
 
 @contextmanager
-def held(folder: Path, *, wait: bool = False) -> Generator[None]:
+def held(folder: Path, *, wait: bool = False, alone: bool = True) -> Generator[None]:
     """Hold `folder`, which is made where there is none, against other commands. The lock is the
     operating system's and goes with this process, however it ends. With `wait` another holder is
-    waited for.
+    waited for. What writers that were killed have left behind is removed, unless others write to
+    the folder as well, which is then not held `alone`.
 
     Errors: `InputError` naming the holder; where the folder cannot be written to.
     """
@@ -51,7 +53,8 @@ def held(folder: Path, *, wait: bool = False) -> Generator[None]:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:
         try:
-            _sweep(folder)
+            if alone:
+                _sweep(folder)
             write(folder / HOLDER, _this())
         except OSError as error:
             raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -59,6 +62,22 @@ def held(folder: Path, *, wait: bool = False) -> Generator[None]:
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+@dataclass(eq=False)
+class Holding:
+    """A folder that is held once something is written to it, until `stack` is closed."""
+
+    folder: Path
+    wait: bool
+    stack: ExitStack
+    held: bool = False
+
+    def take(self) -> None:
+        """Hold it from now on. Errors: as `held`."""
+        if not self.held:
+            self.stack.enter_context(held(self.folder, wait=self.wait, alone=False))
+            self.held = True
 
 
 def is_held(folder: Path) -> bool:
@@ -96,7 +115,8 @@ def _free(file: Path) -> bool:
 
 def own(path: Path) -> bool:
     """Whether a file is a lock's, which says nothing of what a folder holds."""
-    return path.name in (LOCK, HOLDER)
+    name = path.name
+    return name in (LOCK, HOLDER) or (name.startswith(f".{HOLDER}.") and name.endswith(".tmp"))
 
 
 def _this() -> Holder:

@@ -18,11 +18,12 @@ from curvfluence.store.arrays import Size, StoredArray, read_stored, write_array
 from curvfluence.store.files import inside, require_no_link
 from curvfluence.store.folder import writing
 from curvfluence.store.hashes import hash_code, hash_json
-from curvfluence.store.lock import LOCK
+from curvfluence.store.lock import LOCK, own
 from curvfluence.store.packed import pack, unpack
 from curvfluence.store.records import Record, read, write
 
 STEPS = "steps"  # the folder of work that is under way, inside of that of its results
+RACES = 10  # in which a folder that is shared may be lost to others that clear it
 REMEDY = "remove that folder: the same command does these steps again"
 
 T = TypeVar("T")
@@ -114,6 +115,14 @@ class Steps:
         finally:
             lock.release()
 
+    def forget(self) -> None:
+        """Remove what is kept, and leave the folder with its lock."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif not own(entry):
+                entry.unlink()
+
     def clear(self) -> None:
         """Remove the folder, and the one that it is in where that holds steps alone."""
         require_no_link(self.path)
@@ -126,7 +135,11 @@ class Steps:
         """Not the folder of the results, which must be there: somebody may have removed it."""
         require_no_link(self.path)
         if self.path.parent.name == STEPS:
-            self.path.parent.mkdir(exist_ok=True)
+            for _ in range(RACES):
+                self.path.parent.mkdir(exist_ok=True)
+                with suppress(FileNotFoundError):  # another command has just cleared the last of it
+                    self.path.mkdir(exist_ok=True)
+                    return
         self.path.mkdir(exist_ok=True)
 
     def _read(self, key: str) -> Step | None:

@@ -50,15 +50,17 @@ def make_bank(
     watch: Watcher = silent,
 ) -> Bank:
     """Train the influence models of `specs` and retrain on their subsets, into the bank at `path`;
-    what it holds already is not trained again. The specs may differ in their subsets and seeds, not
-    in the problem and its training. With an `engine` its workers train, see `fill`.
+    what it holds already is not trained again. Another `make_bank` of it is refused meanwhile, or
+    with `wait` waited for; studies, slices and judgements may add to it. The specs may differ in
+    their subsets and seeds, not in the problem and its training. With an `engine` its workers
+    train, see `fill`.
 
     Errors: `InputError` before any work where they do, or where `path` holds anything else.
     """
     bank, problems = _bank_of(specs, path, problem)
-    if engine is not None:
-        fill(specs, path, engine, problem=problem, watch=watch)
-    with held(path, wait=wait), limited(threads):
+    with held(path, wait=wait, alone=False), limited(threads):
+        if engine is not None:
+            fill(specs, path, engine, problem=problem, watch=watch)
         bank.claim()
         for spec, at in zip(specs, problems, strict=True):
             models = train_models(spec, at, bank, watch)
@@ -82,7 +84,7 @@ def make_slice(
 
     Errors: as `make_bank`.
     """
-    bank, problems = _bank_of(specs, path, problem, shared=True)
+    bank, problems = _bank_of(specs, path, problem)
     new = old = 0
     with limited(threads):
         bank.claim()
@@ -114,7 +116,7 @@ def fill(
 
     Errors: what a task runs into; `InputError` after three rounds in which nothing was made.
     """
-    bank, problems = _bank_of(specs, path, problem, shared=True)
+    bank, problems = _bank_of(specs, path, problem)
     bank.claim()
     with attempts(path) as counted:
         _fill(specs, problems, bank, engine, counted, anew=anew, watch=watch)
@@ -205,7 +207,7 @@ def _done(task: Task) -> Task:
     problem = _loaded(task.spec.problem)
     with warnings.catch_warnings(), limited(1):
         warnings.simplefilter("ignore", CurvfluenceWarning)  # who asked says them
-        found, (at,) = _bank_of([task.spec], Path(task.bank), problem, shared=True)
+        found, (at,) = _bank_of([task.spec], Path(task.bank), problem)
         bank = replace(found, anew=task.anew)
         if task.place is None:
             train_models(task.spec, at, bank, silent)
@@ -229,14 +231,14 @@ def _absolute(spec: StudySpec) -> StudySpec:
 
 
 def _bank_of(
-    specs: Sequence[StudySpec], path: Path, problem: StudyProblem | None, *, shared: bool = False
+    specs: Sequence[StudySpec], path: Path, problem: StudyProblem | None
 ) -> tuple[Bank, list[StudyProblem]]:
     """The bank that all specs ask for, and the problem of each."""
     if not specs:
         raise InputError("a bank needs the spec of a study, one or more")
     loaded = load(specs[0].problem) if problem is None else problem
     problems = [asked(spec, loaded) for spec in specs]
-    bank = Bank(path, source_of(problems[0], specs[0]), shared=shared)
+    bank = Bank(path, source_of(problems[0], specs[0]))
     for spec, at in zip(specs, problems, strict=True):
         draw_subsets(spec, at)
         if source_of(at, spec).key != bank.source.key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from curvfluence.store.arrays import read_array
 from curvfluence.store.files import append_line, inside, replace_file, require_inside
 from curvfluence.store.folder import only_begun, writing
 from curvfluence.store.hashes import hash_code, hash_json
-from curvfluence.store.lock import held
+from curvfluence.store.lock import held, own
 from curvfluence.store.records import Record, as_json, read, write
 from curvfluence.store.steps import STEPS, Steps
 
@@ -116,14 +116,13 @@ class Entry(Record, frozen=True):
 class Bank:
     """The retrainings of `source` in the folder `path`, by what each batch depends on. With `anew`
     nothing that it holds is read: batches are made again, and replace it. With `as_made` a batch is
-    read whichever code and torch trained it: retraining would differ by rounding. Commands that
-    fill one `shared` bank together hold its folder only while they write."""
+    read whichever code and torch trained it: retraining would differ by rounding. Several commands
+    may fill one bank at a time: each holds its entries only while it writes."""
 
     path: Path
     source: Source
     anew: bool = False
     as_made: bool = False
-    shared: bool = False
 
     @staticmethod
     def read(path: Path) -> Bank:
@@ -137,8 +136,8 @@ class Bank:
         """Refuse a folder that holds another bank, or files that are none. Writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder for the retrainings")
-        known = read(self.path / BANK, Source)
         begun = not self.path.is_dir() or only_begun(self.path, ENTRIES, BANK)
+        known = read(self.path / BANK, Source)  # after that: another command may write it meanwhile
         if known is None and not begun:
             raise InputError(f"{self.path} holds files that are no bank: name another folder")
         if known is not None and known.key != self.source.key:
@@ -149,10 +148,9 @@ class Bank:
 
     def claim(self) -> None:
         """Make the folder this bank's. Errors: `InputError` where it holds anything else."""
-        with self._held(), writing(self.path):
-            self.require_free()
-            self.path.mkdir(parents=True, exist_ok=True)
-            inside(self.path, ENTRIES).mkdir(exist_ok=True)
+        self.require_free()
+        with self._held():
+            self.require_free()  # another command may have come first
             write(self.path / BANK, self.source)
 
     def key(self, batch: Batch) -> str:
@@ -178,16 +176,24 @@ class Bank:
         return not self.anew and self._entry(batch) is not None
 
     def _entry(self, batch: Batch) -> Entry | None:
-        own = read(inside(self.path, ENTRIES) / f"{self.key(batch)}.json", Entry)
+        own = self._own(self.key(batch))
         if own is not None or not self.as_made:
             return own
         return next((entry for entry in self.entries() if entry.batch == batch), None)
 
+    def _own(self, key: str) -> Entry | None:
+        return read(inside(self.path, ENTRIES) / f"{key}.json", Entry)
+
     def keep(self, batch: Batch, arrays: Mapping[str, Tensor], seconds: float) -> None:
-        """Write a batch: its arrays, each replacing atomically, and then its record."""
+        """Write a batch: its arrays, each replacing atomically, and then its record. What another
+        command has kept of it meanwhile stays."""
         key = self.key(batch)
         files: dict[str, ArrayFile] = {}
-        with self._held(), writing(self.path):
+        with writing(self.path):
+            inside(self.path, ENTRIES).stat()  # a folder that was removed is not made again
+        with self._held():
+            if not self.anew and self._own(key) is not None:
+                return
             for name, value in arrays.items():
                 array = np.ascontiguousarray(value.detach().cpu().numpy())
                 _save(self._file(key, name), array)
@@ -196,9 +202,11 @@ class Bank:
             write(self.path / ENTRIES / f"{key}.json", made)
             append_line(inside(self.path, LISTED), key)
 
-    def _held(self) -> AbstractContextManager[None]:
-        """The folder for as long as something is written to it, where others write to it too."""
-        return held(self.path, wait=True) if self.shared else nullcontext()
+    @contextmanager
+    def _held(self) -> Generator[None]:
+        """The entries, for as long as something is written: others write to them too."""
+        with writing(self.path), held(inside(self.path, ENTRIES), wait=True):
+            yield
 
     @contextmanager
     def steps(self, batches: Sequence[Batch]) -> Generator[Steps | None]:
@@ -206,17 +214,17 @@ class Bank:
         another command trains them now."""
         keys = [self.key(batch) for batch in batches]
         folder = self.path.resolve() / STEPS / hash_json({"batches": keys})
-        steps = Steps(folder, {"batches": keys})
-        if self.anew:
-            steps.clear()
-        with steps.ours() as found:
+        with Steps(folder, {"batches": keys}).ours() as found:
+            if self.anew and found is not None:
+                found.forget()
             yield found
 
     def entries(self) -> Iterator[Entry]:
         """Every finished batch, by key. Errors: `InputError` for one that is not what was written,
         and where one that was kept is gone."""
-        files = sorted(inside(self.path, ENTRIES).glob("*.json"))
-        for key in sorted(self._listed() - {file.stem for file in files}):
+        listed = self._listed()  # before the files: others may be added meanwhile
+        files = sorted(f for f in inside(self.path, ENTRIES).glob("*.json") if not own(f))
+        for key in sorted(listed - {file.stem for file in files}):
             raise InputError(
                 f"{self.path / ENTRIES / key}.json is missing: the command that made it makes it "
                 "again"
