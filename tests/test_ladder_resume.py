@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from curvfluence.errors import InputError
+from curvfluence.fidelity import bootstrap
 from curvfluence.jacobian import gradients
-from curvfluence.runtime import journal
+from curvfluence.judging import Beside, Judgement, Settings, judge, subject
+from curvfluence.runtime import budget, journal
 from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study import StudySpec, at_model, climb, run_study
+from curvfluence.study.questions import QuestionSpec, run_questions
 from curvfluence.study.study import Study
 from curvfluence.study.variant import Variant
+from curvfluence.truth import proximal
 
 SHORT = Variant(epochs=3)
 CLEAN = StudySpec("wine", 4, 1, models=2, orders=1, variant=SHORT, replicates=200)
@@ -155,3 +160,77 @@ def test_the_seconds_of_scores_are_those_after_nothing_else(
     timed_ones = counted[: len(counted) // 2]  # the others are those whose needs are measured
     assert len(timed_ones) == 7
     assert set(timed_ones) == {1}
+
+
+class Counted:
+    """A function that is killed at one of its calls, by number, and counts them."""
+
+    def __init__(self, own: Callable[..., Any]) -> None:
+        self.own, self.calls, self.killed_at = own, 0, 0
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.killed_at:
+            raise Killed
+        return self.own(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(bootstrap, "_cross_fitted"), (proximal.Proximal, "objective")]
+)
+def test_a_killed_comparison_repeats_one_piece(
+    module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a killed response one evaluation, of the model that it was at."""
+    monkeypatch.setattr(budget, "REPLICATES", 5000)
+    monkeypatch.setattr(journal, "SHARE", 0.0)
+    counted = Counted(getattr(module, name))
+    method = name == "objective"
+    monkeypatch.setattr(module, name, (lambda *a: counted(*a)) if method else counted)
+    spec = replace(CLEAN, rungs=("GGN", "Identity"), costs=False)
+    whole = run_study(spec, tmp_path / "whole")
+    once = counted.calls
+    assert once > 10
+    for kill in (2, once // 2, once - 2):
+        out = tmp_path / f"{kill}"
+        counted.calls, counted.killed_at = 0, kill
+        with pytest.raises(Killed):
+            run_study(spec, out)
+        counted.killed_at = 0
+        study = run_study(spec, out)
+        assert once <= counted.calls <= once + 2
+        assert digests(study) == digests(whole)
+        assert study.results.digest == whole.results.digest
+        assert not (out / STEPS).exists()
+
+
+def test_what_questions_and_judgements_compare_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SHARE", 0.0)
+    counted = Counted(bootstrap._cross_fitted)
+    monkeypatch.setattr(bootstrap, "_cross_fitted", counted)
+    spec = replace(CLEAN, rungs=("KFAC", "Identity"), bregman=False, hybrids=False)
+    ask = QuestionSpec(spec, alphas=(0.5,), left_out=3, queries=2, removed=(0.1,))
+
+    def judged() -> Judgement:
+        monkeypatch.chdir(tmp_path)
+        return judge(
+            np.ones((36, 142)), "wine", positive="helps", settings=Settings(4, models=1, orders=1),
+            beside=Beside(("KFAC",), baselines=False), threads=1,
+        )  # fmt: skip
+
+    def told(made: Any) -> Any:
+        return made.methods if isinstance(made, Judgement) else made.questions
+
+    monkeypatch.setattr(subject, "LONG", 0.0)
+    for make in (lambda: run_questions(ask, tmp_path / "q"), judged):
+        counted.calls = counted.killed_at = 0
+        whole, once = make(), counted.calls
+        (tmp_path / "q" / "questions.json").unlink(missing_ok=True)
+        counted.calls, counted.killed_at = 0, once - 1
+        with pytest.raises(Killed):
+            make()
+        counted.killed_at = 0
+        assert told(make()) == told(whole)
+        assert once <= counted.calls <= once + 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.fidelity.arrays import Counts, Floats, Mask
@@ -19,6 +22,7 @@ from curvfluence.fidelity.lds import (
     lds,
 )
 from curvfluence.runtime import budget
+from curvfluence.runtime.journal import in_pieces
 
 
 class Axes(Flag):
@@ -133,13 +137,16 @@ def bootstrap_lds(sweep: Sweep, truth: Floats, halves: Mask, resamples: Resample
             f"resamples draw from {drawn} models, subsets and queries, but the sweep has "
             f"{(models, subsets, queries)}; make them for this sweep"
         )
-    x_djqm = centred_ranks(np.moveaxis(sweep.predicted, 2, 3))
-    y_jqm = centred_ranks(np.moveaxis(truth, 1, 2))
     size = max(1, budget.REPLICATES // (models * queries))
-    draws = [
-        _cross_fitted(x_djqm, y_jqm, halves, _part(resamples, slice(start, start + size)))
-        for start in range(0, len(resamples), size)
-    ]
+
+    def from_replicate(first: int) -> Iterator[tuple[int, Tensor]]:
+        x_djqm = centred_ranks(np.moveaxis(sweep.predicted, 2, 3))
+        y_jqm = centred_ranks(np.moveaxis(truth, 1, 2))
+        for start in range(first, len(resamples), size):
+            drawn = _part(resamples, slice(start, start + size))
+            yield start, torch.from_numpy(_cross_fitted(x_djqm, y_jqm, halves, drawn))
+
+    draws = [drawn_b.numpy() for _, drawn_b in in_pieces("bootstrap", from_replicate)]
     value = lds(sweep, truth, halves).value
     return Replicates(value=value, draws=np.concatenate(draws), resamples=resamples)
 

@@ -24,6 +24,7 @@ from curvfluence.judging.subject import Subject
 from curvfluence.problem.problem import Problem
 from curvfluence.score.influence import influence
 from curvfluence.store.lock import Holding
+from curvfluence.store.steps import Steps
 from curvfluence.study.at_model import RungScores
 from curvfluence.study.climb import climb
 from curvfluence.study.progress import Watcher
@@ -61,14 +62,14 @@ def rungs_of(
     names: Sequence[str] | None,
     holding: Holding,
     watch: Watcher,
-) -> tuple[list[Contender], list[str]]:
+) -> tuple[list[Contender], list[str], Steps | None]:
     """Each rung twice: λ from the study's grid, cross-fitted on the truth as in a study, and at the
     default damping, which no truth has chosen; EK-FAC, and GGN up to `LIMIT` parameters, unless
-    named. Then why one was left out. `problems` are those of `trained`; what takes long is kept
-    until what is `holding` the folder is closed."""
+    named. Then why one was left out, and where what takes long is kept until what is `holding` the
+    folder is closed. `problems` are those of `trained`."""
     chosen, notes = _chosen(problems[0], names)
     if not chosen:
-        return [], notes
+        return [], notes, None
     spec = replace(subject.spec, rungs=tuple(chosen))
     steps = holding.stack.enter_context(subject.steps(problems, chosen, holding))
     ladder = climb(spec, subject.problem, trained, spec.plan, watch, steps)
@@ -86,7 +87,7 @@ def rungs_of(
         name = f"{rung.name} at {DEFAULT.value:g}"
         scores = torch.stack(rows)[:, None]
         found.append(Contender(name, "ours", said, scores, units=True, rung=rung.name))
-    return found, notes
+    return found, notes, steps
 
 
 def _chosen(problem: Problem, names: Sequence[str] | None) -> tuple[list[str], list[str]]:

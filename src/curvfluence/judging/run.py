@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,13 @@ from curvfluence.judging.given import Asked, Given, Meaning, given
 from curvfluence.judging.methods import chosen, method_of, removed_of
 from curvfluence.judging.records import Judgement, Method, Removed
 from curvfluence.judging.subject import Settings, Subject, require_models
+from curvfluence.runtime import journal
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import keeping
+from curvfluence.store.hashes import hash_tensors
 from curvfluence.store.lock import Holding
 from curvfluence.store.records import write
+from curvfluence.store.steps import Steps
 from curvfluence.study.at_model import swept
 from curvfluence.study.climb import influence_problems
 from curvfluence.study.compare import Measured, RungFidelity, noise_ceilings
@@ -162,16 +166,11 @@ class _Judge:
         subject.claim()
         trained = train_models(spec, problem, subject.bank, self.watch)
         truth = make_truth(spec, problem, trained, subject.bank, self.watch)
-        contenders, notes = self._contenders(trained)
+        contenders, notes, steps = self._contenders(trained)
         (half_seed,) = spec.seeds("query halves", 1)
         halves = query_halves(truth.values.shape[-1], half_seed)
         measured = Measured(spec, truth, halves, self.models)
-        fidelity: dict[str, RungFidelity] = {}
-        with self.watch("compare", len(contenders)) as done:
-            for one in contenders:
-                sweep = swept(one.scores, one.dampings, measured.left_out)
-                fidelity[one.name] = measured(one.name, sweep)
-                done(len(fidelity))
+        fidelity = self._fidelity(contenders, measured, truth, steps)
         removed, control = self._removals(trained, contenders, fidelity, halves)
         first = fidelity[contenders[0].name]
         methods = tuple(
@@ -214,8 +213,25 @@ class _Judge:
             seconds=time.perf_counter() - start,
         )
 
-    def _contenders(self, models: Models) -> tuple[list[Contender], list[str]]:
-        """The judged scores, our rungs and the baselines; and what is missing among them."""
+    def _fidelity(
+        self,
+        contenders: Sequence[Contender],
+        measured: Measured,
+        truth: Truth,
+        steps: Steps | None,
+    ) -> dict[str, RungFidelity]:
+        """What each is worth, by its name."""
+        left_out = measured.left_out
+        sweeps = {o.name: partial(swept, o.scores, o.dampings, left_out) for o in contenders}
+        with ExitStack() as stack:
+            if steps is not None:
+                scores = hash_tensors(*(one.scores for one in contenders))
+                stack.enter_context(journal.kept_in(steps.within({"scores": scores, **truth.told})))
+            return {one.name: one for one in measured.each(sweeps, self.watch)}
+
+    def _contenders(self, models: Models) -> tuple[list[Contender], list[str], Steps | None]:
+        """The judged scores, our rungs and the baselines; what is missing among them; and where
+        what takes long is kept."""
         units = self.given.units
         said = (
             self.given.said[0] if len(self.given.said) == 1 else f"{len(self.given.said)} sources"
@@ -223,7 +239,7 @@ class _Judge:
         first = Contender(self.name, "judged", said, self.given.values[:, None], units=units)
         trained = models.checkpoints(self.models)
         problems = influence_problems(self.subject.problem, trained)
-        ours, left_out = rungs_of(
+        ours, left_out, steps = rungs_of(
             self.subject, trained, problems, self.beside.rungs, self.holding, self.watch
         )
         base, missing = ([], [])
@@ -234,7 +250,7 @@ class _Judge:
         names = [one.name for one in every]
         if len(set(names)) < len(names):
             raise InputError(f"{self.name!r} is what another method is called: give another name")
-        return every, [*left_out, *missing]
+        return every, [*left_out, *missing], steps
 
     def _said(self, judged: Method, truth: Truth) -> list[str]:
         """What a reader of the judged scores' numbers must know."""

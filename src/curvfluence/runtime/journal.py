@@ -93,9 +93,14 @@ class Work:
         if self.journal.due:
             self.keep(value)
 
+    @property
+    def long(self) -> bool:
+        """Whether doing it took so long that it is read sooner."""
+        return time.monotonic() - self.start >= min(SHORT, self.journal.every)
+
     def keep_if_long(self, value: object) -> None:
         """Keep the whole, where doing it took long."""
-        if time.monotonic() - self.start >= min(SHORT, self.journal.every):
+        if self.long:
             self.keep(value)
 
     @contextmanager
@@ -205,6 +210,25 @@ def whole(what: str, make: Callable[[], Any], *, always: bool = False) -> Any:
     for text in found.said:
         say(text)
     return found.value
+
+
+def in_turn(makes: Iterable[tuple[str, Callable[[], T]]], kind: type[T]) -> Iterator[T]:
+    """What each of these makes in a scope of its name, or what was kept of it. A whole is kept once
+    it took long, and shorter ones together when it is due; works within are kept as well."""
+    waiting: list[tuple[Work, T]] = []
+    for name, make in makes:
+        with scope(lambda name=name: name):
+            with work("whole") as ours:
+                found = None if ours is None else ours.find(kind)
+            if found is None:
+                found = make()
+                if ours is not None:
+                    waiting.append((ours, found))
+                    if ours.long or ours.journal.due:
+                        for one, value in waiting:
+                            one.keep(value)
+                        waiting.clear()
+        yield found
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -31,6 +32,7 @@ from curvfluence.fidelity import (
     reliability,
     resamples,
 )
+from curvfluence.runtime.journal import in_turn
 from curvfluence.study.at_model import RungScores
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol
@@ -92,11 +94,8 @@ def compare(
     (half_seed,) = spec.seeds("query halves", 1)
     halves = query_halves(truth.values.shape[-1], half_seed)
     measure = Measured(spec, truth, halves)
-    measured: list[RungFidelity] = []
-    with watch("compare", len(rungs)) as done:
-        for rung in rungs:
-            measured.append(measure(rung.name, rung.sweep(measure.left_out)))
-            done(len(measured))
+    sweeps = {rung.name: partial(rung.sweep, measure.left_out) for rung in rungs}
+    measured = measure.each(sweeps, watch)
     replicates = {rung.name: rung.replicates for rung in measured}
     gaps = {
         (a, b): paired_difference(replicates[a], replicates[b])
@@ -176,6 +175,22 @@ class Measured:
             axes: _resamples(spec, (len(at), len(truth.subsets)), halves, axes)
             for axes in (Axes.CROSSED, *_SINGLE)
         }
+
+    def each(self, sweeps: Mapping[str, Callable[[], Sweep]], watch: Watcher) -> list[RungFidelity]:
+        """Of each method's sweep, by its name; what takes long is kept one by one."""
+
+        def measure(name: str) -> RungFidelity:
+            return self(name, sweeps[name]())
+
+        found: list[RungFidelity] = []
+        makes = ((f"compare {name}", partial(measure, name)) for name in sweeps)
+        with watch("compare", len(sweeps)) as done:
+            for one in in_turn(makes, RungFidelity):
+                # all of them hold the same draws, and not each a copy of its own
+                own = replace(one.replicates, resamples=self.drawn[Axes.CROSSED])
+                found.append(replace(one, replicates=own))
+                done(len(found))
+        return found
 
     def __call__(self, name: str, sweep: Sweep) -> RungFidelity:
         target, halves = self.target, self.halves

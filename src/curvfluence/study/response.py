@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import LDS, Interval, Sweep, bootstrap_lds, interval, lds, resamples
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime.journal import in_turn
 from curvfluence.study.compare import LadderFidelity, RungFidelity
 from curvfluence.study.progress import Watcher
 from curvfluence.study.spec import StudySpec
@@ -57,6 +59,14 @@ class NoResponse:
     """No response was measured, and why."""
 
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Against:
+    """What a rung is worth against the response."""
+
+    lds: LDS
+    interval: Interval
 
 
 def respond(
@@ -104,20 +114,21 @@ def _responses(
     problems: list[Problem], left_out: Tensor, damping: float, watch: Watcher
 ) -> list[BregmanResponse]:
     """At each model."""
-    responses: list[BregmanResponse] = []
-    with watch("Bregman response", len(problems) * len(left_out)) as done:
-        for at in problems:
-            before = len(responses) * len(left_out)
-            responses.append(
-                bregman_response(
-                    at,
-                    left_out,
-                    damping=damping,
-                    epsilon=EPSILON,
-                    progress=lambda k, before=before: done(before + k),
-                )
+    count = len(left_out)
+    with watch("Bregman response", len(problems) * count) as done:
+
+        def response(j: int) -> BregmanResponse:
+            found = bregman_response(
+                problems[j],
+                left_out,
+                damping=damping,
+                epsilon=EPSILON,
+                progress=lambda k: done(j * count + k),
             )
-    return responses
+            return replace(found, theta=found.theta[:, :0])  # which nobody asks for
+
+        makes = ((f"response of model {j}", partial(response, j)) for j in range(len(problems)))
+        return list(in_turn(makes, BregmanResponse))
 
 
 def _undefined(spec: StudySpec, problem: Problem, fidelity: LadderFidelity) -> str | None:
@@ -156,10 +167,14 @@ def _judge(
     models, groups, _ = change_jmq.shape
     halves = fidelity.halves
     drawn = resamples(models, groups, halves=halves, seed=seed, replicates=spec.replicates)
-    against: dict[str, tuple[LDS, Interval]] = {}
-    for rung in fidelity.rungs:
+
+    def against(rung: RungFidelity) -> _Against:
         sweep = Sweep(rung.sweep.dampings, rung.sweep.predicted[:, :models, counted_m])
         value = lds(sweep, change_jmq, halves)
-        bounds = interval(bootstrap_lds(sweep, change_jmq, halves, drawn))
-        against[rung.name] = (value, bounds)
-    return against
+        return _Against(value, interval(bootstrap_lds(sweep, change_jmq, halves, drawn)))
+
+    makes = (
+        (f"{rung.name} against the response", partial(against, rung)) for rung in fidelity.rungs
+    )
+    measured = zip(fidelity.rungs, in_turn(makes, _Against), strict=True)
+    return {rung.name: (one.lds, one.interval) for rung, one in measured}

@@ -94,6 +94,11 @@ class Truth:
     def retrainings(self) -> int:
         return self.final_loss.numel()
 
+    @property
+    def told(self) -> dict[str, str]:
+        """What a comparison with it goes by."""
+        return {"truth": hash_tensors(self.values, self.models.base, self.subsets.weights)}
+
 
 def source_of(problem: StudyProblem, spec: StudySpec) -> Source:
     """What the retrainings of a problem depend on, and the study that asked for them."""

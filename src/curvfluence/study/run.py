@@ -14,6 +14,7 @@ from torch import Tensor
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import table_of
+from curvfluence.runtime import journal
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import Folder, Header, MadeBy, keeping
 from curvfluence.store.hashes import hash_code, hash_json
@@ -220,10 +221,12 @@ def _compare(request: Request, common: Common, steps: Steps, watch: Watcher) -> 
     start = time.perf_counter()
     truth = make_truth(spec, problem, common.models, request.bank, watch)
     at = time.perf_counter()
-    fidelity = compare(spec, truth, common.ladder.rungs, spec.plan, watch)
-    compared = time.perf_counter()
+    works = steps.within({"comparison": spec.alpha, **truth.told})
     problems = influence_problems(problem, common.models.trained)
-    response = respond(spec, problems, truth.subsets.left_out, fidelity, watch)
+    with journal.kept_in(works):
+        fidelity = compare(spec, truth, common.ladder.rungs, spec.plan, watch)
+        compared = time.perf_counter()
+        response = respond(spec, problems, truth.subsets.left_out, fidelity, watch)
     responded = time.perf_counter()
     dtype = torch.float64 if spec.plan.double else None
     (first, *_) = influence_problems(problem, common.models.trained, dtype)
@@ -244,7 +247,9 @@ def _compare(request: Request, common: Common, steps: Steps, watch: Watcher) -> 
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)
     arrays = _arrays(problem, problems, stages, kept=spec.scores)
     with keeping(request.folder.path, results):
-        return request.folder.save(arrays, lambda seal: structs.replace(results, manifest=seal))
+        saved = request.folder.save(arrays, lambda seal: structs.replace(results, manifest=seal))
+    works.clear()
+    return saved
 
 
 def _require_threads(threads: int | None) -> None:

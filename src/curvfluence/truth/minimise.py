@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from curvfluence.runtime.journal import work
+
 # f(x [m, P], which [m]) -> (values [m], gradients [m, P]) of the functions numbered `which`
 Functions: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -54,32 +56,31 @@ def minimise(
     converged is one that takes `max_steps` evaluations, whose step shrinks to nothing, or whose
     gradient grows to 1e6 times the first: f is then taken to be unbounded below.
 
+    A search that takes long goes on where it was killed (`journal`), to the same bits.
+
     Cost: `max_steps` evaluations of those that still search; memory 20 m P numbers.
 
     Source: Nocedal 1980 (L-BFGS).
     """
-    m = len(like)
-    found = Minima(
-        x=torch.zeros_like(like),
-        value=like.new_zeros(m),
-        gradient_norm=like.new_zeros(m),
-        converged=torch.zeros(m, dtype=torch.bool, device=like.device),
-        steps=torch.zeros(m, dtype=torch.long, device=like.device),
-    )
-    which = torch.arange(m, device=like.device)
-    first_m, g_mp = functions(found.x, which)
-    search = _Search.begin(which, g_mp)
-    for step in range(max_steps + 1):
-        over = search.over(tolerance) if step < max_steps else torch.ones_like(search.stuck)
-        if bool(over.any()):
-            search.take(over).record(found, tolerance, step)
-            search = search.take(~over)
-            if progress is not None:
-                progress(m - len(search.which))
-        if not len(search.which):
-            break
-        f_m, g_mp = functions(search.trial(), search.which)
-        search.advance(f_m - first_m[search.which], g_mp, rounding)
+    with work("minimise") as ours:
+        state = None if ours is None else ours.find(_State)
+        state = _State.begin(functions, like) if state is None else state.on(like.device)
+        found, search, first_m = state.found, state.search, state.first
+        for step in range(state.step, max_steps + 1):
+            over = search.over(tolerance) if step < max_steps else torch.ones_like(search.stuck)
+            if bool(over.any()):
+                search.take(over).record(found, tolerance, step)
+                search = search.take(~over)
+                if progress is not None:
+                    progress(len(like) - len(search.which))
+            if not len(search.which):
+                break
+            f_m, g_mp = functions(search.trial(), search.which)
+            search.advance(f_m - first_m[search.which], g_mp, rounding)
+            if ours is not None:
+                ours.keep_if_due(_State(found, search, first_m, step + 1))
+        if ours is not None and state.step <= max_steps:  # and not read when it was over
+            ours.keep_if_long(_State(found, search, first_m, max_steps + 1))
     return found
 
 
@@ -187,3 +188,36 @@ class _Search:
         found.gradient_norm[self.which] = relative_m
         found.converged[self.which] = relative_m <= tolerance
         found.steps[self.which] = step
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """All searches before a step: those that are over, those that go on, f(0) [m]."""
+
+    found: Minima
+    search: _Search
+    first: Tensor
+    step: int
+
+    @staticmethod
+    def begin(functions: Functions, like: Tensor) -> _State:
+        m = len(like)
+        found = Minima(
+            x=torch.zeros_like(like),
+            value=like.new_zeros(m),
+            gradient_norm=like.new_zeros(m),
+            converged=torch.zeros(m, dtype=torch.bool, device=like.device),
+            steps=torch.zeros(m, dtype=torch.long, device=like.device),
+        )
+        which = torch.arange(m, device=like.device)
+        first_m, g_mp = functions(found.x, which)
+        return _State(found, _Search.begin(which, g_mp), first_m, 0)
+
+    def on(self, device: torch.device) -> _State:
+        """What was kept comes back on the CPU."""
+
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        found, search = Minima(**moved(vars(self.found))), _Search(**moved(vars(self.search)))
+        return _State(found, search, self.first.to(device), self.step)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
+from curvfluence.runtime import journal
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import keeping, require_no_study
 from curvfluence.store.lock import held
@@ -101,7 +102,7 @@ def run_questions(
         source = {"spec": as_json(study.settings), "source": kept.source.key}
         steps = Steps(out / STEPS, source)
         ladder = climb(study, ready, models.trained, study.plan, watch, steps)
-        asker = _Asker(spec, ready, models, ladder, kept, watch)
+        asker = _Asker(spec, ready, models, ladder, kept, steps, watch)
         questions = asker.questions()
         found = Questions(
             environment=environment({"data": kept.source.data}),
@@ -126,6 +127,7 @@ class _Asker:
     models: Models
     ladder: Ladder
     bank: Bank
+    steps: Steps
     watch: Watcher
 
     @property
@@ -139,7 +141,7 @@ class _Asker:
         for alpha in self.spec.alphas:
             study = replace(self.spec.study, alpha=alpha)
             truth = make_truth(study, self.problem, self.models, self.bank, self.watch)
-            judged = compare(study, truth, self.rungs, study.plan, self.watch)
+            judged = self._compared(study, truth)
             found.append(_answered(f"keep {alpha:g}", "subsets", truth, judged))
             if alpha == self.spec.study.alpha:
                 own = judged
@@ -149,12 +151,16 @@ class _Asker:
         found.append(self._left_out())
         return (*found, *self._removals(own))
 
+    def _compared(self, study: StudySpec, truth: Truth) -> LadderFidelity:
+        with journal.kept_in(self.steps.within(truth.told)):
+            return compare(study, truth, self.rungs, study.plan, self.watch)
+
     def _spread(self, study: StudySpec, truth: Truth) -> Question:
         """Whether the predicted change of a query also orders how its measurement spreads over
         retrainings of a subset (their standard deviation over initialisations and orders)."""
         values = truth.values.flatten(0, 1).std(0)[None, None]  # [1, 1, m, Q]
         first = replace(truth, values=values.expand(study.models, 1, -1, -1).contiguous())
-        judged = compare(study, first, self.rungs, study.plan, self.watch)
+        judged = self._compared(study, first)
         return _without_ceiling(_answered("spread over retrainings", "spread", truth, judged))
 
     def _left_out(self) -> Question:
@@ -168,7 +174,7 @@ class _Asker:
         made = retrain(study, self.problem, starts, subsets, self.bank, self.watch)
         truth = truth_of(self.models, subsets, made, "")
         settings = replace(study, subsets=count)
-        judged = compare(settings, truth, self.rungs, study.plan, self.watch)
+        judged = self._compared(settings, truth)
         return _answered("leave one out", "leave one out", truth, judged)
 
     def _removals(self, own: LadderFidelity) -> tuple[Question, ...]:
