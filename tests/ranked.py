@@ -216,7 +216,7 @@ def refused(what: str) -> str:
 def going_on(out: Path, after: int) -> dict[str, Any]:
     """Scores whose works are kept beside a page; the second process dies once it has kept `after`
     of them. How many works were found, by process."""
-    kept.LONG, journal.SHARE = 0.0, 0.0
+    journal.LONG, journal.SHARE = 0.0, 0.0
     kept.kept_in = partial(journal.kept_in, every=0.0)
     made, count = journal.Work.keep, [0]
 

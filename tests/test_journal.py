@@ -13,12 +13,15 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.auditing import audit
 from curvfluence.curvature.inversion import ConjugateGradients, SelectedRows
+from curvfluence.curvature.long_work import takes_long
 from curvfluence.curvature.operators import decomposed
 from curvfluence.explore import Answers, answer, going_on
+from curvfluence.judging import subject
 from curvfluence.runtime import budget, journal
 from curvfluence.runtime.eigen_solver import FAILED
 from curvfluence.runtime.said import noted
 from curvfluence.store.steps import Steps
+from curvfluence.study import climb
 from curvfluence.study.problems.given import Given
 
 pytestmark = pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
@@ -247,7 +250,7 @@ class TestCommands:
         page = tmp_path / "page.html"
         with going_on(page, problem(), "x"):
             assert not journal.steady()  # short: it is done again
-        monkeypatch.setattr("curvfluence.explore.kept.LONG", 0.0)
+        monkeypatch.setattr(journal, "LONG", 0.0)
         with going_on(page, problem(), "x"):
             assert journal.steady()
             assert (tmp_path / "page.html.steps").is_dir()
@@ -258,10 +261,37 @@ class TestCommands:
                 pass
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        ("rung", "examples", "long"),
+        [
+            (cf.Identity(), 3300, False),
+            (cf.KFAC(), 3300, True),
+            (cf.EKFAC(), 3300, True),
+            (cf.KFAC(), 4, False),  # of the few inputs' span
+            (cf.GGN(), 4, False),  # in sample space
+            (cf.GGN(cf.inversion.Matrix()), 4, True),
+            (cf.Hessian(), 4, True),
+        ],
+    )
+    def test_decompositions_count(
+        self, rung: cf.Rung, examples: int, *, long: bool, tmp_path: Path
+    ) -> None:
+        """Of many inputs and few outputs they are nearly all of the work; for a study's ladder, a
+        page and a judgement it is one function."""
+        n, x = examples, torch.randn(examples + 2, 3300)
+        y = torch.arange(examples + 2) % 2
+        wide = cf.Problem(nn.Linear(3300, 2), cf.CrossEntropy(), (x[:n], y[:n]), (x[n:], y[n:]))
+        assert takes_long(wide, [rung]) == long
+        with going_on(tmp_path / "page.html", wide, rungs=[rung]):
+            assert journal.steady() == long
+        with climb._kept(Steps(tmp_path, {}), {"one": rung}, wide):
+            assert journal.steady() == long
+        assert subject.takes_long is takes_long
+
     def test_they_stay_after_an_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("curvfluence.explore.kept.LONG", 0.0)
+        monkeypatch.setattr(journal, "LONG", 0.0)
         page = tmp_path / "page.html"
 
         def stopped(value: int) -> None:

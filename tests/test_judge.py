@@ -782,7 +782,7 @@ class TestGoesOn:
         self, bank: Path, scores: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A judgement that takes long and is killed climbs no ladder twice."""
-        monkeypatch.setattr("curvfluence.judging.subject.LONG", 0.0)
+        monkeypatch.setattr("curvfluence.runtime.journal.LONG", 0.0)
         monkeypatch.chdir(tmp_path)
 
         def judged() -> Judgement:
@@ -826,7 +826,7 @@ class TestOneAtATime:
     def test_one_that_keeps_its_ladder(
         self, bank: Path, scores: Tensor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("curvfluence.judging.subject.LONG", 0.0)
+        monkeypatch.setattr("curvfluence.runtime.journal.LONG", 0.0)
         beside = Beside(("KFAC",), baselines=False)
         with held(bank), pytest.raises(InputError, match="is being written by"):
             cf.judge(scores[0], bank=bank, positive="helps", beside=beside, threads=1)

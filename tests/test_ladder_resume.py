@@ -14,7 +14,7 @@ import pytest
 from curvfluence.errors import InputError
 from curvfluence.fidelity import bootstrap
 from curvfluence.jacobian import gradients
-from curvfluence.judging import Beside, Judgement, Settings, judge, subject
+from curvfluence.judging import Beside, Judgement, Settings, judge
 from curvfluence.runtime import budget, journal
 from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study import StudySpec, at_model, climb, run_study
@@ -223,7 +223,6 @@ def test_what_questions_and_judgements_compare_is_kept(
     def told(made: Any) -> Any:
         return made.methods if isinstance(made, Judgement) else made.questions
 
-    monkeypatch.setattr(subject, "LONG", 0.0)
     for make in (lambda: run_questions(ask, tmp_path / "q"), judged):
         counted.calls = counted.killed_at = 0
         whole, once = make(), counted.calls

@@ -12,7 +12,7 @@ import pytest
 from curvfluence.cli.consoles import shown_after
 from curvfluence.cli.process import main
 from curvfluence.errors import InputError, NotKeptError
-from curvfluence.explore import kept
+from curvfluence.runtime import journal
 from tests.test_supervise import OWN
 
 FAST = ["--no-progress", "--threads", "1"]
@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_for_the_last_file(
 def test_what_was_kept_on_the_way_is_there_until_the_page_is(
     command: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kept, "LONG", 0.0)
+    monkeypatch.setattr(journal, "LONG", 0.0)
     steps = here / "page.html.steps"
     words = [command, "own.py", "--out", "page.html", *FAST]
     words += ["--neighbours", "3"] if command == "audit" else []

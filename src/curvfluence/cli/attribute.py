@@ -57,6 +57,7 @@ def attribute(
     Of a file nothing is trained again; a built-in problem is trained once. Under torchrun,
     `torchrun --nproc-per-node 2 -m curvfluence attribute my_problem.py`, processes share the work.
     """
+    from curvfluence.curvature.ggn import GGN
     from curvfluence.curvature.named import damping_named, rung_named
     from curvfluence.explore import answer, companion_named, going_on
     from curvfluence.report.explorer import show_answers, write_explorer
@@ -68,6 +69,8 @@ def attribute(
 
     chosen, at = rung_named(rung), damping_named(damping)
     second = None if beside in ("auto", "none") else rung_named(beside)
+    # of those that are chosen later none takes longer than the GGN, as a rule
+    fitted = [chosen, *([second] if second else []), *([GGN()] if beside == "auto" else [])]
     require_own(out)
     set_threads(threads)
     require_new(table)
@@ -79,7 +82,7 @@ def attribute(
                 asked = given(problem)
                 done(1)
                 settings = (query, chosen, beside, at, top, bounds, memory)
-                with going_on(out, asked.problem, *settings):
+                with going_on(out, asked.problem, *settings, rungs=fitted):
                     if beside == "auto" and memory is not None:
                         why = "within a memory a second rung is one that is named"
                     elif beside == "auto":

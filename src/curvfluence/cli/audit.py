@@ -52,7 +52,7 @@ def audit(
         with watching(no_progress) as watch, watch("audit", 3) as done:
             asked = given(problem)
             done(1)
-            with going_on(out, asked.problem, chosen, at, neighbours, examined):
+            with going_on(out, asked.problem, chosen, at, neighbours, examined, rungs=[chosen]):
                 found = run_audit(
                     asked.problem,
                     chosen,

@@ -12,12 +12,11 @@ from torch import nn
 
 from curvfluence import kinds
 from curvfluence.banks import SHIPPED
-from curvfluence.curvature.workload import operations
+from curvfluence.curvature.long_work import takes_long
 from curvfluence.errors import InputError
 from curvfluence.judging.holdings import Holdings
 from curvfluence.problem.content import content
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime.journal import LONG
 from curvfluence.runtime.threads import limited
 from curvfluence.store.folder import writing
 from curvfluence.store.lock import Holding
@@ -128,7 +127,8 @@ class Subject:
     ) -> Generator[Steps | None]:
         """Where the ladder of each of these influence models is kept until the judgement is made;
         None where all of it is done again sooner. The folder is held for it."""
-        if len(problems) * len(rungs) * operations(problems[0]) < LONG:
+        ladder = self.spec.plan.rungs(0)
+        if not takes_long(problems[0], [ladder[name] for name in rungs], len(problems)):
             yield None
             return
         depends = {

@@ -10,13 +10,11 @@ from statistics import fmean, median
 
 import torch
 
-from curvfluence.curvature.block_ggn import BlockGGN
 from curvfluence.curvature.damping import Absolute
 from curvfluence.curvature.ggn import GGN
-from curvfluence.curvature.hessian import Hessian
 from curvfluence.curvature.inversion import Matrix
+from curvfluence.curvature.long_work import takes_long
 from curvfluence.curvature.rung import Rung
-from curvfluence.curvature.workload import operations
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import StepLoss
 from curvfluence.forecast.make import plan
@@ -39,8 +37,6 @@ from curvfluence.study.protocols import Protocol
 from curvfluence.study.spec import DTYPES, StudySpec
 from curvfluence.study.words import size
 from curvfluence.truth import Trained
-
-CUBES = 10  # operations of a dense eigendecomposition, over P³
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +139,8 @@ def _works_of(model: int, problem: Problem) -> dict[str, object]:
 
 @contextmanager
 def _kept(works: Steps | None, rungs: Mapping[str, Rung], problem: Problem) -> Generator[None]:
-    """Keep what takes long within one ladder, where all of it does. Whether it is kept decides
-    which gradients a pass may read from memory, and so last bits: it must not hang on the clock."""
-    dense = sum(isinstance(rung, GGN | BlockGGN | Hessian) for rung in rungs.values())
-    cubes = CUBES * dense * float(len(problem.decay)) ** 3
-    if works is None or len(rungs) * operations(problem) + cubes < journal.LONG:
+    """Keep what takes long within one ladder, where all of it does."""
+    if works is None or not takes_long(problem, list(rungs.values())):
         yield
         return
     with journal.kept_in(works):
