@@ -90,12 +90,12 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("error", "said"),
         [
-            (MemoryError(), "memory is short. What"),
+            (MemoryError(), "memory is short. Take"),
             (
                 RuntimeError(
                     "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
                 ),
-                "memory is short: 8 bytes could not be had. What",
+                "memory is short: 8 bytes could not be had. Take",
             ),
         ],
     )

@@ -16,9 +16,9 @@ import typer
 from curvfluence.cli import app
 from curvfluence.errors import InputError
 from curvfluence.runtime.child import CHILD
+from curvfluence.runtime.unfinished import LONG, NOTHING, RETRAININGS, WHOLE, WORK, kept_by
 from curvfluence.store.lock import HOLDER, LOCK, held, is_held
 from curvfluence.study import StudySpec, run_study
-from curvfluence.supervise import WORK
 
 pytestmark = [
     pytest.mark.xdist_group("supervise"),
@@ -162,7 +162,40 @@ class TestProblemFiles:
         assert "CURVFLUENCE_IMPORT is the seconds that a problem file may take; seen 'soon'" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("study wine --retrain", WHOLE),
+        ("--log-file x sweep wine", WHOLE),
+        ("bank make wine b", WHOLE),
+        ("bank verify b", NOTHING),
+        ("advise wine", NOTHING),
+        ("advise wine --retrain 8", RETRAININGS),
+        ("advise wine --retrain=8", RETRAININGS),
+        ("plan wine", NOTHING),
+        ("report study", NOTHING),
+        ("compare a b", NOTHING),
+        ("query own.py", NOTHING),
+        ("index own.py", WHOLE),
+        ("attribute own.py", LONG),
+        ("judge s.npy", LONG),
+    ],
+)
+def test_what_is_said_of_a_command_that_did_not_finish(words: str, said: str) -> None:
+    assert kept_by(words.split()) == said
+
+
 class TestStopping:
+    def test_a_command_that_keeps_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "own.py").write_text(
+            "open('begun', 'w').close()\nimport time; time.sleep(99)\n"
+        )
+        process = start(["plan", "own.py"], tmp_path)
+        until(lambda: (tmp_path / "begun").exists())
+        process.send_signal(signal.SIGINT)
+        code, _, err = ended(process)
+        assert (code, NOTHING in err) == (130, True)
+
     @pytest.mark.parametrize(
         ("number", "code"),
         [

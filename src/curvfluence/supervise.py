@@ -22,14 +22,8 @@ import time
 from types import FrameType
 
 from curvfluence.runtime.child import CHILD, FINISHED
+from curvfluence.runtime.unfinished import WORK, kept_by
 
-# Commands that do work; the others are over before a second process would have started.
-WORK = frozenset(
-    {
-        "study", "sweep", "claims", "questions", "plan", "attribute", "index", "query", "audit",
-        "advise", "judge", "bank", "report", "compare",
-    }
-)  # fmt: skip
 GRACE = 1.0  # seconds between asking the child to stop and ending it
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,6 +32,7 @@ def main() -> None:
     """Entry point of `curvfluence`."""
     words = sys.argv[1:]
     alone = os.name != "posix" or CHILD in os.environ
+    # the other commands are over before a second process would have started
     if alone or WORK.isdisjoint(words) or "--help" in words:
         from curvfluence.cli import main as run
 
@@ -85,10 +80,10 @@ def supervise(command: list[str]) -> int:
         code = _until_end(child, asked)
         if asked:
             _end(child)
-            return _stopped(asked[0])
+            return _stopped(asked[0], kept_by(command))
         finished = _read(told) == FINISHED
         _end(child)
-        return code if finished else _broken(code)
+        return code if finished else _broken(code, kept_by(command))
     finally:
         reaper.dismiss()
         os.close(told)
@@ -139,18 +134,15 @@ def _signal(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _stopped(number: int) -> int:
+def _stopped(number: int, kept: str) -> int:
     if sys.stderr.isatty():
         sys.stderr.write("\x1b[?25h\r\x1b[K")  # a progress bar hides the cursor
     word = "interrupted" if number == signal.SIGINT else "stopped"
-    _say(
-        f"{word}: what is finished is kept, whole; the same command goes on from there. Nothing of "
-        "it is running any more"
-    )
+    _say(f"{word}: {kept}. Nothing of it is running any more")
     return 128 + number
 
 
-def _broken(code: int) -> int:
+def _broken(code: int, kept: str) -> int:
     if code < 0:
         name = signal.Signals(-code).name
         why = f"it was ended by {name}"
@@ -158,10 +150,7 @@ def _broken(code: int) -> int:
             why += " (not enough memory, or somebody did so)"
     else:
         why = f"a problem file or a library ended its process, with exit code {code}"
-    _say(
-        f"error: the command did not finish: {why}. What is finished is kept, whole; the same "
-        "command goes on from there"
-    )
+    _say(f"error: the command did not finish: {why}. {kept[0].upper()}{kept[1:]}")
     return 2
 
 

@@ -13,6 +13,7 @@ from curvfluence.cli.stop import Stopped, stoppable
 from curvfluence.errors import CurvfluenceError, InputError
 from curvfluence.runtime.child import is_child
 from curvfluence.runtime.log import logger
+from curvfluence.runtime.unfinished import kept_by
 
 LOG = logger(__name__)
 
@@ -36,11 +37,12 @@ def _run() -> None:
         if not is_out_of_memory(error):
             raise
         asked = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
+        kept = kept_by(sys.argv[1:])
         refuse(
             "error",
-            f"memory is short{f': {asked[1]} could not be had' if asked else ''}. What is finished "
-            "is kept, and the same command goes on: take a rung that needs less "
-            "(`curvfluence advise` forecasts them), --jobs 1, or a larger limit",
+            f"memory is short{f': {asked[1]} could not be had' if asked else ''}. Take a rung that "
+            "needs less (`curvfluence advise` forecasts them), --jobs 1, or a larger limit; "
+            f"{kept}",
         )
     except OSError as error:
         from curvfluence.study.words import clipped
@@ -50,7 +52,5 @@ def _run() -> None:
         refuse("error", f"{place}{error.strerror or error}")
     except Stopped as stopped:
         if not is_child():  # the supervisor says so
-            console(stderr=True).print(
-                "stopped: what is finished is kept, whole; the same command goes on from there"
-            )
+            console(stderr=True).print(f"stopped: {kept_by(sys.argv[1:])}")
         sys.exit(128 + stopped.number)
