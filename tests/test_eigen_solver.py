@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import curvfluence as cf
+from curvfluence.curvature.operators import low_rank_inverse
 from curvfluence.curvature.operators.decomposed import eigh, eigh_of_rank, share
+from curvfluence.curvature.operators.low_rank import LowRank
 from curvfluence.errors import CurvfluenceWarning, SingularError
 from curvfluence.jacobian.terms import blas
 from curvfluence.runtime import eigen_solver
-from curvfluence.runtime.eigen_solver import FAILED, eigvalsh
+from curvfluence.runtime.eigen_solver import FAILED, eigvalsh, svd
 from curvfluence.runtime.said import noted, say
 from curvfluence.study import StudySpec, run_study
 from tests.problems import chain_problem, mlp
@@ -294,3 +296,58 @@ def test_why_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(SingularError, match=f"did not converge in {dtype}, nor") as caught:
                 solve(symmetric(getattr(torch, dtype)))
             assert isinstance(caught.value.__cause__, FAILED)
+
+
+class TestSingularValues:
+    @pytest.fixture
+    def failed(self, monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
+        dtypes: set[torch.dtype] = set()
+        own = torch.linalg.svd
+
+        def failing(matrix: Tensor, **named: Any) -> Any:
+            if matrix.dtype in dtypes:
+                raise FAILED("the algorithm failed to converge")
+            return own(matrix, **named)
+
+        monkeypatch.setattr(torch.linalg, "svd", failing)
+        return dtypes
+
+    @pytest.mark.parametrize("shape", [(7, 4), (3, 4, 6)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("double", [False, True])
+    def test_the_same_by_a_sturdier_way(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, double: bool, failed: set[torch.dtype]
+    ) -> None:
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+        wanted = torch.linalg.svd(matrix.double(), full_matrices=False)
+        failed |= {torch.float32, torch.float64} if double else {torch.float32}
+        with noted() as said:
+            u, sigma, vh = svd(matrix)
+        assert [one.shape for one in (u, sigma, vh)] == [one.shape for one in wanted]
+        tolerance = 100 * torch.finfo(dtype).eps
+        assert torch.allclose(sigma.double(), wanted[1], rtol=tolerance, atol=tolerance)
+        assert torch.allclose(u * sigma[..., None, :] @ vh, matrix, atol=10 * tolerance)
+        assert all("did not converge" in text for text in said)
+        assert bool(said) == (double or dtype == torch.float32)
+
+    def test_where_it_is_used(self, failed: set[torch.dtype]) -> None:
+        failed |= {torch.float32, torch.float64}
+        x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        with noted() as said:
+            thin = LowRank.of(x, 1e-9)
+            low_rank_inverse._truncated(x[0], 2)
+        assert thin.rank == 4
+        assert thin.error < 1e-9
+        assert ["5 × 4" in said[0], "4 × 4" in said[1]] == [True, True]
+
+    def test_none_converges(
+        self, failed: set[torch.dtype], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failed |= {torch.float32, torch.float64}
+
+        def no(*_: object, **__: object) -> None:
+            raise scipy.linalg.LinAlgError("SVD did not converge")
+
+        monkeypatch.setattr(eigen_solver, "scipy_svd", no)
+        with pytest.raises(SingularError, match="of 3 × 2 did not converge in float32, nor by QR"):
+            svd(torch.ones(3, 2))

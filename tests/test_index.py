@@ -67,6 +67,20 @@ class TestLandmarks:
         torch.testing.assert_close(phi @ phi.T, wanted, rtol=0, atol=3e-3 * scale)
         assert any("span the gradients" in note for note in index.record.notes)
 
+    def test_what_rounding_has_made_indefinite(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a block that has no Cholesky factor the leading part that has one is taken."""
+        k = torch.tensor([[4.0, 1.0, 0.0], [1.0, 1.0, 2.0], [0.0, 2.0, 1.0]], dtype=torch.float64)
+
+        def every(gap_bb: Tensor, *_: Tensor) -> list[int]:
+            first = {tuple(row.tolist()): at for at, row in reversed(list(enumerate(gap_bb)))}
+            return sorted(first.values())
+
+        monkeypatch.setattr(landmarks, "_accepted", every)
+        generator = torch.Generator().manual_seed(0)
+        picked, phi = randomly_pivoted(k.diagonal().clone(), lambda at: k[:, at], 3, generator)
+        assert 1 <= len(picked) < 3
+        assert phi.isfinite().all()
+
     def test_chances(self) -> None:
         """Pairs of pivots come out as often as one after the other gives: a chance in proportion
         to the diagonal, and then to what the first leaves of it. Four standard deviations of 6,000

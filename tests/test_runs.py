@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from curvfluence.errors import InputError
 from curvfluence.runs import clean, find, forget, kind_of, leftovers, verify
@@ -101,6 +102,28 @@ class TestClean:
         clean(root)
         assert Steps(root / "half" / STEPS, {}).find({"a": 1}, int) == 2
         assert not (root / "one" / STEPS).exists()
+
+    def test_steps_beside_a_page(self, root: Path) -> None:
+        """Left by a killed `attribute` or `audit`, or by `judge`."""
+        kept, done = root / "page.html.steps", root / "notes" / "done.html.steps"
+        (root / "notes" / "mine.steps").mkdir()
+        (root / "notes" / "mine.steps" / "walk.txt").write_text("ten thousand")
+        for folder in (kept, done, root / "wine-judge" / STEPS):
+            folder.parent.mkdir(exist_ok=True)
+            steps = Steps(folder, {})
+            steps.keep({"a": 1}, torch.ones(2))
+            steps.within({"b": 1}).keep({"c": 1}, 3)
+            (folder / LOCK).touch()
+        (root / "notes" / "done.html").write_text("a page")
+        assert leftovers(root) == [done]
+        with held(kept):
+            assert kept not in leftovers(root, unfinished=True)
+        assert {kept, done, root / "wine-judge" / STEPS} < set(leftovers(root, unfinished=True))
+        clean(root)
+        assert Steps(kept, {}).find({"a": 1}, torch.Tensor) is not None
+        clean(root, unfinished=True)
+        assert not kept.exists()
+        assert (root / "notes" / "mine.steps").exists()
 
     def test_unfinished(self, root: Path) -> None:
         assert leftovers(root, unfinished=True) == [root / "half"]

@@ -58,7 +58,10 @@ def runs_verify(
 def runs_clean(
     root: Root = Path("runs"),
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Remove folders that are not finished, too.")
+        bool,
+        typer.Option(
+            "--unfinished", help="Remove what is not finished, too: folders, and works on the way."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it only list.")] = False,
 ) -> None:

@@ -138,13 +138,27 @@ def randomly_pivoted(
             continue
         chosen = proposed[accepted]
         own = gap_mb[chosen][:, accepted]
-        factor = torch.linalg.cholesky((own + own.T) / 2)
+        factor = _factor((own + own.T) / 2)
+        if len(factor) < len(accepted):  # of the next one rounding alone is left
+            left[chosen[len(factor)]] = 0
+            accepted, chosen = accepted[: len(factor)], chosen[: len(factor)]
+        if not accepted:
+            continue
         new = torch.linalg.solve_triangular(factor, gap_mb[:, accepted].T, upper=False).T
         phi = torch.cat([phi, new], 1)
         left = (left - new.square().sum(1)).clamp_(min=0)
         left[chosen] = 0
         picked += chosen.tolist()
     return torch.tensor(picked, dtype=torch.long), phi
+
+
+def _factor(own: Tensor) -> Tensor:
+    """L of the largest leading part of a matrix that is positive definite."""
+    factor, info = torch.linalg.cholesky_ex(own)
+    if not int(info):
+        return factor
+    count = int(info) - 1
+    return torch.linalg.cholesky_ex(own[:count, :count])[0]
 
 
 def _unspent(left: Tensor, norms: Tensor) -> Tensor:

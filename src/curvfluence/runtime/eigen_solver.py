@@ -1,4 +1,4 @@
-"""Eigendecompositions of symmetric matrices, by a slower way where the fast one gives up."""
+"""Decompositions of matrices, by a slower way where the fast one gives up."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from curvfluence.errors import SingularError
 from curvfluence.runtime.said import say
 
 FAILED: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+scipy_svd: Any = scipy.linalg.svd  # pyright: ignore[reportUnknownMemberType]
 scipy_eigh: Any = scipy.linalg.eigh  # pyright: ignore[reportUnknownMemberType]
 
 
@@ -43,6 +44,46 @@ def eigvalsh(matrix: Tensor) -> Tensor:
             return _again(matrix, error)[0].to(matrix)
     found = torch.stack([eigvalsh(one) for one in matrix.flatten(0, -3)])
     return found.view(matrix.shape[:-1])
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, σ, Vᵀ), thin, of one matrix or of each of a batch, in the dtype of the matrix: as `eigh`,
+    with LAPACK's QR iteration (gesvd) at last."""
+    try:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    except FAILED as error:
+        if matrix.ndim == 2:
+            u, sigma, vh = _svd_again(matrix, error)
+            return u.to(matrix), sigma.to(matrix), vh.to(matrix)
+    found = [svd(one) for one in matrix.flatten(0, -3)]
+    u, sigma, vh = (
+        torch.stack(part).unflatten(0, matrix.shape[:-2]) for part in zip(*found, strict=True)
+    )
+    return u, sigma, vh
+
+
+def _svd_again(matrix: Tensor, error: Exception) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = matrix.shape
+    kind = str(matrix.dtype).removeprefix("torch.")
+    failed = f"a singular value decomposition of {rows} × {columns} did not converge in {kind}"
+    if matrix.dtype != torch.float64:
+        try:
+            found = torch.linalg.svd(matrix.double(), full_matrices=False)
+        except FAILED:
+            pass
+        else:
+            say(f"{failed}: it was done in float64")
+            return found
+    try:
+        exact = matrix.double().cpu().numpy()
+        u, sigma, vh = scipy_svd(exact, full_matrices=False, lapack_driver="gesvd")
+    except (scipy.linalg.LinAlgError, ValueError) as last:
+        raise SingularError(
+            f"{failed}, nor by QR iteration in float64 ({last}): scale the inputs or the loss, or "
+            "use a rung without this matrix"
+        ) from error
+    say(f"{failed}: it was done by QR iteration in float64")
+    return torch.from_numpy(u), torch.from_numpy(sigma), torch.from_numpy(vh)
 
 
 def _again(matrix: Tensor, error: Exception) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from curvfluence.errors import InputError
 from curvfluence.jacobian.terms import Formed, SharedOuter, Term
 from curvfluence.runtime import budget
+from curvfluence.runtime.eigen_solver import svd
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class LowRank:
         `tolerance`: a truncated singular value decomposition."""
         if not 0 < tolerance < 1:
             raise InputError(f"compress must lie between 0 and 1; seen {tolerance}")
-        u, sigma_qk, vh = torch.linalg.svd(x_qoi, full_matrices=False)
+        u, sigma_qk, vh = svd(x_qoi)
         total_q1 = sigma_qk.square().sum(1, keepdim=True)
         kept_qk = sigma_qk.square().cumsum(1)
         lost_qk = (1 - kept_qk / total_q1.clamp_min(torch.finfo(x_qoi.dtype).tiny)).clamp_min(0)

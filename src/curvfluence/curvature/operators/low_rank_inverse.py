@@ -19,6 +19,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer
 from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.runtime import budget
+from curvfluence.runtime.eigen_solver import svd
 
 LEAST = 2.0**35  # operations of a product with solved queries that are worth a search for ranks
 WORTH = 0.7  # of those operations, that the products of a low rank may take
@@ -212,7 +213,7 @@ def _truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     basis = torch.linalg.qr(matrix @ start.to(matrix.device))[0]
     for _ in range(POWERS):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
-    u, sigma, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    u, sigma, vh = svd(basis.T @ matrix)
     return (basis @ u * sigma)[:, :rank], vh[:rank].T.contiguous()
 
 
