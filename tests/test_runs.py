@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import tests.torture.__main__ as torture
 from curvfluence.errors import InputError
 from curvfluence.runs import clean, find, forget, kind_of, leftovers, verify
 from curvfluence.store.lock import HOLDER, LOCK, held
@@ -158,6 +161,27 @@ def test_commands(
 
 
 class TestTorture:
+    def test_parts_run_apart_are_put_together(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A part replaces its own keys alone, in what an earlier run has left."""
+        counts = {"kills": 3, "stale": 5}
+        parts = {
+            "kills": (lambda n, _: {"kills": n, "kills_identical": n, "orphans": 0}, 1),
+            "stale": (lambda n, _: {"stale": n, "stale_detected": n}, 1),
+        }
+        monkeypatch.setattr(torture, "PARTS", parts)
+        out = tmp_path / "torture.json"
+        out.write_text(json.dumps({"soak_rounds": 67, "kills": 99}))
+        for name, count in counts.items():
+            words = ["torture", "--only", name, "--count", str(count), "--out", str(out)]
+            monkeypatch.setattr(sys, "argv", words)
+            assert torture.main() == 0
+        assert json.loads(out.read_text()) == {
+            "soak_rounds": 67, "kills": 3, "kills_identical": 3, "orphans": 0, "stale": 5,
+            "stale_detected": 5,
+        }  # fmt: skip
+
     """A little of `make torture`, so that it runs and counts what it says."""
 
     def test_corruptions(self) -> None:

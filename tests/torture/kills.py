@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from curvfluence.runs import kind_of, verify
 from curvfluence.study.study import read_study
 from tests.test_supervise import OWN, busy, ended, start
@@ -33,6 +35,16 @@ COMMANDS: dict[str, list[str]] = {
         "--epochs", "10", "--jobs", "2", "--no-progress", "--out", "r",
     ],
     "attribute": ["attribute", "own.py", "--threads", "1", "--out", "r.html"],
+    "audit": [
+        "audit", "own.py", "--neighbours", "3", "--threads", "1", "--no-progress",
+        "--out", "r.html", "--json", "r.json",
+    ],
+    "index": ["index", "own.py", "--threads", "1", "--no-progress", "--index", "r"],
+    "judge": [
+        "judge", "s.npy", "--problem", "wine", "--positive", "helps", "--subsets", "30",
+        "--models", "2", "--against", "KFAC", "--threads", "1", "--no-progress",
+        "--bank", "r", "--out", "r.json",
+    ],
 }  # fmt: skip
 
 
@@ -67,13 +79,13 @@ def run(count: int, seed: int, commands: dict[str, list[str]] = COMMANDS) -> dic
         root = Path(name)
         (root / "own.py").write_text(OWN)
         (root / "large.py").write_text(LARGE)
+        np.save(root / "s.npy", np.random.default_rng(0).normal(size=(36, 142)))
         wanted = {one: _reference(one, commands[one], root) for one in commands}
         same = orphans = 0
         repeated = 0.0
         for k in range(count):
             one = tuple(commands)[k % len(commands)]
-            shutil.rmtree(root / "r", ignore_errors=True)
-            (root / "r.html").unlink(missing_ok=True)
+            _empty(root)
             result, seconds = wanted[one]
             at, left = _killed(commands[one], root, generator, seconds)
             orphans += left
@@ -95,11 +107,17 @@ def run(count: int, seed: int, commands: dict[str, list[str]] = COMMANDS) -> dic
 
 
 def _reference(one: str, words: list[str], root: Path) -> tuple[Any, float]:
-    shutil.rmtree(root / "r", ignore_errors=True)  # of another command
+    _empty(root)  # of another command
     begun = time.monotonic()
     code, _, err = ended(start(words, root), 600)
     assert code == 0, err
     return _result(one, root), time.monotonic() - begun
+
+
+def _empty(root: Path) -> None:
+    """Remove all that a command has written: r, r.html, r.json, r-steps."""
+    for path in (*root.glob("r"), *root.glob("r[.-]*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _killed(
@@ -147,13 +165,20 @@ def _result(one: str, root: Path) -> Any:
         text = (root / "r.html").read_text()
         data = text.partition('id="answers-data">')[2].partition("</script>")[0]
         return unmeasured(json.loads(data))
+    if one in ("audit", "judge"):
+        found = json.loads((root / "r.json").read_text())
+        # of the seal, and of how much the bank had already
+        return unmeasured({k: v for k, v in found.items() if k not in ("sha256", "trained")})
+    if one == "index":
+        arrays = sorted((root / "r").rglob("*.npy"))
+        return {str(file.relative_to(root)): file.read_bytes() for file in arrays}
     folders = [root / "r"] if one == "study" else sorted((root / "r/cells").iterdir())
-    found: dict[str, Any] = {}
+    studies: dict[str, Any] = {}
     for folder in folders:
         study = read_study(folder)
         arrays = {name: a.sha256 for name, a in study.manifest.arrays.items()}
-        found[folder.name] = (study.results.digest, arrays)
-    return found
+        studies[folder.name] = (study.results.digest, arrays)
+    return studies
 
 
 def unmeasured(value: Any) -> Any:
