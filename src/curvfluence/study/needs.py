@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from curvfluence.jacobian.terms import blas
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 aten: Any = torch.ops.aten
 
@@ -31,13 +33,15 @@ def needs(work: Callable[[], object]) -> Needs:
 
     Peak memory needs Linux with glibc: libraries' workspaces count, memory that the allocator
     keeps from before does not. A factorisation of n × n counts n³/3 (Cholesky) or 9 n³
-    (eigenvalues and eigenvectors; 4/3 n³ values alone), as LAPACK's working notes do.
+    (eigenvalues and eigenvectors; 4/3 n³ values alone), as LAPACK's working notes do; a Gram matrix
+    that NumPy makes by symmetry half of a product.
     """
     before = _restart()
-    with FlopCounterMode(display=False, custom_mapping=_COSTS) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_COSTS)
+    with blas.counting() as by_numpy, counter:
         work()
     peak = None if before is None else max(0, _status("VmHWM") - before)
-    return Needs(peak, counter.get_total_flops())
+    return Needs(peak, counter.get_total_flops() + by_numpy[0])
 
 
 def _restart() -> int | None:
