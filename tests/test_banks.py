@@ -456,7 +456,7 @@ class TestVerify:
         spread = arrays["values"].std(0)
         arrays["values"][0] += 0.25 * spread
         moved = arrays["values"].std(0)
-        bank.keep(entry.batch, arrays, 1.0)
+        replace(bank, anew=True).keep(entry.batch, arrays, 1.0)
         found = verify_bank(tmp_path, again=2)
         assert (found.again, found.equal) == (2, 1)
         assert found.largest == pytest.approx(float((0.25 * spread / moved).max()), rel=1e-9)
