@@ -21,7 +21,7 @@ from dataclasses import asdict
 
 import torch
 from memory import peak_of
-from workloads import load
+from workloads import WORKLOADS, load
 
 import curvfluence as cf
 from curvfluence.jacobian.discovery import discover
@@ -70,7 +70,7 @@ def planned(name: str, title: str) -> dict[str, float]:
 
 
 def real(name: str, title: str) -> dict[str, float]:
-    rung, damping = RUNGS[title], cf.Absolute(1e-2)
+    rung, damping = RUNGS[title], cf.Absolute(max(1e-2, WORKLOADS[name].damping))
 
     def scored(problem: cf.Problem) -> None:
         cf.influence(problem, cf.fit(problem, rung), damping=damping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import curvfluence as cf
 from curvfluence.forecast.rates import Rates
@@ -192,3 +193,15 @@ def test_gram_matrices_over_positions_are_counted() -> None:
         o, i = part.shape
         count += o * i * (o + i)
     assert 40 * count / 2 <= stage.operations <= 40 * 12 * count
+
+
+def test_rows_are_formed_once_for_all_queries() -> None:
+    """Of 6 positions, 5 × 4: a single query meets each of them, many meet rows that are formed."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Flatten(), nn.Linear(24, 3, bias=False))
+    x, y = torch.randn(30, 6, 5), torch.randint(3, (30,))
+    for queries in (1, 2, 20):
+        problem = cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:queries], y[:queries]))
+        (scores,) = (s for s in cf.plan(problem, cf.KFAC()).stages if s.name == "scores")
+        shared = min(queries * 6 * 20, 6 * 20 + queries * 20)
+        assert scores.operations == 2 * 30 * (shared + queries * 72)

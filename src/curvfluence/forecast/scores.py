@@ -73,11 +73,6 @@ def _products(
     """Solved queries against the training rows, timed on a few of both; of the operations that
     share is done."""
     n, q, p = sizes.n, sizes.queries, sizes.problem.parameters.count
-    rows = sum(
-        2.0 * n * layer.multiplications
-        for layer in sizes.layout.layers
-        if layer.shared and layer.weight not in formed
-    )
     some = min(q, max(1, budget.TIMED_QUERIES // p))
     x_qp = torch.ones(some, p).to(sizes.problem.decay)
     # solved queries, scores, the queries' own rows, a temporary of products, a chunk's pass
@@ -86,10 +81,22 @@ def _products(
     sample = sizes.sample(Empirical())
     sample = replace(sample, rows=_with_formed(sample.rows, formed))
     line = sample.line(lambda rows: rows.inner(x_qp))
-    seconds = kept * q / some * line.seconds(n, sizes.chunks(1))
-    seconds += held * sizes.rates.fresh
-    operations = rows + kept * 2.0 * q * n * p
-    return Stage("scores", operations, (held + cached) * sizes.item, seconds)
+    operations = _of_products(sizes, formed, q)
+    more = operations / _of_products(sizes, formed, some)
+    seconds = kept * more * line.seconds(n, sizes.chunks(1)) + held * sizes.rates.fresh
+    return Stage("scores", kept * operations, (held + cached) * sizes.item, seconds)
+
+
+def _of_products(sizes: Sizes, formed: frozenset[str], queries: int) -> float:
+    """Of so many queries with all rows: where positions are shared a row is formed once for all of
+    them, or they meet every position, whichever is less."""
+    total, rest = 0.0, sizes.problem.parameters.count
+    for layer in sizes.layout.layers:
+        size = layer.out_features * layer.in_features
+        each = layer.multiplications if layer.shared and layer.weight not in formed else 0
+        total += min(queries * each, each + queries * size) if each else queries * size
+        rest -= size
+    return 2.0 * sizes.n * (total + queries * max(0, rest))
 
 
 def _saved(sizes: Sizes) -> float:
