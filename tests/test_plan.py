@@ -205,3 +205,15 @@ def test_rows_are_formed_once_for_all_queries() -> None:
         (scores,) = (s for s in cf.plan(problem, cf.KFAC()).stages if s.name == "scores")
         shared = min(queries * 6 * 20, 6 * 20 + queries * 20)
         assert scores.operations == 2 * 30 * (shared + queries * 72)
+
+
+def test_a_lookup_is_rotated_on_one_side() -> None:
+    """Its inputs, 50 words, have no basis to be rotated to."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(24, 3, bias=False))
+    x, y = torch.randint(50, (30, 6)), torch.randint(3, (30,))
+    problem = cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
+    (solved,) = (s for s in cf.plan(problem, cf.KFAC()).stages if s.name == "solutions")
+    words, head = 2.0 * 2 * 4 * 50 * 4, 2.0 * 2 * 3 * 24 * (3 + 24)
+    forth = (2.0 * 30 * 6 * 4 * 4, 2.0 * 30 * (9 + 24**2))
+    assert solved.operations == words + min(words, forth[0]) + head + min(head, forth[1])

@@ -245,10 +245,11 @@ class KroneckerRung(FisherRung):
         n, total = len(work.problem.train), 0.0
         for layer in work.layout.layers:
             o, i = layer.out_features, layer.in_features
-            turn = 2.0 * work.queries * o * i * (o + i)
+            width = 0 if layer.lookup else i  # whose input basis is the identity
+            turn = 2.0 * work.queries * o * i * (o + width)
             total += turn
             if layer.weight not in formed:
-                total += min(turn, 2.0 * n * layer.positions * (o * o + i * i))
+                total += min(turn, 2.0 * n * layer.positions * (o * o + width * width))
         return total
 
 
