@@ -33,7 +33,7 @@ def test_products_and_factorisations(by_numpy: bool) -> None:
 
 def test_a_fit(by_numpy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many, but for Gram matrices by symmetry, which are made as narrow ones here."""
-    monkeypatch.setattr(gram.__globals__["blas"], "SMALL", 0)
+    monkeypatch.setattr(blas, "SMALL", 0)
     monkeypatch.setitem(gram.__globals__, "NARROW", 10_000)
     problem = make(mlp(300, 20, 4), cf.CrossEntropy(), shape=(300,), outputs=4, n=160)
     cf.fit(problem, cf.KFAC(cf.Empirical()))  # the first tries the model

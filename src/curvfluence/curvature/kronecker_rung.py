@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, TypeAlias
@@ -101,9 +101,15 @@ class KroneckerRung(FisherRung):
             return o, i
         return min(o, most), i if part.lookup else min(i, most + part.with_bias)
 
+    def _is_complete(self, part: LayerPart) -> bool:
+        """Whether all eigenvectors of both factors are held."""
+        return self._held(part) == part.shape
+
     def _said_of_held(self, part: LayerPart) -> str:
+        if self._is_complete(part):
+            return ""
         (o, i), (out, inp) = part.shape, self._held(part)
-        return f"{out} of {o} and {inp} of {i} eigenvectors" if (out, inp) != (o, i) else ""
+        return f"{out} of {o} and {inp} of {i} eigenvectors"
 
     def build_blocks(self, rows: FisherPass, values: FisherPass) -> tuple[Block, ...]:
         """Factors, their eigenvectors, and the operator that these make."""
@@ -116,7 +122,7 @@ class KroneckerRung(FisherRung):
         return (*made, *fallback.blocks(sums, rows))
 
     def _operator(self, part: LayerPart, out: OutBasis, inp: InBasis, rank: int | None) -> Operator:
-        if self._held(part) == part.shape:
+        if self._is_complete(part):
             return replace(self.operator(out, inp), rank=rank)
         (o, i), (out_basis, in_basis) = part.shape, (out[1], inp[1])
         whole = self.spectrum(expanded(out[0], o), expanded(inp[0], i))
@@ -132,7 +138,7 @@ class KroneckerRung(FisherRung):
         known."""
         (o, i), noise = part.shape, 0.0 if part.lookup else NOISE
         out, inp = _above(expanded(out_values, o), NOISE), _above(expanded(in_values, i), noise)
-        if self._held(part) == part.shape:
+        if self._is_complete(part):
             return out * inp
         if problem.varied:
             return None
@@ -282,19 +288,14 @@ class CorrectedRung(KroneckerRung):
         for part, (out, inp) in zip(parts, self._bases(parts, sums, problem), strict=True):
             bases[part.name] = out[1], inp[1]
             rank[part.name] = self._rank(part, out[0], inp[0], problem)
-        whole = {p.name for p in parts if self._held(p) == p.shape}
-        within = {p.position: bases[p.name] for p in parts if p.whole and p.name in whole}
-        squares = accumulate(values.within(within), each_part(parts, add_squares(bases, whole)))
+        within = {p.position: bases[p.name] for p in parts if p.whole and self._is_complete(p)}
+        squares = accumulate(values.within(within), each_part(parts, add_squares(bases)))
         made: list[Block] = []
         for part in parts:
             out_basis, in_basis = bases.pop(part.name)
-            operator: Operator
-            if part.name in whole:
-                best = squares.pop(part.name) / len(problem.train)
-                operator = KroneckerEigen(out_basis, in_basis, best, rank=rank[part.name])
-            else:
-                best = table_of(part, squares) / len(problem.train)
-                operator = TruncatedKronecker(out_basis, in_basis, best, rank=rank[part.name])
+            kind = KroneckerEigen if self._is_complete(part) else TruncatedKronecker
+            best = table_of(part, squares) / len(problem.train)
+            operator = kind(out_basis, in_basis, best, rank=rank[part.name])
             made.append(self.block(part, operator))
         return (*made, *fallback.blocks(sums, rows))
 
@@ -308,7 +309,7 @@ class CorrectedRung(KroneckerRung):
         elif missing:
             stages.append(work.passed(again, fisher.width(problem), missing))
         bases = {part.name: _placeholders(problem, part) for part in parts}
-        update = each_part(parts, add_squares(bases, set(bases)))
+        update = each_part(parts, add_squares(bases))
         held = sum(_factor_elements(p) + p.size for p in _whole_parts(problem))
         cached = work.cached(fisher) if self.values is None else 0.0
         operations = len(problem.train) * sum(
@@ -330,7 +331,7 @@ class CorrectedRung(KroneckerRung):
         formed = (
             part.layer.weight
             for part in self.parts(problem)
-            if self._held(part) == part.shape
+            if self._is_complete(part)
             and part.whole
             and part.shared
             and is_compact(*part.shape, part.layer.positions)
@@ -338,37 +339,40 @@ class CorrectedRung(KroneckerRung):
         return LeftBehind(self.fishers(problem)[1], frozenset(formed))
 
 
-def add_squares(bases: Mapping[str, Basis], whole: Set[str]) -> AddPart:
-    """Adds Σ_n Σ_c (U_Bᵀ row U_A)² elementwise of a part, [o, i]; where a basis is not whole also
-    what the rows are in each that is held, and in all."""
+def add_squares(bases: Mapping[str, Basis]) -> AddPart:
+    """Adds Σ_n Σ_c (U_Bᵀ row U_A)² elementwise of a part, [o, i]; where columns of a basis are not
+    held also what the rows are in each that is held of the other, and in all."""
 
     def add(part: LayerPart, rows: Rows, sums: Sums, memo: Memo) -> None:
         term, (out_basis, in_basis) = part.term(rows), bases[part.name]
-        sums.add_(part.name, term.squares(out_basis, in_basis, memo))
-        if part.name not in whole:
+        inside = term.squares(out_basis, in_basis, memo)
+        sums.add_(part.name, inside)
+        below, right = (held < n for held, n in zip(inside.shape, part.shape, strict=True))
+        if right:
             sums.add_((part.name, "B"), term.squares(out_basis, None, memo).sum(1))
-            if in_basis is not None:
-                sums.add_((part.name, "A"), term.squares(None, in_basis, memo).sum(0))
-            else:
-                sums.add_((part.name, "A"), term.squares(None, None, memo).sum(0))
+        if below:
+            sums.add_((part.name, "A"), term.squares(None, in_basis, memo).sum(0))
+        if below and right:
             sums.add_((part.name, "all"), term.squared_norms().sum())
 
     return add
 
 
 def table_of(part: LayerPart, sums: Sums) -> Tensor:
-    """The sums of `add_squares` as `TruncatedKronecker` has its values: of what is not held, the
-    mean of what is left. It is below 0 by rounding alone."""
+    """The sums of `add_squares` as an operator has its values: where columns are not held, with one
+    row or column more, the mean of what is left. It is below 0 by rounding alone."""
     (o, i), inside = part.shape, sums.pop(part.name)
     (out, inp), table = inside.shape, inside
-    by_out, by_in = sums.pop((part.name, "B")), sums.pop((part.name, "A"))
-    rest = sums.pop((part.name, "all")) - by_out.sum() - by_in.sum() + inside.sum()
-    right = (by_out - inside.sum(1)) / max(1, i - inp)
-    below = (by_in - inside.sum(0)) / max(1, o - out)
+    right = sums.pop((part.name, "B")) - inside.sum(1) if inp < i else inside.new_zeros(out)
     if inp < i:
-        table = torch.cat([table, right[:, None]], dim=1)
-        below = torch.cat([below, rest[None] / ((i - inp) * max(1, o - out))])
-    return (torch.cat([table, below[None]]) if out < o else table).clamp_min(0)
+        table = torch.cat([table, right[:, None] / (i - inp)], dim=1)
+    if out < o:
+        below = sums.pop((part.name, "A")) - inside.sum(0)
+        if inp < i:
+            rest = sums.pop((part.name, "all")) - inside.sum() - right.sum() - below.sum()
+            below = torch.cat([below, rest[None] / (i - inp)])
+        table = torch.cat([table, below[None] / (o - out)])
+    return table.clamp_min(0)
 
 
 def _above(values: Tensor, ulps: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import scipy.linalg
@@ -62,52 +64,44 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, sigma, vh
 
 
-def _svd_again(matrix: Tensor, error: Exception) -> tuple[Tensor, Tensor, Tensor]:
+def _svd_again(matrix: Tensor, error: Exception) -> tuple[Tensor, ...]:
+    fast = partial(torch.linalg.svd, full_matrices=False)
+    last = partial(scipy_svd, full_matrices=False, lapack_driver="gesvd")
+    return _sturdier("a singular value decomposition", matrix, error, fast, last)
+
+
+def _again(matrix: Tensor, error: Exception) -> tuple[Tensor, ...]:
+    last = partial(scipy_eigh, driver="ev")
+    return _sturdier("an eigendecomposition", matrix, error, torch.linalg.eigh, last)
+
+
+def _sturdier(
+    what: str,
+    matrix: Tensor,
+    error: Exception,
+    fast: Callable[[Tensor], tuple[Tensor, ...]],
+    last: Callable[[Any], tuple[Any, ...]],
+) -> tuple[Tensor, ...]:
+    """By the same in float64, or QR iteration. Errors: `SingularError`, of that `error`."""
     rows, columns = matrix.shape
     kind = str(matrix.dtype).removeprefix("torch.")
-    failed = f"a singular value decomposition of {rows} × {columns} did not converge in {kind}"
-    if matrix.dtype != torch.float64:
-        try:
-            found = torch.linalg.svd(matrix.double(), full_matrices=False)
-        except FAILED:
-            pass
-        else:
-            say(f"{failed}: it was done in float64")
-            return found
-    try:
-        exact = matrix.double().cpu().numpy()
-        u, sigma, vh = scipy_svd(exact, full_matrices=False, lapack_driver="gesvd")
-    except (scipy.linalg.LinAlgError, ValueError) as last:
-        raise SingularError(
-            f"{failed}, nor by QR iteration in float64 ({last}): scale the inputs or the loss, or "
-            "use a rung without this matrix"
-        ) from error
-    say(f"{failed}: it was done by QR iteration in float64")
-    return torch.from_numpy(u), torch.from_numpy(sigma), torch.from_numpy(vh)
-
-
-def _again(matrix: Tensor, error: Exception) -> tuple[Tensor, Tensor]:
-    size, kind = len(matrix), str(matrix.dtype).removeprefix("torch.")
+    advice = "scale the inputs or the loss, or use a rung without this matrix"
     if not bool(matrix.isfinite().all()):
         raise SingularError(
-            f"a matrix of {size} × {size} to decompose is not finite in {kind}: scale the inputs "
-            "or the loss, or use a rung without this matrix"
+            f"a matrix of {rows} × {columns} to decompose is not finite in {kind}: {advice}"
         ) from error
-    failed = f"an eigendecomposition of {size} × {size} did not converge in {kind}"
+    failed = f"{what} of {rows} × {columns} did not converge in {kind}"
     if matrix.dtype != torch.float64:
         try:
-            found = torch.linalg.eigh(matrix.double())
+            found = fast(matrix.double())
         except FAILED:
             pass
         else:
             say(f"{failed}: it was done in float64")
             return found
     try:
-        values, vectors = scipy_eigh(matrix.double().cpu().numpy(), driver="ev")
+        exact = last(matrix.double().cpu().numpy())
     except scipy.linalg.LinAlgError:
-        raise SingularError(
-            f"{failed}, nor by QR iteration in float64: scale the inputs or the loss, or use a "
-            "rung without this matrix"
-        ) from error
+        raise SingularError(f"{failed}, nor by QR iteration in float64: {advice}") from error
     say(f"{failed}: it was done by QR iteration in float64")
-    return torch.from_numpy(values), torch.from_numpy(vectors)
+    return tuple(map(torch.from_numpy, exact))

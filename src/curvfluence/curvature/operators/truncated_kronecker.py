@@ -97,21 +97,18 @@ class TruncatedKronecker(Operator):
         return x if self.in_basis is None else x @ self.in_basis.T
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        inside, by_out, by_in, rest = self._values_of(self.values)
-        at = self.corners(v)
-        return self.composed(
-            Corners(at.inside * inside, at.by_out * by_out, at.by_in * by_in, at.rest * rest)
-        )
+        return self.composed(self._times(self.corners(v), self.values))
 
-    def _values_of(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each corner's numbers, [k_o, k_i], [k_o, 1], [k_i] and one; 0 where there is none."""
+    def _times(self, at: Corners, table: Tensor) -> Corners:
+        """Coordinates times numbers that are laid out as `values`; where all columns of a side are
+        held what is left of it is rounding, and goes."""
         out, inp = self.held
         right, down = table.shape[1] > inp, table.shape[0] > out
-        return (
-            table[:out, :inp],
-            table[:out, inp:] if right else table.new_zeros(out, 1),
-            table[out, :inp] if down else table.new_zeros(inp),
-            table[out, inp] if right and down else table.new_zeros(()),
+        return Corners(
+            at.inside * table[:out, :inp],
+            at.by_out * (table[:out, inp:] if right else 0.0),
+            at.by_in * (table[out, :inp] if down else 0.0),
+            at.rest * (table[out, inp] if right and down else 0.0),
         )
 
     def solve(self, v: Tensor, decay: Tensor, damping: float) -> Tensor:
@@ -125,9 +122,7 @@ class TruncatedKronecker(Operator):
         denominator = Denominator.of(
             self.values + (weight_decay + damping), by_input=self.in_basis is None
         )
-        at = self.corners(v)
-        inside, by_out, by_in, rest = self._values_of(denominator.values.reciprocal())
-        x = Corners(at.inside * inside, at.by_out * by_out, at.by_in * by_in, at.rest * rest)
+        x = self._times(self.corners(v), denominator.values.reciprocal())
         if delta:
             x = self._with_bias(x, denominator.values, delta)
         if denominator.error is not None:
