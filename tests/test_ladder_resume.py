@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from curvfluence.fidelity import bootstrap
 from curvfluence.jacobian import gradients
 from curvfluence.judging import Beside, Judgement, Settings, judge
 from curvfluence.runtime import budget, journal
+from curvfluence.runtime.journal import SPENT
 from curvfluence.store.steps import STEPS, Steps
 from curvfluence.study import StudySpec, at_model, climb, run_study
 from curvfluence.study.questions import QuestionSpec, run_questions
@@ -24,6 +26,12 @@ from curvfluence.study.variant import Variant
 from curvfluence.truth import proximal
 
 SHORT = Variant(epochs=3)
+STAGES = {
+    "works of model": "climb",
+    "comparison": "compare",
+    "response": "bregman",
+    "bounds of": "bounds",
+}
 CLEAN = StudySpec("wine", 4, 1, models=2, orders=1, variant=SHORT, replicates=200)
 
 pytestmark = pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
@@ -50,15 +58,15 @@ def digests(study: Study) -> dict[str, str]:
 def killed_after_each(
     count: int, spec: StudySpec, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Study, int]:
-    """The study by a command that is killed after every `count` works of a ladder that it keeps and
-    given again until it ends; and how often it was killed."""
+    """The study by a command that is killed after every `count` works of a ladder that it keeps,
+    once their seconds are kept too, and given again until it ends; and how often it was killed."""
     own, kept = Steps.keep, 0
 
     def keep(steps: Steps, name: Mapping[str, Any], value: object) -> None:
         nonlocal kept
         own(steps, name, value)
-        kept += "work" in name
-        if "work" in name and kept % count == 0:
+        kept += name == SPENT
+        if name == SPENT and kept % count == 0:
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -117,20 +125,28 @@ def test_what_was_kept_of_a_ladder_is_whole_or_refused(
 def test_the_seconds_of_killed_commands_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept = 0
+    slept: Counter[str] = Counter()
+    own = Steps.keep
 
-    def slow(*given: object) -> object:
-        nonlocal slept
-        slept += 1
-        time.sleep(0.2)
-        return scores_at(*given)
+    def slow(steps: Steps, name: Mapping[str, Any], value: object) -> None:
+        """Every work takes a tenth of a second more, before it is kept with its seconds."""
+        if "work" in name:
+            (stage,) = STAGES.keys() & steps.depends.keys()
+            slept[STAGES[stage]] += 1
+            time.sleep(0.1)
+        own(steps, name, value)
 
-    scores_at = at_model._scores_at
-    monkeypatch.setattr(at_model, "_scores_at", slow)
-    spec = replace(CLEAN, models=1)
-    study, _ = killed_after_each(5, spec, tmp_path / "killed", monkeypatch)
-    assert slept > 6
-    assert study.results.seconds.climb >= 0.2 * 6
+    monkeypatch.setattr(Steps, "keep", slow)
+    spec = replace(CLEAN, bounds=True, rungs=("GGN", "EKFAC"), hybrids=False, costs=False)
+    study, kills = killed_after_each(3, spec, tmp_path / "killed", monkeypatch)
+    seconds = study.results.seconds
+    assert seconds is not None
+    assert kills > 5
+    assert slept.keys() == set(STAGES.values())
+    for stage, count in slept.items():
+        assert getattr(seconds, stage) >= 0.1 * count
+    assert study.results.study_seconds is not None
+    assert study.results.study_seconds >= 0.1 * slept.total() + seconds.models + seconds.truth
 
 
 def test_the_seconds_of_scores_are_those_after_nothing_else(

@@ -60,9 +60,14 @@ class Journal:
     def keep(self, name: dict[str, Any], value: object) -> None:
         start = time.monotonic()
         self.steps.keep(name, value)
-        self.steps.keep(SPENT, self.earlier + time.monotonic() - self.begun)
+        self.steps.keep(SPENT, self.seconds)
         self._last = time.monotonic()
         self._pause = SHARE * (self._last - start)
+
+    @property
+    def seconds(self) -> float:
+        """Of these works so far, those of killed commands among them."""
+        return self.earlier + time.monotonic() - self.begun
 
     @property
     def due(self) -> bool:
@@ -145,6 +150,14 @@ def earlier() -> float:
     """Seconds that killed commands had spent on these works."""
     journal = _JOURNAL.get()
     return 0.0 if journal is None else journal.earlier
+
+
+def seconds() -> float:
+    """Those since works are kept here, with what killed commands had spent on them."""
+    journal = _JOURNAL.get()
+    if journal is None:
+        raise RuntimeError("nothing is kept here")
+    return journal.seconds
 
 
 def found() -> int:

@@ -129,7 +129,7 @@ def swept(scores_jdqn: Tensor, dampings: tuple[float | None, ...], left_out_mn: 
 class ModelLadder:
     """All rungs and hybrids at one model, the decomposition of each chain by its name, overlaps of
     leading eigenspaces, of which gradients inverses were held against the exact one's, and the
-    seconds that it took."""
+    seconds that it took, those of killed commands among them."""
 
     rungs: dict[str, RungScores]
     decompositions: Mapping[str, tuple[StepLoss, ...]]
@@ -143,13 +143,15 @@ class ModelLadder:
 
     def with_needs(self, rungs: Mapping[str, Rung], problem: Problem) -> ModelLadder:
         """With what each rung needs."""
+        start = time.perf_counter()
         rows = {
             name: replace(
                 self.rungs[name], needs=measured_needs(rung, problem, self.rungs[name].middle)
             )
             for name, rung in rungs.items()
         }
-        return replace(self, rungs={**self.rungs, **rows})
+        seconds = self.seconds + time.perf_counter() - start
+        return replace(self, rungs={**self.rungs, **rows}, seconds=seconds)
 
 
 def measured_needs(rung: Rung, problem: Problem, damping: Damping) -> tuple[Needs, Needs]:

@@ -93,6 +93,7 @@ def climb(
             else:
                 works = None if steps is None else steps.within(_works_of(len(models), at))
                 with _kept(works, rungs, at):
+                    earlier += journal.earlier()
                     model = climb_one(
                         rungs,
                         at,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,8 +29,16 @@ class Proven:
     has none, why."""
 
     errors: Mapping[str, ProvenError]
-    seconds: float
+    seconds: float  # those of killed commands among them
     missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """What is proven of one rung, and the seconds of it, those of killed commands among them."""
+
+    error: ProvenError
+    seconds: float
 
 
 def prove(
@@ -44,7 +51,6 @@ def prove(
 ) -> Proven:
     """Bounds on the scores of every rung at the first model, `problem`, each half of the queries at
     the damping that it was given. Cost: a fit and `error_bounds` for each rung and damping."""
-    start = time.perf_counter()
     if not spec.bounds:
         return Proven({}, 0.0, "they were not asked for")
     try:
@@ -56,19 +62,22 @@ def prove(
     if not judged:
         return Proven({}, 0.0, "none of the rungs stands for the GGN")
     proven: dict[str, ProvenError] = {}
+    seconds = 0.0
     with watch("bound the errors", len(judged)) as done:
         for row in judged:
             name = {"bounds of": row.name, "alpha": spec.alpha}  # which decides the dampings
-            found = steps.find(name, ProvenError)
+            found = steps.find(name, Bounded)
             if found is None:
                 works = steps.within(name)
                 with journal.kept_in(works):
-                    found = _of_rung(own[row.name], problem, row, fidelity)
+                    error = _of_rung(own[row.name], problem, row, fidelity)
+                    found = Bounded(error, journal.seconds())
                 steps.keep(name, found)
                 works.clear()
-            proven[row.name] = found
+            proven[row.name] = found.error
+            seconds += found.seconds
             done(len(proven))
-    return Proven(proven, time.perf_counter() - start)
+    return Proven(proven, seconds)
 
 
 def _approximates(own: Mapping[str, Rung], row: RungScores) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from curvfluence.errors import InputError, SingularError
 from curvfluence.fidelity import LDS, Interval, Sweep, bootstrap_lds, interval, lds, resamples
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import journal
 from curvfluence.runtime.journal import in_turn
 from curvfluence.study.compare import LadderFidelity, RungFidelity
 from curvfluence.study.progress import Watcher
@@ -104,7 +105,7 @@ def respond(
         change=change_jmq,
         converged=converged_jm,
         steps=float(torch.stack([r.steps for r in responses]).double().mean()),
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + journal.earlier(),
         lds={name: value for name, (value, _) in measured.items()},
         intervals={name: bounds for name, (_, bounds) in measured.items()},
     )

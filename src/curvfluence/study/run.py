@@ -218,37 +218,38 @@ def _common(request: Request, steps: Steps, watch: Watcher) -> Common:
 def _compare(request: Request, common: Common, steps: Steps, watch: Watcher) -> Results:
     """Retrain, compare with what `common` predicts, and keep everything."""
     spec, problem = request.spec, request.problem
-    start = time.perf_counter()
     truth = make_truth(spec, problem, common.models, request.bank, watch)
-    at = time.perf_counter()
-    works = steps.within({"comparison": spec.alpha, **truth.told})
     problems = influence_problems(problem, common.models.trained)
-    with journal.kept_in(works):
+    comparing, responding = (
+        steps.within({stage: spec.alpha, **truth.told}) for stage in ("comparison", "response")
+    )
+    with journal.kept_in(comparing):
         fidelity = compare(spec, truth, common.ladder.rungs, spec.plan, watch)
-        compared = time.perf_counter()
+        compared = journal.seconds()
+    with journal.kept_in(responding):
         response = respond(spec, problems, truth.subsets.left_out, fidelity, watch)
-    responded = time.perf_counter()
+        responded = journal.seconds()
     dtype = torch.float64 if spec.plan.double else None
     (first, *_) = influence_problems(problem, common.models.trained, dtype)
     proven = prove(spec, first, common.ladder.rungs, fidelity, steps, watch)
-    now = time.perf_counter()
     seconds = StageSeconds(
         models=common.models.seconds,
         climb=common.ladder.seconds,
         truth=truth.seconds,
-        compare=compared - at,
-        bregman=responded - compared,
+        compare=compared,
+        bregman=responded,
         bounds=proven.seconds,
     )
-    # of this study by itself, whatever it shared
-    total = request.seconds + common.models.seconds + common.ladder.seconds + now - start
+    # of this study by itself, whatever it shared and however often it was killed
+    total = request.seconds + sum(structs.astuple(seconds))
     stages = Stages(truth, common.ladder, fidelity, response, proven, seconds, total)
     made_by = request.folder.header.made_by
     results = summarise(spec.settings, problem, stages, request.hashes, made_by)
     arrays = _arrays(problem, problems, stages, kept=spec.scores)
     with keeping(request.folder.path, results):
         saved = request.folder.save(arrays, lambda seal: structs.replace(results, manifest=seal))
-    works.clear()
+    comparing.clear()
+    responding.clear()
     return saved
 
 
