@@ -20,7 +20,7 @@ from curvfluence.curvature.operators.low_rank import LowRank
 from curvfluence.errors import CurvfluenceWarning, SingularError
 from curvfluence.jacobian.terms import blas
 from curvfluence.runtime import eigen_solver
-from curvfluence.runtime.eigen_solver import FAILED, eigvalsh, svd
+from curvfluence.runtime.eigen_solver import FAILED, eigvalsh, pinv, svd
 from curvfluence.runtime.said import noted, say
 from curvfluence.study import StudySpec, run_study
 from tests.problems import chain_problem, mlp
@@ -116,13 +116,37 @@ def test_each_of_a_batch(failed: tuple[torch.dtype, ...], monkeypatch: pytest.Mo
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(12, 12), (2, 3, 4, 5), (2, 5, 4)])
+def test_pseudoinverses(
+    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of matrices of a rank that is not full, by the sturdier way as by torch's own."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    matrix[..., -1] = matrix[..., 0] - matrix[..., 1]
+    wanted = pinv(matrix)
+
+    def failed(*_: object, **__: object) -> Tensor:
+        raise FAILED("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "pinv", failed)
+    atol = 1e-4 if dtype is torch.float32 else 1e-12
+    torch.testing.assert_close(pinv(matrix), wanted, atol=atol, rtol=0)
+    monkeypatch.setattr(torch.linalg, "svd", failed)
+    with noted() as said:
+        torch.testing.assert_close(pinv(matrix), wanted, atol=atol, rtol=0)
+    assert said
+    with pytest.raises(SingularError, match="is not finite"):
+        pinv(matrix * torch.nan)
+
+
 def test_nobody_asks_the_fast_one_alone() -> None:
     """But where NumPy is quicker and torch comes after it."""
     source = Path(cf.__file__).parent
     found = {
         str(path.relative_to(source))
         for path in source.rglob("*.py")
-        if re.search(r"linalg\.eig", path.read_text())
+        if re.search(r"linalg\.(eig|svd|pinv)", path.read_text())
     }
     assert found == {"runtime/eigen_solver.py", "curvature/operators/decomposed.py"}
 

@@ -64,6 +64,18 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, sigma, vh
 
 
+def pinv(matrix: Tensor, *, symmetric: bool = False) -> Tensor:
+    """The pseudoinverse of one matrix or of each of a batch, without singular values below torch's
+    own bound, max(m, n) ε σ₁; where torch finds none, by `svd`, and its errors."""
+    try:
+        return torch.linalg.pinv(matrix, hermitian=symmetric)
+    except FAILED:
+        u, sigma, vh = svd(matrix)
+    least = max(matrix.shape[-2:]) * torch.finfo(matrix.dtype).eps * sigma[..., :1]
+    inverse = torch.where(sigma > least, 1 / sigma, 0.0)
+    return (vh.mT * inverse[..., None, :]) @ u.mT
+
+
 def _svd_again(matrix: Tensor, error: Exception) -> tuple[Tensor, ...]:
     fast = partial(torch.linalg.svd, full_matrices=False)
     last = partial(scipy_svd, full_matrices=False, lapack_driver="gesvd")

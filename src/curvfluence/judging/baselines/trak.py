@@ -19,6 +19,7 @@ from curvfluence.problem.measurement import Margin
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
 from curvfluence.problem.tree import Batched, tensor_of
+from curvfluence.runtime.eigen_solver import pinv
 
 MOST = 512  # dimensions of the projection, unless told
 
@@ -77,7 +78,7 @@ def trak(problems: Sequence[Problem], settings: Trak = Trak()) -> Tensor:
             _features(problem, layout, data, projection_kp)
             for data in (problem.queries, problem.train)
         )
-        kernel_kk = torch.linalg.pinv(phi_nk.T @ phi_nk, hermitian=True)
+        kernel_kk = pinv(phi_nk.T @ phi_nk, symmetric=True)
         attributed_qn += phi_qk @ kernel_kk @ phi_nk.T / len(problems)
         doubt_n += _doubt(problem) / len(problems)
     scores_qn = attributed_qn * doubt_n

@@ -17,7 +17,7 @@ from curvfluence.problem.losses.base import Loss
 from curvfluence.problem.own_code import own_code, require_differentiable, require_one_each
 from curvfluence.problem.tree import Batched, value_of
 from curvfluence.runtime.autograd import pulled_back
-from curvfluence.runtime.eigen_solver import eigh
+from curvfluence.runtime.eigen_solver import eigh, pinv
 
 NAME = "the custom loss"
 
@@ -142,7 +142,7 @@ class CustomLoss(Loss):
 
     def coordinates(self, output: Tensor, target: Batched) -> Tensor:
         s_nkc, g_nk = self.factor(output, target), self.gradient(output, target)
-        t_nc = (torch.linalg.pinv(s_nkc) @ g_nk[:, :, None])[:, :, 0]
+        t_nc = (pinv(s_nkc) @ g_nk[:, :, None])[:, :, 0]
         left_n = ((s_nkc @ t_nc[:, :, None])[:, :, 0] - g_nk).norm(dim=-1)
         bad = (left_n > 1e-4 * g_nk.norm(dim=-1)).nonzero().flatten()
         if len(bad):
