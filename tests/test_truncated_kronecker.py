@@ -460,3 +460,26 @@ def test_bad_numbers(value: object) -> None:
 def test_factored_damping_has_all() -> None:
     with pytest.raises(InputError, match="factored damping is of all eigenvectors"):
         cf.KFAC(factored_damping=True, eigenvectors=3)
+
+
+@pytest.mark.parametrize("rung", [cf.EKFAC, cf.KFAC])
+def test_memory_is_told_of_what_is_held(rung: type[cf.EKFAC | cf.KFAC]) -> None:
+    seeded()
+    model = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3))
+    problem = make(model, cf.CrossEntropy(), shape=(300,))
+    whole = cf.fit(problem, rung())
+    elements = [rung(eigenvectors=held).elements(problem) for held in (8, 32)]
+    assert elements[0] < elements[1] < 0.7 * rung().elements(problem)
+    for held in (8, 32):
+        some = cf.fit(problem, rung(eigenvectors=held))
+        factors = 301**2 + 200**2 + 201**2 + 3**2
+        assert some.cost.nbytes < 0.25 * whole.cost.nbytes
+        told = rung(eigenvectors=held)._held_elements
+        parts = rung(eigenvectors=held).parts(problem)
+        assert some.cost.nbytes == 8 * sum(map(told, parts))
+        assert rung(eigenvectors=held).elements(problem) > factors + some.cost.nbytes / 8
+        less, all_of_it = (
+            next(s.bytes for s in cf.plan(problem, one).stages if s.name == "eigendecompositions")
+            for one in (rung(eigenvectors=held), rung())
+        )
+        assert less < 0.8 * all_of_it

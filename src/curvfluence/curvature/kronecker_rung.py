@@ -16,7 +16,7 @@ from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.factors import Factors
 from curvfluence.curvature.fisher_rung import AddPart, FisherRung, each_part, require_fisher
 from curvfluence.curvature.operators.block import Block
-from curvfluence.curvature.operators.decomposed import share
+from curvfluence.curvature.operators.decomposed import leading_elements, share
 from curvfluence.curvature.operators.kronecker import (
     InputBases,
     Kronecker,
@@ -104,6 +104,24 @@ class KroneckerRung(FisherRung):
     def _is_complete(self, part: LayerPart) -> bool:
         """Whether all eigenvectors of both factors are held."""
         return self._held(part) == part.shape
+
+    def _bases_elements(self, part: LayerPart) -> float:
+        """Numbers of the columns of U_B and U_A that are held."""
+        (o, i), (out, inp) = part.shape, self._held(part)
+        return float(o * out) + (i if part.lookup else i * inp)
+
+    def _held_elements(self, part: LayerPart) -> float:
+        """With those of Λ."""
+        (o, i), (out, inp) = part.shape, self._held(part)
+        return self._bases_elements(part) + (out + (out < o)) * (inp + (inp < i))
+
+    def _making_elements(self, part: LayerPart, dtype: torch.dtype) -> float:
+        """What `leading_basis` takes of one factor, in numbers of that dtype."""
+        if self.eigenvectors is None:
+            return 0.0
+        factors = zip(part.shape[: 2 - part.lookup], self._held(part), strict=False)
+        wide = torch.float64.itemsize / dtype.itemsize
+        return max(wide * (n**2 + leading_elements(n, held)) for n, held in factors)
 
     def _said_of_held(self, part: LayerPart) -> str:
         if self._is_complete(part):
@@ -224,13 +242,20 @@ class KroneckerRung(FisherRung):
         return self._share(o, most_b) * o**3 + inputs
 
     def elements(self, problem: Problem) -> float:
-        return sum(3.0 * _factor_elements(p) + p.size for p in _whole_parts(problem))
+        """Factors, bases twice while they are made, and tables; with few columns held what makes
+        those of one factor, in float64, may take more than the second time."""
+        parts = _whole_parts(problem)
+        held = sum(map(self._held_elements, parts))
+        one = max((self._making_elements(p, problem.dtype) for p in parts), default=0.0)
+        making = max(one, sum(map(self._bases_elements, parts)))
+        return sum(map(_factor_elements, parts)) + making + held
 
     def stages(self, work: Workload) -> list[Stage]:
         fisher, parts = self.fisher_of(work.problem), self.parts(work.problem)
         columns, fallback = fisher.width(work.problem), self.fallback(work.problem)
         held = sum(_factor_elements(p) + p.size for p in _whole_parts(work.problem))
         cached = work.cached(fisher) if self.passes > 1 else 0.0
+        decomposed = self.elements(work.problem)
         update = each_part(parts, self.factors.add, fallback)
         operations = sum(self.factors.operations(part, columns) for part in parts)
         cubes = sum(self._cubes(part, work.problem) for part in parts)
@@ -243,7 +268,7 @@ class KroneckerRung(FisherRung):
                 fisher,
                 lambda rows: update(rows, Sums()),
             ),
-            work.eigendecompositions("eigendecompositions", cubes, 3 * held + cached, exact=True),
+            work.eigendecompositions("eigendecompositions", cubes, decomposed + cached, exact=True),
         ]
 
     def rotations(self, work: Workload, formed: frozenset[str]) -> float:
@@ -308,12 +333,12 @@ class CorrectedRung(KroneckerRung):
             stages.append(work.passed(again, values.width(problem)))
         elif missing:
             stages.append(work.passed(again, fisher.width(problem), missing))
-        bases = {part.name: _placeholders(problem, part) for part in parts}
+        bases = {part.name: _placeholders(problem, part, self._held(part)) for part in parts}
         update = each_part(parts, add_squares(bases))
-        held = sum(_factor_elements(p) + p.size for p in _whole_parts(problem))
+        held = sum(map(self._held_elements, _whole_parts(problem)))
         cached = work.cached(fisher) if self.values is None else 0.0
         operations = len(problem.train) * sum(
-            _square_operations(part, fisher.width(problem)) for part in parts
+            _square_operations(part, self._held(part), fisher.width(problem)) for part in parts
         )
         stages.append(
             work.timed(
@@ -391,19 +416,19 @@ def _factor_elements(part: LayerPart) -> float:
     return float(o) ** 2 + (float(i) if part.lookup else float(i) ** 2)
 
 
-def _square_operations(part: LayerPart, columns: int) -> float:
+def _square_operations(part: LayerPart, held: tuple[int, int], columns: int) -> float:
     """Of one example: both factors rotated and multiplied, or its row formed and rotated."""
-    (o, i), t = part.shape, part.layer.positions
+    (o, i), (out, inp), t = part.shape, held, part.layer.positions
     width = 0 if part.lookup else i
-    rotate = 2.0 * t * (columns * o * o + width * width)
+    rotate = 2.0 * t * (columns * o * out + width * inp)
     if not part.layer.shared:
-        return rotate + 2.0 * o * i
-    rows = 2.0 * columns * o * width * (o + width)
+        return rotate + 2.0 * out * inp
+    rows = 2.0 * columns * o * width * inp + 2.0 * columns * o * out * (inp if width else 0)
     return 2.0 * columns * t * o * max(width, 1) + min(rotate, rows)
 
 
-def _placeholders(problem: Problem, part: LayerPart) -> Basis:
+def _placeholders(problem: Problem, part: LayerPart, held: tuple[int, int]) -> Basis:
     """Matrices of the sizes of U_B and U_A, whose numbers do not matter to a clock."""
-    o, i = part.shape
-    inner = None if part.lookup else torch.eye(i).to(problem.decay)
-    return torch.eye(o).to(problem.decay), inner
+    (o, i), (out, inp) = part.shape, held
+    inner = None if part.lookup else torch.eye(i, inp).to(problem.decay)
+    return torch.eye(o, out).to(problem.decay), inner

@@ -89,6 +89,12 @@ def leading_eigh(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values[-count:], (basis @ inner)[:, -count:]
 
 
+def leading_elements(n: int, count: int) -> float:
+    """Numbers that `leading_eigh` takes beside the matrix."""
+    width = count + MARGIN
+    return 4.0 * n**2 if n < KEPT or width > n * THIN else 5.0 * n * width
+
+
 def share(n: int, most: int) -> float:
     """Of the time of `eigh` of n × n, that `eigh_of_rank` takes, about."""
     count = min(n, most + MARGIN)
