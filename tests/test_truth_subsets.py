@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -75,6 +77,31 @@ def test_subsets_that_make_no_sense() -> None:
         Subsets(torch.tensor([[float("nan"), 1.0]]), Weighted())
     with pytest.raises(InputError, match=r"\[m, N\]"):
         Subsets(torch.ones(3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 200))
+def test_no_more_different_ones_than_there_are(n: int, size: int, count: int) -> None:
+    size = min(size, n)
+    if count <= comb(n, size):
+        drawn = random_subsets(n, keep=size / n, count=count, seed=0).weights
+        assert len({tuple(row) for row in drawn.tolist()}) == count
+    else:
+        with pytest.raises(InputError, match=f"cannot draw {count} .* there are {comb(n, size)}$"):
+            random_subsets(n, keep=size / n, count=count, seed=0)
+
+
+def test_more_examples_than_there_is_room_for() -> None:
+    """At once, however many subsets of them there are."""
+    for make in (
+        lambda n: random_subsets(n, keep=0.5, count=4, seed=0),
+        lambda n: leave_one_out(n, [1]),
+        lambda n: down_weight(n, [1], 0.1),
+    ):
+        with pytest.raises(InputError, match=r"of 1000000000000 examples take .* GiB"):
+            make(10**12)
+        with pytest.raises(InputError, match=r"n must be below 2\*\*63"):
+            make(10**30)
 
 
 def test_grid_is_inits_by_orders_by_subsets() -> None:

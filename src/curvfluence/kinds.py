@@ -17,6 +17,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 
+MOST = 2**63 - 1  # what torch and NumPy hold of whole numbers
 _MEMORY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKMGT]i?B|B|)")
 
 
@@ -39,9 +40,11 @@ def text(value: object, what: str) -> str:
 
 
 def count(value: object, what: str, least: int = 1) -> int:
-    """A whole number that is at least `least`."""
+    """A whole number that is at least `least`, and no more than torch and NumPy hold."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{what} must be a whole number >= {least}; seen {value!r}")
+        raise InputError(f"{what} must be a whole number >= {least}; seen {reprlib.repr(value)}")
+    if int(value) > MOST:
+        raise InputError(f"{what} must be below 2**63; seen {reprlib.repr(value)}")
     return int(value)
 
 

@@ -92,8 +92,9 @@ def within(seconds: int) -> Generator[None]:
 
 
 ODD: tuple[Callable[[], Any], ...] = (
-    lambda: None, lambda: True, lambda: 0, lambda: -1, lambda: 10**30, lambda: 1.5,
-    lambda: float("nan"), lambda: float("inf"), lambda: -0.0, lambda: 1e-320, lambda: 1e300,
+    lambda: None, lambda: True, lambda: 0, lambda: -1, lambda: 10**12, lambda: 2**62,
+    lambda: 10**30, lambda: 1.5, lambda: float("nan"), lambda: float("inf"), lambda: -0.0,
+    lambda: 1e-320, lambda: 1e300,
     lambda: 2 + 1j, lambda: "", lambda: "é\0\n", lambda: "x" * 10_000, lambda: b"bytes", list, dict,
     lambda: (), set, lambda: [float("nan")], lambda: [[1], [2, 3]], object, lambda: lambda: 0,
     lambda: torch.zeros(0), lambda: torch.zeros(3, 0), lambda: torch.full((4, 5), float("nan")),

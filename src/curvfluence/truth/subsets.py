@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 
 import torch
 from torch import Tensor
 
 from curvfluence import kinds
 from curvfluence.errors import InputError
+from curvfluence.runtime import device as machine
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ def random_subsets(
     kinds.count(count, "count", least=0)
     if not (0 < keep <= 1 and 1 <= size <= n):
         raise InputError(f"keep must lie in (0, 1] and leave an example; seen {keep} of {n}")
-    if count < 1 or comb(n, size) < count:
-        raise InputError(
-            f"cannot draw {count} different subsets of {size} of {n} examples; "
-            f"there are {comb(n, size)}"
-        )
+    found = _subsets_up_to(n, size, count)
+    if count < 1 or found < count:
+        there = f"; there are {found}" if count else ""
+        raise InputError(f"cannot draw {count} different subsets of {size} of {n} examples{there}")
+    _require_room(n, count)
     generator = torch.Generator().manual_seed(kinds.count(seed, "seed", least=0))
     drawn: dict[bytes, Tensor] = {}
     while len(drawn) < count:
@@ -120,6 +120,7 @@ def leave_one_out(
 ) -> Subsets:
     """One subset for each index: everything but that example."""
     rows = _indices(indices, kinds.count(n, "n"))
+    _require_room(n, len(rows))
     weights = torch.ones(len(rows), n, dtype=torch.bool)
     weights[torch.arange(len(rows)), rows] = False
     return Subsets(weights, way)
@@ -136,10 +137,31 @@ def down_weight(
         raise InputError(f"epsilon must lie in (0, 1]; seen {epsilon}")
     if not isinstance(groups, Sequence | Tensor) or isinstance(groups, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"groups must be a list of indices, or of lists of them; seen {groups!r}")
-    weights = torch.ones(len(groups), kinds.count(n, "n"), dtype=torch.float64)
+    _require_room(kinds.count(n, "n"), len(groups), torch.float64)
+    weights = torch.ones(len(groups), n, dtype=torch.float64)
     for row, group in zip(weights, groups, strict=True):
         row[_indices(group, n)] = 1 - float(epsilon)
     return Subsets(weights, Weighted())
+
+
+def _subsets_up_to(n: int, size: int, count: int) -> int:
+    """How many subsets of that size there are, or a number from `count` on that is no more."""
+    found = 1
+    for k in range(1, min(size, n - size) + 1):
+        found = found * (n - k + 1) // k  # those of k examples, which are ever more
+        if found >= count:
+            break
+    return found
+
+
+def _require_room(n: int, count: int, dtype: torch.dtype = torch.bool) -> None:
+    """Errors: `InputError` for more numbers than this machine's memory holds."""
+    needed, room = n * count * dtype.itemsize, machine.memory(torch.device("cpu"))
+    if needed > room:
+        raise InputError(
+            f"{count} subsets of {n} examples take {needed / 2**30:.3g} GiB, this machine has "
+            f"{room / 2**30:.1f}: take fewer of them"
+        )
 
 
 def _indices(given: object, n: int) -> Tensor:
