@@ -30,7 +30,9 @@ from curvfluence.cli.words import engine_of, value
 from curvfluence.errors import InputError
 
 bank_app = typer.Typer(
-    no_args_is_help=True, help="Keep the retrainings of a study, and check what is kept."
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    help="Keep the retrainings of a study, and check what is kept.",
 )
 app.add_typer(bank_app, name="bank")
 

@@ -13,7 +13,9 @@ from curvfluence.cli.consoles import console, plain
 from curvfluence.cli.options import Root
 from curvfluence.cli.root import app
 
-runs_app = typer.Typer(no_args_is_help=True, help="Look after folders of results.")
+runs_app = typer.Typer(
+    rich_markup_mode="markdown", no_args_is_help=True, help="Look after folders of results."
+)
 app.add_typer(runs_app, name="runs")
 
 
