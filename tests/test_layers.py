@@ -511,13 +511,41 @@ class TestSharedLookups:
     @pytest.mark.parametrize("how", ["added", "summed", "squeezed"])
     @pytest.mark.parametrize("rung", [cf.EKFAC(), cf.GGN(), cf.BlockGGN()], ids=str)
     def test_whatever_is_made_of_them(self, how: str, rung: cf.Rung) -> None:
-        """A model that does more with them than add them keeps them shared, and has no rule."""
+        """A model that does more than give them another shape keeps them shared, without a rule."""
         given = self.problem(how)
         ggn = cf.fit(given, cf.GGN()).to_dense()
         torch.testing.assert_close(ggn, oracles.dense_ggn(given), rtol=1e-9, atol=1e-12)
         scores = cf.influence(given, rung, damping=cf.Absolute(0.1))
         fallback = any(line.fallback for line in scores.coverage)
-        assert fallback == (how != "added" and not isinstance(rung, cf.GGN | cf.BlockGGN))
+        assert fallback == (how == "summed" and not isinstance(rung, cf.GGN | cf.BlockGGN))
+
+
+IN_FRONT: dict[str, Callable[..., Tensor]] = {
+    "[None]": lambda p, *_: p[None],
+    "[None, :, :]": lambda p, *_: p[None, :, :],
+    "unsqueeze": lambda p, *_: p.unsqueeze(0),
+    "torch.unsqueeze": lambda p, *_: torch.unsqueeze(p, 0),
+    "view": lambda p, b, t, d: p.view(1, t, d),
+    "reshape": lambda p, b, t, d: p.reshape(1, t, d),
+    "expand": lambda p, b, t, d: p.expand(b, t, d),
+    "unsqueeze, expand": lambda p, b, t, d: p.unsqueeze(0).expand(b, -1, -1),
+    "repeat": lambda p, b, t, d: p.repeat(b, 1, 1),
+    "tile": lambda p, b, t, d: torch.tile(p, (b, 1, 1)),
+}
+
+OF_ONE: dict[str, Callable[..., Tensor]] = {
+    "ids[None]": lambda p, *_: p,
+    "ids[None], [0]": lambda p, *_: p[0],
+    "ids[None], squeeze": lambda p, *_: p.squeeze(0),
+    "ids[None], expand": lambda p, b, *_: p.expand(b, -1, -1),
+    "ids[None], repeat": lambda p, b, *_: p.repeat(b, 1, 1),
+}
+MADE = {
+    **IN_FRONT,
+    "the first": lambda p, *_: p[:1],
+    "with their mean": lambda p, *_: p[None] * p.mean(0),
+    "by number": lambda p, *_: p[None, 0] + p[-1],
+}
 
 
 class Numbered(nn.Module):
@@ -543,8 +571,11 @@ class Numbered(nn.Module):
             words = words + self.table(torch.arange(x.shape[1]))
         if self.how in ("classes", "both"):
             words = words + self.table(x[:, 0])[:, None]
-        if self.how == "batched":
-            words = words + self.table(torch.arange(x.shape[1])).unsqueeze(0)
+        if self.how in MADE:
+            words = words + MADE[self.how](self.table(torch.arange(x.shape[1])), *words.shape)
+        if self.how in OF_ONE:
+            ids = torch.arange(x.shape[1])[None]
+            words = words + OF_ONE[self.how](self.table(ids), *words.shape)
         return self.head(torch.tanh(words).mean(1))
 
 
@@ -571,11 +602,24 @@ class TestNumberedPlaces:
         found = oracles.example_gradients(given)
         torch.testing.assert_close(training_gradients(given, layout).to_dense()[:, 0], found)
 
+    @pytest.mark.parametrize("length", [1, 3, 9])
+    @pytest.mark.parametrize("how", [*IN_FRONT, *OF_ONE])
+    def test_an_axis_in_front_of_them(self, how: str, length: int) -> None:
+        given = self.problem(how, length)
+        assert "table.weight" not in discover(given).others
+        found, wanted = (
+            cf.fit(at, cf.EKFAC(), strict=True).to_dense()
+            for at in (given, self.problem("places", length))
+        )
+        torch.testing.assert_close(found, wanted)
+        rows = training_gradients(given, discover(given)).to_dense()[:, 0]
+        torch.testing.assert_close(rows, oracles.example_gradients(given))
+
     @pytest.mark.parametrize("n", [2, 3, 9])
     @pytest.mark.parametrize("length", [1, 2, 3, 8])
-    @pytest.mark.parametrize("how", ["both", "batched"])
+    @pytest.mark.parametrize("how", ["both", *MADE, *OF_ONE])
     def test_whatever_is_made_of_them(self, how: str, length: int, n: int) -> None:
-        """One table for both, or with an axis in front, which is not there for every example."""
+        """One table for both; a part of them, or their mean, which is not that of every example."""
         given = self.problem(how, length, n)
         found = oracles.example_gradients(given)
         rows = training_gradients(given, discover(given)).to_dense()[:, 0]

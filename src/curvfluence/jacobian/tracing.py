@@ -88,7 +88,8 @@ class Tracer(TorchFunctionMode):
     With `batch` examples, indices [1, ...] of an embedding, which all examples share (positions),
     are looked up for each of them: what is added to every example is the same, and has a gradient
     of each. Indices [T] may as well be one of each example, or those of all of them in a row: they
-    are shared where the weight is among `positions`.
+    are shared where the weight is among `positions`. What a model then puts an axis of examples in
+    front of has it already.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class Tracer(TorchFunctionMode):
         self.batch, self.positions = batch, positions
         self.spread = False  # whether there was such a lookup
         self.lengths: list[tuple[str, int]] = []  # (weight, T) of lookups [T]
+        # what shared indices were looked up to of each example, [B, T, d], and of one, as asked for
+        self.each: list[tuple[Tensor, Tensor]] = []
         self.uses: list[Use] = []
         self._names = {id(value): name for name, value in tracked.items()}
         self._tracked = dict(tracked)
@@ -264,12 +267,26 @@ def _embedding(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         given["input"] = ids.expand(tracer.batch, *(ids.shape[1:] if ids.ndim > 1 else ids.shape))
         tracer.spread = True
     output = func(**given)
+    if given["input"] is not ids:
+        tracer.each.append((output, output.detach()[0 if ids.ndim == 1 else slice(1)]))
     weight, padding = given["weight"], given["padding_idx"]
     if given["max_norm"] is None and not given["scale_grad_by_freq"] and not given["sparse"]:
         padding = None if padding is None else int(padding) % len(weight)
         op = Lookup(rows=weight.shape[1], columns=weight.shape[0], padding=padding)
         tracer.keep(op, given["input"], output, weight, None)
     return output
+
+
+def _in_front(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """What makes [T, d], [1, T, d] or [B, T, d] of shared positions, which are there for each
+    example. (The outputs are then compared with those without.)"""
+    x = args[0] if args else None
+    for each, one in tracer.each:
+        if x is each:
+            asked, rest = func(one, *args[1:], **kwargs), each.shape[1:]
+            if isinstance(asked, Tensor) and asked.shape in (each.shape, (1, *rest), rest):
+                return each
+    return func(*args, **kwargs)
 
 
 def _embedding_bag(tracer: Tracer, func: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -373,6 +390,11 @@ def _recurrent(tracer: Tracer, func: Any, *args: Any) -> Any:
 
 
 _Rule = Callable[..., Any]
+IN_FRONT = (
+    Tensor.__getitem__, Tensor.unsqueeze, torch.unsqueeze, Tensor.squeeze, torch.squeeze,
+    Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand, Tensor.expand_as,
+    Tensor.broadcast_to, torch.broadcast_to, Tensor.repeat, Tensor.tile, torch.tile,
+)  # fmt: skip
 _RULES: dict[Any, _Rule] = {
     F.linear: _linear,
     torch.addmm: _addmm,
@@ -385,6 +407,7 @@ _RULES: dict[Any, _Rule] = {
     F.embedding_bag: _embedding_bag,
     **dict.fromkeys((F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm), _norm),
     F.multi_head_attention_forward: _attention,
+    **dict.fromkeys(IN_FRONT, _in_front),
     **dict.fromkeys(CELLS, _cell),
     **dict.fromkeys(LAYERS, _recurrent),
 }
