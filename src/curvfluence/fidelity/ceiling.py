@@ -60,9 +60,8 @@ def reliability(units: Floats, *, splits: int = 50, seed: int = 0) -> Ceiling:
     repeats = units.shape[1]
     if repeats < 2:
         raise InputError(
-            f"units of shape {units.shape} hold {repeats} repeat: a truth says nothing about its "
-            "own noise; retrain each subset again from the same initialisation (two repeats or "
-            "more), with another minibatch order"
+            f"units [J, r, m, Q] of shape {units.shape} hold {repeats} repeat of each: a truth "
+            "then says nothing about its own noise; give two repeats or more"
         )
     if splits < 1 or 0 in units.shape:
         raise InputError(f"{splits} splits of units of shape {units.shape}; give one or more")

@@ -10,7 +10,6 @@ from itertools import combinations, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from curvfluence.errors import InputError
 from curvfluence.fidelity import (
     LDS,
     Axes,
@@ -235,10 +234,23 @@ def noise_ceilings(
     (seed,) = spec.seeds("splits", 1)
     ceilings: dict[str, Ceiling | None] = {}
     notes: list[str] = []
-    for question, repeats in (("matched", matched_repeats), ("independent", independent_repeats)):
-        try:
+    models, orders = truth.values.shape[:2]
+    for question, repeats, have, least, of in (
+        (
+            "matched",
+            matched_repeats,
+            orders,
+            2,
+            "orders: retrainings of a subset and initialisation",
+        ),
+        ("independent", independent_repeats, models, 3, "models: initialisations"),
+    ):
+        ceilings[question] = None
+        if have < least:
+            notes.append(
+                f"no noise ceiling for the {question} question, which takes {least} {of}; the "
+                f"truth has {have}"
+            )
+        else:
             ceilings[question] = reliability(repeats(truth.values).numpy(), seed=seed)
-        except InputError as error:
-            ceilings[question] = None
-            notes.append(f"no noise ceiling for the {question} question: {error}")
     return ceilings, tuple(notes)
