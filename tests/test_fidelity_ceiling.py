@@ -89,7 +89,7 @@ def test_a_constant_query_counts_as_zero_and_is_counted():
 
 def test_what_cannot_be_answered_is_refused():
     units, _ = simulated(1.0, 2, subsets=5)
-    with pytest.raises(InputError, match="hold 1 repeat of each.*two repeats or more"):
+    with pytest.raises(InputError, match=r"hold 1 repeat of each.*two repeats or more"):
         reliability(units[:, :1])
     with pytest.raises(InputError, match=r"\[J, r, m, Q\]"):
         reliability(units[0])
