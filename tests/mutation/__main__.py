@@ -129,6 +129,22 @@ FILES: dict[str, tuple[str, ...]] = {
     "indexing/found": ("test_index_parts",),
     "indexing/shards": ("test_index_parts",),
     "indexing/index": ("test_index_parts", "test_index", "test_index_folder"),
+    "curvature/operators/block": ("test_operators", "test_relative_damping", "test_scores"),
+    "curvature/operators/truncated_kronecker": ("test_truncated_kronecker",),
+    "score/agreement": ("test_attribute", "test_page_tools"),
+    "score/best_damping": ("test_damping", "test_measurement"),
+    "score/drawn": ("test_index_landmarks", "test_influence_run"),
+    "score/groups": ("test_scores", "test_weights", "test_stream"),
+    "score/load": ("test_score_files", "test_untrusted"),
+    "score/matrix": ("test_influence_run", "test_score_files"),
+    "score/reach": ("test_influence_run",),
+    "score/saved": ("test_score_files", "test_untrusted"),
+    "score/table": ("test_score_files",),
+    "score/tokens": ("test_scores", "test_weights", "test_stream", "test_causal"),
+    "score/within_bounds": ("test_selected_rows",),
+    "fidelity/arrays": ("test_fidelity_lds", "test_fidelity_bootstrap", "test_fidelity_ceiling"),
+    "fidelity/spectra": ("test_decomposition",),
+    "fidelity/subset_truth": ("test_truth_bregman",),
 }
 
 
