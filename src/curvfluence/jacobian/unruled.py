@@ -7,12 +7,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.jacobian.layers import Layout
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched, leaves, of_leaves
-from curvfluence.runtime import budget
+from curvfluence.runtime import attention, budget
 from curvfluence.runtime.autograd import pulled_back
 
 _VMAPPED: WeakKeyDictionary[Problem, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
@@ -110,7 +109,7 @@ def _vmapped_rows(
     width = sum(problem.theta[name].numel() for name in rest)
     step = max(1, budget.VMAPPED // max(1, c * width))
     parts: list[Tensor] = []
-    with sdpa_kernel(SDPBackend.MATH):  # vmap takes the fused kernels one example at a time
+    with attention.plain():  # vmap takes the fused kernels one example at a time
         for k in range(0, b, step):
             some = inputs[k : k + step]
             parts.append(vmap(one)(leaves(some), columns_bkc[k : k + step]))

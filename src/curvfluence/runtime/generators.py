@@ -7,13 +7,25 @@ from contextlib import contextmanager
 
 import torch
 
+from curvfluence.runtime.in_common import InCommon
+
 
 @contextmanager
 def preserved() -> Generator[None]:
-    """Leave the generators as found: the CPU's, and those of CUDA devices where any is in use."""
+    """Leave the generators as found: the CPU's, and those of CUDA devices where any is in use; and
+    as the first of several threads found them, once the last has left."""
+    with _AS_FOUND(), _forked():
+        yield
+
+
+@contextmanager
+def _forked() -> Generator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+_AS_FOUND = InCommon(_forked)
 
 
 def seed(number: int, device: torch.device) -> None:

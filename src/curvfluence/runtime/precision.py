@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
@@ -10,9 +9,7 @@ from typing import Any
 
 import torch
 
-_LOCK = threading.Lock()
-_inside = 0
-_restore: list[Callable[[], None]] = []
+from curvfluence.runtime.in_common import InCommon
 
 
 @contextmanager
@@ -28,19 +25,21 @@ def full() -> Generator[None]:
     that leaves puts them back. An operation that had been given just what it would inherit inherits
     it afterwards.
     """
-    global _inside
-    with _LOCK:
-        if _inside == 0:
-            _restore[:] = _set()
-        _inside += 1
+    with _FULL():
+        yield
+
+
+@contextmanager
+def _float32() -> Generator[None]:
+    restore = _set()
     try:
         yield
     finally:
-        with _LOCK:
-            _inside -= 1
-            if _inside == 0:
-                for restore in _restore:
-                    restore()
+        for undo in restore:
+            undo()
+
+
+_FULL = InCommon(_float32)
 
 
 def _set() -> list[Callable[[], None]]:

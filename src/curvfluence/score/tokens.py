@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
 from curvfluence import kinds
@@ -27,7 +26,7 @@ from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
 from curvfluence.problem.tree import Batched
-from curvfluence.runtime import budget, precision
+from curvfluence.runtime import attention, budget, precision
 from curvfluence.score.best_damping import require_named
 from curvfluence.score.fitted import fitted
 
@@ -101,7 +100,7 @@ def _by_directions(problem: Problem, asked: Data, x_qp: Tensor) -> list[Tensor] 
     differentiated twice, or positions do not add up to x_q · Σ_n g_n: an operation in it then has a
     wrong double backward."""
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+        with attention.plain():  # the others cannot be differentiated twice
             chunks = InChunks(asked, _chunk(problem))
             return [_shares(problem, start, part, x_qp).cpu() for start, part in chunks]
     except InputError as error:

@@ -17,6 +17,7 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.parameters import Parameters
 from curvfluence.runtime import generators
 from curvfluence.runtime.calls import OneCode
+from curvfluence.runtime.threads import limited
 from curvfluence.store.steps import Steps
 from curvfluence.truth.recipe import Recipe
 from curvfluence.truth.resume import Alone, Optimized, Resume
@@ -135,9 +136,5 @@ def _train_piece(
     recipe: Recipe, examples: Examples, piece: Sequence[Share], steps: Steps | None
 ) -> list[Trajectory]:
     resume = Resume(steps)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with limited(1):
         return [_train(recipe, examples, share, resume) for share in piece]
-    finally:
-        torch.set_num_threads(before)

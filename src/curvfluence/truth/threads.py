@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from curvfluence.runtime.threads import limited
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -21,7 +23,6 @@ def spread(
     small operations run faster than with torch's own threads. torch lets go of Python's lock
     inside its operations. torch's thread count is restored; after an error the rest is cancelled.
     """
-    before = torch.get_num_threads()
 
     def alone(item: A) -> B:
         torch.set_num_threads(1)
@@ -29,10 +30,10 @@ def spread(
             return function(item)
 
     pool = ThreadPoolExecutor(max_workers=min(threads, len(items)))
-    try:
-        positions = {pool.submit(alone, item): i for i, item in enumerate(items)}
-        for future in as_completed(positions):
-            yield positions.pop(future), future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+    with limited(None):
+        try:
+            positions = {pool.submit(alone, item): i for i, item in enumerate(items)}
+            for future in as_completed(positions):
+                yield positions.pop(future), future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -7,12 +7,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from curvfluence.errors import InputError
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import generators
+from curvfluence.runtime import attention, generators
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 REFUSALS = (RuntimeError, NotImplementedError)
@@ -80,7 +79,7 @@ def _takes_two(module: nn.Module, given: Arguments) -> bool:
     args = tuple(leaf(value) for value in given[0])
     kwargs = {name: leaf(value) for name, value in given[1].items()}
     theta = {name: leaf(value) for name, value in module.named_parameters()}
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), generators.preserved():
+    with torch.enable_grad(), attention.plain(), generators.preserved():
         try:
             output = torch.func.functional_call(module, theta, args, kwargs)
             outputs = output if isinstance(output, tuple | list) else (output,)

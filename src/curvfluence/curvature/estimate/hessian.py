@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.chain import chain_hessian, find_chain
@@ -19,6 +18,7 @@ from curvfluence.errors import InputError, counted_from
 from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched
+from curvfluence.runtime import attention
 
 ANALYTIC = "exact, analytic for a chain of Linear layers"
 BY_PRODUCTS = "exact, from Hessian-vector products"
@@ -56,7 +56,7 @@ def hessian_by_products(
     require_second_derivative(problem)
     models = list(_quadratic_models(problem, whole=whole, examples=examples))
     flat = problem.parameters.flatten(problem.theta)
-    with sdpa_kernel(SDPBackend.MATH):
+    with attention.plain():
         total = _vmapped_products(models, flat, vectors)
         if total is None or not _is_symmetric(total, problem):
             total = _looped_products(models, flat)  # for operations that vmap refuses or gets wrong

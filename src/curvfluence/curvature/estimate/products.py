@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.curvature.estimate.accumulate import Sums, accumulate
 from curvfluence.curvature.estimate.linearised import Kind, Linearised
@@ -19,7 +18,7 @@ from curvfluence.problem.data import Examples
 from curvfluence.problem.in_chunks import InChunks
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
-from curvfluence.runtime import precision
+from curvfluence.runtime import attention, precision
 
 PROBED = 4  # examples that symmetry is tried on
 
@@ -62,7 +61,7 @@ class CurvatureProduct:
             model = Linearised.of(self.problem, *numbered, self.kind)
             sums.add_("A v", torch.stack([model.product(v) for v in v_qp]))
 
-        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+        with attention.plain():  # the others cannot be differentiated twice
             return accumulate(InChunks(part, self._examples), add_products).pop("A v")
 
     @precision.full()

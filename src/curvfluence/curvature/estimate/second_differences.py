@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvfluence.curvature.estimate.double_backward import REFUSALS
 from curvfluence.errors import InputError
@@ -14,6 +13,7 @@ from curvfluence.jacobian.capture import record
 from curvfluence.jacobian.tracing import padding_of
 from curvfluence.problem.data import Examples
 from curvfluence.problem.problem import Problem
+from curvfluence.runtime import attention
 from curvfluence.runtime.autograd import pulled_back
 from curvfluence.runtime.calls import Lowest
 
@@ -101,7 +101,7 @@ class _Probe:
         )
         size = self.theta.square().mean().sqrt().clamp_min(1e-3)
         base, v = self.theta + OFFSET * size * at, v * size
-        with sdpa_kernel(SDPBackend.MATH):
+        with attention.plain():
             leaf, slope = self.slope(base, twice=True)
             free = self.moved * (slope.detach() != 0)  # what has no gradient is a constant
             v = v * free

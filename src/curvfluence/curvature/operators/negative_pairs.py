@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from curvfluence.errors import InputError
 from curvfluence.runtime.eigen_solver import eigh
+from curvfluence.runtime.in_common import InCommon
 
 FIRST = 8  # pairs that are looked for at first
 ROUND, ROUNDS = 40, 8  # iterations before it is looked at, and how often
@@ -74,8 +77,7 @@ def negative_pairs(
     while True:
         if 5 * count >= n:  # the block is no small part of the space: scipy wants a dense solve
             return _dense(product, like, spared)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # whether it converged is looked at below
+        with _UNSAID():  # whether it converged is looked at below
             values, vectors = lobpcg(
                 a, start, M=m, largest=False, tol=WANTED * spared, maxiter=ROUND
             )
@@ -108,6 +110,17 @@ def negative_pairs(
             )
         else:
             start = vectors
+
+
+@contextmanager
+def _lobpcg_unsaid() -> Generator[None]:
+    with warnings.catch_warnings():
+        theirs = rf"{re.escape(__name__)}|scipy\.sparse\.linalg\._eigen\.lobpcg"
+        warnings.filterwarnings("ignore", category=UserWarning, module=theirs)
+        yield
+
+
+_UNSAID = InCommon(_lobpcg_unsaid)
 
 
 def _dense(product: Callable[[Tensor], Tensor], like: Tensor, spared: float) -> NegativePairs:
