@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from io import StringIO
@@ -32,7 +33,7 @@ from curvfluence.report.explorer.data import embedded
 from curvfluence.report.explorer.terminal import lists
 from curvfluence.report.explorer.trust import measures, verdict
 from curvfluence.report.explorer.words import notes, what_values_are
-from curvfluence.score.agreement import Agreement, agreement
+from curvfluence.score.agreement import Agreement, agreement, spearman
 from curvfluence.score.certificate import Certificate
 from curvfluence.study.problems.given import Given, given
 from curvfluence.study.words import short
@@ -64,6 +65,11 @@ class TestAgreement:
         for q in range(4):
             tops = [set(s.top(3).indices[q].tolist()) for s in (a, b)]
             assert int(told.top[q]) == len(tops[0] & tops[1])
+
+    def test_two_examples(self) -> None:
+        a, b = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 3.0])
+        assert (spearman(a, a), spearman(a, b)) == (1.0, -1.0)
+        assert math.isnan(spearman(a, torch.ones(2)))
 
     def test_other_shapes_are_refused(self) -> None:
         scores = cf.influence(chain_problem(), cf.KFAC())

@@ -379,6 +379,18 @@ class TestDamping:
             assert torch.equal(scores.values, planted.values)
             assert any("on the edge" in note for note in scores.notes) == (true != 0.1)
 
+    @pytest.mark.parametrize(("candidates", "edge"), [((0.1,), False), ((0.1, 1.0), True)])
+    def test_the_edge_of_few_candidates(self, candidates: tuple[float, ...], edge: bool) -> None:
+        problem = chain_problem()
+        left_out = torch.eye(12).double()[:6]
+        planted = cf.influence(problem, cf.GGN(), damping=cf.Absolute(0.1))
+        judge = FixedJudge(left_out, planted.for_group(left_out).T)
+        best = cf.BestOf(tuple(map(cf.Absolute, candidates)), truth=judge)
+        scores = cf.influence(problem, cf.GGN(), damping=best)
+        (note,) = (note for note in scores.notes if "chosen among" in note)
+        assert f"chosen among {len(candidates)}" in note
+        assert ("on the edge" in note) == edge
+
     def test_best_of_without_a_truth(self) -> None:
         with pytest.raises(cf.errors.InputError, match="without a truth"):
             cf.BestOf((cf.Absolute(0.1),))

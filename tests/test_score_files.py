@@ -12,6 +12,7 @@ import torch
 
 import curvfluence as cf
 from curvfluence.errors import InputError
+from curvfluence.score import load
 from curvfluence.score.scores import Scores
 from tests.problems import chain_problem
 
@@ -153,6 +154,35 @@ class TestFiles:
         found = cf.load_scores(tmp_path / "s.npy")
         assert found.blocks is None
         assert torch.equal(found.values, scores.values)
+
+    @pytest.mark.parametrize("file", ["s.npy", "s.blocks.npz"])
+    def test_other_numbers_in_a_whole_file(self, scores: Scores, file: str, tmp_path: Path) -> None:
+        """Of the same shapes: what tells is the hash alone, and without it nothing does."""
+        scores.save(tmp_path / "s.npy")
+        replace(
+            scores,
+            values=scores.values + 1,
+            blocks={name: share + 1 for name, share in (scores.blocks or {}).items()},
+        ).save(tmp_path / "other.npy")
+        (tmp_path / file).write_bytes((tmp_path / file.replace("s.", "other.", 1)).read_bytes())
+        with pytest.raises(InputError, match=f"{file} is not what was written"):
+            cf.load_scores(tmp_path / "s.npy")
+        found = cf.load_scores(tmp_path / "s.npy", verify=False)
+        values = found.values if file == "s.npy" else next(iter((found.blocks or {}).values()))
+        wanted = scores.values if file == "s.npy" else next(iter((scores.blocks or {}).values()))
+        assert torch.equal(values, wanted + 1)
+        (tmp_path / file).unlink()
+        with pytest.raises(InputError, match=f"{file} is not there"):
+            cf.load_scores(tmp_path / "s.npy")
+
+    def test_numbers_are_read_as_they_are_asked_for(self, scores: Scores, tmp_path: Path) -> None:
+        scores.save(tmp_path / "s.npy")
+        before = (tmp_path / "s.npy").read_bytes()
+        mapped = load._array(tmp_path / "s.npy")
+        assert isinstance(mapped, np.memmap)
+        mapped[0, 0] += 1  # in memory alone
+        mapped.flush()
+        assert (tmp_path / "s.npy").read_bytes() == before
 
     def test_anybody_can_read_them(self, scores: Scores, tmp_path: Path) -> None:
         scores.save(tmp_path / "s.npy")

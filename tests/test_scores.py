@@ -298,6 +298,10 @@ def test_bad_groups() -> None:
     for groups in (torch.rand(7), torch.arange(6), torch.rand(2, 6), torch.tensor([-1] * 7)):
         with pytest.raises(cf.errors.InputError, match="group"):
             cf.group_influence(problem, cf.EKFAC(), groups)
+    weights = torch.rand(5, 7).double()
+    weights[2, 4], weights[4, :] = torch.nan, torch.inf
+    with pytest.raises(cf.errors.InputError, match="weights of group 2 hold a NaN"):
+        cf.group_influence(problem, cf.EKFAC(), weights)
 
 
 def test_a_query_without_a_gradient_hides_no_residual() -> None:

@@ -483,3 +483,46 @@ def test_memory_is_told_of_what_is_held(rung: type[cf.EKFAC | cf.KFAC]) -> None:
             for one in (rung(eigenvectors=held), rung())
         )
         assert less < 0.8 * all_of_it
+
+
+@pytest.mark.parametrize("held", [2, 4])
+def test_inputs_of_a_lookup_are_apart(held: int) -> None:
+    """One whose eigenvalues are all small is solved for; in a basis they are rounding's."""
+    seeded()
+    values = torch.tensor([[3.0, 3e-20], [2.0, 2e-20], [1.0, 1e-20], [0.5, 5e-21], [0.1, 1e-21]])
+    values = values[: held + (held < 4)].double()
+    lookup = TruncatedKronecker(orthonormal(4, held), None, values)
+    v, none = drawn(3, 8), torch.zeros(8).double()
+    found = lookup.solve(v, none, 0.0)
+    torch.testing.assert_close(found @ lookup.to_dense(), v, rtol=1e-9, atol=1e-9)
+    turned = TruncatedKronecker(orthonormal(4, held), orthonormal(2, 2), values)
+    with pytest.raises(SingularError, match="rounding moves a solution"):
+        turned.solve(v, none, 0.0)
+
+
+@pytest.mark.parametrize("held", [(2, 3), (4, 3), (2, 5), (4, 5)])
+@pytest.mark.parametrize("place", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_what_rounding_moves_is_seen_where_it_is(
+    held: tuple[int, int], place: tuple[int, int]
+) -> None:
+    """In what is held and in what is not, of one vector and of several in any shape."""
+    seeded()
+    (o, i), (out, inp) = (4, 5), held
+    table = 100 + torch.rand(out + (out < o), inp + (inp < i)).double()
+    table[0, 0] = 1e15  # of which rounding leaves .2: 0.2% of most others, and 22% of
+    table[place] = 1.0
+    operator = TruncatedKronecker(orthonormal(o, out), orthonormal(i, inp), table)
+    small = operator._spectrum().flatten() == 1
+    basis = operator.eigenbasis().eigenvectors(torch.arange(o * i))
+    none, y = torch.zeros(o * i).double(), drawn(6, o * i)
+    y[:, 0] = 0
+    v = (y * ~small) @ basis.T
+    found = operator.solve(v, none, 0.0)
+    wanted = ((y * ~small) / operator._spectrum().flatten()) @ basis.T
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(operator.solve(v[0], none, 0.0), found[0])
+    torch.testing.assert_close(operator.solve(v.view(2, 3, -1), none, 0.0).flatten(0, 1), found)
+    v[2] = (y[2] * small) @ basis.T
+    for rows in (v, v[2], v.view(2, 3, -1)):
+        with pytest.raises(SingularError, match="rounding moves a solution by about 2"):
+            operator.solve(rows, none, 0.0)
