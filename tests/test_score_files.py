@@ -70,6 +70,8 @@ class TestFrame:
         pytest.importorskip("pyarrow")
         scores.to_parquet(tmp_path / "x.parquet")
         assert pd.read_parquet(tmp_path / "x.parquet").equals(scores.to_frame())
+        schema = pytest.importorskip("pyarrow.parquet").read_schema(tmp_path / "x.parquet")
+        assert schema.names == list(scores.to_frame().columns)  # without pandas' index
         with pytest.raises(InputError, match=r"x\.csv exists"):
             scores.to_csv(tmp_path / "x.csv")
 
@@ -92,9 +94,18 @@ class TestFrame:
         monkeypatch.setattr("curvfluence.score.table.ROWS", 10)
         with pytest.raises(InputError, match="rows, more than 10: ask for the k most helpful"):
             scores.to_frame()
+        monkeypatch.setattr("curvfluence.score.table.ROWS", 3 * len(scores.values))
+        assert len(scores.to_frame(3)) == 3 * len(scores.values)
 
 
 class TestIds:
+    def test_names_stay_what_they_are(self, scores: Scores) -> None:
+        """A number among texts stays a number in a table."""
+        q, n = scores.values.shape
+        names = [k if k % 2 else f"img {k}" for k in range(n)]
+        frame = scores.with_ids(names, list(range(q))).to_frame()
+        assert set(frame["train"]) == set(names)
+
     def test_a_query_by_name(self, scores: Scores) -> None:
         made = named(scores)
         for key in ("query 1", 1, -len(scores.values) + 1):
@@ -148,6 +159,11 @@ class TestFiles:
         assert torch.equal(found.top(3).indices, made.top(3).indices)
         with pytest.raises(InputError, match="were read back"):
             found.certificate()
+
+    def test_into_a_new_folder(self, scores: Scores, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "newer" / "s.npy"
+        scores.save(path)
+        assert torch.equal(cf.load_scores(path).values, scores.values)
 
     def test_without_shares_of_blocks(self, scores: Scores, tmp_path: Path) -> None:
         replace(scores, blocks=None).save(tmp_path / "s.npy")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,19 @@ class _Again(torch.autograd.Function):
         return 3 * g, None
 
 
+class Large(torch.nn.Module):
+    """A million times the outputs where the inputs are the ones."""
+
+    def __init__(self, model: torch.nn.Module, one: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("one", one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        here = (x == self.one).flatten(1).all(1)
+        return self.model(x) * torch.where(here, 1e12, 1.0)[:, None, None].double()
+
+
 class TestTokens:
     @pytest.fixture(autouse=True, params=["along queries", "by positions"])
     def way(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -160,6 +175,52 @@ class TestTokens:
             with pytest.warns(match="a pass for each") if seen else nullcontext():
                 found.append(cf.token_influence(made, cf.Identity()))
         close(found[0], found[1])
+
+    def test_a_query_without_a_gradient(self) -> None:
+        """Nothing is what adds up to nothing, without a warning."""
+        problem = self.problem()
+        none = torch.zeros(2, problem.parameters.count).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", cf.errors.CurvfluenceWarning)
+            parts = tokens._by_directions(problem, problem.train, none)
+        assert parts is not None
+        assert all(bool((part == 0).all()) for part in parts)
+
+    @pytest.mark.parametrize(("chunk", "first"), [(1, 6), (4, 4)])
+    def test_the_warning_is_of_the_call(
+        self, way: str, chunk: int, first: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = self.problem()
+        model = Doubled(plain.model, plain.train.inputs[6], "wrong factor at one example")
+        made = cf.Problem(model, plain.loss, plain.train, plain.queries)
+        monkeypatch.setattr(tokens, "_chunk", lambda _: chunk)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            cf.token_influence(made, cf.Identity())
+        ours = [one for one in seen if issubclass(one.category, cf.errors.CurvfluenceWarning)]
+        if way == "by positions":
+            assert not ours
+            return
+        (one,) = ours
+        assert f"at examples from {first} on" in str(one.message)
+        assert one.filename == __file__
+
+    def test_a_gradient_that_is_not_finite(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Is no matter of the way: it is raised at once, with the number of the example."""
+
+        class Steep(cf.CrossEntropy):
+            def gradient(self, output: Tensor, target: Any) -> Tensor:
+                found = super().gradient(output, target)
+                return torch.where(output.detach().abs() > 1e6, torch.nan, found)
+
+        plain = self.problem()
+        model = Large(plain.model, plain.train.inputs[5])
+        made = cf.Problem(model, cf.Positions(Steep()), plain.train, plain.queries)
+        monkeypatch.setattr(tokens, "_chunk", lambda _: 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", cf.errors.CurvfluenceWarning)
+            with pytest.raises(cf.errors.NonFiniteError, match=r"training set.* example 5 "):
+                cf.token_influence(made, cf.Identity())
 
     def test_forecast(self, way: str) -> None:
         names = [stage.name for stage in cf.plan(self.problem(), cf.KFAC(), tokens=True).stages]
@@ -199,6 +260,30 @@ class TestTokens:
     def test_a_loss_without_positions_is_refused(self) -> None:
         with pytest.raises(cf.errors.InputError, match="Positions"):
             cf.token_influence(zoo_problem("mlp"), cf.EKFAC())
+
+
+@pytest.mark.parametrize(("queries", "along"), [(1, True), (6, True), (7, False), (700, False)])
+def test_which_way_is_cheaper(queries: int, along: bool) -> None:
+    """As many products as 0.6 of the positions, four here; none under autocast, or without."""
+    problem = zoo_problem("untied transformer")
+    assert problem.loss.positions == 4
+    assert tokens.along_queries(problem, queries) is along
+    assert not tokens.along_queries(zoo_problem("mlp"), queries)
+    single = deepcopy(problem.model).float()
+    rounded = cf.Problem(
+        single, problem.loss, problem.train, problem.queries, autocast=torch.bfloat16
+    )
+    assert not tokens.along_queries(rounded, queries)
+
+
+@pytest.mark.parametrize(("room", "examples"), [(0, 1), (5.9, 5), (1e9, 256)])
+def test_examples_at_a_time(room: float, examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the numbers of their rows are in the room of a pass."""
+    problem = zoo_problem("untied transformer")
+    each = 4 * discover(problem).elements(1)
+    monkeypatch.setattr(budget, "PASS", int(room * each))
+    assert tokens._chunk(problem) == examples
+    assert isinstance(tokens._chunk(problem), int)
 
 
 class TestCompression:

@@ -102,6 +102,9 @@ def test_more_examples_than_there_is_room_for() -> None:
             make(10**12)
         with pytest.raises(InputError, match=r"n must be below 2\*\*63"):
             make(10**30)
+    for n in (10, 10**12):
+        with pytest.raises(InputError, match=r"keep must lie in \(0, 1\].*; seen 1e\+300 of 10"):
+            random_subsets(n, keep=1e300, count=4, seed=0)
 
 
 def test_grid_is_inits_by_orders_by_subsets() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class ScoreMatrix:
             yield made
         except BaseException:
             if path is not None:
-                _unfinished(path).unlink(missing_ok=True)
+                _remove(_unfinished(path))
             raise
         made._finish()
 
@@ -52,7 +52,7 @@ class ScoreMatrix:
             mapped = _open(_unfinished(path), kind, (q, n))
         except OSError as error:
             if ranks.leads():
-                _unfinished(path).unlink(missing_ok=True)
+                _remove(_unfinished(path))
             raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
         return ScoreMatrix(torch.from_numpy(mapped), mapped=mapped, path=Path(path))
 
@@ -125,6 +125,11 @@ def require_new(path: Path | None) -> None:
 def _fill(whole_qn: Tensor, row: int, column: int, part_qn: Tensor) -> None:
     q, n = part_qn.shape
     whole_qn[row : row + q, column : column + n] = part_qn.cpu()
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):  # where it could not be made, or is gone: another error says why
+        part.unlink()
 
 
 def _unfinished(path: Path) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
 
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import ranks
+
+Seen = tuple[float, float, int, int]  # prediction, reach, query, example
 
 
 @dataclass(eq=False)
@@ -22,7 +25,7 @@ class Reach:
 
     problem: Problem
     count: int = 0
-    worst: tuple[float, float, int, int] = (0.0, 0.0, 0, 0)  # prediction, reach, query, example
+    worst: Seen = (0.0, 0.0, 0, 0)
 
     @cached_property
     def least(self) -> float:
@@ -52,9 +55,10 @@ class Reach:
             return
         sizes_qn = values_qn.abs()
         self.count += int((sizes_qn > reach_q1).sum())
-        q, n = divmod(int((sizes_qn / reach_q1).argmax()), values_qn.shape[1])
+        times_qn = torch.where(sizes_qn > 0, sizes_qn / reach_q1, 0.0)  # where no reach is 0 / 0
+        q, n = divmod(int(times_qn.argmax()), values_qn.shape[1])
         seen = (float(values_qn[q, n]), float(reach_q1[q, 0]), first + q, at + n)
-        self.worst = max(self.worst, seen, key=lambda s: abs(s[0]) / s[1] if s[1] else 0.0)
+        self.worst = max(self.worst, seen, key=_excess)
 
     def gather(self) -> None:
         """What all processes found."""
@@ -63,9 +67,7 @@ class Reach:
             return
         found = team.merged({team.rank: (self.count, self.worst)})
         self.count = sum(count for count, _ in found.values())
-        self.worst = max(
-            (worst for _, worst in found.values()), key=lambda s: abs(s[0]) / s[1] if s[1] else 0.0
-        )
+        self.worst = max((worst for _, worst in found.values()), key=_excess)
 
     def notes(self) -> tuple[str, ...]:
         """What a result must say."""
@@ -79,3 +81,11 @@ class Reach:
             f"and {measurement.bound} is {reach:.3g}. The linear step is too long: use a larger "
             "damping",
         )
+
+
+def _excess(seen: Seen) -> float:
+    """How many times its reach a prediction is."""
+    value, reach = abs(seen[0]), seen[1]
+    if reach == 0:
+        return inf if value else 0.0
+    return value / reach

@@ -15,7 +15,7 @@ from curvfluence.curvature.damping import Damping, Relative
 from curvfluence.curvature.estimate.linearised import Linearised
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.rung import Rung
-from curvfluence.errors import CurvfluenceWarning, InputError, counted_from
+from curvfluence.errors import CurvfluenceWarning, InputError, NonFiniteError, counted_from
 from curvfluence.jacobian.columns import Columns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
@@ -103,6 +103,8 @@ def _by_directions(problem: Problem, asked: Data, x_qp: Tensor) -> list[Tensor] 
         with attention.plain():  # the others cannot be differentiated twice
             chunks = InChunks(asked, _chunk(problem))
             return [_shares(problem, start, part, x_qp).cpu() for start, part in chunks]
+    except NonFiniteError:
+        raise  # either way
     except InputError as error:
         warnings.warn(
             f"token influence takes a pass for each position, and longer: {error}",

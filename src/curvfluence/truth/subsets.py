@@ -97,9 +97,10 @@ def random_subsets(
 
     Errors: `InputError` where no such subsets exist.
     """
-    size = round(kinds.number(keep, "keep") * kinds.count(n, "n"))
-    kinds.count(count, "count", least=0)
-    if not (0 < keep <= 1 and 1 <= size <= n):
+    n, count = kinds.count(n, "n"), kinds.count(count, "count", least=0)
+    share = kinds.number(keep, "keep")
+    size = round(min(share, 1.0) * n)
+    if not (0 < share <= 1 and size >= 1):
         raise InputError(f"keep must lie in (0, 1] and leave an example; seen {keep} of {n}")
     found = _subsets_up_to(n, size, count)
     if count < 1 or found < count:
