@@ -90,7 +90,7 @@ def test_a_measurement_without() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_of_several_processes(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = (2, (-1.2, 1.0, 0, 3)), (3, (1.0, 0.5, 1, 9))
+    ours, theirs = (2, (1.2, 1.0, 0, 3)), (3, (1.0, 0.5, 1, 9))
     found = reach_of(torch.ones(2))
     (found.count, found.worst), other = (ours, theirs)[rank], (ours, theirs)[1 - rank]
 

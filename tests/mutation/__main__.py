@@ -140,10 +140,10 @@ FILES: dict[str, tuple[str, ...]] = {
     "score/saved": ("test_score_files", "test_untrusted"),
     "score/table": ("test_score_files",),
     "score/tokens": ("test_scores", "test_weights", "test_stream", "test_causal", "test_attribute"),
-    "score/within_bounds": ("test_selected_rows",),
-    "fidelity/arrays": ("test_fidelity_lds", "test_fidelity_bootstrap", "test_fidelity_ceiling"),
-    "fidelity/spectra": ("test_decomposition",),
-    "fidelity/subset_truth": ("test_truth_bregman",),
+    "score/within_bounds": ("test_within_bounds",),
+    "fidelity/arrays": ("test_fidelity_arrays",),
+    "fidelity/spectra": ("test_decomposition", "test_fidelity_spectra"),
+    "fidelity/subset_truth": ("test_subset_truth",),
 }
 
 

@@ -18,9 +18,9 @@ _NAMED = 5
 
 def finite(name: str, values: Any) -> Floats:
     """`values` in float64; NonFiniteError names the first few indices that are NaN or infinite."""
-    if np.iscomplexobj(values):
-        raise InputError(f"{name} must be real numbers; seen complex ones")
     try:
+        if np.iscomplexobj(values):
+            raise InputError(f"{name} must be real numbers; seen complex ones")
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} must be an array of numbers of one shape: {error}") from error
