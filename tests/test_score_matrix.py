@@ -17,7 +17,7 @@ from curvfluence.errors import InputError
 from curvfluence.runtime import ranks
 from curvfluence.runtime.ranks import Ranks
 from curvfluence.score import matrix
-from curvfluence.score.matrix import ScoreMatrix
+from curvfluence.score.matrix import ScoreMatrix, require_new
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -123,6 +123,22 @@ def test_without_such_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with ScoreMatrix.of(5, 7, torch.float32, tmp_path / "s.npy") as made:
         filled(made, whole(torch.float32))
     assert np.array_equal(np.load(tmp_path / "s.npy"), whole(torch.float32).numpy())
+
+
+def test_what_is_there_already(tmp_path: Path) -> None:
+    """The file, the one that is not finished, and a link to what is not there yet."""
+    path = tmp_path / "s.npy"
+    require_new(None)
+    require_new(path)
+    for taken in (path, tmp_path / "s.npy.part"):
+        taken.write_text("")
+        with pytest.raises(InputError, match=f"{taken.name} exists: name a new file"):
+            require_new(path)
+        taken.unlink()
+        taken.symlink_to(tmp_path / "nothing")
+        with pytest.raises(InputError, match=f"{taken.name} exists: name a new file"):
+            require_new(path)
+        taken.unlink()
 
 
 @pytest.fixture

@@ -158,6 +158,12 @@ def test_of_which_rung() -> None:
     for rung in (cf.EKFAC(), cf.fit(problem, cf.EKFAC())):
         with pytest.raises(InputError, match="no residual of EKFAC changes"):
             require_boundable(1.0, problem, rung, plain=True)
+    drawn = cf.fit(problem, cf.EKFAC(cf.Empirical()))
+    with pytest.raises(InputError, match="no residual of EKFAC changes"):
+        require_boundable(1.0, problem, drawn, plain=True)
+    for wanted in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="bound_tolerance must be"):
+            require_boundable(wanted, problem, cf.GGN(), plain=True)
     for other in ("GNN", None):
         with pytest.raises(InputError, match=f"no residual of {other} changes"):
             require_boundable(1.0, problem, other, plain=True)  # pyright: ignore[reportArgumentType]
