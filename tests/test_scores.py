@@ -275,6 +275,12 @@ def test_which_way_is_cheaper(queries: int, along: bool) -> None:
     assert not tokens.along_queries(rounded, queries)
 
 
+def test_a_pass_for_each_where_both_cost_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "DIRECTIONS", 0.5)
+    problem = zoo_problem("untied transformer")
+    assert [tokens.along_queries(problem, queries) for queries in (7, 8, 9)] == [True, False, False]
+
+
 @pytest.mark.parametrize(("room", "examples"), [(0, 1), (5.9, 5), (1e9, 256)])
 def test_examples_at_a_time(room: float, examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the numbers of their rows are in the room of a pass."""
