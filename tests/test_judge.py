@@ -649,7 +649,7 @@ class TestRegression:
         names = [m.name for m in judged.methods]
         assert names == ["judged", "Identity", "random", "cosine", "TracIn (last)", "TracIn"]
         assert any("TRAK is not beside them: TRAK is of margins" in note for note in judged.notes)
-        for question, takes in (("matched", "2 orders"), ("independent", "3 models")):
+        for question, takes in (("matched", "2 minibatch"), ("independent", "3 init")):
             said = f"no noise ceiling for the {question} question, which takes {takes}"
             (note,) = (note for note in judged.notes if note.startswith(said))
             assert note.endswith("the truth has 1")

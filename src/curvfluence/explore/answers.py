@@ -51,7 +51,7 @@ class Answers:
     tokens: tuple[tuple[tuple[int, ...], Tensor], ...]
     notes: tuple[str, ...]
     top: int
-    seconds: float
+    seconds: float  # of the command that wrote it, no killed one before it
 
     @property
     def asked(self) -> Scores:

@@ -89,7 +89,7 @@ class Judgement(Record, frozen=True):
     removal_queries: Count
     removal_retrainings: Count
     notes: tuple[str, ...]
-    seconds: Seconds
+    seconds: Seconds  # of the command that wrote it, no killed one before it
 
     @property
     def judged(self) -> Method:

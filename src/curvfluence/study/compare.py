@@ -235,22 +235,17 @@ def noise_ceilings(
     ceilings: dict[str, Ceiling | None] = {}
     notes: list[str] = []
     models, orders = truth.values.shape[:2]
-    for question, repeats, have, least, of in (
-        (
-            "matched",
-            matched_repeats,
-            orders,
-            2,
-            "orders: retrainings of a subset and initialisation",
-        ),
-        ("independent", independent_repeats, models, 3, "models: initialisations"),
-    ):
-        ceilings[question] = None
-        if have < least:
-            notes.append(
-                f"no noise ceiling for the {question} question, which takes {least} {of}; the "
-                f"truth has {have}"
-            )
-        else:
+    asked = (
+        ("matched", matched_repeats, orders, 2, "minibatch orders of each subset"),
+        ("independent", independent_repeats, models, 3, "initialisations"),
+    )
+    for question, repeats, have, least, what in asked:
+        if have >= least:
             ceilings[question] = reliability(repeats(truth.values).numpy(), seed=seed)
+            continue
+        ceilings[question] = None
+        notes.append(
+            f"no noise ceiling for the {question} question, which takes {least} {what} or more; "
+            f"the truth has {have}"
+        )
     return ceilings, tuple(notes)

@@ -107,7 +107,7 @@ class Table1(Record, frozen=True):
     problem: str
     quick: bool
     seed: Count
-    seconds: Seconds
+    seconds: Seconds  # of the command that wrote it, no killed one before it
     cells: Annotated[tuple[CellResult, ...], Meta(min_length=1)]
     parts: tuple[PartAsked, ...] = ()
 

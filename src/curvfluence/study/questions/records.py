@@ -65,7 +65,7 @@ class Questions(Record, frozen=True):
     settings: StudySettings
     training_loss: float
     questions: Annotated[tuple[Question, ...], Meta(min_length=1)]
-    seconds: Seconds
+    seconds: Seconds  # of the command that wrote it, no killed one before it
 
 
 def read_questions(folder: Path) -> Questions:

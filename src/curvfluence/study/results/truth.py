@@ -71,7 +71,7 @@ class ResponseSummary(Record, frozen=True):
 class StageSeconds(Record, frozen=True):
     """Wall-clock seconds of each stage: of training the influence models, of climbing the ladder
     (both may have served other studies too), of retraining, comparing, of the response and of
-    bounds."""
+    bounds; those of killed commands among them."""
 
     models: Seconds
     climb: Seconds
