@@ -26,6 +26,13 @@ class Chunk(list[int]):
     held = 10
     versions = ()
 
+    @property
+    def spanned(self) -> int:
+        return self.held
+
+    def paged(self) -> None:
+        return None
+
 
 class TestCachedRows:
     def test_as_many_as_fit_and_no_gap(self) -> None:
@@ -142,6 +149,15 @@ def in_chunks(monkeypatch: pytest.MonkeyPatch, name: str, remember: int) -> cf.P
     )
 
 
+@pytest.fixture(params=["memory", "files"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where rows are cached."""
+    if request.param == "files":
+        monkeypatch.setattr(budget, "CACHED", 0)
+    return request.param
+
+
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("name", SHARED)
 class TestEigenbasis:
     """EK-FAC leaves the gradients of shared layers in its basis; whoever reads them, reads the

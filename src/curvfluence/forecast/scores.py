@@ -26,7 +26,7 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     missing = sizes.missing(Empirical()) if there else 1.0
     formed = left.formed if there and missing == 0 else frozenset[str]()
     cached = sizes.cached(Empirical()) * _shrunk(sizes.layout, formed) if there else 0.0
-    cached = min(cached, sizes.problem.remember / sizes.item)
+    cached = sizes.in_memory(cached)
     queries, p = sizes.queries, sizes.problem.parameters.count
     passes = missing + queries / max(1, sizes.n)
     kept = 1 - (_saved(sizes) if rung.low_rank else 0.0)

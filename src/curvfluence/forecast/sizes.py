@@ -13,7 +13,7 @@ from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.passes import pass_examples
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import budget
+from curvfluence.runtime import budget, paged
 from curvfluence.runtime.stage import Stage
 
 
@@ -36,12 +36,21 @@ class Sizes:
         return self.problem.dtype.itemsize
 
     def cached(self, fisher: Fisher) -> float:
-        every = self._rows(fisher)
-        return min(every, self.problem.remember // self.item)
+        return self.in_memory(self._remembered(fisher))
+
+    def in_memory(self, numbers: float) -> float:
+        """How many of so many numbers of rows are cached in no file."""
+        room = self.problem.remember
+        if paged.possible(self.problem.device):
+            room = min(room, budget.CACHED)
+        return min(numbers, room / self.item)
 
     def missing(self, fisher: Fisher) -> float:
-        every = self._rows(fisher)
-        return 1 - self.cached(fisher) / max(1, every)
+        return 1 - self._remembered(fisher) / max(1, self._rows(fisher))
+
+    def _remembered(self, fisher: Fisher) -> float:
+        """Numbers of rows that are cached, in memory and in files."""
+        return min(self._rows(fisher), self.problem.remember // self.item)
 
     def _rows(self, fisher: Fisher) -> float:
         """Numbers of all examples' rows."""

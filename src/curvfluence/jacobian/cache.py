@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from curvfluence.jacobian.layers import Layout
@@ -13,6 +13,8 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.held import Held
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
+from curvfluence.runtime import budget
+from curvfluence.runtime.paged import Pages
 
 
 class Sized(Protocol):
@@ -22,7 +24,12 @@ class Sized(Protocol):
     def held(self) -> int: ...
 
     @property
+    def spanned(self) -> int: ...
+
+    @property
     def versions(self) -> tuple[int, ...]: ...
+
+    def paged(self) -> tuple[Sized, Pages] | None: ...
 
 
 R = TypeVar("R", bound=Sized)
@@ -32,12 +39,14 @@ class Chunk(NamedTuple, Generic[R]):
     rows: R
     versions: tuple[int, ...]  # of the memory of the rows
     checksum: int  # of the examples
+    pages: Pages | None  # of the file that they lie in
 
 
 @dataclass(eq=False)
 class CachedRows(Generic[R]):
     """The rows of the examples from `first` to before `count`, in the chunks in which they were
-    made, at most `room` bytes of them."""
+    made, at most `room` bytes of them: `budget.CACHED` in memory, and what comes after in files
+    without a name, of which the process holds the pages of one chunk at a time."""
 
     room: int
     examples: Data | None = None  # what the rows are of
@@ -47,6 +56,7 @@ class CachedRows(Generic[R]):
     first: int = 0
     asked: bool = False  # whether a pass has been made before, so that another is likely
     _made_with: int = 0  # the checksum of what is held, when the first were made
+    _in_memory: int = 0  # bytes of the chunks in no file
     _filling: Lock = field(default_factory=Lock)
 
     def offer(self, start: int, rows: R) -> bool:
@@ -57,10 +67,18 @@ class CachedRows(Generic[R]):
                 return False
             if not self.chunks and self.held is not None:
                 self._made_with = self.held.checksum
-            self.chunks.append(self._chunk(start, rows))
+            self.chunks.append(self._put_away(start, rows))
             self.count += len(rows)
-            self.room -= rows.held
+            self.room -= self.chunks[-1].rows.held
             return True
+
+    def _put_away(self, start: int, rows: R) -> Chunk[R]:
+        """A chunk of rows, in memory while there are few of them."""
+        paged = rows.paged() if self._in_memory + rows.held > budget.CACHED else None
+        if paged is None:
+            self._in_memory += rows.held
+            return self._chunk(start, rows, None)
+        return self._chunk(start, cast(R, paged[0]), paged[1])
 
     def holds(self, rows: R) -> bool:
         """Whether it is these rows that are cached."""
@@ -68,13 +86,16 @@ class CachedRows(Generic[R]):
 
     def replace(self, old: R, new: R) -> None:
         """Hold the same rows in another form, if they are cached and there is room."""
+        start = self.first
         for k, chunk in enumerate(self.chunks):
-            if chunk.rows is old and new.held - old.held <= self.room:
-                self.room -= new.held - old.held
-                self.chunks[k] = Chunk(new, new.versions, chunk.checksum)
+            if chunk.rows is old and new.spanned - old.spanned <= self.room:
+                self._in_memory -= old.held if chunk.pages is None else 0
+                self.chunks[k] = self._put_away(start, new)._replace(checksum=chunk.checksum)
+                self.room -= self.chunks[k].rows.held - old.held
+            start += len(chunk.rows)
 
     def clear(self, room: int) -> None:
-        self.chunks, self.count, self.room = [], self.first, room
+        self.chunks, self.count, self.room, self._in_memory = [], self.first, room, 0
 
     def __iter__(self) -> Iterator[tuple[int, R]]:
         """(number of the first example, rows) of each chunk that is cached now, up to the first of
@@ -87,18 +108,25 @@ class CachedRows(Generic[R]):
             return
         for k in range(len(chunks)):  # no second list: what is replaced meanwhile is freed
             chunk = chunks[k]
-            if chunk != self._chunk(start, chunk.rows):
+            if chunk != self._chunk(start, chunk.rows, chunk.pages):
                 self.clear(0)
                 return
             yield start, chunk.rows
+            if chunk.pages is not None:
+                chunk.pages.let_go()
             start += len(chunk.rows)
 
-    def _chunk(self, start: int, rows: R) -> Chunk[R]:
+    def let_go(self) -> None:
+        """Hold no page of a file, where a consumer kept rows beyond its step."""
+        for chunk in self.chunks:
+            if chunk.pages is not None:
+                chunk.pages.let_go()
+
+    def _chunk(self, start: int, rows: R, pages: Pages | None) -> Chunk[R]:
         """Rows with what their memory and their examples' memory hold now."""
         part = slice(start, start + len(rows))
-        return Chunk(
-            rows, rows.versions, 0 if self.examples is None else self.examples.checksum_of(part)
-        )
+        checksum = 0 if self.examples is None else self.examples.checksum_of(part)
+        return Chunk(rows, rows.versions, checksum, pages)
 
 
 class Kind:

@@ -77,17 +77,20 @@ def gradient_batches(
 ) -> Iterator[tuple[int, tuple[Rows, ...]]]:
     """`gradient_rows` with the chunks that are cached several at a time, up to 4,096 examples: what
     is scored against them is read from memory once for all of these."""
-    cached = sum(len(rows) for _, rows in cached_gradients(problem, layout))
+    rows_cached = cached_gradients(problem, layout)
+    cached = sum(len(rows) for _, rows in rows_cached)
     several: list[Rows] = []
     count = 0
     for start, rows in gradient_rows(problem, layout, first=first):
         if several and count + len(rows) > budget.EXAMPLES:
             yield first, tuple(several)
+            rows_cached.let_go()
             several, first, count = [], start, 0
         several.append(rows)
         count += len(rows)
         if first + count >= cached:
             yield first, tuple(several)
+            rows_cached.let_go()
             several, first, count = [], first + count, 0
 
 

@@ -23,6 +23,7 @@ from curvfluence.jacobian.terms import (
 )
 from curvfluence.problem.parameters import Parameters
 from curvfluence.runtime import budget
+from curvfluence.runtime.paged import Pages, paged_out, spanned
 
 Basis: TypeAlias = "tuple[Tensor | None, Tensor | None]"  # U_B and U_A; None is the identity
 
@@ -264,6 +265,16 @@ class Rows:
         """Of its numbers, those that terms share once."""
         return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in self._tensors}.values())
 
+    def paged(self) -> tuple[Rows, Pages] | None:
+        """The same rows in a file without a name; None where there can be none."""
+        tensors = self._tensors
+        found = paged_out(tensors)
+        if found is None:
+            return None
+        placed = {id(old): new for old, new in zip(tensors, found[0], strict=True)}
+        terms = tuple(term.mapped(lambda held: placed[id(held)]) for term in self.terms)
+        return replace(self, terms=terms, dense=placed[id(self.dense)]), found[1]
+
     @property
     def versions(self) -> tuple[int, ...]:
         """How often each tensor was written to."""
@@ -274,6 +285,11 @@ class Rows:
         """Bytes of memory that stay as long as it does: of a view, all that it is a view of."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in self._tensors}
         return sum(storage.nbytes() for storage in storages.values())
+
+    @property
+    def spanned(self) -> int:
+        """Bytes that its numbers lie in: what a copy of them holds."""
+        return spanned(self._tensors)
 
     def to(self, dtype: torch.dtype) -> Rows:
         """The same rows in another dtype."""

@@ -39,9 +39,9 @@ from curvfluence.jacobian.gradients import (
 )
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import journal
+from curvfluence.runtime.paged import paged
 from curvfluence.runtime.said import noted
 from curvfluence.study.needs import Needs, needs
-from curvfluence.study.paged import paged
 from curvfluence.study.protocols import Protocol, hybrids
 
 VECTOR_WORK = 500_000_000  # vectors · P²

@@ -21,6 +21,7 @@ from curvfluence.forecast.make import plan
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import journal
+from curvfluence.runtime.paged import paged
 from curvfluence.store.steps import Steps
 from curvfluence.study.at_model import (
     OVERLAP_RANKS,
@@ -30,7 +31,6 @@ from curvfluence.study.at_model import (
     Vectors,
     climb_one,
 )
-from curvfluence.study.paged import paged
 from curvfluence.study.problems import StudyProblem
 from curvfluence.study.progress import Watcher
 from curvfluence.study.protocols import Protocol

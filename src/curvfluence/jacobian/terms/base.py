@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from curvfluence.jacobian.terms.products import Memo
 from curvfluence.runtime import budget
+
+Change: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Term(ABC):
@@ -112,8 +114,12 @@ class Term(ABC):
         """What it holds; calls on the same input share theirs."""
 
     @abstractmethod
+    def mapped(self, change: Change) -> Term:
+        """The same with each of `tensors` changed."""
+
     def to(self, dtype: torch.dtype) -> Term:
         """The same rows in another dtype."""
+        return self.mapped(lambda held: held.to(dtype) if held.is_floating_point() else held)
 
 
 class Pair(NamedTuple):

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from curvfluence.jacobian.terms.base import Term
+from curvfluence.jacobian.terms.base import Change, Term
 from curvfluence.jacobian.terms.products import Memo, sum_of
 
 
@@ -122,12 +122,14 @@ class Formed(Term):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.held_nio,)
 
+    def mapped(self, change: Change) -> Formed:
+        return replace(self, held_nio=change(self.held_nio))
+
     def to(self, dtype: torch.dtype) -> Formed:
         bases = (self.out_basis, self.in_basis)
         out_basis, in_basis = (None if u is None else u.to(dtype) for u in bases)
-        return replace(
-            self, held_nio=self.held_nio.to(dtype), out_basis=out_basis, in_basis=in_basis
-        )
+        changed = self.mapped(lambda held: held.to(dtype))
+        return replace(changed, out_basis=out_basis, in_basis=in_basis)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from curvfluence.jacobian.terms.base import Factored
+from curvfluence.jacobian.terms.base import Change, Factored
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.outer import Outer
 from curvfluence.jacobian.terms.products import Memo, mm
@@ -120,5 +119,5 @@ class LastOuter(Factored):
     def tensors(self) -> tuple[Tensor, ...]:
         return self.data, *self.hessian.tensors
 
-    def to(self, dtype: torch.dtype) -> LastOuter:
-        return replace(self, data=self.data.to(dtype), hessian=self.hessian.to(dtype))
+    def mapped(self, change: Change) -> LastOuter:
+        return replace(self, data=change(self.data), hessian=self.hessian.mapped(change))

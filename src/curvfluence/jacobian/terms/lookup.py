@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from curvfluence.jacobian.terms.base import Factored
+from curvfluence.jacobian.terms.base import Change, Factored
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.products import Memo, combined, counted_positions, counting, mixed
 
@@ -108,8 +108,8 @@ class LookupOuter(Factored):
     def tensors(self) -> tuple[Tensor, ...]:
         return self.ids, self.s
 
-    def to(self, dtype: torch.dtype) -> LookupOuter:
-        return replace(self, s=self.s.to(dtype))
+    def mapped(self, change: Change) -> LookupOuter:
+        return replace(self, ids=change(self.ids), s=change(self.s))
 
     def rotated(self, out_basis: Tensor, in_basis: Tensor | None) -> LookupOuter:
         assert in_basis is None, "the input basis of a lookup is the identity"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from curvfluence.jacobian.terms.base import Factored
+from curvfluence.jacobian.terms.base import Change, Factored
 from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.products import Memo, combined, mixed, mm, rooted, shared
@@ -105,8 +104,8 @@ class Outer(Factored):
     def tensors(self) -> tuple[Tensor, ...]:
         return self.data, self.s
 
-    def to(self, dtype: torch.dtype) -> Outer:
-        return replace(self, data=self.data.to(dtype), s=self.s.to(dtype))
+    def mapped(self, change: Change) -> Outer:
+        return replace(self, data=change(self.data), s=change(self.s))
 
     def rotated(self, out_basis: Tensor, in_basis: Tensor | None) -> Outer:
         a = self.a if in_basis is None else mm(self.a, in_basis)

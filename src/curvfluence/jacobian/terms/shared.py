@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from curvfluence.jacobian.terms.base import Factored
+from curvfluence.jacobian.terms.base import Change, Factored
 from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.jacobian.terms.formed import Formed
 from curvfluence.jacobian.terms.gram import gram
@@ -209,8 +209,8 @@ class SharedOuter(Factored):
     def tensors(self) -> tuple[Tensor, ...]:
         return self.data, self.s
 
-    def to(self, dtype: torch.dtype) -> SharedOuter:
-        return replace(self, data=self.data.to(dtype), s=self.s.to(dtype))
+    def mapped(self, change: Change) -> SharedOuter:
+        return replace(self, data=change(self.data), s=change(self.s))
 
     def rotated(self, out_basis: Tensor, in_basis: Tensor | None) -> SharedOuter:
         a = self.a if in_basis is None else mm(self.a, in_basis)

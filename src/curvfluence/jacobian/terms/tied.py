@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from curvfluence.jacobian.terms.base import Factored, Pair
+from curvfluence.jacobian.terms.base import Change, Factored, Pair
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.lookup import LookupOuter
 from curvfluence.jacobian.terms.products import Memo, mm
@@ -101,8 +100,8 @@ class TiedOuter(Factored):
     def tensors(self) -> tuple[Tensor, ...]:
         return *self.lookup.tensors, *self.head.tensors
 
-    def to(self, dtype: torch.dtype) -> TiedOuter:
-        return replace(self, lookup=self.lookup.to(dtype), head=self.head.to(dtype))
+    def mapped(self, change: Change) -> TiedOuter:
+        return replace(self, lookup=self.lookup.mapped(change), head=self.head.mapped(change))
 
     def norms(self) -> Tensor:
         return self.lookup.norms() + self.head.norms()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +63,11 @@ class OutputHessian(ABC):
         """What it holds."""
 
     @abstractmethod
-    def to(self, dtype: torch.dtype) -> OutputHessian: ...
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> OutputHessian:
+        """The same with each of `tensors` changed."""
+
+    def to(self, dtype: torch.dtype) -> OutputHessian:
+        return self.mapped(lambda held: held.to(dtype) if held.is_floating_point() else held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +108,8 @@ class DiagonalHessian(OutputHessian):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.d,)
 
-    def to(self, dtype: torch.dtype) -> DiagonalHessian:
-        return DiagonalHessian(self.d.to(dtype))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> DiagonalHessian:
+        return DiagonalHessian(change(self.d))
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +200,8 @@ class SoftmaxHessian(OutputHessian):
     def tensors(self) -> tuple[Tensor, ...]:
         return self.others, self.top, self.scale
 
-    def to(self, dtype: torch.dtype) -> SoftmaxHessian:
-        return SoftmaxHessian(self.others.to(dtype), self.top, self.scale.to(dtype))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> SoftmaxHessian:
+        return SoftmaxHessian(*map(change, self.tensors))
 
 
 def _weighted_grams(d_nk: Tensor, w_kh: Tensor) -> Tensor:
