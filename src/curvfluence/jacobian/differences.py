@@ -75,11 +75,11 @@ class _Differences:
         values = {**problem.state, **problem.theta}
         held = padding_of(probe.uses)
         given = _Differences(problem, names, values, probe.inputs, probe.weights, held, *COARSE)
-        doubles = 4 * 8 * problem.parameters.count  # θ, a point near it, a direction, θ + hd
+        doubles = 4 * 8 * problem.parameters.count  # a point near θ, a direction, θ + hd, and θ
         if problem.dtype == torch.float64 or doubles <= machine.memory(problem.device) // 16:
             yield replace(
                 given,
-                values={name: _double(value) for name, value in values.items()},
+                values={n: v if n in names else _double(v) for n, v in values.items()},
                 inputs=each(probe.inputs, _double),
                 weights=_double(probe.weights),
                 **dict(zip(("offset", "step", "tolerance"), FINE, strict=True)),
@@ -107,7 +107,7 @@ class _Differences:
         to both at two steps."""
         generator = torch.Generator().manual_seed(seed)
         drawn = {n: self._drawn(n, generator) for n in self.names}
-        base = {n: (self.offset * drawn[n]).add_(self.values[n]) for n in self.names}
+        base = {n: self._ahead(self.values[n], self.offset, drawn[n]) for n in self.names}
         leaves = {n: base[n].detach().requires_grad_(True) for n in names}
         total = self._total({**base, **leaves})
         found = pulled_back(total, list(leaves.values()), torch.ones_like(total))
@@ -125,7 +125,8 @@ class _Differences:
 
         def phi_at(t: float) -> float:
             with torch.no_grad():
-                return float(self.phi({**base, **{n: (t * along[n]).add_(base[n]) for n in names}}))
+                moved = {n: self._ahead(base[n], t, along[n]) for n in names}
+                return float(self.phi({**base, **moved}))
 
         up = phi_at(self.step)
         for difference in (
@@ -136,6 +137,12 @@ class _Differences:
             value = difference()
             size = max(squares**0.5, abs(wanted), abs(value))
             yield value, wanted, size + 1e3 * rounding * abs(here)
+
+    def _ahead(self, start: Tensor, t: float, along: Tensor) -> Tensor:
+        """start + t along, in float64 where that is what is differed in: a direction is held in the
+        dtype of the weights."""
+        dtype = torch.float64 if self.fine else start.dtype
+        return along.to(dtype, copy=True).mul_(t).add_(start)
 
     def _moved(self, name: str, drawn: Tensor, g: Tensor | None) -> Tensor:
         """Along which a tensor is moved: a direction of its own, and what has no gradient, as rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from curvfluence.problem.losses import Loss
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
 from curvfluence.problem.tree import Batched
-from curvfluence.runtime import budget, journal, ranks
+from curvfluence.runtime import budget, journal, paged, ranks
 
 
 def gradient_rows(
@@ -75,23 +76,26 @@ def forget_gradients(problem: Problem, layout: Layout) -> None:
 def gradient_batches(
     problem: Problem, layout: Layout, *, first: int = 0
 ) -> Iterator[tuple[int, tuple[Rows, ...]]]:
-    """`gradient_rows` with the chunks that are cached several at a time, up to 4,096 examples: what
-    is scored against them is read from memory once for all of these."""
+    """`gradient_rows` with the chunks that are cached several at a time, up to 4,096 examples, or
+    `budget.BATCH` bytes where they lie in files: what is scored against them is read from memory
+    once for all of these."""
     rows_cached = cached_gradients(problem, layout)
     cached = sum(len(rows) for _, rows in rows_cached)
+    room = budget.BATCH if paged.possible(problem.device) else math.inf
     several: list[Rows] = []
-    count = 0
+    count = held = 0
     for start, rows in gradient_rows(problem, layout, first=first):
-        if several and count + len(rows) > budget.EXAMPLES:
+        if several and (count + len(rows) > budget.EXAMPLES or held + rows.nbytes > room):
             yield first, tuple(several)
             rows_cached.let_go()
-            several, first, count = [], start, 0
+            several, first, count, held = [], start, 0, 0
         several.append(rows)
         count += len(rows)
+        held += rows.nbytes
         if first + count >= cached:
             yield first, tuple(several)
             rows_cached.let_go()
-            several, first, count = [], first + count, 0
+            several, first, count, held = [], first + count, 0, 0
 
 
 def own_gradients(

@@ -17,6 +17,7 @@ PROBED = 2**25  # numbers in the gradients of the examples that a model's rules 
 DENSE_ROWS = 2**27  # numbers in a pass's rows without a rule
 VMAPPED = 2**24  # numbers in rows made by one vmap: near 64 MiB
 REMEMBERED: Final = 16  # the share of the memory that rows are remembered in, by default: one in 16
+BATCH = 2**25  # bytes of rows in files that scores take at a time
 CACHED = 2**24  # bytes of such rows that stay in memory; more of them lie in files without a name
 
 # Data -------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from curvfluence.curvature.operators.operator import (
     require_positive,
     squared,
 )
-from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, output_last
+from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, joined
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
 from curvfluence.jacobian.rows import Rows
@@ -147,13 +147,7 @@ class KroneckerEigen(Kronecker):
 
     def solve_rotated(self, r_koi: Tensor, decay: Tensor, damping: float) -> Tensor:
         """The same in the eigenbasis, [..., o, i]: Uᵀ (M + diag(w) + λI)⁻¹ U r."""
-        denominator, correction = self._damped(decay, damping)
-        x_koi = r_koi / denominator.values
-        if correction is not None:
-            u_i, scaled_oi, gain_o = correction
-            x_koi = x_koi - (gain_o * (x_koi @ u_i))[..., None] * scaled_oi
-        denominator.require_trusted(x_koi)
-        return x_koi
+        return _divided(r_koi, *self._damped(decay, damping))
 
     def solve_rows(
         self, places: Places, rows: Rows, decay: Tensor, damping: float, against: Against
@@ -161,21 +155,29 @@ class KroneckerEigen(Kronecker):
         """A row is rotated as its a and s, never as a matrix. What is solved in the eigenbasis and
         the rows that it meets come together in one of two places, whichever is fewer operations:
         in the layer's coordinates, to which the Q solutions and the M rows that a fit left in the
-        eigenbasis are rotated back, (Q + M) o i (o + i), or there, (N − M) T (o² + i²).
+        eigenbasis are rotated back, (Q + M) o i (o + i), or there, (N − M) T (o² + i²). Some rows
+        at a time: what is held of all of them is the solution.
         """
         assert isinstance(places, LayerPart)
-        term, basis = places.term(rows), (self.out_basis, self.in_basis)
-        formed = term.formed(*basis) if isinstance(term, SharedOuter) else term.rotated(*basis)
-        rotated = formed.held_nio.mT if isinstance(formed, Formed) else formed.dense()[:, 0]
-        x_qoi = self.solve_rotated(rotated, decay, damping)
+        term, damped = places.term(rows), self._damped(decay, damping)
         there = self._count_within(places, against)
         (o, i), inner = places.shape, self.in_basis is not None
-        back = (len(x_qoi) + there) * o * i * (o + i * inner)
+        back = (term.n + there) * o * i * (o + i * inner)
         left = against.examples - there
         forth = left * places.layer.positions * (o * o + i * i * inner)
+        slices = term.slices(o * i) if term.n else [term]
+        parts = (_divided(self._formed(part), *damped) for part in slices)
         if back <= forth:
-            return InLayer.laid_out(places, self.rotate_back(x_qoi).unflatten(-1, (o, i)))
-        return Rotated(places, self, output_last(places, x_qoi))
+            parts = (self.rotate_back(x_qoi).unflatten(-1, (o, i)) for x_qoi in parts)
+            return InLayer(places, joined(places, parts, term.n))
+        return Rotated(places, self, joined(places, parts, term.n))
+
+    def _formed(self, term: Term) -> Tensor:
+        """Uᵀ r of single-column rows, [n, o, i]."""
+        if isinstance(term, SharedOuter):
+            return term.formed(self.out_basis, self.in_basis).held_nio.mT
+        rotated = self.rotated(term)
+        return rotated.held_nio.mT if isinstance(rotated, Formed) else rotated.dense()[:, 0]
 
     def low_rank_inverse(
         self, places: Places, queries: Rows, decay: Tensor, damping: float, sample: Sample
@@ -256,6 +258,16 @@ class KroneckerEigen(Kronecker):
         gain_o = 1 + delta * (u_i * scaled_oi).sum(-1)
         require_definite_eigenvalues(gain_o)
         return denominator, (u_i, scaled_oi, delta / gain_o)
+
+
+def _divided(r_koi: Tensor, denominator: Denominator, correction: ByBias | None) -> Tensor:
+    """(Λ + diag(w) + λ)⁻¹ r in the eigenbasis, [..., o, i]."""
+    x_koi = r_koi / denominator.values
+    if correction is not None:
+        u_i, scaled_oi, gain_o = correction
+        x_koi = x_koi - (gain_o * (x_koi @ u_i))[..., None] * scaled_oi
+    denominator.require_trusted(x_koi)
+    return x_koi
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from curvfluence.curvature.operators.low_rank import LowRank
@@ -63,7 +65,7 @@ class InLayer(Solution):
 
     @staticmethod
     def laid_out(part: LayerPart, x_qoi: Tensor) -> InLayer:
-        return InLayer(part, output_last(part, x_qoi))
+        return InLayer(part, joined(part, [x_qoi], len(x_qoi)))
 
     def inner(self, rows: Rows) -> Tensor:
         return self.part.term(rows).inner(self.x_qoi)
@@ -93,9 +95,20 @@ class AtLowRank(Solution):
         return (self.x.left @ self.x.right.mT).flatten(1)
 
 
-def output_last(part: LayerPart, x_qoi: Tensor) -> Tensor:
-    """With o the last axis in memory where positions are shared: as the products form rows."""
-    return x_qoi.mT.contiguous().mT if part.layer.shared else x_qoi
+def joined(part: LayerPart, slices: Iterable[Tensor], count: int) -> Tensor:
+    """x [Q, o, i] of so many queries, which come some after others; with o the last axis in memory
+    where positions are shared: as the products form rows."""
+    shared = part.layer.shared
+    whole, start = torch.empty(0), 0
+    for x_qoi in slices:
+        if len(x_qoi) == count:
+            return x_qoi.mT.contiguous().mT if shared else x_qoi
+        if not start:
+            o, i = part.shape
+            whole = x_qoi.new_empty(count, i, o).mT if shared else x_qoi.new_empty(count, o, i)
+        whole[start : start + len(x_qoi)] = x_qoi
+        start += len(x_qoi)
+    return whole
 
 
 def compressed(as_it_is: Solution, part: LayerPart, x_qoi: Tensor, tolerance: float) -> Solution:
