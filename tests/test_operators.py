@@ -34,6 +34,7 @@ from curvfluence.curvature.operators.symmetric import Symmetric
 from curvfluence.curvature.places import LayerPart
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.rows import Rows
+from curvfluence.runtime import budget
 from tests.operators import LAMBDA, PROBLEMS, blocks, cases, dense, drawn, inverted, rows_of
 
 every = pytest.mark.parametrize(("name", "rung"), list(cases()))
@@ -93,6 +94,23 @@ def test_rows(name: str, rung: str) -> None:
                 assert bool((gap <= 1.001e-3 * (g_q @ m).norm(dim=1)).all())
         found = operator.quadratic(places, train, decay, LAMBDA)
         torch.testing.assert_close(found, ((g_n @ m) * g_n).sum(1))
+
+
+@every
+def test_rows_that_are_solved_some_after_others(
+    name: str, rung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, train = rows_of(name)
+    for block, decay in blocks(name, rung):
+        operator, places = block.operator, block.places
+        for against in (Against(1), Against(10**6)):
+            whole = operator.solve_rows(places, queries, decay, LAMBDA, against)
+            with monkeypatch.context() as patch:
+                patch.setattr(budget, "FORMED", 1)
+                found = operator.solve_rows(places, queries, decay, LAMBDA, against)
+            assert type(found) is type(whole)
+            torch.testing.assert_close(found.flat(), whole.flat())
+            torch.testing.assert_close(found.inner(train), whole.inner(train))
 
 
 @every

@@ -17,7 +17,7 @@ from torch import Tensor
 import curvfluence as cf
 from curvfluence.jacobian import cache
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.gradients import cached_gradients, gradient_rows
+from curvfluence.jacobian.gradients import cached_gradients, gradient_batches, gradient_rows
 from curvfluence.jacobian.rows import Rows
 from curvfluence.runtime import budget, paged
 from tests.problems import make, mlp
@@ -218,3 +218,25 @@ def test_rows_that_somebody_writes_to_are_made_again(monkeypatch: pytest.MonkeyP
     assert len(list(cached)) == 1
     cached.chunks[0].rows.dense.zero_()
     assert not list(cached)
+
+
+@pytest.mark.usefixtures("few_at_a_time")
+def test_scores_take_some_chunks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are `BATCH` bytes, but one at least; and none of their pages is held after it."""
+    monkeypatch.setattr(budget, "CACHED", 0)
+    problem = small()
+    layout = discover(problem)
+    each = [rows.nbytes for _, rows in gradient_rows(problem, layout, again=True)]
+    assert each == [each[0]] * 5
+    held: list[int] = []
+    monkeypatch.setattr(paged.Pages, "let_go", lambda _: held.clear())
+    for batch, wanted in ((0, [1] * 5), (2 * each[0], [2, 2, 1]), (10 * each[0], [5])):
+        monkeypatch.setattr(budget, "BATCH", batch)
+        found: list[int] = []
+        for first, several in gradient_batches(problem, layout):
+            assert first == 8 * sum(found)
+            assert not held
+            held.append(first)
+            found.append(len(several))
+        assert not held
+        assert found == wanted

@@ -104,7 +104,8 @@ class Problem:
     the eigenbasis of an EK-FAC, which is then held as well) are kept, as long as the problem is,
     once they are asked for again (by scores after a fit with the training labels, by a second
     damping or rung); and of a fit's rows while it makes its second pass. By default a sixteenth of
-    the memory; 0 keeps none.
+    the memory; 0 keeps none. What is kept on a CPU beyond 16 MiB lies in files without a name in
+    the folder for temporary files (`TMPDIR`).
 
     Errors, before any work: `InputError` where model, loss and data do not fit, `NonFiniteError`
     with the index of the example.

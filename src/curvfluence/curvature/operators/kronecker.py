@@ -165,8 +165,7 @@ class KroneckerEigen(Kronecker):
         back = (term.n + there) * o * i * (o + i * inner)
         left = against.examples - there
         forth = left * places.layer.positions * (o * o + i * i * inner)
-        slices = term.slices(o * i) if term.n else [term]
-        parts = (_divided(self._formed(part), *damped) for part in slices)
+        parts = (_divided(self._formed(part), *damped) for part in term.slices(o * i))
         if back <= forth:
             parts = (self.rotate_back(x_qoi).unflatten(-1, (o, i)) for x_qoi in parts)
             return InLayer(places, joined(places, parts, term.n))
