@@ -5,7 +5,8 @@
 First W4 and W6 (a transformer of 12.9 million parameters) as the comparison with other libraries
 asks them, with what is kept of gradients by default, with nothing kept, and within a stated memory.
 Then W4 is the fit of EK-FAC (empirical) and the self-influence of every sequence; ten times as many
-sequences are the same ones ten times. The scores are 1,000 queries by 100,000 examples of a small
+sequences are the same ones ten times. Long sequences are fitted as they are, and with blocks under
+torch.utils.checkpoint. The scores are 1,000 queries by 100,000 examples of a small
 net, 400 MB in float32, written to a file and never held. Each is a process of
 its own; the peak is of the process's own memory (RssAnon, read every 2 ms: pages of the file are
 the system's to drop) above what was held before the fit.
@@ -25,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-from workloads import load
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from workloads import ByteModel, load
 
 import curvfluence as cf
 
@@ -104,6 +106,29 @@ def sequences(times: int) -> dict[str, float]:
     return _measured(work, examples=len(x))
 
 
+class Again(nn.Module):
+    """A block whose activations are computed again in the backward pass."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.block, x, use_reentrant=False)
+
+
+def long(*, again: bool, positions: int = 4096) -> dict[str, float]:
+    """Eight sequences of many positions through eight blocks of width 128: EK-FAC's fit."""
+    torch.manual_seed(0)
+    model = ByteModel(length=positions, width=128, depth=8)
+    if again:
+        model.blocks = nn.Sequential(*map(Again, model.blocks))
+    x = torch.randint(256, (8, positions))
+    loss = cf.Positions(cf.CrossEntropy(), reduction="sum")
+    problem = cf.Problem(model, loss, (x, x.roll(-1, 1)), (x[:1], x[:1].roll(-1, 1)), remember=0)
+    return _measured(lambda: cf.fit(problem, cf.EKFAC(cf.Empirical())), positions=positions)
+
+
 def streamed(examples: int = 100_000, queries: int = 1_000) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(examples + queries, 64, generator=generator)
@@ -139,6 +164,8 @@ PARTS = {
     "W6, 16 queries, memory=256MiB": lambda: compared(None, workload="W6", memory="256MiB"),
     "W4, 512 sequences": lambda: sequences(1),
     "W4, 5,120 sequences": lambda: sequences(10),
+    "4,096 positions": lambda: long(again=False),
+    "4,096 positions, blocks computed again": lambda: long(again=True),
     "100,000 × 1,000 to a file": streamed,
 }
 

@@ -442,3 +442,39 @@ def test_how_many_examples_are_tried(
     (tried,) = seen
     assert len(tried) == most
     assert torch.equal(tried[[0, -1]], whole[[0, -1]])
+
+
+class Counting(nn.Module):
+    """Notes how many examples each call has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "tried", "differed"), [(2**25, 8, 8), (5 * 403, 5, 5), (5 * 92, 3, 3), (92, 3, 1)]
+)
+def test_what_a_probe_takes(
+    numbers: int, tried: int, differed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many examples as their gradients (403 numbers each) and layer inputs (2 · 46) allow, three
+    at least; and derivatives are tried on as many as their layer inputs allow, one at least."""
+    torch.manual_seed(0)
+    model = Counting().double()
+    x, y = torch.randn(30, 6).double(), torch.randint(3, (30,))
+    given = cf.Problem(model, cf.CrossEntropy(), (x, y), (x[:2], y[:2]))
+    monkeypatch.setattr(budget, "PROBED", numbers)
+    inside = given.structure.modules
+    assert isinstance(inside, Counting)
+    del inside.seen[:]
+    discover(given)
+    counts = [n for n in inside.seen if n not in (1, 2)]  # one by itself, and the queries
+    last = inside.seen[-2]  # before the queries
+    assert max(counts) == tried
+    assert last == differed

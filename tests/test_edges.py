@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import curvfluence as cf
 from tests import oracles
 from tests.problems import seeded
+from tests.zoo import CASES, zoo_problem
 
 DAMPING = cf.Absolute(0.1)
 InputError, NonFiniteError = cf.errors.InputError, cf.errors.NonFiniteError
@@ -204,15 +205,103 @@ class Recomputed(nn.Module):
         return self.out(checkpoint(self.hidden, x, use_reentrant=self.reentrant))
 
 
-@pytest.mark.parametrize("rung", [cf.EKFAC(), cf.BlockGGN(), cf.GGN(), cf.Hessian()], ids=str)
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_activations_that_are_computed_again(rung: cf.Rung, reentrant: bool) -> None:
-    """Torch would do so after the call, when its weights are gone: refused by name."""
+def recomputed(reentrant: bool | None) -> cf.Problem:
     x, y = data()
+    seeded()
     net = nn.Sequential(nn.Linear(4, 4), Recomputed(reentrant)).to(x.dtype)
-    given = cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
-    with pytest.raises(InputError, match=r"torch\.utils\.checkpoint\).*switch checkpointing off"):
-        cf.influence(given, rung, damping=DAMPING)
+    return cf.Problem(net, cf.CrossEntropy(), (x, y), (x[:3], y[:3]), weight_decay=0.01)
+
+
+RECOMPUTED = [
+    cf.EKFAC(),
+    cf.KFAC(cf.Empirical()),
+    cf.BlockGGN(),
+    cf.GGN(cf.inversion.Matrix()),
+    cf.GGN(cf.inversion.ConjugateGradients()),
+    cf.Hessian(),
+]
+
+
+@pytest.mark.parametrize("rung", RECOMPUTED, ids=str)
+def test_activations_that_are_computed_again(rung: cf.Rung) -> None:
+    """With the weights of their call, which are in its modules for as long as that takes."""
+    found, wanted = (
+        cf.influence(recomputed(reentrant), rung, damping=DAMPING) for reentrant in (False, None)
+    )
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-12, atol=1e-15)
+    assert [line.parameters for line in found.coverage] == [
+        line.parameters for line in wanted.coverage
+    ]
+
+
+@pytest.mark.parametrize("rung", RECOMPUTED, ids=str)
+def test_activations_that_are_computed_again_in_a_way_without_weights(rung: cf.Rung) -> None:
+    """Torch's older way knows `.backward()` alone: refused by name."""
+    with pytest.raises(InputError, match=r"torch\.utils\.checkpoint\).*use_reentrant=False"):
+        cf.influence(recomputed(True), rung, damping=DAMPING)
+
+
+class Checkpointed(nn.Module):
+    """A whole model of which nothing is kept for the backward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.model, x, use_reentrant=False)
+
+
+FOLLOWED = [name for name in CASES if "attention" not in name and name != "encoder layer"]
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_every_kind_of_layer_is_computed_again(name: str) -> None:
+    """Their rows, by rule and without one, and second derivatives where there are any."""
+    plain = zoo_problem(name)
+    again = cf.Problem(
+        Checkpointed(plain.model), plain.loss, plain.train, plain.queries, weight_decay=0.01
+    )
+    rungs = [cf.EKFAC(cf.Empirical()), cf.GGN(), cf.Hessian()]
+    for rung in rungs if "embedding bag" not in name else rungs[:2]:
+        wanted = cf.influence(plain, rung, damping=DAMPING)
+        found = cf.influence(again, rung, damping=DAMPING)
+        torch.testing.assert_close(found.values, wanted.values, rtol=1e-9, atol=1e-12)
+        assert len(found.coverage) == len(wanted.coverage)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(FOLLOWED)))
+def test_attention_of_a_single_module_cannot_be_computed_again(name: str) -> None:
+    """It is traced as its parts, and computed again as a whole: refused, with what to do."""
+    plain = zoo_problem(name)
+    again = cf.Problem(Checkpointed(plain.model), plain.loss, plain.train, plain.queries)
+    with pytest.raises(InputError, match=r"nn\.MultiheadAttention.*gradient_checkpointing_disable"):
+        cf.influence(again, cf.EKFAC(), damping=DAMPING)
+
+
+def test_weights_of_two_checkpoints_side_by_side() -> None:
+    """The graph of one set of weights is computed again with these, whatever was called since."""
+    one = recomputed(False)
+    other = one.at({name: 2 * value for name, value in one.theta.items()})
+    wanted = cf.influence(one, cf.EKFAC(), damping=DAMPING).values
+    theta = [leaves(p) for p in (one, other)]
+    outputs = [p.forward(p.train.inputs, t) for p, t in zip((one, other), theta, strict=True)]
+    for p, t, output in zip((one, other), theta, outputs, strict=True):
+        with p.holding(t):
+            found = torch.autograd.grad(output.sum(), list(t.values()))
+        plain = recomputed(None).at(p.theta)
+        values = leaves(plain)
+        direct = torch.autograd.grad(
+            plain.forward(plain.train.inputs, values).sum(), list(values.values())
+        )
+        for a, b in zip(found, direct, strict=True):
+            torch.testing.assert_close(a, b)
+    assert torch.equal(cf.influence(one, cf.EKFAC(), damping=DAMPING).values, wanted)
+    assert all(value.is_meta for value in one.structure.tensors.values())
+
+
+def leaves(problem: cf.Problem) -> dict[str, Tensor]:
+    return {name: value.clone().requires_grad_(True) for name, value in problem.theta.items()}
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import cast
 from weakref import WeakSet
@@ -44,6 +44,7 @@ ALIKE = 1e4  # ε of a gradient, by which two ways to it may part
 class Capture:
     """One forward pass: outputs [B, K] with their graph, and every traced call in it."""
 
+    problem: Problem
     output: Tensor
     theta: Mapping[str, Tensor]  # the leaves that it was made with
     uses: tuple[Use, ...]
@@ -134,7 +135,9 @@ class Capture:
         grads: list[Tensor | None] = [None] * len(self.uses)
         edges = [use.edge for k in reached if (use := self.uses[k]).edge is not None]
         if source is not None and edges:
-            for k, value in zip(reached, pulled_back(source, edges, column_bh), strict=True):
+            with self.problem.holding(self.theta):
+                found = pulled_back(source, edges, column_bh)
+            for k, value in zip(reached, found, strict=True):
                 grads[k] = value
         return grads
 
@@ -152,7 +155,8 @@ class Capture:
         leaves = list(self.theta.values()) if summed else []
         total = {name: torch.zeros_like(v) for name, v in self.theta.items()} if summed else None
         if (edges or leaves) and self.output.requires_grad:
-            values = pulled_back(self.output, [*edges, *leaves], column_bk)
+            with self.problem.holding(self.theta):
+                values = pulled_back(self.output, [*edges, *leaves], column_bk)
             for k, value in zip(reached, values, strict=False):
                 grads[k] = None if value is None else value.to(self.output.dtype)
             if total is not None:
@@ -328,7 +332,8 @@ def capture(problem: Problem, layout: Layout, inputs: Batched, targets: Batched)
         _require_all_seen(output, theta, tracer.uses, layout)
     counted = problem.loss.counted_inside(targets)
     uses = tuple(use.to(problem.dtype) for use in tracer.uses)
-    return Capture(output, theta, uses, layout.layers, layout.small, counted, layout.varied)
+    made = problem, output, theta, uses
+    return Capture(*made, layout.layers, layout.small, counted, layout.varied)
 
 
 def _require_all_seen(
@@ -352,6 +357,11 @@ def _difference(wanted: Sequence[tuple[str, str]], seen: Sequence[tuple[str, str
         if a != b:
             return f"call {k} was {a[0]} of {a[1]}, is {b[0]} of {b[1]}"
     return f"{len(wanted)} calls then, {len(seen)} now"
+
+
+def numbers(uses: Iterable[Use]) -> int:
+    """In the inputs of calls and in the gradients of what they return, about."""
+    return 2 * sum(use.input.numel() for use in uses)
 
 
 def record_shared(problem: Problem, inputs: Batched) -> tuple[Tracer, Tensor, Mapping[str, Tensor]]:

@@ -23,7 +23,7 @@ Values = Mapping[str, Tensor]
 FINE, COARSE = (1e-2, 1e-6, 1e-5), (3e-2, 1e-3, 5e-2)
 
 
-def require_derivative(problem: Problem, probe: Probe) -> None:
+def require_derivative(problem: Problem, probe: Probe, count: int) -> None:
     """Refuse a model whose outputs do not change with its weights as autograd says.
 
     Such as an embedding with `scale_grad_by_freq`, a straight-through estimator, a function that
@@ -32,16 +32,17 @@ def require_derivative(problem: Problem, probe: Probe) -> None:
     embedding's `padding_idx` are taken as constants.
 
     ⟨∇φ, d⟩ against (φ(θ + hd) − φ(θ)) / h and then (φ(θ + hd) − φ(θ − hd)) / 2h for φ a combination
-    of the probe's outputs, along two directions d, each from a point of its own near θ (so that a
-    unit that stands at its kink, as at ReLU(0), is no fault) and with two steps h, in float64 where
-    the model's arithmetic is then float64 throughout. A fault is what both directions show, and
-    every difference. Cost: 3 passes over the probe where there is no fault.
+    of the outputs of the probe's first `count` examples, along two directions d, each from a point
+    of its own near θ (so that a unit that stands at its kink, as at ReLU(0), is no fault) and with
+    two steps h, in float64 where the model's arithmetic is then float64 throughout. A fault is what
+    both directions show, and every difference. Cost: 3 passes over these where there is no fault.
     Errors: `InputError` naming the parameters and their modules.
     """
     names = [n for n in problem.parameters.names if any(g[n] is not None for g in probe.gradients)]
     if not names:
         return
-    for tried in _Differences.of(problem, probe, names):
+    few = replace(probe, inputs=probe.inputs[:count], weights=probe.weights[:count])
+    for tried in _Differences.of(problem, few, names):
         try:
             apart = all(tried.apart(names, seed) for seed in (0, 1))
         except _Rough:
@@ -110,7 +111,9 @@ class _Differences:
         base = {n: self._ahead(self.values[n], self.offset, drawn[n]) for n in self.names}
         leaves = {n: base[n].detach().requires_grad_(True) for n in names}
         total = self._total({**base, **leaves})
-        found = pulled_back(total, list(leaves.values()), torch.ones_like(total))
+        with self.problem.structure.holding({**self.values, **base, **leaves}):
+            one = torch.ones_like(total)
+            found = pulled_back(total, list(leaves.values()), one, retain_graph=False)
         grads = dict(zip(names, found, strict=True))
         here, rounding = float(total.detach()), torch.finfo(total.dtype).eps / self.step
         del leaves, total, found

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from curvfluence.jacobian.capture import Capture, label, role
+from curvfluence.jacobian.capture import Capture, label, numbers, record, role
 from curvfluence.jacobian.differences import require_derivative
 from curvfluence.jacobian.graph import unaccounted
 from curvfluence.jacobian.layers import Layer, Layout, Small
@@ -24,9 +24,12 @@ from curvfluence.problem.losses import Loss
 from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.structure import Structure
+from curvfluence.problem.tree import Batched
 from curvfluence.runtime import budget, generators, precision
+from curvfluence.runtime.autograd import Recomputed
 
 _ASKED: WeakKeyDictionary[Structure, list[tuple[Loss, Measurement]]] = WeakKeyDictionary()
+FEWEST, MOST = 3, 8  # examples of a probe
 _FOUND: WeakKeyDictionary[Problem, tuple[object, Layout]] = WeakKeyDictionary()
 
 
@@ -36,10 +39,11 @@ def discover(problem: Problem) -> Layout:
 
     What an operation was given does not show every use of a weight (a use that is not traced, a
     hook that changes an output, a batch that is reordered), so up to eight examples, spread over
-    the training set, are run together and one at a time: of a model whose gradients take much
-    memory fewer, but three (`budget.PROBED`). Outputs must agree, or the model mixes examples or is
-    random and is refused. A weight has a rule where the gradient that its calls give equals
-    autograd's for each example. The answer is remembered until the examples in memory are changed.
+    the training set, are run together and one at a time: of a model whose gradients or layer
+    inputs take much memory fewer, but three (`budget.PROBED`). Outputs must agree, or the model
+    mixes examples or is random and is refused. A weight has a rule where the gradient that its
+    calls give equals autograd's for each example. The answer is remembered until the examples in
+    memory are changed.
     """
     problem = problem.exact
     require_plain_mode()
@@ -47,32 +51,53 @@ def discover(problem: Problem) -> Layout:
     known = _FOUND.get(problem)
     if known is not None and known[0] == state:
         return known[1]
-    most = min(8, max(3, budget.PROBED // problem.parameters.count), len(problem.train))
-    at = torch.linspace(0, len(problem.train) - 1, most).long().unique()
-    if len(at) == 1:
-        at = at.repeat(2)  # one alone does not show which axis holds examples
     with generators.preserved():
+        at = torch.linspace(0, len(problem.train) - 1, _tried(problem)).long().unique()
+        if len(at) == 1:
+            at = at.repeat(2)  # one alone does not show which axis holds examples
         few = problem.train.take(at)
-        probe = Probe.of(problem, few.inputs.clone())
+        probe = _probed(problem, few.inputs)
         require_deterministic(problem, probe, few.inputs)
         if probe.output.requires_grad:
             found = _Sorting(problem, probe).sorted()
         else:
             found = Layout((), dict.fromkeys(problem.parameters.names, "the output ignores it"))
+        count = max(1, budget.PROBED // max(1, numbers(probe.uses) // len(at)))
         # Last, since a model may write over what its last call was given.
-        _require_own(problem, probe, few)
+        _require_own(problem, probe.without_graph(), few, count)
     _FOUND[problem] = (state, found)
     return found
 
 
-def _require_own(problem: Problem, probe: Probe, tried: Examples) -> None:
+def _tried(problem: Problem) -> int:
+    """How many examples a probe takes: by one's gradients, and by one's layer inputs."""
+    most = min(MOST, len(problem.train))
+    most = min(most, max(FEWEST, budget.PROBED // problem.parameters.count))
+    if most > FEWEST:
+        tracer, _, _ = record(problem, problem.train.take(slice(0, 1)).inputs.clone())
+        most = min(most, max(FEWEST, budget.PROBED // max(1, numbers(tracer.uses))))
+    return most
+
+
+def _probed(problem: Problem, inputs: Batched) -> Probe:
+    """Run for the first time; a model that computes activations again shows it here."""
+    try:
+        return Probe.of(problem, inputs.clone())
+    except Recomputed:
+        if problem.structure.recomputes:
+            raise
+        problem.structure.recomputes = True
+        return Probe.of(problem, inputs.clone())
+
+
+def _require_own(problem: Problem, probe: Probe, tried: Examples, count: int) -> None:
     """The user's loss and measurement are of single examples, and the model's derivative is that of
-    its values; asked once of a model, whichever its weights."""
+    its values, on so many of those tried; asked once of a model, whichever its weights."""
     asked = _ASKED.setdefault(problem.structure, [])
     given = problem.loss, problem.measurement
     if any(each[0] is given[0] and each[1] is given[1] for each in asked):
         return
-    require_derivative(problem, probe)
+    require_derivative(problem, probe, count)
     require_own_loss(problem.loss, probe.output, tried.targets)
     few = problem.queries.take(slice(0, len(tried)))
     with torch.no_grad():
@@ -107,7 +132,9 @@ class _Sorting:
                 piece = role(use, as_weight)
                 if piece is not None:
                     self.roles[piece.name].append(_Role(k, as_weight, piece))
-        self.capture = Capture(self.probe.output, self.probe.leaves, self.probe.uses, (), (), None)
+        probe = self.probe
+        made = self.problem, probe.output, probe.leaves, probe.uses
+        self.capture = Capture(*made, (), (), None)
         self.grads = self.capture.backward(self.probe.weights)
         self.batch = len(self.probe.inputs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class Probe:
     gradients: tuple[Mapping[str, Tensor | None], ...]
     positions: frozenset[str]  # weights that are looked up in by positions [T]
 
+    def without_graph(self) -> Probe:
+        """Without what a backward pass needs, and the inputs of calls: what may be large."""
+        uses = (replace(u, input=u.input.new_empty(0), edge=None, source=None) for u in self.uses)
+        return replace(self, output=self.output.detach(), uses=tuple(uses))
+
     @staticmethod
     def of(problem: Problem, inputs: Batched) -> Probe:
         tracer, output, leaves = _recorded(problem, inputs)
@@ -43,7 +48,8 @@ class Probe:
             alone.append(single.detach())
             grads: tuple[Tensor | None, ...] = (None,) * len(theta)
             if single.requires_grad:
-                grads = pulled_back(single, list(theta.values()), weights[b : b + 1])
+                with problem.holding(theta):
+                    grads = pulled_back(single, list(theta.values()), weights[b : b + 1])
             gradients.append(dict(zip(theta, grads, strict=True)))
         return Probe(
             inputs,

@@ -81,7 +81,8 @@ def _looped_rows(
         for column in columns_kc.T:
             grads: tuple[Tensor | None, ...] = (None,) * len(theta)
             if output.requires_grad:
-                grads = pulled_back(output, list(theta.values()), column)
+                with problem.holding(theta):
+                    grads = pulled_back(output, list(theta.values()), column)
             flat = [
                 (torch.zeros_like(value) if g is None else g).flatten()
                 for g, value in zip(grads, theta.values(), strict=True)

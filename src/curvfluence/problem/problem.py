@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -566,6 +567,10 @@ class Problem:
         """Outputs [B, K] at `theta` (by default this problem's weights)."""
         everything = {**self.state, **(self.theta if theta is None else theta)}
         return self.loss.rows(self.run(everything, inputs), len(inputs))
+
+    def holding(self, theta: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """For the backward pass of a `forward` at `theta`; see `Structure.holding`."""
+        return self.structure.holding({**self.state, **self.theta, **theta})
 
     def run(self, values: Mapping[str, Tensor], inputs: Batched) -> Tensor:
         """What the model returns with `values` in place of its tensors."""

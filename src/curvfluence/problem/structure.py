@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property
 from typing import Any, cast
@@ -39,6 +39,7 @@ class Structure:
         self.forward = forward
         self.modules = _copied(inside(model))
         self.slots = slots(self.modules)
+        self.recomputes = False  # activations in its backward pass: found out by its first
         self._lock = threading.RLock()
 
     def __call__(self, values: Mapping[str, Tensor], inputs: Batched) -> Tensor:
@@ -55,12 +56,22 @@ class Structure:
         As `torch.func.functional_call` does it, less what that does anew at each call: finding the
         places of the tensors costs as much as a small model does.
         """
+        with self._holding(values):
+            return self.forward(self.modules, inputs)
+
+    def holding(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """For a backward pass of a call with `values`: within it the modules hold them again, where
+        they compute activations anew (`recomputes`), and no other thread calls them."""
+        return self._holding(values) if self.recomputes else nullcontext()
+
+    @contextmanager
+    def _holding(self, values: Mapping[str, Tensor]) -> Generator[None]:
         with self._lock:
             before = [held[local] for held, local, _ in self._places]
             try:
                 for held, local, name in self._places:
                     held[local] = values[name]
-                return self.forward(self.modules, inputs)
+                yield
             finally:
                 for (held, local, _), tensor in zip(self._places, before, strict=True):
                     held[local] = tensor

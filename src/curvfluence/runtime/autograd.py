@@ -18,6 +18,10 @@ RECOMPUTED = ("on device meta", "Checkpointing is not compatible", "torch.utils.
 Leaf: TypeAlias = "Tensor | GradientEdge"
 
 
+class Recomputed(InputError):
+    """A backward pass that computes activations again, without what it needs for them."""
+
+
 def reached(output: Tensor) -> Iterator[Tensor]:
     """The leaves that require a gradient in the graph of a tensor."""
     todo = [] if output.grad_fn is None else [output.grad_fn]
@@ -45,7 +49,8 @@ def pulled_back(
     As the gradient of ⟨output, u⟩, which has u itself for its cotangent. Given u as `grad_outputs`,
     torch imports sympy on the first call of a process: half a second.
 
-    Errors: `InputError` for a model that computes activations again in its backward pass.
+    Errors: `Recomputed` for a model that computes activations again in its backward pass, whose
+    weights are not there (`Structure.holding`), or by a checkpoint that is reentrant.
     """
     with torch.enable_grad():
         total = (output * cotangent).sum()
@@ -60,11 +65,12 @@ def pulled_back(
     except RuntimeError as error:
         if not any(words in str(error) for words in RECOMPUTED):
             raise
-        raise InputError(
-            "the model computes activations again in its backward pass (torch.utils.checkpoint), "
-            "when its call is over and the weights of that call are out of its modules: switch "
-            "checkpointing off for scores (Hugging Face: model.gradient_checkpointing_disable()), "
-            "which changes no number"
+        raise Recomputed(
+            "the model computes activations again in its backward pass (torch.utils.checkpoint) in "
+            "a way that cannot be followed: with use_reentrant=True, or with "
+            "nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN or shared positions in what is "
+            "computed again. Give checkpoint(...) use_reentrant=False, or switch it off for "
+            "scores (Hugging Face: model.gradient_checkpointing_disable()), which changes no number"
         ) from error
     grads = cast("tuple[Tensor | None, ...]", found)
     return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,10 @@ class _QuadraticModel:
     curve: Tensor | None
 
     def __call__(self, theta: Tensor) -> Tensor:
-        f = self.problem.forward(self.inputs, self.problem.parameters.unflatten(theta))
+        return self.of(self.problem.parameters.unflatten(theta))
+
+    def of(self, theta: Mapping[str, Tensor]) -> Tensor:
+        f = self.problem.forward(self.inputs, theta)
         linear = (f * self.delta).sum()
         if self.curve is None:
             return linear
@@ -124,16 +128,25 @@ def _vmapped_products(models: list[_QuadraticModel], flat: Tensor, vectors: int)
     return torch.cat([sums.pop(start) for start in strips])
 
 
+def _slope(value: Tensor, theta: Tensor) -> Tensor:
+    """∂value/∂θ; 0 where it does not hang on θ, as of a model that is linear in it."""
+    kept: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+    return torch.autograd.grad(value, theta, **kept)[0]
+
+
 def _looped_products(models: list[_QuadraticModel], flat: Tensor) -> Tensor:
     """Rows of the Hessian by plain autograd, one at a time."""
 
     def add_rows(model: _QuadraticModel, sums: Sums) -> None:
         theta = flat.detach().requires_grad_(True)
-        with torch.enable_grad():
-            (first,) = torch.autograd.grad(model(theta), theta, create_graph=True)
         rows = flat.new_zeros(len(flat), len(flat))
-        for p in range(len(flat) if first.requires_grad else 0):
-            (rows[p],) = torch.autograd.grad(first[p], theta, retain_graph=True)
+        with torch.enable_grad():
+            parts = model.problem.parameters.unflatten(theta)
+            total = model.of(parts)
+        with model.problem.holding(parts):
+            (first,) = torch.autograd.grad(total, theta, create_graph=True)
+            for p in range(len(flat) if first.requires_grad else 0):
+                rows[p] = _slope(first[p], theta)
         sums.add_("rows", rows)
 
     try:

@@ -47,11 +47,12 @@ class Linearised:
             dummy = torch.zeros_like(output, requires_grad=True)
             slopes: tuple[Tensor, ...] = ()
             try:
-                vjp = _with_graph(output, values, dummy)
-                if kind == "Hessian":
-                    delta = loss.gradient(output.detach(), y)
-                    require_finite(delta, "output gradient of training set", start)
-                    slopes = _with_graph(output, values, delta)
+                with problem.holding(theta):
+                    vjp = _with_graph(output, values, dummy)
+                    if kind == "Hessian":
+                        delta = loss.gradient(output.detach(), y)
+                        require_finite(delta, "output gradient of training set", start)
+                        slopes = _with_graph(output, values, delta)
             except torch.cuda.OutOfMemoryError:
                 raise
             except REFUSALS as error:
@@ -73,7 +74,7 @@ class Linearised:
         """J v, of the shape of the outputs: the derivative of vᵀ Jᵀ u in u. Cost: about two
         backward passes."""
         try:
-            (jv,) = pulled_back(_dot(self.vjp, self._parts(v)), [self.dummy], v.new_ones(()))
+            (jv,) = self._pulled(_dot(self.vjp, self._parts(v)), [self.dummy], v.new_ones(()))
             if jv is None:
                 raise RuntimeError("its backward pass has no graph")
         except torch.cuda.OutOfMemoryError:
@@ -84,7 +85,7 @@ class Linearised:
 
     def pulled(self, u: Tensor) -> Tensor:
         """Jᵀ u of the chunk together, [P]. Cost: a backward pass."""
-        return self._flat(pulled_back(self.output, self.theta, u))
+        return self._flat(self._pulled(self.output, self.theta, u))
 
     def _bent(self, v: Tensor) -> Tensor:
         """∇(vᵀ Σ_n Jᵀ δ_n) with δ held fixed."""
@@ -93,7 +94,13 @@ class Linearised:
         if not curved:
             return torch.zeros_like(v)
         slopes, parts = zip(*curved, strict=True)
-        return self._flat(pulled_back(_dot(slopes, parts), self.theta, v.new_ones(())))
+        return self._flat(self._pulled(_dot(slopes, parts), self.theta, v.new_ones(())))
+
+    def _pulled(
+        self, output: Tensor, leaves: Sequence[Tensor], u: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        with self.problem.holding(dict(zip(self.problem.theta, self.theta, strict=True))):
+            return pulled_back(output, leaves, u)
 
     def _parts(self, v: Tensor) -> list[Tensor]:
         return list(self.problem.parameters.unflatten(v).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,24 +74,34 @@ class _Probe:
         probe, lowest = _Probe(problem, state, part, theta, moved), Lowest()
         try:
             with torch.no_grad(), lowest:
-                probe.total(theta)
+                probe.total(probe.values(theta))
         except Exception:  # of a model or a loss that runs in its own dtype only
             return None
         return probe if lowest.dtype in (None, double) else None
 
-    def total(self, theta: Tensor) -> Tensor:
-        values = {**self.state, **self.problem.parameters.unflatten(theta)}
+    def values(self, theta: Tensor) -> Mapping[str, Tensor]:
+        """What the model holds at θ."""
+        return {**self.state, **self.problem.parameters.unflatten(theta)}
+
+    def total(self, values: Mapping[str, Tensor]) -> Tensor:
         inputs, loss = self.part.inputs.clone(), self.problem.loss
         output = loss.rows(self.problem.run(values, inputs), len(inputs))
         return loss.values(output, self.part.targets).sum()
 
-    def slope(self, theta: Tensor, *, twice: bool = False) -> tuple[Tensor, Tensor]:
-        """(θ as a leaf, ∇ there)."""
-        leaf = theta.detach().requires_grad_(True)
+    def slope(self, theta: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(∇ at θ, and where v is given H v by a double backward)."""
+        leaf, bent = theta.detach().requires_grad_(True), None
         with torch.enable_grad():
-            total = self.total(leaf)
-        (found,) = pulled_back(total, [leaf], torch.ones_like(total), create_graph=twice)
-        return leaf, torch.zeros_like(leaf) if found is None else found
+            values = self.values(leaf)
+            total = self.total(values)
+        with self.problem.structure.holding(values):
+            one = torch.ones_like(total)
+            (found,) = pulled_back(total, [leaf], one, create_graph=v is not None)
+            slope = torch.zeros_like(leaf) if found is None else found
+            if v is not None and slope.requires_grad:
+                free = self.moved * (slope.detach() != 0)
+                bent = pulled_back(slope, [leaf], v * free)[0]
+        return slope.detach(), bent
 
     def gap(self, seed: int) -> float:
         """‖Hv − difference‖ of the larger of the two, the smaller of both steps."""
@@ -102,16 +113,13 @@ class _Probe:
         size = self.theta.square().mean().sqrt().clamp_min(1e-3)
         base, v = self.theta + OFFSET * size * at, v * size
         with attention.plain():
-            leaf, slope = self.slope(base, twice=True)
-            free = self.moved * (slope.detach() != 0)  # what has no gradient is a constant
+            slope, found = self.slope(base, v)
+            free = self.moved * (slope != 0)  # what has no gradient is a constant
             v = v * free
-            product = torch.zeros_like(leaf)
-            if slope.requires_grad:
-                found = pulled_back(slope, [leaf], v)[0]
-                product = product if found is None else free * found
+            product = torch.zeros_like(slope) if found is None else free * found
             gaps: list[float] = []
             for h in (STEP, STEP / 4):
-                up, down = (self.slope(base + t * v)[1] for t in (h, -h))
+                up, down = (self.slope(base + t * v)[0] for t in (h, -h))
                 wanted = free * (up - down) / (2 * h)
                 rounding = 1e3 * torch.finfo(torch.float64).eps * float(up.norm()) / h
                 scale = max(float(product.norm()), float(wanted.norm())) + rounding / TOLERANCE
