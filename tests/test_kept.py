@@ -64,6 +64,32 @@ class TestCachedRows:
         kept.replace(first, larger)  # no longer kept
         assert [rows for _, rows in kept] == [[3], [2]]
 
+    def test_few_are_in_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As many bytes as there may be, whatever takes the place of others."""
+        put: list[Chunk] = []
+
+        def paged(chunk: Chunk) -> None:
+            put.append(chunk)
+
+        monkeypatch.setattr(Chunk, "paged", paged)
+        monkeypatch.setattr(budget, "CACHED", 25)
+        kept = CachedRows[Chunk](100)
+        chunks = [Chunk([k]) for k in range(4)]
+        for start in (0, 1):
+            kept.offer(start, chunks[start])
+        assert not put
+        smaller = Chunk([5])
+        smaller.held = 5
+        kept.replace(chunks[0], smaller)
+        kept.offer(2, chunks[2])  # 25 of them
+        assert not put
+        kept.offer(3, chunks[3])
+        assert put == [chunks[3]]
+        kept.clear(100)
+        monkeypatch.setattr(budget, "CACHED", 10)
+        kept.offer(0, chunks[0])
+        assert len(put) == 1
+
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The first example of each pass of gradients that is computed."""

@@ -53,6 +53,33 @@ def test_the_same_numbers_and_what_they_share() -> None:
     assert given[1].any()  # the original is another memory
 
 
+def test_which_memory() -> None:
+    assert paged.possible(torch.device("cpu"))
+    assert not paged.possible(torch.device("meta"))
+    assert paged.paged_out([torch.empty(3, device="meta")]) is None
+    assert paged.paged_out([torch.empty(0)]) is None
+
+
+def test_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `PAGED` bytes on it lies in a file, where there is room."""
+    monkeypatch.setattr(budget, "PAGED", 40)
+    small, large = torch.arange(9.0), torch.arange(20.0)[::2]
+    assert paged.paged(small) is small
+    found = paged.paged(large)
+    assert torch.equal(found, large)
+    assert found.data_ptr() != large.data_ptr()
+    monkeypatch.setattr(paged, "TemporaryFile", Full(0))
+    assert paged.paged(large) is large
+
+
+def test_a_tensor_given_twice() -> None:
+    x = torch.randn(70)
+    found = paged.paged_out([x, x])
+    assert found is not None
+    assert len(found[1].mapped) == 5 * 64
+    assert found[0][0].data_ptr() == found[0][1].data_ptr()
+
+
 def test_only_what_is_seen_of_a_memory_is_written() -> None:
     whole = torch.randn(1000, 16)
     ends = [whole[:2], whole[-3:]]
@@ -218,6 +245,7 @@ def test_rows_that_somebody_writes_to_are_made_again(monkeypatch: pytest.MonkeyP
     assert len(list(cached)) == 1
     cached.chunks[0].rows.dense.zero_()
     assert not list(cached)
+    assert cached.room == 0
 
 
 @pytest.mark.usefixtures("few_at_a_time")

@@ -114,6 +114,7 @@ FILES: dict[str, tuple[str, ...]] = {
     ),
     "problem/losses/output_hessian": ("test_many_outputs",),
     "jacobian/layer_columns": ("test_many_outputs",),
+    "runtime/paged": ("test_paged",),
     "curvature/damping": ("test_damping", "test_relative_damping", "test_curvature"),
     "score/influence": ("test_influence_run", "test_influence", "test_scores"),
     "score/within_memory": ("test_within_memory_groups",),

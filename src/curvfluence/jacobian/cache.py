@@ -67,18 +67,18 @@ class CachedRows(Generic[R]):
                 return False
             if not self.chunks and self.held is not None:
                 self._made_with = self.held.checksum
-            self.chunks.append(self._put_away(start, rows))
+            self.chunks.append(self._put_away(rows, self._checksum(start, rows)))
             self.count += len(rows)
             self.room -= self.chunks[-1].rows.held
             return True
 
-    def _put_away(self, start: int, rows: R) -> Chunk[R]:
+    def _put_away(self, rows: R, checksum: int) -> Chunk[R]:
         """A chunk of rows, in memory while there are few of them."""
         paged = rows.paged() if self._in_memory + rows.held > budget.CACHED else None
         if paged is None:
             self._in_memory += rows.held
-            return self._chunk(start, rows, None)
-        return self._chunk(start, cast(R, paged[0]), paged[1])
+            return Chunk(rows, rows.versions, checksum, None)
+        return Chunk(cast(R, paged[0]), paged[0].versions, checksum, paged[1])
 
     def holds(self, rows: R) -> bool:
         """Whether it is these rows that are cached."""
@@ -86,13 +86,11 @@ class CachedRows(Generic[R]):
 
     def replace(self, old: R, new: R) -> None:
         """Hold the same rows in another form, if they are cached and there is room."""
-        start = self.first
         for k, chunk in enumerate(self.chunks):
             if chunk.rows is old and new.spanned - old.spanned <= self.room:
                 self._in_memory -= old.held if chunk.pages is None else 0
-                self.chunks[k] = self._put_away(start, new)._replace(checksum=chunk.checksum)
+                self.chunks[k] = self._put_away(new, chunk.checksum)
                 self.room -= self.chunks[k].rows.held - old.held
-            start += len(chunk.rows)
 
     def clear(self, room: int) -> None:
         self.chunks, self.count, self.room, self._in_memory = [], self.first, room, 0
@@ -108,7 +106,8 @@ class CachedRows(Generic[R]):
             return
         for k in range(len(chunks)):  # no second list: what is replaced meanwhile is freed
             chunk = chunks[k]
-            if chunk != self._chunk(start, chunk.rows, chunk.pages):
+            now = chunk.rows.versions, self._checksum(start, chunk.rows)
+            if (chunk.versions, chunk.checksum) != now:
                 self.clear(0)
                 return
             yield start, chunk.rows
@@ -122,11 +121,11 @@ class CachedRows(Generic[R]):
             if chunk.pages is not None:
                 chunk.pages.let_go()
 
-    def _chunk(self, start: int, rows: R, pages: Pages | None) -> Chunk[R]:
-        """Rows with what their memory and their examples' memory hold now."""
-        part = slice(start, start + len(rows))
-        checksum = 0 if self.examples is None else self.examples.checksum_of(part)
-        return Chunk(rows, rows.versions, checksum, pages)
+    def _checksum(self, start: int, rows: R) -> int:
+        """Of what the memory of their examples holds now."""
+        if self.examples is None:
+            return 0
+        return self.examples.checksum_of(slice(start, start + len(rows)))
 
 
 class Kind:
