@@ -279,6 +279,55 @@ def test_attention_of_a_single_module_cannot_be_computed_again(name: str) -> Non
         cf.influence(again, cf.EKFAC(), damping=DAMPING)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.lstm(x.view(len(x), 1, 4))[0][:, -1])
+
+
+class Placed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.out = nn.Embedding(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(x[..., None] + self.places(torch.arange(4)))).sum(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [Recurrent, Placed])
+def test_what_is_traced_as_its_parts_is_refused_or_right(
+    kind: type[nn.Module], dtype: torch.dtype
+) -> None:
+    """Computed again as a whole it saves other tensors than its parts did, which torch notices; or
+    as many by chance, and then its rule does not give autograd's gradient and is not taken."""
+    x, y = data()
+    x = x.to(dtype)
+    seeded()
+    plain = kind().to(dtype)
+    whole, again = (
+        cf.Problem(model, cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
+        for model in (plain, Checkpointed(plain))
+    )
+    refused = ""
+    try:
+        found = cf.influence(again, cf.EKFAC(cf.Empirical()), damping=DAMPING)
+    except InputError as error:
+        refused, found = str(error), None
+    if found is None:
+        assert "nn.LSTM" in refused
+        assert "use_reentrant=False" in refused
+        return
+    assert any(line.fallback for line in found.coverage)
+    for rung in (cf.Identity(), cf.GGN()):
+        wanted = cf.influence(whole, rung, damping=DAMPING).values
+        found = cf.influence(again, rung, damping=DAMPING)
+        torch.testing.assert_close(found.values, wanted)
+
+
 def test_weights_of_two_checkpoints_side_by_side() -> None:
     """The graph of one set of weights is computed again with these, whatever was called since."""
     one = recomputed(False)

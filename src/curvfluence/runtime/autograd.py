@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias, cast
 
@@ -13,7 +14,7 @@ from curvfluence.errors import InputError
 
 # What torch says where activations are computed again: without the call's weights, which leave the
 # private copy of the modules with the call; or by a checkpoint that knows `.backward()` alone.
-RECOMPUTED = ("on device meta", "Checkpointing is not compatible", "torch.utils.checkpoint")
+RECOMPUTED = re.compile(r"\bmeta\b|Checkpointing is not compatible|torch\.utils\.checkpoint")
 
 Leaf: TypeAlias = "Tensor | GradientEdge"
 
@@ -63,7 +64,7 @@ def pulled_back(
             allow_unused=True,
         )
     except RuntimeError as error:
-        if not any(words in str(error) for words in RECOMPUTED):
+        if not RECOMPUTED.search(str(error)):
             raise
         raise Recomputed(
             "the model computes activations again in its backward pass (torch.utils.checkpoint) in "
