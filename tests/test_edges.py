@@ -234,6 +234,15 @@ def test_activations_that_are_computed_again(rung: cf.Rung) -> None:
     ]
 
 
+def test_a_response_whose_activations_are_computed_again() -> None:
+    left = torch.eye(30)[:2]
+    found, wanted = (
+        cf.truth.bregman_response(recomputed(reentrant), left, damping=0.1, epsilon=1e-3).change
+        for reentrant in (False, None)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("rung", RECOMPUTED, ids=str)
 def test_activations_that_are_computed_again_in_a_way_without_weights(rung: cf.Rung) -> None:
     """Torch's older way knows `.backward()` alone: refused by name."""

@@ -213,6 +213,7 @@ def test_one_chunk_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     cached = cached_gradients(problem, discover(problem))
     for k, _ in enumerate(cached):
         assert let_go == [id(chunk.pages) for chunk in cached.chunks[:k]]
+    assert len(let_go) == 5
 
 
 @pytest.mark.parametrize("name", list(CASES))

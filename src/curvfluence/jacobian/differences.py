@@ -111,7 +111,7 @@ class _Differences:
         base = {n: self._ahead(self.values[n], self.offset, drawn[n]) for n in self.names}
         leaves = {n: base[n].detach().requires_grad_(True) for n in names}
         total = self._total({**base, **leaves})
-        with self.problem.structure.holding({**self.values, **base, **leaves}):
+        with self.problem.structure.holding(self.values, base, leaves):
             one = torch.ones_like(total)
             found = pulled_back(total, list(leaves.values()), one, retain_graph=False)
         grads = dict(zip(names, found, strict=True))

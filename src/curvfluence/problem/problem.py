@@ -570,7 +570,7 @@ class Problem:
 
     def holding(self, theta: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """For the backward pass of a `forward` at `theta`; see `Structure.holding`."""
-        return self.structure.holding({**self.state, **self.theta, **theta})
+        return self.structure.holding(self.state, self.theta, theta)
 
     def run(self, values: Mapping[str, Tensor], inputs: Batched) -> Tensor:
         """What the model returns with `values` in place of its tensors."""

@@ -59,10 +59,16 @@ class Structure:
         with self._holding(values):
             return self.forward(self.modules, inputs)
 
-    def holding(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """For a backward pass of a call with `values`: within it the modules hold them again, where
-        they compute activations anew (`recomputes`), and no other thread calls them."""
-        return self._holding(values) if self.recomputes else nullcontext()
+    def holding(self, *values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """For a backward pass of a call with `values`, later ones before earlier: within it the
+        modules hold them again, where they compute activations anew (`recomputes`), and no other
+        thread calls them."""
+        if not self.recomputes:
+            return nullcontext()
+        merged: dict[str, Tensor] = {}
+        for part in values:
+            merged.update(part)
+        return self._holding(merged)
 
     @contextmanager
     def _holding(self, values: Mapping[str, Tensor]) -> Generator[None]:

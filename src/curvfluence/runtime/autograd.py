@@ -14,7 +14,9 @@ from curvfluence.errors import InputError
 
 # What torch says where activations are computed again: without the call's weights, which leave the
 # private copy of the modules with the call; or by a checkpoint that knows `.backward()` alone.
-RECOMPUTED = re.compile(r"\bmeta\b|Checkpointing is not compatible|torch\.utils\.checkpoint")
+RECOMPUTED = re.compile(
+    r"\b(at|device) meta\b|Checkpointing is not compatible|torch\.utils\.checkpoint"
+)
 
 Leaf: TypeAlias = "Tensor | GradientEdge"
 

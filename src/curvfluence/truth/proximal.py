@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from curvfluence.problem.stream import Data, in_memory
 from curvfluence.problem.tree import Batched, each, leaves
 from curvfluence.runtime import budget
 from curvfluence.truth.functional import obstacle
+
+Pull: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +94,14 @@ class Proximal:
         m, weights = len(theta), part.weights
         loss = ScaledLoss.of(self.problem.loss, None if weights is None else _repeat(weights, m))
         anchor_bk, l_b, g_bk = (part[rows] for part in self.anchor)
-        leaf = theta.detach().requires_grad_(True)
-        with torch.enable_grad():
-            f_mbk = self._outputs(leaf, part.inputs)
-        f_rk, y_r = f_mbk.detach().flatten(0, 1), _repeat(part.targets, m)
+        f_mbk, pull = self._linearised(theta, part.inputs)
+        f_rk, y_r = f_mbk.flatten(0, 1), _repeat(part.targets, m)
         with torch.no_grad():
             l_mb = loss.values(f_rk, y_r).view_as(kept_mb)
             slope_mbk = kept_mb[:, :, None] * loss.gradient(f_rk, y_r).view_as(f_mbk) - g_bk
-            linear_mb = (g_bk * (f_mbk.detach() - anchor_bk)).sum(2)
+            linear_mb = (g_bk * (f_mbk - anchor_bk)).sum(2)
             value_m = (kept_mb * (l_mb - l_b) - linear_mb).sum(1)
-        return value_m, torch.autograd.grad(f_mbk, leaf, slope_mbk)[0]
+        return value_m, pull(slope_mbk)
 
     def measured(self, theta: Tensor) -> Tensor:
         """m_q at each θ, [m, Q]."""
@@ -125,6 +125,32 @@ class Proximal:
             return torch.func.vmap(forward)(theta)
         return torch.stack([forward(row) for row in theta])
 
+    def _linearised(self, theta: Tensor, x: Batched) -> tuple[Tensor, Pull]:
+        """(outputs [m, B, K], u [m, B, K] -> Jᵀ u [m, P]), once."""
+        if not self.together:
+            singles = [self._of_one(row, x) for row in theta]
+
+            def pull_each(u_mbk: Tensor) -> Tensor:
+                return torch.stack([pull(u) for (_, pull), u in zip(singles, u_mbk, strict=True)])
+
+            return torch.stack([f_bk for f_bk, _ in singles]), pull_each
+        leaf = theta.detach().requires_grad_(True)
+        with torch.enable_grad():
+            f_mbk = self._outputs(leaf, x)
+        return f_mbk.detach(), lambda u_mbk: torch.autograd.grad(f_mbk, leaf, u_mbk)[0]
+
+    def _of_one(self, row: Tensor, x: Batched) -> tuple[Tensor, Pull]:
+        leaf = row.detach().requires_grad_(True)
+        with torch.enable_grad():
+            parts = self.problem.parameters.unflatten(leaf)
+            f_bk = self.problem.forward(x, parts)
+
+        def pull(u_bk: Tensor) -> Tensor:
+            with self.problem.holding(parts):
+                return torch.autograd.grad(f_bk, leaf, u_bk)[0]
+
+        return f_bk.detach(), pull
+
     def _chunks(self, examples: Data, models: int) -> Iterator[tuple[int, Examples]]:
         one = examples.take(slice(0, 1)).inputs
         numbers = sum(leaf.numel() for leaf in leaves(one))
@@ -132,8 +158,9 @@ class Proximal:
 
 
 def _stackable(problem: Problem) -> bool:
-    """Whether torch.func can evaluate several models at once; two are tried on one example."""
-    if obstacle(problem.structure.modules) is not None:
+    """Whether torch.func can evaluate several models at once; two are tried on one example. It
+    computes no activations again."""
+    if problem.structure.recomputes or obstacle(problem.structure.modules) is not None:
         return False
     theta, x = problem.parameters.flatten(problem.theta), problem.train.take(slice(0, 1)).inputs
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from curvfluence.jacobian.discovery import discover
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.tree import Batched
 from curvfluence.runtime import attention
+from curvfluence.runtime.autograd import pulled_back
 
 ANALYTIC = "exact, analytic for a chain of Linear layers"
 BY_PRODUCTS = "exact, from Hessian-vector products"
@@ -128,12 +128,6 @@ def _vmapped_products(models: list[_QuadraticModel], flat: Tensor, vectors: int)
     return torch.cat([sums.pop(start) for start in strips])
 
 
-def _slope(value: Tensor, theta: Tensor) -> Tensor:
-    """∂value/∂θ; 0 where it does not hang on θ, as of a model that is linear in it."""
-    kept: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
-    return torch.autograd.grad(value, theta, **kept)[0]
-
-
 def _looped_products(models: list[_QuadraticModel], flat: Tensor) -> Tensor:
     """Rows of the Hessian by plain autograd, one at a time."""
 
@@ -143,10 +137,13 @@ def _looped_products(models: list[_QuadraticModel], flat: Tensor) -> Tensor:
         with torch.enable_grad():
             parts = model.problem.parameters.unflatten(theta)
             total = model.of(parts)
+        one = torch.ones_like(total)
         with model.problem.holding(parts):
-            (first,) = torch.autograd.grad(total, theta, create_graph=True)
-            for p in range(len(flat) if first.requires_grad else 0):
-                rows[p] = _slope(first[p], theta)
+            (first,) = pulled_back(total, [theta], one, create_graph=True)
+            slopes = () if first is None or not first.requires_grad else first.unbind()
+            for p, slope in enumerate(slopes):
+                (row,) = pulled_back(slope, [theta], one)
+                rows[p] = 0.0 if row is None else row  # where outputs are linear in θ
         sums.add_("rows", rows)
 
     try:

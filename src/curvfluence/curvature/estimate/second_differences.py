@@ -88,8 +88,13 @@ class _Probe:
         output = loss.rows(self.problem.run(values, inputs), len(inputs))
         return loss.values(output, self.part.targets).sum()
 
+    def free(self, slope: Tensor) -> Tensor:
+        """1 where a weight may be moved."""
+        return self.moved * (slope.detach() != 0)
+
     def slope(self, theta: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(∇ at θ, and where v is given H v by a double backward)."""
+        """(∇ at θ, and where v is given H v by a double backward), of what has a gradient: the rest
+        is a constant."""
         leaf, bent = theta.detach().requires_grad_(True), None
         with torch.enable_grad():
             values = self.values(leaf)
@@ -99,8 +104,7 @@ class _Probe:
             (found,) = pulled_back(total, [leaf], one, create_graph=v is not None)
             slope = torch.zeros_like(leaf) if found is None else found
             if v is not None and slope.requires_grad:
-                free = self.moved * (slope.detach() != 0)
-                bent = pulled_back(slope, [leaf], v * free)[0]
+                bent = pulled_back(slope, [leaf], v * self.free(slope))[0]
         return slope.detach(), bent
 
     def gap(self, seed: int) -> float:
@@ -114,7 +118,7 @@ class _Probe:
         base, v = self.theta + OFFSET * size * at, v * size
         with attention.plain():
             slope, found = self.slope(base, v)
-            free = self.moved * (slope != 0)  # what has no gradient is a constant
+            free = self.free(slope)
             v = v * free
             product = torch.zeros_like(slope) if found is None else free * found
             gaps: list[float] = []
