@@ -1,15 +1,15 @@
 """Peak memory where N grows: W4 at 512 and 5,120 sequences, and scores written to a file.
 
-    python benchmarks/memory.py [--threads 1]
+    OMP_NUM_THREADS=1 python benchmarks/memory.py [--one PART]
 
 First W4 and W6 (a transformer of 12.9 million parameters) as the comparison with other libraries
-asks them, with what is kept of gradients by default, with nothing kept, and within a stated memory.
-Then W4 is the fit of EK-FAC (empirical) and the self-influence of every sequence; ten times as many
-sequences are the same ones ten times. Long sequences are fitted as they are, and with blocks under
-torch.utils.checkpoint. The scores are 1,000 queries by 100,000 examples of a small
-net, 400 MB in float32, written to a file and never held. Each is a process of
-its own; the peak is of the process's own memory (RssAnon, read every 2 ms: pages of the file are
-the system's to drop) above what was held before the fit.
+asks them: with what is kept of gradients by default, with that in memory and in no file, with
+nothing kept, and within a stated memory. Then W4 is the fit of EK-FAC (empirical) and the
+self-influence of every sequence; ten times as many sequences are the same ones ten times. Long
+sequences are fitted as they are, and with blocks under torch.utils.checkpoint. The scores are 1,000
+queries by 100,000 examples of a small net, 400 MB in float32, written to a file and never held.
+Each is a process of its own; the peak is of the process's own memory (RssAnon, read every 2 ms:
+pages of the file are the system's to drop) above what was held before the fit.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from workloads import ByteModel, load
 
 import curvfluence as cf
+from curvfluence.runtime import budget
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,11 @@ def _anonymous() -> int:
 
 
 def compared(
-    remember: int | None, *, workload: str = "W4", memory: str | None = None
+    remember: int | None, *, workload: str = "W4", memory: str | None = None, files: bool = True
 ) -> dict[str, float]:
-    """As the comparison with other libraries asks it: fit and pairwise scores of all queries."""
+    """As the comparison with other libraries asks it: fit and pairwise scores of all queries;
+    without `files` what is kept between passes is held in memory."""
+    budget.CACHED = budget.CACHED if files else sys.maxsize
     trained = load(workload)
     data = trained.data
     problem = cf.Problem(
@@ -158,8 +161,10 @@ def _measured(work: Callable[[], object], **more: float) -> dict[str, float]:
 
 PARTS = {
     "W4, 32 queries": lambda: compared(None),
+    "W4, 32 queries, in memory": lambda: compared(None, files=False),
     "W4, 32 queries, remember=0": lambda: compared(0),
     "W6, 16 queries": lambda: compared(None, workload="W6"),
+    "W6, 16 queries, in memory": lambda: compared(None, workload="W6", files=False),
     "W6, 16 queries, remember=0": lambda: compared(0, workload="W6"),
     "W6, 16 queries, memory=256MiB": lambda: compared(None, workload="W6", memory="256MiB"),
     "W4, 512 sequences": lambda: sequences(1),
