@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 import curvfluence as cf
+from curvfluence.jacobian import drawn
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.drawn import DRAWN, _sizes, drawn_gradients  # pyright: ignore[reportPrivateUsage]
+from curvfluence.jacobian.terms import Outer
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, ranks
 from curvfluence.runtime.ranks import Ranks
-from curvfluence.score.drawn import DRAWN, drawn_gradients
 from tests import oracles
 from tests.problems import make, mlp
 
@@ -42,35 +45,94 @@ def problem(n: int, none: int, scale: float = 1.0) -> tuple[Problem, Tensor]:
     return make(mlp(5, 4, 3), cf.CrossEntropy(), n=n, sample_weight=weights), weights
 
 
-def wanted(given: Problem, weights: Tensor) -> Tensor:
-    """The sample of Efraimidis and Spirakis (2006) by ‖v_n ∇ℓ_n‖, the largest first."""
+def wanted(given: Problem, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The sample of Efraimidis and Spirakis (2006), half by ‖v_n ∇ℓ_n‖ and half alike, the largest
+    first; and 1 over the chance of each, given the key that comes after them."""
     g_np = oracles.example_gradients(given) * weights[:, None]
     sizes = g_np.norm(dim=1)
-    drawn = torch.rand(len(g_np), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    keys = torch.where(sizes > 0, drawn.log() / sizes, -torch.inf)
-    chosen = [int(n) for n in keys.argsort(descending=True)[:DRAWN] if sizes[n] > 0]
-    return g_np[sorted(chosen, key=lambda n: -float(sizes[n]))]
+    likely = torch.where(sizes > 0, sizes / sizes[sizes > 0].mean() + 1, 0)
+    u = torch.rand(len(g_np), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    keys = torch.where(sizes > 0, u.log() / likely, -torch.inf)
+    order = [int(n) for n in keys.argsort(descending=True) if sizes[n] > 0]
+    chosen = sorted(order[:DRAWN], key=lambda n: -float(sizes[n]))
+    if len(order) <= DRAWN:
+        return g_np[chosen], torch.ones(len(chosen)).double()
+    return g_np[chosen], 1 / (1 - (likely[chosen] * keys[order[DRAWN]]).exp())
 
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("scale", [1.0, 1e-9])
 @pytest.mark.parametrize("chunk", [7, 50, 1000])
 @pytest.mark.parametrize(
-    ("n", "none"), [(120, 0), (120, 30), (120, 90), (DRAWN, 0), (DRAWN + 1, 1), (9, 5), (4, 0)]
+    ("n", "none"),
+    [(300, 0), (300, 30), (300, 250), (DRAWN, 0), (DRAWN + 1, 1), (DRAWN + 1, 0), (9, 5), (4, 0)],
 )
 def test_which_they_are(
     n: int, none: int, chunk: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget, "EXAMPLES", chunk)
     given, weights = problem(n, none, scale)
-    rows = drawn_gradients(given, discover(given))
-    assert rows is not None
-    expected = wanted(given, weights)
-    assert len(expected) == min(DRAWN, n - none)
-    torch.testing.assert_close(rows.to_dense()[:, 0], expected, rtol=1e-9, atol=1e-30)
+    found = drawn_gradients(given, discover(given))
+    assert found is not None
+    rows, counts = wanted(given, weights)
+    assert len(found) == len(rows) == min(DRAWN, n - none)
+    torch.testing.assert_close(found.rows.to_dense()[:, 0], rows, rtol=1e-9, atol=1e-30)
+    torch.testing.assert_close(found.counts, counts)
 
 
 @pytest.mark.usefixtures("way")
 def test_too_few() -> None:
     given, _ = problem(20, 17)
     assert drawn_gradients(given, discover(given)) is None
+
+
+def test_sums_are_those_over_all_in_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 300 draws of 40 examples out of 200, of sizes that are ten thousand times apart: how
+    many there are, and squares of products, each within four standard errors."""
+    weights = torch.logspace(-4, 0, 200).double()
+    given = make(mlp(5, 4, 3), cf.CrossEntropy(), n=200, sample_weight=weights)
+    layout, x = discover(given), torch.randn(3, given.parameters.count, dtype=torch.float64)
+    true = (x @ (oracles.example_gradients(given) * weights[:, None]).T).norm(dim=1)
+    monkeypatch.setattr(drawn, "DRAWN", 40)
+    whole = torch.Generator().manual_seed(7)
+    monkeypatch.setattr(drawn.torch, "Generator", lambda: Seeded(whole))
+    sizes = _sizes(given, layout)
+    monkeypatch.setattr(drawn, "_sizes", lambda *_: sizes)
+    found: list[Tensor] = []
+    for _ in range(300):
+        some = drawn_gradients(given, layout)
+        assert some is not None
+        squares = some.norms(some.rows.inner(x)[..., 0]).square() / true.square()
+        found.append(torch.cat([squares, some.counts.sum()[None] / 200]))
+    each = torch.stack(found)
+    error = each.std(dim=0) / len(each) ** 0.5
+    assert bool((error < 0.1).all())
+    assert bool(((each.mean(0) - 1).abs() < 4 * error).all())
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """A generator that goes on where it was."""
+
+    whole: torch.Generator
+
+    def manual_seed(self, _: int) -> torch.Generator:
+        return self.whole
+
+
+def test_parts_of_them() -> None:
+    """Halves stand for all, rows weigh as they count, and the typical size is √E ‖·‖²."""
+    given, _ = problem(300, 0)
+    found = drawn_gradients(given, discover(given))
+    assert found is not None
+    for which in (0, 1):
+        half = found.half(which)
+        assert torch.equal(half.counts, 2 * found.counts[which::2])
+        assert torch.equal(half.rows.to_dense(), found.rows.to_dense()[which::2])
+    term = found.rows.terms[0]
+    assert isinstance(term, Outer)
+    g_noi, counts = term.dense()[:, 0], found.counts
+    weighted = found.weighted(term).dense()[:, 0]
+    torch.testing.assert_close(weighted.square().sum(0), torch.tensordot(counts, g_noi.square(), 1))
+    wanted = (counts @ g_noi.square().sum((1, 2)) / counts.sum()).sqrt()
+    assert found.typical(term) == pytest.approx(float(wanted))

@@ -15,8 +15,8 @@ from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.landmarks import Chosen, Landmarks, choose, randomly_pivoted, sample_size
 from curvfluence.jacobian.columns import of_gradient
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.drawn import keys_by
 from curvfluence.runtime import budget
-from curvfluence.score.drawn import keys_by
 from tests.indexed import DAMPING
 from tests.oracles import example_gradients
 from tests.problems import chain_problem

@@ -20,11 +20,11 @@ from curvfluence.curvature.operators import low_rank_inverse
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.drawn import drawn_gradients
 from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.runtime import budget, journal
 from curvfluence.score import influence as way
 from curvfluence.score.certificate import certify
-from curvfluence.score.drawn import drawn_gradients
 from curvfluence.score.matrix import ScoreMatrix
 from curvfluence.score.reach import Reach
 from curvfluence.store.steps import Steps

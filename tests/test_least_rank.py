@@ -13,6 +13,7 @@ from torch import Tensor
 from curvfluence.curvature.operators import low_rank_inverse
 from curvfluence.curvature.operators.low_rank_inverse import (
     LEAST,
+    Grades,
     Sample,
     low_rank,
     most_ranks,
@@ -62,9 +63,13 @@ class TestLeastRank:
         monkeypatch.setattr(low_rank_inverse, "WORTH", 8.0)
 
     def found(
-        self, inverse_oi: Tensor, spread: tuple[Tensor, Tensor], allowed_q: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        return low_rank(inverse_oi, spread, rows(Q, 0), rows(N, 1), allowed_q)
+        self,
+        inverse_oi: Tensor,
+        spread: tuple[Tensor, Tensor],
+        allowed_q: Tensor,
+        *slacks: float,
+    ) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+        return low_rank(inverse_oi, spread, rows(Q, 0), rows(N, 1), allowed_q, (1.0, *slacks))
 
     @pytest.mark.parametrize("share", [2.0, 0.5, 0.1, 1e-2, 1e-10])
     @pytest.mark.parametrize("ranks", [(64,), (1, 2, 3, 8), (5, 6)])
@@ -96,6 +101,7 @@ class TestLeastRank:
             return
         assert found is not None
         assert found[0].shape[1] == found[1].shape[1] == wanted
+        assert found[2] == (wanted,)
         assert found[1].is_contiguous() or wanted < IN
         torch.testing.assert_close(found[0] @ found[1].T, near[wanted - 1])
 
@@ -112,6 +118,21 @@ class TestLeastRank:
         assert some[0].shape[1] <= whole[0].shape[1]
         allowed_q[0] = 1e-300
         assert self.found(inverse_oi, spread, allowed_q) is None
+
+    def test_ranks_of_larger_errors(
+        self, inverse_oi: Tensor, spread: tuple[Tensor, Tensor]
+    ) -> None:
+        """As found by themselves; one of them is less than the first."""
+        allowed_q = 1e-2 * scores(inverse_oi).norm(dim=1)
+        slacks = (3.0, 10.0, 100.0)
+        found = self.found(inverse_oi, spread, allowed_q, *slacks)
+        assert found is not None
+        assert found[0].shape[1] == found[2][0]
+        assert found[2][-1] < found[2][0]
+        for slack, rank in zip((1.0, *slacks), found[2], strict=True):
+            alone = self.found(inverse_oi, spread, slack * allowed_q)
+            assert alone is not None
+            assert alone[2] == (rank,)
 
     def test_no_more_than_are_worth_it(
         self,
@@ -138,7 +159,7 @@ class TestLeastRank:
         out[2], inp[4] = 0.0, 1e-20 * scale
         found = self.found(inverse_oi, (out, inp), torch.full((Q,), 1e9, dtype=torch.float64))
         assert found is not None
-        u_or, v_ir = found
+        u_or, v_ir, _ = found
         assert u_or[2].tolist() == [0.0] * u_or.shape[1]
         assert v_ir[4].tolist() == [0.0] * v_ir.shape[1]
         assert int((u_or == 0).all(1).sum()) == int((v_ir == 0).all(1).sum()) == 1
@@ -154,6 +175,50 @@ class TestLeastRank:
             assert float((left @ right.T - best).norm()) <= 1e-6 * float(matrix.norm())
             again = low_rank_inverse._truncated(matrix, rank)  # pyright: ignore[reportPrivateUsage]
             assert torch.equal(again[0], left)
+
+
+class TestGrades:
+    def test_of_falling_ranks(self) -> None:
+        """A row of a typical size over f takes the rank of f times the error; equal ones are one,
+        from the larger size on."""
+        grades = Grades.of(8.0, (1.0, 2.0, 4.0, 8.0, 16.0), (9, 7, 7, 5, 5))
+        assert grades == Grades((1.0, 4.0), (5, 7, 9))
+        assert Grades.of(8.0, (1.0,), (9,)) == Grades((), (9,))
+
+    @pytest.mark.parametrize("columns", [1, 3])
+    def test_parts(self, columns: int) -> None:
+        """Every row once, by its size over all of its columns, at the limit below it."""
+        term = rows(N, 1)
+        term = Outer(term.a, term.s.expand(-1, columns, -1))
+        size_n = term.dense().flatten(1).norm(dim=1)
+        limits = size_n.sort().values[[2, 6]].tolist()
+        grades = Grades((limits[0], limits[1] * (1 + 1e-9)), (1, 2, 4))
+        found = grades.parts(Outer(term.a, term.s))
+        assert [rank for rank, _ in found] == [1, 2, 4]
+        order = size_n.argsort().tolist()
+        sets = [set(at.tolist()) for _, at in found if isinstance(at, Tensor)]
+        assert sets[1:] == [set(order[3:7]), set(order[7:])]
+        assert sets[0] == set(order[:3])
+
+    def test_what_no_row_takes(self) -> None:
+        term = rows(N, 1)
+        tiny, huge = Outer(1e-9 * term.a, term.s), Outer(1e9 * term.a, term.s)
+        grades = Grades((0.1, 1.0), (1, 2, 4))
+        for some, wanted in ((tiny, 1), (huge, 4)):
+            ((rank, at),) = grades.parts(some)
+            assert rank == wanted
+            assert isinstance(at, Tensor)
+            assert at.tolist() == list(range(N))
+        assert grades.parts(rows(0, 1)) == [(4, slice(0, 0))]
+        assert Grades((), (3,)).parts(term) == [(3, slice(0, N))]
+
+    @pytest.mark.parametrize(
+        ("slack", "wanted"), [(1.0, 1), (3.0, 1), (10**0.5, 2), (10.0, 3), (99.0, 4), (100.0, 5)]
+    )
+    def test_slacks(self, slack: float, wanted: int) -> None:
+        """In steps of √10, none beyond what is said."""
+        sample = Sample(1, lambda: pytest.fail("asked"), lambda: None, None, slack)
+        assert sample.slacks == pytest.approx([10 ** (k / 2) for k in range(wanted)])
 
 
 @dataclass

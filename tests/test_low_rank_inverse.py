@@ -11,11 +11,15 @@ from torch import Tensor, nn
 import curvfluence as cf
 from curvfluence.curvature import low_rank_inverses as found_for
 from curvfluence.curvature.operators import kronecker, low_rank_inverse
+from curvfluence.curvature.operators.low_rank_inverse import Grades
 from curvfluence.curvature.operators.operator import Against
+from curvfluence.curvature.places import LayerPart
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.drawn import Drawn
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.gradients import query_gradients
+from curvfluence.jacobian.rows import Rows
 from curvfluence.runtime import budget
 from tests import oracles
 from tests.problems import make, mlp
@@ -50,6 +54,17 @@ def problem(
         q=q,
         weight_decay=weight_decay,
     )
+
+
+def each(rows: Rows) -> Drawn:
+    """All of them, each for itself."""
+    return Drawn(rows, torch.ones(len(rows), dtype=torch.float64))
+
+
+def rank_of(grades: Grades, size: float) -> int:
+    """Of a row, by definition."""
+    above = sum(size > one for one in grades.sizes)
+    return grades.ranks[above]
 
 
 def off(scores: cf.Scores, true: Tensor) -> Tensor:
@@ -105,9 +120,10 @@ class TestScores:
         layout = discover(given)
         g_q = query_gradients(given, layout)
         inverses = found_for.low_rank_inverses(
-            curvature, g_q, DAMPING, examples=400, error=0.3, sample=lambda: g_q
+            curvature, g_q, DAMPING, examples=400, error=0.01, sample=lambda: each(g_q)
         )
         assert inverses.by_block
+        ranks = set[int]()
         made = curvature.solve_rows(g_q, DAMPING, against=Against(0), inverses=inverses.by_block)
         for block, value in curvature.damped(DAMPING):
             operator, inverse = block.operator, inverses.by_block.get(block.name)
@@ -116,18 +132,25 @@ class TestScores:
             assert isinstance(operator, kronecker.KroneckerEigen)
             g_qn = block.places.dense(g_q)[:, 0]
             rotated = operator.rotate(g_qn)
-            x_qoi = rotated * (inverse.u_or @ inverse.v_ir.T)
             own = block.places.take(given.decay)
             exact = operator.solve_rotated(rotated, own, value)
             plain = rotated / (operator.values + own[0] + value)
-            x_qn = operator.rotate_back(x_qoi + exact - plain)
             passed = list(FisherPass(given, cf.Type2()))
             for rows in (g_q, *passed, passed[0][:2]):
                 found = made.parts[block.name].inner(rows)
-                assert torch.allclose(found, block.places.inner(rows, x_qn), rtol=1e-9, atol=1e-12)
+                assert isinstance(block.places, LayerPart)
+                size_n = block.places.term(rows).dense().flatten(1).norm(dim=1)
+                for n, size in enumerate(size_n.tolist()):
+                    rank = rank_of(inverse.grades, size)
+                    ranks.add(rank)
+                    x_qoi = rotated * (inverse.u_or[:, :rank] @ inverse.v_ir[:, :rank].T)
+                    x_qn = operator.rotate_back(x_qoi + exact - plain)
+                    wanted = block.places.inner(rows[n : n + 1], x_qn)[:, 0]
+                    torch.testing.assert_close(found[:, n], wanted, rtol=1e-9, atol=1e-12)
             assert torch.allclose(
                 made.parts[block.name].flat(), operator.solve(g_qn, own, value), rtol=1e-9
             )
+        assert len(ranks) > 1
 
     def test_several_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = problem()
@@ -148,6 +171,35 @@ class TestScores:
         for settings in ({"by_block": True}, {"leverage": True}):
             with pytest.raises(InputError, match="leave inverse_error out"):
                 cf.influence(given, curvature, inverse_error=0.1, **settings)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_small_gradients_take_fewer_ranks(self, seed: int) -> None:
+        """Sizes that are ten thousand times apart: a query's error is what was asked for, and that
+        of one example's scores about its root at most, which those of large gradients are far
+        below."""
+        torch.manual_seed(seed)
+        base = problem(n=600)
+        weights = torch.logspace(-4, 0, 600).double()[torch.randperm(600)]
+        given = cf.Problem(
+            base.model,
+            base.loss,
+            (base.train.inputs, base.train.targets),
+            base.queries,
+            weight_decay=0.01,
+            sample_weight=weights,
+        )
+        curvature = cf.fit(given, cf.EKFAC())
+        true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0).values
+        scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=1e-3)
+        assert scores.inverse_error is not None
+        assert float(off(scores, true).max()) <= 1.5e-3
+        gap_n = (scores.values - true).norm(dim=0) / true.norm(dim=0)
+        large, small = gap_n[weights > 0.3].max(), gap_n[weights < 1e-3]
+        assert float(small.max()) <= 3 * 1e-3**0.5
+        assert float(small.median()) >= 5 * float(large)
+        note = next(note for note in scores.notes if "low rank" in note)
+        assert "and fewer for small gradients" in note
+        assert "those of one example by" in note
 
     @pytest.mark.parametrize("seed", range(3))
     def test_weights_of_examples_count(self, seed: int) -> None:
@@ -240,11 +292,16 @@ class TestScores:
         calls: list[float] = []
 
         def too_low(
-            inverse_oi: Tensor, spread: object, queries: object, rows: object, allowed_q: Tensor
-        ) -> tuple[Tensor, Tensor]:
+            inverse_oi: Tensor,
+            spread: object,
+            queries: object,
+            rows: object,
+            allowed_q: Tensor,
+            slacks: tuple[float, ...],
+        ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
             calls.append(float(allowed_q.sum()))
             o, i = inverse_oi.shape
-            return torch.ones(o, 1).double(), torch.ones(i, 1).double()
+            return torch.ones(o, 1).double(), torch.ones(i, 1).double(), (1,) * len(slacks)
 
         monkeypatch.setattr(kronecker, "low_rank", too_low)
         scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=1e-3)
@@ -313,7 +370,7 @@ class TestChoice:
         curvature = cf.fit(given, cf.KFAC(factored_damping=True))
         queries = query_gradients(given, discover(given))
         inverses = found_for.low_rank_inverses(
-            curvature, queries, DAMPING, examples=80, error=0.0, sample=lambda: queries
+            curvature, queries, DAMPING, examples=80, error=0.0, sample=lambda: each(queries)
         )
         assert inverses.numbers(curvature) == (44 + 41) + (36 + 45) + (3 + 37)
         assert inverses.note is None

@@ -16,7 +16,7 @@ from curvfluence.curvature.operators.kronecker import (
     Rotated,
 )
 from curvfluence.curvature.operators.low_rank import LowRank
-from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
+from curvfluence.curvature.operators.low_rank_inverse import Grades, LowRankInverse, Sample
 from curvfluence.curvature.operators.operator import (
     Against,
 )
@@ -24,11 +24,17 @@ from curvfluence.curvature.operators.solution import AtLowRank, InLayer
 from curvfluence.curvature.places import LayerPart
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.drawn import Drawn
 from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer, SharedOuter
 from tests.operators import LAMBDA, blocks, drawn, inverted, rows_of
 from tests.problems import chain_problem
+
+
+def each(rows: Rows) -> Drawn:
+    """All of them, each for itself."""
+    return Drawn(rows, torch.ones(len(rows), dtype=torch.float64))
 
 
 class TestLowRankInverse:
@@ -44,11 +50,11 @@ class TestLowRankInverse:
         """Errors of so much of each query's scores are allowed."""
         queries, train = rows_of(name)
 
-        def allowed(rows: Rows) -> Tensor:
-            g_q, g_n = queries.to_dense()[:, 0], rows.to_dense()[:, 0]
+        def allowed(of: Drawn) -> Tensor:
+            g_q, g_n = queries.to_dense()[:, 0], of.rows.to_dense()[:, 0]
             return share * (g_q @ g_n.T).norm(dim=1)
 
-        return Sample(len(train), lambda: queries, lambda: train, allowed)
+        return Sample(len(train), lambda: queries, lambda: each(train), allowed)
 
     def found(
         self, share: float, name: str = "chain", rung: str = "EKFAC"
@@ -79,7 +85,12 @@ class TestLowRankInverse:
             solved = inverse.of(queries).flat()
             torch.testing.assert_close(solved, g_q @ inverse_of(block, decay))
             if inverse.rank > 1:
-                less = replace(inverse, u_or=inverse.u_or[:, :-1], v_ir=inverse.v_ir[:, :-1])
+                less = replace(
+                    inverse,
+                    u_or=inverse.u_or[:, :-1],
+                    v_ir=inverse.v_ir[:, :-1],
+                    grades=Grades((), (inverse.rank - 1,)),
+                )
                 gap = (less.of(queries).inner(train)[..., 0] - wanted).norm(dim=1)
                 assert bool((gap > allowed).any())
         assert len(ranks) == 3
@@ -112,10 +123,10 @@ class TestLowRankInverse:
         block, decay = next(blocks("chain", "EKFAC"))
         whole = self.sample(0.1)
 
-        def zeros(rows: Rows) -> Tensor:
+        def zeros(of: Drawn) -> Tensor:
             return torch.zeros(len(queries), dtype=torch.float64)
 
-        def tiny(rows: Rows) -> Tensor:
+        def tiny(of: Drawn) -> Tensor:
             return torch.full((len(queries),), 1e-300, dtype=torch.float64)
 
         for sample in (
@@ -144,9 +155,9 @@ class TestLowRankInverse:
         block, decay = next(blocks("chain", "EKFAC"))
         whole = self.sample(0.05)
 
-        def some(rows: Rows) -> Tensor:
+        def some(of: Drawn) -> Tensor:
             assert whole.allowed is not None
-            allowed = whole.allowed(rows).clone()
+            allowed = whole.allowed(of).clone()
             allowed[0] = 0
             return allowed
 
@@ -169,10 +180,10 @@ class TestLowRankInverse:
         rough = replace(operator, values=values)
         nothing = torch.zeros(block.size)
 
-        def allowed(rows: Rows) -> Tensor:
+        def allowed(of: Drawn) -> Tensor:
             return torch.full((len(queries),), 1e9)
 
-        sample = Sample(len(train), lambda: queries, lambda: train, allowed)
+        sample = Sample(len(train), lambda: queries, lambda: each(train), allowed)
         inverse = operator.low_rank_inverse(block.places, queries, nothing, 0.1, sample)
         assert isinstance(inverse, LowRankInverse)
         assert inverse.u_or.dtype == inverse.v_ir.dtype == torch.float32

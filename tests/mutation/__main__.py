@@ -133,7 +133,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "curvature/operators/truncated_kronecker": ("test_truncated_kronecker",),
     "score/agreement": ("test_attribute",),
     "score/best_damping": ("test_damping", "test_measurement", "test_influence"),
-    "score/drawn": ("test_drawn",),
+    "jacobian/drawn": ("test_drawn",),
     "score/fitted": ("test_fitted", "test_influence"),
     "score/group_gradients": ("test_scores", "test_influence"),
     "score/groups": ("test_scores", "test_weights", "test_stream"),

@@ -14,6 +14,7 @@ from curvfluence.curvature.curvature import Curvature, Solved
 from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
 from curvfluence.curvature.operators.operator import Against
+from curvfluence.jacobian.drawn import Drawn
 from curvfluence.jacobian.rows import Rows
 
 QUERIES = 16  # that ranks are chosen for
@@ -24,11 +25,13 @@ SHARES = (0.5, 0.1)  # of the error that is allowed, that a block may bring; the
 @dataclass(frozen=True, eq=False)
 class LowRankInverses:
     """Of some blocks, by the name of the block; of the others a solution is held. `error` is the
-    largest ‖ΔI_q‖/‖I_q‖ of `queries` queries over `examples` training examples that no rank was
-    chosen on; None where none was chosen."""
+    largest ‖ΔI_q‖/‖I_q‖ of `queries` queries over all training examples, as `examples` of them
+    show it that no rank was chosen on; None where none was chosen. `of_one` is the largest
+    ‖ΔI_n‖/‖I_n‖ of one of these examples over these queries."""
 
     by_block: Mapping[str, LowRankInverse] = field(default_factory=lambda: MappingProxyType({}))
     error: float | None = None
+    of_one: float = 0.0
     queries: int = 0
     examples: int = 0
 
@@ -47,9 +50,10 @@ class LowRankInverses:
         if self.error is None:
             return None
         return (
-            f"inverses at low rank, {ranks}: scores of {self.queries} queries over {self.examples} "
-            f"examples were off by at most {self.error:.1e} of their norm, a measurement and no "
-            "bound; inverse_error=0 takes the product in full"
+            f"inverses at low rank, {ranks}, and fewer for small gradients: scores of "
+            f"{self.queries} queries were off by at most {self.error:.1e} of their norm, those of "
+            f"one example by {self.of_one:.1e} of theirs, as {self.examples} examples show it, a "
+            "measurement and no bound; inverse_error=0 takes the product in full"
         )
 
 
@@ -60,12 +64,14 @@ def low_rank_inverses(
     *,
     examples: int,
     error: float,
-    sample: Callable[[], Rows | None],
+    sample: Callable[[], Drawn | None],
 ) -> LowRankInverses:
     """Those that make scores of these queries and so many training examples cheaper, with a
-    relative error of at most `error` for each of some queries over the half of `sample`, training
-    rows, that ranks were not chosen on. A rank that does not keep it is chosen anew, once, and then
-    the block's product is taken in full; so it is where there is nothing to measure on."""
+    relative error of at most `error` for each of some queries over all examples, as the half of
+    `sample` shows it that ranks were not chosen on. A rank that does not keep it is chosen anew,
+    once, and then the block's product is taken in full; so it is where there is nothing to measure
+    on. Examples of small gradients may be off by up to √`error` of their own scores, or about that:
+    they bring no more of a query's error than others do."""
     drawn = cache(sample)
 
     @cache
@@ -76,18 +82,18 @@ def low_rank_inverses(
     def solved() -> Solved:
         return curvature.solve_rows(some(), damping, against=Against(2 * len(some())))
 
-    def allowed_q(share: float, rows: Rows) -> Tensor:
-        return share * error * _scores(solved(), rows).norm(dim=1)
+    def allowed_q(share: float, of: Drawn) -> Tensor:
+        return share * error * of.norms(_scores(solved(), of.rows))
 
-    def chosen_on() -> Rows | None:
-        rows = drawn() if len(some()) else None
-        return None if rows is None else rows[::2]
+    def chosen_on() -> Drawn | None:
+        found = drawn() if len(some()) else None
+        return None if found is None else found.half(0)
 
     exact: dict[str, LowRankInverse] = {}
     for share in SHARES:
         found: dict[str, LowRankInverse] = {}
         allowed = partial(allowed_q, share) if error else None
-        asked = Sample(examples, some, chosen_on, allowed)
+        asked = Sample(examples, some, chosen_on, allowed, error**-0.5 if error else 1.0)
         for block, value in curvature.damped(damping):
             decay = block.places.take(curvature.decay)
             with curvature.naming(block):
@@ -97,20 +103,27 @@ def low_rank_inverses(
             if inverse is not None:
                 found[block.name] = inverse
         exact = {name: inverse for name, inverse in found.items() if inverse.exact}
-        rows = None if len(exact) == len(found) else drawn()
-        if rows is None:
+        others = None if len(exact) == len(found) else drawn()
+        if others is None:
             break
-        others = rows[1::2]
-        true_qn = _scores(solved(), others)
+        others = others.half(1)
+        true_qn = _scores(solved(), others.rows)
         by_rank = curvature.solve_rows(some(), damping, against=Against(0), inverses=found)
-        gap_q, true_q = (_scores(by_rank, others) - true_qn).norm(dim=1), true_qn.norm(dim=1)
-        told_q = (gap_q > 0) | (true_q > 0)  # of nothing but zeros an error is not told
-        if not bool(told_q.any()):
+        gap_qn = _scores(by_rank, others.rows) - true_qn
+        off_q = _relative(others.norms(gap_qn), others.norms(true_qn))
+        if not len(off_q):
             break
-        worst = float((gap_q / true_q)[told_q].max())
-        if worst <= error:
-            return LowRankInverses(found, worst, int(told_q.sum()), len(others))
+        if float(off_q.max()) <= error:
+            off_n = _relative(gap_qn.norm(dim=0), true_qn.norm(dim=0))
+            worst, of_one = float(off_q.max()), float(off_n.max())
+            return LowRankInverses(found, worst, of_one, len(off_q), len(others))
     return LowRankInverses(exact)
+
+
+def _relative(gap: Tensor, true: Tensor) -> Tensor:
+    """gap / true; of nothing but zeros an error is not told."""
+    told = (gap > 0) | (true > 0)
+    return (gap / true)[told]
 
 
 def _spread(queries: Rows) -> Rows:

@@ -16,7 +16,7 @@ from curvfluence.runtime import budget
 from curvfluence.runtime.stage import Stage
 from curvfluence.score.tokens import along_queries, require_positions
 
-FORESEEN = 100  # the rank of an inverse that is taken at low rank
+FORESEEN = 60  # the rank of an inverse at low rank, on average over large and small gradients
 
 
 def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
@@ -100,7 +100,7 @@ def _of_products(sizes: Sizes, formed: frozenset[str], queries: int) -> float:
 
 
 def _saved(sizes: Sizes) -> float:
-    """The share of the products that inverses at low rank spare, if their ranks are some hundred:
+    """The share of the products that inverses at low rank spare, if ranks are what is foreseen:
     they are known when they are found."""
     if sizes.problem.dtype != torch.float32:
         return 0.0

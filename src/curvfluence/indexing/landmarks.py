@@ -18,12 +18,12 @@ from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError
 from curvfluence.jacobian.columns import of_gradient
+from curvfluence.jacobian.drawn import keys_by
 from curvfluence.jacobian.gradients import gradient_rows, gradients_of
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget
-from curvfluence.score.drawn import keys_by
 
 BLOCK = 32  # examples that are proposed at a time
 SAMPLE = 4096  # training examples that landmarks are chosen among, at most

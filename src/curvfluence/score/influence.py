@@ -19,6 +19,7 @@ from curvfluence.curvature.rung import Rung, require_together
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.agreement import drawn
 from curvfluence.jacobian.discovery import discover
+from curvfluence.jacobian.drawn import drawn_gradients
 from curvfluence.jacobian.gradients import cached_gradients, own_gradients, query_gradients
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
@@ -32,7 +33,6 @@ from curvfluence.score.best_damping import resolved
 from curvfluence.score.certificate import Certifier, own_residuals, said_of_residuals
 from curvfluence.score.compression import said_of_compression
 from curvfluence.score.cost import ScoreCost
-from curvfluence.score.drawn import drawn_gradients
 from curvfluence.score.fitted import fitted
 from curvfluence.score.leverage import newton_scores
 from curvfluence.score.matrix import ScoreMatrix, require_new
@@ -72,7 +72,8 @@ def influence(
     queries of layers with shared positions at low rank, each within that relative error, and says
     what it came to. `inverse_error` is how far the scores of a query may be off, relative to their
     norm, for inverses of Kronecker blocks at low rank: a fraction of the product where many queries
-    meet wide layers without shared positions. By default 1e-5 in float32, and 0, the product in
+    meet wide layers without shared positions; the scores of one example of a small gradient may be
+    off by about its root, relative to theirs. By default 1e-5 in float32, and 0, the product in
     full, in float64, with `leverage` and `by_block`. What some queries showed over some examples is
     in the result: a measurement, not a bound.
 

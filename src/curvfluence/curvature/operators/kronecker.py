@@ -17,6 +17,7 @@ from curvfluence.curvature.operators.decomposed import eigh_of_rank
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.low_rank_inverse import (
     Correction,
+    Grades,
     LowRankInverse,
     Sample,
     low_rank,
@@ -199,23 +200,30 @@ class KroneckerEigen(Kronecker):
         denominator, correction = self._damped(decay, damping)
         rotated = term.rotated(*basis)
         _require_trusted(denominator, rotated)
-        drawn, rows = places.term(sample.queries()), places.term(held)
-        if not isinstance(drawn, Outer) or not isinstance(rows, Outer):
+        asked, rows = places.term(sample.queries()), places.term(held.rows)
+        if not isinstance(asked, Outer) or not isinstance(rows, Outer):
             return None
-        rows = rows.rotated(*basis)
+        weighted = held.weighted(rows.rotated(*basis))
         found = low_rank(
             1 / denominator.values.double(),
-            spread_of(self.values, rotated, rows),
-            drawn.rotated(*basis),
-            rows,
+            spread_of(self.values, rotated, weighted),
+            asked.rotated(*basis),
+            weighted,
             allowed_q,
+            sample.slacks,
         )
         if found is None:
             return None
-        u_or, v_ir = (x.to(self.values) for x in found)
-        by_bias = None if correction is None else Correction(correction[1], correction[2])
+        u_or, v_ir = (x.to(self.values) for x in found[:2])
         return LowRankInverse(
-            places, *basis, u_or, v_ir, by_bias, False, self._solving(places, decay, damping)
+            places,
+            *basis,
+            u_or,
+            v_ir,
+            Grades.of(held.typical(rows), sample.slacks, found[2]),
+            None if correction is None else Correction(correction[1], correction[2]),
+            False,
+            self._solving(places, decay, damping),
         )
 
     def _count_within(self, part: LayerPart, against: Against) -> int:
@@ -323,6 +331,7 @@ class FactoredKronecker(Kronecker):
             self.in_basis,
             1 / out[:, None],
             1 / inp[:, None],
+            Grades((), (1,)),
             None,
             True,
             self._solving(places, decay, damping),

@@ -3,11 +3,16 @@
 In the eigenbasis a score of rows s ⊗ a is Σ_oi ŝ_q[o] â_q[i] ŝ_n[o] â_n[i] / (Λ + w + λ)_oi. With
 1/(Λ + w + λ) ≈ Σ_r u_r v_rᵀ it is Σ_r ((ŝ_q ∘ u_r)·ŝ_n)((â_q ∘ v_r)·â_n): N Q r (o + i) operations
 for the N Q o i of the product with solved queries, and no solution of o i numbers is held.
+
+An error in a query's scores is one of ‖ΔI_q‖, to which a row brings what its size ‖s‖‖a‖ is times
+what the rank leaves out. So small rows take fewer ranks: in a model that fits its data most
+gradients are a hundredth or a thousandth of the few that scores are made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +20,7 @@ from torch import Tensor
 
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.places import LayerPart
+from curvfluence.jacobian.drawn import Drawn
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer
 from curvfluence.jacobian.terms.blas import matmul
@@ -27,18 +33,57 @@ RANKS = (64, 128, 256)  # tried one after the other
 OVERSAMPLED = 16
 NOTHING = 1e-18  # of the largest weight
 POWERS = 2  # of M Mᵀ, by which its largest singular vectors stand out
+FINER = 10**0.5  # times smaller a row is for which the next fewer ranks are enough
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Queries and training rows that ranks are chosen on (None where there are none): of how many
     `examples` scores are wanted, and the norm [Q] that a block's error may have in the scores of
-    each of these queries over rows; None where there may be none."""
+    each of these queries over all examples, as the drawn ones show it; None where there may be
+    none. What a small row has of its own scores may be off by up to `slack` times as much."""
 
     examples: int
     queries: Callable[[], Rows]
-    rows: Callable[[], Rows | None]
-    allowed: Callable[[Rows], Tensor] | None
+    rows: Callable[[], Drawn | None]
+    allowed: Callable[[Drawn], Tensor] | None
+    slack: float = 1.0
+
+    @property
+    def slacks(self) -> tuple[float, ...]:
+        """1, √10, 10, ... up to `slack`: of rows that are as many times smaller."""
+        count = 1 + int(math.log(self.slack * (1 + 1e-9), FINER))
+        return tuple(FINER**k for k in range(count))
+
+
+@dataclass(frozen=True)
+class Grades:
+    """How many ranks rows take by their size ‖s‖‖a‖: up to `sizes[0]` as many as `ranks[0]`, and so
+    on, and the last above all sizes. Both rise."""
+
+    sizes: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+    @staticmethod
+    def of(typical: float, slacks: Sequence[float], ranks: Sequence[int]) -> Grades:
+        """A row of the typical size over f takes the rank at which f times the error is allowed, so
+        that it brings as much of it as a row of the typical size does, or less."""
+        sizes, kept = list[float](), [ranks[0]]
+        for slack, rank in zip(slacks[1:], ranks[1:], strict=True):
+            if rank < kept[-1]:
+                sizes.append(typical / slack)
+                kept.append(rank)
+        return Grades(tuple(reversed(sizes)), tuple(reversed(kept)))
+
+    def parts(self, term: Outer) -> list[tuple[int, Tensor | slice]]:
+        """(ranks, which rows take them), of those that some do."""
+        if not self.sizes or not term.n:
+            return [(self.ranks[-1], slice(0, term.n))]
+        size_n = term.squared_norms().sum(1).sqrt()
+        grade_n = torch.bucketize(size_n, size_n.new_tensor(self.sizes))
+        order, counts = grade_n.argsort(stable=True), grade_n.bincount(minlength=len(self.ranks))
+        each = zip(self.ranks, order.split(counts.tolist()), strict=True)
+        return [(rank, at) for rank, at in each if len(at)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +97,16 @@ class Correction:
 
 @dataclass(frozen=True, eq=False)
 class LowRankInverse:
-    """u [o, r] and v [i, r] with Σ_r u_r v_rᵀ ≈ 1/(Λ + w₀ + λ) in the basis of a block, and what is
-    exact: the term of a bias's decay, and `solve` for whoever asks for a solution itself."""
+    """u [o, r] and v [i, r] with Σ_r u_r v_rᵀ ≈ 1/(Λ + w₀ + λ) in the basis of a block, of which
+    small rows take the first ones, and what is exact: the term of a bias's decay, and `solve` for
+    whoever asks for a solution itself."""
 
     part: LayerPart
     out_basis: Tensor  # U_B
     in_basis: Tensor  # U_A
     u_or: Tensor
     v_ir: Tensor
+    grades: Grades
     correction: Correction | None
     exact: bool  # no more than rounding away
     solve: Callable[[Rows], Tensor]
@@ -88,35 +135,34 @@ class Merged(Solution):
     rotated: Outer
 
     def inner(self, rows: Rows) -> Tensor:
-        """GEMMs of the merged queries, [Q r, o] and [Q r, i], with s and a of the rows. Whichever
+        """GEMMs of the merged queries, [r Q, o] and [r Q, i], with s and a of the rows. Whichever
         are fewer are rotated: rows into the eigenbasis, or merged queries out of it."""
         inverse, term = self.inverse, _outer(self.inverse.part, rows)
         q, rank = self.rotated.n, inverse.rank
         there = inverse.correction is not None or q * rank > term.n
+        graded = inverse.grades.parts(term)  # a rotation leaves sizes what they are
         if there:
             term = term.rotated(inverse.out_basis, inverse.in_basis)
+        parts = [(rank, at, term if len(graded) == 1 else term[at]) for rank, at in graded]
         total = term.s.new_empty(q, term.n, term.c)
         several = max(1, budget.MERGED // (rank * inverse.numbers))
         for first in range(0, q, several):
-            s_ro, a_ri = self._merged(slice(first, first + several))
+            s_rqo, a_rqi = self._merged(slice(first, first + several))
             if not there:
-                s_ro, a_ri = matmul(s_ro, inverse.out_basis.T), matmul(a_ri, inverse.in_basis.T)
-            step = max(64, budget.MERGED // len(s_ro))
-            for start in range(0, term.n, step):
-                s_nco, a_ni = term.s[start : start + step], term.a[start : start + step]
-                found_rnc = matmul(s_ro, s_nco.flatten(0, 1).T).view(-1, len(a_ni), term.c)
-                found_rnc.mul_(matmul(a_ri, a_ni.T)[:, :, None])
-                found_qnc = found_rnc.unflatten(0, (-1, rank)).sum(1)
-                total[first : first + several, start : start + step] = found_qnc
+                s_rqo = matmul(s_rqo, inverse.out_basis.T)
+                a_rqi = matmul(a_rqi, inverse.in_basis.T)
+            some = total[first : first + several]
+            for few, at, part in parts:
+                some[:, at] = _products(s_rqo[:few], a_rqi[:few], part)
         if inverse.correction is not None:
             total -= self._corrected(term, inverse.correction)
         return total
 
     def _merged(self, queries: slice) -> tuple[Tensor, Tensor]:
-        """(ŝ_q ∘ u_r [Q r, o], â_q ∘ v_r [Q r, i])."""
+        """(ŝ_q ∘ u_r [r, Q, o], â_q ∘ v_r [r, Q, i])."""
         s_qo, a_qi = self.rotated.s[queries, 0], self.rotated.a[queries]
         u_ro, v_ri = self.inverse.u_or.T, self.inverse.v_ir.T
-        return (s_qo[:, None] * u_ro).flatten(0, 1), (a_qi[:, None] * v_ri).flatten(0, 1)
+        return s_qo * u_ro[:, None], a_qi * v_ri[:, None]
 
     def _corrected(self, term: Outer, correction: Correction) -> Tensor:
         """Σ_o gain_o (Σ_i scaled x̂_q)_o (Σ_i scaled row_nc)_o, [Q, N, C]."""
@@ -126,6 +172,20 @@ class Merged(Solution):
 
     def flat(self) -> Tensor:
         return self.inverse.solve(self.rows)
+
+
+def _products(s_rqo: Tensor, a_rqi: Tensor, term: Outer) -> Tensor:
+    """Σ_r (s_rq·s_nc)(a_rq·a_n), [Q, N, C]."""
+    rank, q = s_rqo.shape[:2]
+    s_ro, a_ri = s_rqo.flatten(0, 1), a_rqi.flatten(0, 1)
+    total = term.s.new_empty(q, term.n, term.c)
+    step = max(64, budget.MERGED // len(s_ro))
+    for start in range(0, term.n, step):
+        s_nco, a_ni = term.s[start : start + step], term.a[start : start + step]
+        found_rnc = matmul(s_ro, s_nco.flatten(0, 1).T).view(-1, len(a_ni), term.c)
+        found_rnc.mul_(matmul(a_ri, a_ni.T)[:, :, None])
+        total[:, start : start + step] = found_rnc.view(rank, q, len(a_ni), term.c).sum(0)
+    return total
 
 
 def worth_a_search(part: LayerPart, queries: Rows, sample: Sample) -> bool:
@@ -146,10 +206,12 @@ def low_rank(
     queries: Outer,
     rows: Outer,
     allowed_q: Tensor,
-) -> tuple[Tensor, Tensor] | None:
-    """(u [o, r], v [i, r]) of the least rank at which, for each of some queries (all in the
-    eigenbasis), what it changes in products with some rows is of a norm of at most `allowed_q`;
-    None where that takes too many.
+    slacks: Sequence[float] = (1.0,),
+) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+    """(u [o, r], v [i, r], how many of them for each slack) of the least ranks at which, for each
+    of some queries (all in the eigenbasis), what they change in products with some rows is of a
+    norm of at most `slack` times `allowed_q`; r is that of the first slack, the least. None where
+    that takes too many.
 
     Σ_r u_r v_rᵀ is the truncated singular value decomposition of 1/(Λ + w₀ + λ) weighted by the
     `spread` of rows, √E ŝ² and √E â² over queries times the same over training rows: where those
@@ -165,22 +227,26 @@ def low_rank(
             for s_o, a_i in zip(s_qo, a_qi, strict=True)
         ]
     )
-    most = most_ranks(*inverse_oi.shape)
+    most, told_q = most_ranks(*inverse_oi.shape), allowed_q > 0
     for count in RANKS:
         u_or, v_ir = _truncated(weighted, min(count, most))
         u_or, v_ir = _divided(u_or, out_weight), _divided(v_ir, in_weight)
         s_qrn = (s_qo[:, None] * u_or.T) @ s_no.T
         a_qrn = (a_qi[:, None] * v_ir.T) @ a_ni.T
         gap_qr = (s_qrn * a_qrn).cumsum(1).sub_(exact_qn[:, None]).norm(dim=2)
-        told_q = allowed_q > 0
-        good_r = (gap_qr <= allowed_q[:, None])[told_q].all(0)
-        bad = (~good_r).nonzero()
-        rank = int(bad.max()) + 2 if len(bad) else 1
-        if rank <= len(good_r):
-            return u_or[:, :rank], v_ir[:, :rank]
+        of_allowed_r = (gap_qr / allowed_q[:, None])[told_q].amax(0)
+        ranks = tuple(_least(of_allowed_r <= slack) for slack in slacks)
+        if ranks[0] <= len(of_allowed_r):
+            return u_or[:, : ranks[0]], v_ir[:, : ranks[0]], ranks
         if count >= most:
             break
     return None
+
+
+def _least(good_r: Tensor) -> int:
+    """The first rank from which on all are good."""
+    bad = (~good_r).nonzero()
+    return int(bad.max()) + 2 if len(bad) else 1
 
 
 def spread_of(values_oi: Tensor, queries: Outer, rows: Outer) -> tuple[Tensor, Tensor]:
