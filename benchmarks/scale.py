@@ -4,9 +4,9 @@
 
 Scores of every rung by 1, 2 and 4 processes, and how many of them are the same to the last bit; how
 long a run goes on whose second process is killed; then fit and scores of EK-FAC on a workload of
-the comparison, by one process without torch.distributed, by one with it, and by two, one thread
-each, in turn: wall-clock seconds from before the fit until the scores are there, and the bytes of
-tensors that all of them handed on.
+the comparison, and an index of made examples, by one process without torch.distributed, by one with
+it, and by two, one thread each, in turn: wall-clock seconds from before the fit until the scores or
+the index are there, and the bytes of tensors that all of them handed on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from merged import merged
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (1, 2, 4)
+INDEXED = 300_000  # made examples that are indexed
 WAYS = {"alone": 0, "one rank": 1, "two ranks": 2}
 
 
@@ -64,15 +66,12 @@ def killed(folder: Path) -> float:
     return time.monotonic() - start
 
 
-def timed(name: str, out: Path) -> None:
-    """In each process: EK-FAC's fit and scores; the first writes seconds and bytes."""
-    import torch.distributed as dist
+def scored(name: str) -> Callable[[], torch.Tensor]:
+    """EK-FAC's fit and scores."""
     import workloads
 
     import curvfluence as cf
-    from curvfluence.runtime import ranks
 
-    torch.set_num_threads(1)
     known = workloads.load(name)
     data = known.data
     problem = cf.Problem(
@@ -81,13 +80,36 @@ def timed(name: str, out: Path) -> None:
         (data.inputs, data.targets),
         (data.query_inputs, data.query_targets),
     )
+    at = cf.Absolute(known.workload.damping)
+    return lambda: cf.influence(problem, cf.EKFAC(), damping=at).values
+
+
+def indexed(folder: Path) -> Callable[[], torch.Tensor]:
+    """An index of made examples, from the fit on."""
+    from index import made
+
+    import curvfluence as cf
+
+    problem = made(INDEXED, 64)
+    return lambda: torch.cat(cf.index(problem, cf.EKFAC(), out=folder).shards.phi)
+
+
+def timed(name: str, out: Path) -> None:
+    """In each process: the work of that name; the first writes seconds and bytes."""
+    import torch.distributed as dist
+
+    import curvfluence as cf
+    from curvfluence.runtime import ranks
+
+    torch.set_num_threads(1)
+    work = indexed(out.with_suffix(".index")) if name == "index" else scored(name)
     shared = dist.is_torchelastic_launched()
     if shared:
         dist.init_process_group("gloo")
         dist.barrier()
     with cf.together() if shared else nullcontext():
         start = time.perf_counter()
-        scores = cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(known.workload.damping))
+        found = work()
         seconds = time.perf_counter() - start
     every: list[Any] = [ranks.sent()]
     if shared:
@@ -95,10 +117,36 @@ def timed(name: str, out: Path) -> None:
         dist.all_gather_object(every, ranks.sent())
     if not shared or not dist.get_rank():
         out.write_text(json.dumps({"seconds": seconds, "bytes": sum(every)}))
-        torch.save(scores.values, out.with_suffix(".pt"))
+        torch.save(found, out.with_suffix(".pt"))
     if shared:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def compared(work: str, rounds: int, folder: Path) -> dict[str, Any]:
+    """Seconds and bytes of a work by every way, in turn, and whether bits are the same."""
+    found: dict[str, Any] = {}
+    rows: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(rounds):
+        for way, processes in WAYS.items():
+            out = folder / f"{work}-{number}-{way.replace(' ', '-')}.json"
+            words = ("benchmarks/scale.py", "--workload", work, "--timed", str(out))
+            done = launched(processes, *words)
+            if done.returncode:
+                raise SystemExit(done.stderr[-2000:])
+            said = json.loads(out.read_text())
+            rows[way].append(said["seconds"])
+            found[f"bytes, {way}"] = said["bytes"]
+            print(f"{work}, {way}: {said['seconds']:.2f} s, {said['bytes']:,} bytes", flush=True)
+    last = [folder / f"{work}-{rounds - 1}-{way.replace(' ', '-')}.pt" for way in WAYS]
+    tables = [torch.load(file) for file in last]
+    return found | {
+        "seconds": {way: [round(s, 2) for s in seconds] for way, seconds in rows.items()},
+        "two_ranks_ratio": _ratio(rows["alone"], rows["two ranks"]),
+        "one_rank_ratio": _ratio(rows["alone"], rows["one rank"]),
+        "same_bits": bool(torch.equal(tables[1], tables[2])),
+        "off_from_alone": float((tables[1] - tables[0]).norm() / tables[0].norm()),
+    }
 
 
 def main() -> None:
@@ -120,28 +168,9 @@ def main() -> None:
         import workloads
 
         workloads.load(asked.workload)  # made where no clock runs
-        rows: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(asked.rounds):
-            for way, processes in WAYS.items():
-                out = folder / f"{way.replace(' ', '-')}.json"
-                words = ("benchmarks/scale.py", "--workload", asked.workload, "--timed", str(out))
-                done = launched(processes, *words)
-                if done.returncode:
-                    raise SystemExit(done.stderr[-2000:])
-                said = json.loads(out.read_text())
-                rows[way].append(said["seconds"])
-                found[f"bytes, {way}"] = said["bytes"]
-                print(f"{way}: {said['seconds']:.2f} s, {said['bytes']:,} bytes", flush=True)
-        tables = [torch.load(folder / f"{way.replace(' ', '-')}.pt") for way in WAYS]
-        off = float((tables[1] - tables[0]).norm() / tables[0].norm())
-        found |= {
-            "workload": asked.workload,
-            "seconds": {way: [round(s, 2) for s in seconds] for way, seconds in rows.items()},
-            "two_ranks_ratio": _ratio(rows["alone"], rows["two ranks"]),
-            "one_rank_ratio": _ratio(rows["alone"], rows["one rank"]),
-            "same_bits": bool(torch.equal(tables[1], tables[2])),
-            "off_from_alone": off,
-        }
+        found |= {"workload": asked.workload} | compared(asked.workload, asked.rounds, folder)
+        index = compared("index", asked.rounds, folder)
+        found["index"] = {"examples": INDEXED} | index
     merged(Path("scale.json"), found)
     print(json.dumps(found, indent=2))
 

@@ -19,6 +19,7 @@ import curvfluence as cf
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace, SelectedRows
 from curvfluence.errors import CurvfluenceWarning
 from curvfluence.explore import kept
+from curvfluence.indexing import encode
 from curvfluence.runtime import journal, ranks
 from curvfluence.score import influence
 from tests.problems import mlp
@@ -42,6 +43,9 @@ RUNGS: dict[str, cf.Rung] = {
     "ggn iterated": cf.GGN(ConjugateGradients(tolerance=1e-8)),
     "hessian": cf.Hessian(),
 }
+
+
+REFUSED_INDEX = ("folder", "dimension", "appended", "append")
 
 
 class Convolutional(nn.Module):
@@ -122,6 +126,10 @@ def everything() -> dict[str, Any]:
         found[f"{name}, by block"] = blocks
         self_influence = cf.self_influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1))
         found[f"{name}, self"] = self_influence
+    of_products = cf.self_influence(
+        problems()["few"], RUNGS["ggn iterated"], damping=cf.Absolute(0.1)
+    )
+    found["few, self by products"] = of_products
     for name in ("mlp", "shared"):
         scores = within_a_memory(problems()[name])
         found[f"{name}, within a memory"] = scores.values
@@ -165,6 +173,49 @@ def in_a_file(out: Path) -> Tensor:
     path = out.with_suffix(".npy")
     cf.influence(problems()["mlp"], cf.EKFAC(), damping=cf.Absolute(0.1), out=path)
     return cf.load_scores(path).values.clone()
+
+
+def indexed(out: Path, stop: int | None = None) -> dict[str, Any] | str:
+    """An index of shards of four examples; with `stop` one whose making ends in an error once so
+    many of them are done."""
+    encode.SHARD = 4
+
+    def told(done: int) -> None:
+        if done == stop:
+            raise ValueError("enough")
+
+    problem, folder = problems()["mlp"], out.with_name("index")
+    given = {"damping": cf.Absolute(0.1), "dimension": 12, "progress": told}
+    if stop is not None:
+        try:
+            cf.index(problem, cf.EKFAC(), out=folder, **given)
+        except ValueError as error:
+            return str(error)
+    index = cf.index(problem, cf.EKFAC(), out=folder, **given)
+    found = index.query(k=3, candidates=20)
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.npy"))}
+    return {
+        "files": files,
+        "recall": index.record.recall,
+        "shards": [(s.examples, s.phi, s.ids, s.ends) for s in index.record.shards],
+        "top": found.top.values,
+        "numbers": found.top.indices,
+    }
+
+
+def refused_index(out: Path, what: str) -> str:
+    """The errors of what does not go together."""
+    problem, rank = problems()["mlp"], dist.get_rank()
+    folder = out.with_name("other" if what == "folder" and rank else "index")
+    given: dict[str, Any] = {"dimension": 12 + (what == "dimension" and rank)}
+    if what == "appended":
+        given["appended"] = [(problem.train.inputs[:2], problem.train.targets[:2])]
+    try:
+        index = cf.index(problem, cf.EKFAC(), out=folder, **given)
+        index.append((problem.train.inputs[:2], problem.train.targets[:2]))
+    except cf.errors.CurvfluenceError as error:
+        return str(error)
+    return "nothing"
 
 
 def handed_on() -> int:
@@ -286,6 +337,9 @@ def main() -> None:
         "file": lambda: in_a_file(out),
         "bytes": handed_on,
         "memory": divided,
+        "index": lambda: indexed(out),
+        "index stopped": lambda: indexed(out, 16),
+        **{f"index {k}": lambda k=k: refused_index(out, k) for k in REFUSED_INDEX},
         "going on": lambda: going_on(out, int(out.stem.rpartition("-")[2])),
     }
     with cf.together():

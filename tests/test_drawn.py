@@ -13,7 +13,7 @@ from torch import Tensor
 import curvfluence as cf
 from curvfluence.jacobian import drawn
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.drawn import DRAWN, _sizes, drawn_gradients  # pyright: ignore[reportPrivateUsage]
+from curvfluence.jacobian.drawn import DRAWN, drawn_gradients, gradient_sizes
 from curvfluence.jacobian.terms import Outer
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, ranks
@@ -96,8 +96,8 @@ def test_sums_are_those_over_all_in_expectation(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(drawn, "DRAWN", 40)
     whole = torch.Generator().manual_seed(7)
     monkeypatch.setattr(drawn.torch, "Generator", lambda: Seeded(whole))
-    sizes = _sizes(given, layout)
-    monkeypatch.setattr(drawn, "_sizes", lambda *_: sizes)
+    sizes = gradient_sizes(given, layout)
+    monkeypatch.setattr(drawn, "gradient_sizes", lambda problem, layout: sizes)
     found: list[Tensor] = []
     for _ in range(300):
         some = drawn_gradients(given, layout)

@@ -12,7 +12,14 @@ import curvfluence as cf
 from curvfluence.errors import InputError
 from curvfluence.indexing import landmarks as way
 from curvfluence.indexing.extremes import Extremes
-from curvfluence.indexing.landmarks import Chosen, Landmarks, choose, randomly_pivoted, sample_size
+from curvfluence.indexing.landmarks import (
+    Chosen,
+    Landmarks,
+    candidates,
+    choose,
+    randomly_pivoted,
+    sample_size,
+)
 from curvfluence.jacobian.columns import of_gradient
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.drawn import keys_by
@@ -268,6 +275,13 @@ def with_zeros(size: float = 1.0) -> cf.Problem:
     return cf.Problem(model, cf.MSE(), (x, y), (x[:1], y[:1]))
 
 
+def chosen(problem: cf.Problem, curvature: cf.Curvature, *, most: int, number: int) -> Chosen:
+    """Landmarks among examples that are drawn, by one generator."""
+    layout, generator = discover(problem), seed(number)
+    numbers = candidates(problem, layout, most, generator)
+    return choose(problem, layout, curvature, DAMPING, numbers, most=most, generator=generator)
+
+
 class TestChoose:
     @pytest.mark.parametrize("sample", [100, 7])
     def test_against_the_dense_kernel(self, sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +293,7 @@ class TestChoose:
         assert len(numbers) == min(sample, 12)
         g = example_gradients(problem)[numbers]
         k = g @ curvature.solve(g, DAMPING).T
-        found = choose(problem, layout, curvature, DAMPING, most=3, seed=4)
+        found = chosen(problem, curvature, most=3, number=4)
         own, factor = found.places, found.landmarks.factor
         assert len(found.landmarks) == 3
         assert torch.equal(found.landmarks.numbers, numbers[own])
@@ -291,8 +305,9 @@ class TestChoose:
 
     def test_the_same_by_the_same_seed(self) -> None:
         problem = chain_problem()
-        given = problem, discover(problem), cf.fit(problem, cf.EKFAC()), DAMPING
-        by = [choose(*given, most=4, seed=k).landmarks.numbers.tolist() for k in (1, 1, 2, 3)]
+        curvature = cf.fit(problem, cf.EKFAC())
+        found = [chosen(problem, curvature, most=4, number=k) for k in (1, 1, 2, 3)]
+        by = [one.landmarks.numbers.tolist() for one in found]
         assert by[0] == by[1]
         assert len({tuple(one) for one in by}) > 1
 
@@ -301,13 +316,11 @@ class TestChoose:
         x = torch.randn(10, 4, generator=seed(0), dtype=torch.float64)
         y = model(x).detach()
         problem = cf.Problem(model, cf.MSE(), (x, y), (x[:1], y[:1]))
-        given = problem, discover(problem), cf.fit(problem, cf.EKFAC()), DAMPING
         with pytest.raises(InputError, match="the gradients of 10 training examples drawn"):
-            choose(*given, most=4, seed=0)
+            chosen(problem, cf.fit(problem, cf.EKFAC()), most=4, number=0)
         for size in (1.0, 1e-9):
             some = with_zeros(size)
-            given = some, discover(some), cf.fit(some, cf.EKFAC()), DAMPING
-            found = choose(*given, most=9, seed=0)
+            found = chosen(some, cf.fit(some, cf.EKFAC()), most=9, number=0)
             assert set(found.landmarks.numbers.tolist()) == {2, 5, 6}
 
 

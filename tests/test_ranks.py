@@ -19,6 +19,7 @@ from torch import Tensor
 
 import curvfluence as cf
 from curvfluence.errors import CurvfluenceWarning, InputError
+from curvfluence.indexing import encode
 from curvfluence.runtime import ranks
 from curvfluence.runtime.ranks import GROUPS, Ranks, Tree, bounds
 from curvfluence.store.steps import Steps
@@ -235,6 +236,91 @@ def test_bytes_that_are_sent_are_those_of_the_formula(tmp_path: Path) -> None:
     scores = 3 * 37 * 8
     for count in (2, 4):
         assert told(count, "bytes", tmp_path) == count * sums + bases + scores
+
+
+@pytest.fixture(scope="module")
+def indices(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    counts = {count: tmp_path_factory.mktemp(f"index{count}") for count in (1, 2, 3)}
+    return {count: told(count, "index", folder) for count, folder in counts.items()}
+
+
+class TestIndex:
+    """Made by several processes: ten shards, of which each makes its own."""
+
+    def test_any_number_of_processes_gives_the_same_bytes(
+        self, indices: dict[int, dict[str, Any]]
+    ) -> None:
+        one = indices[1]
+        assert [examples for examples, *_ in one["shards"]] == [4] * 9 + [1]
+        for count, found in indices.items():
+            for name, value in one.items():
+                same = (
+                    torch.equal(value, found[name])
+                    if isinstance(value, Tensor)
+                    else value == found[name]
+                )
+                assert same, f"{name} by {count}"
+
+    def test_it_is_what_one_process_without_ranks_makes(
+        self, indices: dict[int, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(encode, "SHARD", 4)
+        problem = ranked.problems()["mlp"]
+        at = cf.Absolute(0.1)
+        alone = cf.index(problem, cf.EKFAC(), out=tmp_path / "i", damping=at, dimension=12)
+        found = alone.query(k=3, candidates=20)
+        assert torch.equal(found.top.indices, indices[2]["numbers"])
+        torch.testing.assert_close(found.top.values, indices[2]["top"], rtol=1e-6, atol=1e-12)
+        assert alone.record.recall is not None
+        wanted = indices[2]["recall"]
+        assert (alone.record.recall.helpful, alone.record.recall.harmful) == (
+            wanted.helpful,
+            wanted.harmful,
+        )
+
+    def test_an_error_in_one_of_them_loses_nothing(
+        self, indices: dict[int, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        """Nor does another number of processes, which go on where these were."""
+        assert told(2, "index stopped", tmp_path) == "enough"
+        assert len(list((tmp_path / "index/shards").glob("*.phi.npy"))) == 4
+        before = (tmp_path / "index/shards/00000.phi.npy").stat().st_mtime_ns
+        found = told(3, "index", tmp_path)
+        assert found == {k: v for k, v in indices[1].items() if not isinstance(v, Tensor)} | {
+            k: found[k] for k in ("top", "numbers")
+        }
+        assert torch.equal(found["top"], indices[1]["top"])
+        assert (tmp_path / "index/shards/00000.phi.npy").stat().st_mtime_ns == before
+
+    def test_another_order_of_sums_is_another_index(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of what ranks began, one process without them makes nothing: it would have other bits."""
+        assert told(2, "index stopped", tmp_path) == "enough"
+        monkeypatch.setattr(encode, "SHARD", 4)
+        given = {"damping": cf.Absolute(0.1), "dimension": 12}
+        with pytest.raises(InputError, match=r"an index of another .*order of sums"):
+            cf.index(ranked.problems()["mlp"], cf.EKFAC(), out=tmp_path / "index", **given)
+
+    @pytest.mark.parametrize(
+        ("what", "words"),
+        [
+            ("folder", "the folder of rank 1 is not that of rank 0"),
+            ("dimension", "the dimension of rank 1 is not that of rank 0"),
+            ("appended", "give appended=[...] outside of together()"),
+            ("append", "call append() outside of together()"),
+        ],
+    )
+    def test_what_does_not_go_together(self, what: str, words: str, tmp_path: Path) -> None:
+        assert words in told(2, f"index {what}", tmp_path)
+
+    def test_the_command(self, tmp_path: Path) -> None:
+        words = ("index", "own.py", "--threads", "1", "--index", "i", "--dimension", "8")
+        done = commanded(2, tmp_path, *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("recall") <= 1, "one of them speaks"
+        again = commanded(2, tmp_path, *words)
+        assert again.returncode == 0, again.stderr[-2000:]
 
 
 class TestSharing:

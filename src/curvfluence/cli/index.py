@@ -10,6 +10,7 @@ import typer
 from curvfluence.cli.consoles import plain, watching
 from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads, Wait
 from curvfluence.cli.root import app
+from curvfluence.cli.together import together
 from curvfluence.cli.words import set_threads
 
 Folder = Annotated[Path, typer.Option("--index", help="The folder of the index.")]
@@ -37,9 +38,10 @@ def index(
 ) -> None:
     """Project every training example once, for `curvfluence query` to find those behind a query.
 
-    The same command goes on where it was stopped. Examples that the file lists as `appended`
-    (sources as `Problem` takes them) are put behind the others; more of them are added by the same
-    command, without making the rest again.
+    The same command goes on where it was stopped. Under torchrun, `torchrun --nproc-per-node 2 -m
+    curvfluence index my_problem.py`, processes that see one folder share the work. Examples that
+    the file lists as `appended` (sources as `Problem` takes them) are put behind the others; more
+    of them are added by the same command, without making the rest again.
     """
     import torch
 
@@ -50,7 +52,7 @@ def index(
 
     chosen, at = rung_named(rung), damping_named(damping)
     set_threads(threads)
-    with watching(no_progress) as watch:
+    with together() as leads, watching(no_progress or not leads) as watch:
         with watch("load the problem", 1) as done:
             asked = given(problem)
             done(1)
@@ -67,7 +69,7 @@ def index(
                 wait=wait,
                 progress=done,
             )
-    show_index(made, plain())
+    show_index(made, plain(quiet=not leads))
 
 
 @app.command()

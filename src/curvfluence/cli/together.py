@@ -10,7 +10,7 @@ from typing import Any
 
 from curvfluence.errors import InputError
 
-SHARED = frozenset({"attribute"})  # commands that are shared out
+SHARED = frozenset({"attribute", "index"})  # commands that are shared out
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells a process
 
 

@@ -100,6 +100,12 @@ def encoded(
             parts, ends, begun, start = [], Extremes(k), done, machine.clock(problem.device)
 
 
+def side_by_side(first: int, n: int) -> list[tuple[int, int]]:
+    """The examples of the shards from `first` on, [begin, end) each, that may be made in any
+    order."""
+    return [(begin, min(begin + SHARD, n)) for begin in range(first, n, SHARD)]
+
+
 def _require_held(phi: Tensor, at: int) -> None:
     bad = (~phi.isfinite().all(1)).nonzero().flatten()
     if len(bad):

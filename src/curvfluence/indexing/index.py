@@ -29,7 +29,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.source import Source, data_of
 from curvfluence.problem.stream import Data
-from curvfluence.runtime import budget, precision
+from curvfluence.runtime import budget, precision, ranks
 from curvfluence.runtime import device as machine
 from curvfluence.score.certificate import Certifier
 from curvfluence.score.fitted import fitted
@@ -160,6 +160,10 @@ class Index:
     @precision.full()
     def with_data(self, data: Data) -> Index:
         """`append` of what is read and placed."""
+        if ranks.here() is not None:
+            raise InputError(
+                "examples are appended by one process: call append() outside of together()"
+            )
         self._require_unchanged()
         problem = self.problem
         if data.weights is not None:

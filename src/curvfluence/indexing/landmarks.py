@@ -18,8 +18,8 @@ from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError
 from curvfluence.jacobian.columns import of_gradient
-from curvfluence.jacobian.drawn import keys_by
-from curvfluence.jacobian.gradients import gradient_rows, gradients_of
+from curvfluence.jacobian.drawn import gradient_sizes, keys_by
+from curvfluence.jacobian.gradients import gradients_of
 from curvfluence.jacobian.layers import Layout
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
@@ -75,28 +75,33 @@ class Chosen:
         return found
 
 
+def candidates(problem: Problem, layout: Layout, most: int, generator: torch.Generator) -> Tensor:
+    """The numbers of up to 4,096 training examples among which up to `most` landmarks are chosen,
+    drawn by the size of their gradients. Cost: a backward pass over the training set where it has
+    more."""
+    return _drawn(problem, layout, sample_size(problem, layout, most), generator)
+
+
 def choose(
     problem: Problem,
     layout: Layout,
     curvature: Curvature,
     damping: Damping,
+    numbers: Tensor,
     *,
     most: int,
-    seed: int,
+    generator: torch.Generator,
 ) -> Chosen:
-    """Up to `most` landmarks among up to 4,096 training examples that are drawn by the size of
-    their gradients, by randomly pivoted Cholesky: each with a chance that goes with what the others
-    leave of ‖g‖² in A⁻¹.
+    """Up to `most` landmarks among the training examples of these numbers, by randomly pivoted
+    Cholesky: each with a chance that goes with what the others leave of ‖g‖² in A⁻¹.
 
     Blocks of 32 are proposed and rejected so that the choice has the distribution of one after the
     other. Fewer come out where the gradients have a smaller rank. Assumes A ≻ 0.
-    Cost: a backward pass over the training set where it has more, about `most` solves, and 2 `most`
-    M P operations for M examples or less (see `Rows.inner`).
+    Cost: about `most` solves, and 2 `most` M P operations for M examples (see `Rows.inner`) or
+    less.
     Source: Chen, Epperly, Tropp & Webber 2024, Algorithm 2.1; Epperly, Tropp & Webber 2024,
     "Embrace rejection", Algorithm 2.
     """
-    generator = torch.Generator().manual_seed(seed)
-    numbers = _drawn(problem, layout, sample_size(problem, layout, most), generator)
     rows = gradients_of(problem, layout, problem.train.take(numbers.to(problem.device)))
     norms = curvature.quadratic(rows, damping).double().cpu().clamp_(min=0)
     if not float(norms.sum()) > 0:
@@ -168,18 +173,12 @@ def _unspent(left: Tensor, norms: Tensor) -> Tensor:
 
 def _drawn(problem: Problem, layout: Layout, size: int, generator: torch.Generator) -> Tensor:
     """Numbers of so many training examples, in order, each drawn the more likely the larger its
-    gradient is: what scores are made of is among few of many."""
+    gradient is: what scores are made of is among few of many. Those of size 0 are not drawn."""
     if size >= len(problem.train):
         return torch.arange(len(problem.train))
-    numbers = torch.empty(0, dtype=torch.long)
-    keys = torch.empty(0, dtype=torch.float64)
-    for start, rows in gradient_rows(problem, layout):
-        norms = rows.exact_norms()[:, 0].cpu()
-        keys = torch.cat([keys, keys_by(norms, generator)])
-        numbers = torch.cat([numbers, start + torch.arange(len(norms))])
-        best = keys.topk(min(size, len(keys))).indices
-        keys, numbers = keys[best], numbers[best]
-    return numbers[keys.isfinite()].sort().values
+    keys = keys_by(gradient_sizes(problem, layout), generator)
+    best = keys.topk(size).indices
+    return best[keys[best].isfinite()].sort().values
 
 
 def sample_size(problem: Problem, layout: Layout, most: int) -> int:

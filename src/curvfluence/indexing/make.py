@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +17,23 @@ from curvfluence._version import __version__
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping, Relative
 from curvfluence.curvature.operators.operator import Against
-from curvfluence.curvature.rung import Rung
+from curvfluence.curvature.rung import Rung, require_together
 from curvfluence.curvature.saved import in_numbers
 from curvfluence.errors import InputError
-from curvfluence.indexing.encode import encoded
+from curvfluence.indexing.encode import Encoder, encoded, side_by_side
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.index import Index
-from curvfluence.indexing.landmarks import choose
+from curvfluence.indexing.landmarks import Chosen, candidates, choose
 from curvfluence.indexing.load import behind, curvature_in, damping_of, opened
-from curvfluence.indexing.records import BEGUN, CURVATURE, INDEX, Begun, IndexRecord, Recall
+from curvfluence.indexing.records import (
+    BEGUN,
+    CURVATURE,
+    INDEX,
+    Begun,
+    IndexRecord,
+    Recall,
+    Shard,
+)
 from curvfluence.indexing.shards import Shards, read_ends, write_shard
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
@@ -52,6 +61,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "code": hash_code,
     "torch": lambda: str(torch.__version__),
     "threads": lambda: str(torch.get_num_threads()),
+    "order of sums": lambda: "in one go" if ranks.here() is None else "by ranges",
 }
 
 
@@ -89,7 +99,8 @@ def index(
     65,536 examples. With `wait` another one that writes to the folder is waited for.
 
     Cost: the fit, d solves, a scoring pass of d + 16 queries over the training set; N d numbers of
-    `dtype` (float32 or float16) on disk, and d P in memory meanwhile.
+    `dtype` (float32 or float16) on disk, and d P in memory meanwhile. Inside of `together()`
+    processes that see one folder share out the fit and the shards; the first chooses landmarks.
     Errors: `InputError` for a curvature that is not positive semi-definite or is by products with
     the data, for a `BestOf` damping, for a folder that holds anything else.
     """
@@ -102,8 +113,6 @@ def index(
         raise InputError(f"an index is in torch.float32 or torch.float16; seen {dtype}")
     if not isinstance(damping, Absolute | Relative):
         raise InputError("an index has one damping: Absolute(...) or Relative(...)")
-    if ranks.here() is not None:
-        raise InputError("an index is made by one process: call it outside of together()")
     if progress is not None:
         kinds.function(progress, "progress")
     made_of = {
@@ -118,19 +127,24 @@ def index(
         "seed": str(seed),
         **{name: value() for name, value in MAKERS.items()},
     }
-    with held(folder, wait=wait), writing(folder):
-        record = _held(folder, made_of)
+    asked = {f"the {name}": value for name, value in made_of.items()}
+    require_together(problem, **asked, the_folder=folder)
+    if ranks.here() is not None and len(kinds.listed(appended, "appended")):
+        raise InputError(
+            "examples are put behind the training set by one process: give appended=[...] outside "
+            "of together(), once the index is there"
+        )
+    with _held_by_one(folder, wait=wait), writing(folder):
+        with ranks.alike():
+            record = _held(folder, made_of)
         known = record is not None
         if record is None:
             curvature = fitted(problem, rung, damping, strict=False)
             _require_indexable(curvature)
-            write(folder / BEGUN, Begun(hash_json(made_of)))
-            # of a call that was killed, see `_held`
-            shutil.rmtree(inside(folder, CURVATURE), ignore_errors=True)
-            curvature.save(folder / CURVATURE)
             record = _begun(problem, curvature, damping, made_of, dtype)
-            write(folder / INDEX, record)
-            (folder / BEGUN).unlink()
+            with ranks.alike():
+                if ranks.leads():
+                    _begin(folder, record, curvature)
         else:
             curvature = curvature_in(folder, problem)
         if record.landmarks is None:
@@ -144,6 +158,36 @@ def index(
     for data in new:
         made = made.with_data(data)
     return made
+
+
+@contextmanager
+def _held_by_one(folder: Path, *, wait: bool) -> Generator[None]:
+    """The folder is held against other commands, by the one of the processes that writes to it."""
+    with ExitStack() as stack:
+        with ranks.alike():
+            if ranks.leads():
+                stack.enter_context(held(folder, wait=wait))
+        yield
+
+
+def _begin(folder: Path, record: IndexRecord, curvature: Curvature) -> None:
+    write(folder / BEGUN, Begun(record.key))
+    # of a call that was killed, see `_held`
+    shutil.rmtree(inside(folder, CURVATURE), ignore_errors=True)
+    curvature.save(folder / CURVATURE)
+    write(folder / INDEX, record)
+    (folder / BEGUN).unlink()
+
+
+def _written(folder: Path, make: Callable[[], IndexRecord]) -> IndexRecord:
+    """The record that one process makes and writes, at all of them."""
+    with ranks.alike():
+        if ranks.leads():
+            write(folder / INDEX, make())
+    with ranks.alike():
+        record = read(folder / INDEX, IndexRecord)
+        assert record is not None
+        return record
 
 
 def _named(rung: Rung | Curvature) -> str:
@@ -235,8 +279,29 @@ def _with_landmarks(
     seed: int,
 ) -> IndexRecord:
     """The record once landmarks are chosen and written."""
+    layout, generator = discover(problem), torch.Generator().manual_seed(seed)
+    numbers = candidates(problem, layout, dimension, generator)
+
+    def made() -> IndexRecord:
+        given = problem, layout, curvature, damping, numbers
+        chosen = choose(*given, most=dimension, generator=generator)
+        return _of_landmarks(folder, record, problem, curvature, damping, chosen, dimension, error)
+
+    return _written(folder, made)
+
+
+def _of_landmarks(
+    folder: Path,
+    record: IndexRecord,
+    problem: Problem,
+    curvature: Curvature,
+    damping: Damping,
+    chosen: Chosen,
+    dimension: int,
+    error: float | None,
+) -> IndexRecord:
+    """The record with as many of the chosen landmarks as are asked for, which are written."""
     layout = discover(problem)
-    chosen = choose(problem, layout, curvature, damping, most=dimension, seed=seed)
     counts = [d for d in DIMENSIONS if d < len(chosen.landmarks)] + [len(chosen.landmarks)]
     g_q = query_gradients(_sampled(problem), layout)
     x_q = curvature.solve_rows(g_q, damping, against=Against(len(chosen.rows)))
@@ -254,7 +319,7 @@ def _with_landmarks(
             )
     landmarks, phi = chosen.landmarks.first(count), chosen.coordinates[:, :count]
     size = float(phi.square().mean().sqrt())
-    made = structs.replace(
+    return structs.replace(
         record,
         landmarks=write_array(folder / "landmarks.npy", landmarks.numbers.numpy(), record.key),
         factor=write_array(folder / "factor.npy", landmarks.factor.numpy(), record.key),
@@ -262,29 +327,53 @@ def _with_landmarks(
         scale=size if size > 0 else 1.0,
         notes=tuple(notes),
     )
-    write(folder / INDEX, made)
-    return made
 
 
 def _filled(index: Index, progress: Callable[[int], object] | None) -> Index:
     """The index with all shards, and the recall that they show."""
     folder, record, problem = index.folder, index.record, index.problem
     encoder = index.encoder(query_gradients(_sampled(problem), index.layout))
-    start, ids = record.held, problem.train.contents
-    if start < len(problem.train):
-        shards = encoded(encoder, problem.train, ids, record, first=start, k=RECALLED)
-        for made in shards:
-            shard = write_shard(folder, len(record.shards), made, record.key)
-            record = structs.replace(record, shards=(*record.shards, shard))
-            write(folder / INDEX, record)
-            LOG.info("%s of %s examples are indexed", record.held, record.examples)
+    for shards in _made(index, encoder):
+        with_more = structs.replace(record, shards=(*record.shards, *shards))
+
+        def told(made: IndexRecord = with_more) -> IndexRecord:
+            LOG.info("%s of %s examples are indexed", made.held, made.examples)
             if progress is not None:
-                progress(record.held)
-    phi_qd = index.landmarks.coordinates(encoder.of_queries(index.rows))
+                progress(made.held)
+            return made
+
+        record = _written(folder, told)
     files = Shards.opened(folder, record, verify=False)
-    record = structs.replace(record, recall=_recall(folder, record, files, phi_qd))
-    write(folder / INDEX, record)
-    return replace(index, record=record, shards=files)
+
+    def measured() -> IndexRecord:
+        phi_qd = index.landmarks.coordinates(encoder.of_queries(index.rows))
+        return structs.replace(record, recall=_recall(folder, record, files, phi_qd))
+
+    return replace(index, record=_written(folder, measured), shards=files)
+
+
+def _made(index: Index, encoder: Encoder) -> Iterator[tuple[Shard, ...]]:
+    """The shards that the index lacks, in order, written; where processes work together, as many
+    at a time as there are."""
+    folder, record, train = index.folder, index.record, index.problem.train
+    ids, number, team = train.contents, len(record.shards), ranks.here()
+    if record.held == len(train):
+        return
+    if team is None:
+        for made in encoded(encoder, train, ids, record, first=record.held, k=RECALLED):
+            yield (write_shard(folder, number, made, record.key),)
+            number += 1
+        return
+    parts = side_by_side(record.held, len(train))
+    for first in range(0, len(parts), team.count):
+        own, at = dict[int, Shard](), first + team.rank
+        with team.alike():
+            if at < len(parts):
+                begin, end = parts[at]
+                some = train[:end]
+                for made in encoded(encoder, some, ids, record, first=begin, k=RECALLED):
+                    own[at] = write_shard(folder, number + at, made, record.key)
+        yield tuple(team.merged(own).values())
 
 
 def _recall(folder: Path, record: IndexRecord, shards: Shards, phi_qd: Tensor) -> Recall:

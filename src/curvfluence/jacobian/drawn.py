@@ -56,7 +56,7 @@ def drawn_gradients(problem: Problem, layout: Layout) -> Drawn | None:
     Cost: a pass for gradients, which the scores then read where they are kept (`remember`), and a
     pass over those that are drawn.
     """
-    sizes = _sizes(problem, layout)
+    sizes = gradient_sizes(problem, layout)
     some = sizes > 0
     if int(some.sum()) < 4:
         return None
@@ -78,8 +78,9 @@ def keys_by(sizes: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(len(sizes), generator=generator, dtype=torch.float64).log() / sizes
 
 
-def _sizes(problem: Problem, layout: Layout) -> Tensor:
-    """‖v_n ∇ℓ_n‖ of all examples [N], on the CPU in float64."""
+def gradient_sizes(problem: Problem, layout: Layout) -> Tensor:
+    """‖v_n ∇ℓ_n‖ of all examples [N], on the CPU in float64. Cost: a pass for gradients, which
+    processes that work together share out."""
     own: dict[int, Tensor] = {}
     with ranks.alike():
         for start, parts in own_gradients(problem, layout):
