@@ -111,9 +111,12 @@ class TestScores:
         )
 
     @pytest.mark.parametrize("decay", ["one", "biases 0"])
-    def test_products_are_those_of_the_inverse_itself(self, decay: str) -> None:
+    def test_products_are_those_of_the_inverse_itself(
+        self, decay: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """(u vᵀ ∘ ŝ ⊗ â) in the eigenbasis, less the term of a bias's decay, against rows of one
         column and of several; with few rows, which are rotated, and with many."""
+        monkeypatch.setattr(low_rank_inverse, "FEWEST", 1)
         names = [f"{k}.weight" for k in (0, 2, 4)]
         given = problem(0.01 if decay == "one" else dict.fromkeys(names, 0.01), n=400, q=3)
         curvature = cf.fit(given, cf.EKFAC())
@@ -151,6 +154,18 @@ class TestScores:
                 made.parts[block.name].flat(), operator.solve(g_qn, own, value), rtol=1e-9
             )
         assert len(ranks) > 1
+
+    @pytest.mark.parametrize("fewest", [2, 7, 1000])
+    def test_few_rows_are_no_less_exact(self, fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They take more ranks than they need."""
+        given = problem(n=150)
+        curvature = cf.fit(given, cf.EKFAC())
+        true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0).values
+        monkeypatch.setattr(budget, "EXAMPLES", 40)
+        monkeypatch.setattr(low_rank_inverse, "FEWEST", fewest)
+        scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=1e-2)
+        assert scores.inverse_error is not None
+        assert float(off(scores, true).max()) <= 2e-2
 
     def test_several_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = problem()

@@ -50,8 +50,8 @@ class TestLowRankInverse:
         """Errors of so much of each query's scores are allowed."""
         queries, train = rows_of(name)
 
-        def allowed(of: Drawn) -> Tensor:
-            g_q, g_n = queries.to_dense()[:, 0], of.rows.to_dense()[:, 0]
+        def allowed() -> Tensor:
+            g_q, g_n = queries.to_dense()[:, 0], train.to_dense()[:, 0]
             return share * (g_q @ g_n.T).norm(dim=1)
 
         return Sample(len(train), lambda: queries, lambda: each(train), allowed)
@@ -123,10 +123,10 @@ class TestLowRankInverse:
         block, decay = next(blocks("chain", "EKFAC"))
         whole = self.sample(0.1)
 
-        def zeros(of: Drawn) -> Tensor:
+        def zeros() -> Tensor:
             return torch.zeros(len(queries), dtype=torch.float64)
 
-        def tiny(of: Drawn) -> Tensor:
+        def tiny() -> Tensor:
             return torch.full((len(queries),), 1e-300, dtype=torch.float64)
 
         for sample in (
@@ -155,9 +155,9 @@ class TestLowRankInverse:
         block, decay = next(blocks("chain", "EKFAC"))
         whole = self.sample(0.05)
 
-        def some(of: Drawn) -> Tensor:
+        def some() -> Tensor:
             assert whole.allowed is not None
-            allowed = whole.allowed(of).clone()
+            allowed = whole.allowed().clone()
             allowed[0] = 0
             return allowed
 
@@ -180,7 +180,7 @@ class TestLowRankInverse:
         rough = replace(operator, values=values)
         nothing = torch.zeros(block.size)
 
-        def allowed(of: Drawn) -> Tensor:
+        def allowed() -> Tensor:
             return torch.full((len(queries),), 1e9)
 
         sample = Sample(len(train), lambda: queries, lambda: each(train), allowed)

@@ -82,12 +82,20 @@ def low_rank_inverses(
     def solved() -> Solved:
         return curvature.solve_rows(some(), damping, against=Against(2 * len(some())))
 
-    def allowed_q(share: float, of: Drawn) -> Tensor:
-        return share * error * of.norms(_scores(solved(), of.rows))
-
+    @cache
     def chosen_on() -> Drawn | None:
         found = drawn() if len(some()) else None
         return None if found is None else found.half(0)
+
+    @cache
+    def norm_q() -> Tensor:
+        """Of scores over all examples; asked for where there is something to choose on."""
+        half = chosen_on()
+        assert half is not None
+        return half.norms(_scores(solved(), half.rows))
+
+    def allowed_q(share: float) -> Tensor:
+        return share * error * norm_q()
 
     exact: dict[str, LowRankInverse] = {}
     for share in SHARES:

@@ -33,7 +33,7 @@ def score_stages(sizes: Sizes, rung: Rung) -> list[Stage]:
     turned = kept * rung.rotations(sizes, formed)
     return [
         sizes.passed("gradients", 1, passes, cached=cached),
-        sizes.products("solutions", turned, 3.0 * kept * queries * p),
+        sizes.products("solutions", turned, 2.0 * kept * queries * p),
         _products(sizes, kept, formed, cached, pass_too=missing > 0),
     ]
 
@@ -76,7 +76,7 @@ def _products(
     some = min(q, max(1, budget.TIMED_QUERIES // p))
     x_qp = torch.ones(some, p).to(sizes.problem.decay)
     # solved queries, scores, the queries' own rows, a temporary of products, a chunk's pass
-    held = 3.0 * kept * q * p + q * n + q * sizes.layout.elements(1) + budget.FORMED
+    held = 2.0 * kept * q * p + q * n + q * sizes.layout.elements(1) + budget.FORMED
     held += sizes.chunk(1) if pass_too else 0.0
     sample = sizes.sample(Empirical())
     sample = replace(sample, rows=_with_formed(sample.rows, formed))

@@ -10,15 +10,18 @@ from torch import Tensor
 from curvfluence.errors import InputError
 from curvfluence.jacobian.rows import Rows
 
+PERIOD = 65_537  # of a random x: a prime, with which no width of a layer goes in step
 TOLERANCE = 1e3  # times eps, of the size of what was added up
 AUTOCAST_TOLERANCE = 30  # the same in bfloat16
 SUM_TOLERANCE = 100  # of a sum over some hundred examples, of which one may be wrong
 
 
 def drawn(row: Rows, number: int) -> Tensor:
-    """The random x [1, P] of an example."""
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(1, row.parameters.count, generator=generator).to(row.dense)
+    """The random x [1, P] of an example; of many parameters its first numbers again and again, in a
+    quarter of the time of drawing all of them."""
+    count, generator = row.parameters.count, torch.Generator().manual_seed(number)
+    x_1p = torch.randn(1, min(count, PERIOD), generator=generator)
+    return x_1p.repeat(1, -(-count // PERIOD))[:, :count].to(row.dense)
 
 
 @dataclass(frozen=True, eq=False)

@@ -193,7 +193,7 @@ class KroneckerEigen(Kronecker):
         held = sample.rows()
         if held is None or sample.allowed is None:
             return None
-        allowed_q = sample.allowed(held)
+        allowed_q = sample.allowed()
         if not bool((allowed_q > 0).any()):
             return None  # nothing but zeros: no rank would show its error
         basis = self.out_basis, self.in_basis

@@ -29,10 +29,11 @@ from curvfluence.runtime.eigen_solver import svd
 
 LEAST = 2.0**35  # operations of a product with solved queries that are worth a search for ranks
 WORTH = 0.7  # of those operations, that the products of a low rank may take
-RANKS = (64, 128, 256)  # tried one after the other
+RANKS = (128, 256)  # tried one after the other
 OVERSAMPLED = 16
 NOTHING = 1e-18  # of the largest weight
 POWERS = 2  # of M Mᵀ, by which its largest singular vectors stand out
+FEWEST = 32  # rows that are worth a product of their own
 FINER = 10**0.5  # times smaller a row is for which the next fewer ranks are enough
 
 
@@ -46,7 +47,7 @@ class Sample:
     examples: int
     queries: Callable[[], Rows]
     rows: Callable[[], Drawn | None]
-    allowed: Callable[[Drawn], Tensor] | None
+    allowed: Callable[[], Tensor] | None
     slack: float = 1.0
 
     @property
@@ -75,15 +76,22 @@ class Grades:
                 kept.append(rank)
         return Grades(tuple(reversed(sizes)), tuple(reversed(kept)))
 
-    def parts(self, term: Outer) -> list[tuple[int, Tensor | slice]]:
-        """(ranks, which rows take them), of those that some do."""
+    def parts(self, term: Outer) -> Sequence[tuple[int, Tensor | slice]]:
+        """(ranks, which rows take them), of those that some do; where few would they take those of
+        larger ones too, since products of few rows are slow."""
         if not self.sizes or not term.n:
             return [(self.ranks[-1], slice(0, term.n))]
         size_n = term.squared_norms().sum(1).sqrt()
         grade_n = torch.bucketize(size_n, size_n.new_tensor(self.sizes))
         order, counts = grade_n.argsort(stable=True), grade_n.bincount(minlength=len(self.ranks))
-        each = zip(self.ranks, order.split(counts.tolist()), strict=True)
-        return [(rank, at) for rank, at in each if len(at)]
+        found: list[tuple[int, Tensor]] = []
+        start = end = 0
+        for rank, count in zip(self.ranks, counts.tolist(), strict=True):
+            end += count
+            if start < end and (end - start >= FEWEST or end == term.n):
+                found.append((rank, order[start:end]))
+                start = end
+        return found if len(found) > 1 else [(found[0][0], slice(0, term.n))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +151,7 @@ class Merged(Solution):
         graded = inverse.grades.parts(term)  # a rotation leaves sizes what they are
         if there:
             term = term.rotated(inverse.out_basis, inverse.in_basis)
-        parts = [(rank, at, term if len(graded) == 1 else term[at]) for rank, at in graded]
+        parts = [(rank, at, term[at]) for rank, at in graded]
         total = term.s.new_empty(q, term.n, term.c)
         several = max(1, budget.MERGED // (rank * inverse.numbers))
         for first in range(0, q, several):
@@ -161,8 +169,8 @@ class Merged(Solution):
     def _merged(self, queries: slice) -> tuple[Tensor, Tensor]:
         """(ŝ_q ∘ u_r [r, Q, o], â_q ∘ v_r [r, Q, i])."""
         s_qo, a_qi = self.rotated.s[queries, 0], self.rotated.a[queries]
-        u_ro, v_ri = self.inverse.u_or.T, self.inverse.v_ir.T
-        return s_qo * u_ro[:, None], a_qi * v_ri[:, None]
+        u_ro, v_ri = self.inverse.u_or.T.contiguous(), self.inverse.v_ir.T.contiguous()
+        return s_qo * u_ro[:, None], a_qi * v_ri[:, None]  # laid out as they are read
 
     def _corrected(self, term: Outer, correction: Correction) -> Tensor:
         """Σ_o gain_o (Σ_i scaled x̂_q)_o (Σ_i scaled row_nc)_o, [Q, N, C]."""
