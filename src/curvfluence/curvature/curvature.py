@@ -20,7 +20,7 @@ from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.operators.solution import Solution
-from curvfluence.curvature.places import Whole
+from curvfluence.curvature.places import LayerPart, Whole
 from curvfluence.curvature.saved import SavedCurvature, blocks_of, read_curvature, write_curvature
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
@@ -212,16 +212,41 @@ class Curvature:
         """(C + diag(w) + λI)⁻¹ r for single-column rows r, held block by block; those of layers
         with shared positions at low rank where `compress` allows so much relative error, and by
         the low-rank `inverses` of some blocks, which stand for the block's own."""
-        parts: dict[str, Solution] = {}
+        return self.solve_handed(
+            [rows], damping, against=against, compress=compress, inverses=inverses
+        )
+
+    def solve_handed(
+        self,
+        handed: list[Rows],
+        damping: Damping,
+        *,
+        against: Against,
+        compress: float | None = None,
+        inverses: Mapping[str, LowRankInverse] = NO_INVERSES,
+    ) -> Solved:
+        """`solve_rows` of rows in a list, which is emptied: where nobody else has them a layer's
+        are let go of once its blocks are solved, so that rows and solutions are not held at once.
+        """
+        rows, parts = handed.pop(), dict[str, Solution]()
         for block, value in self.damped(damping):
             if block.name in inverses:
                 parts[block.name] = inverses[block.name].of(rows)
-                continue
-            decay = block.places.take(self.decay)
-            with self.naming(block):
-                x = block.operator.solve_rows(block.places, rows, decay, value, against)
-            parts[block.name] = x if compress is None else x.compressed(compress)
+            else:
+                decay = block.places.take(self.decay)
+                with self.naming(block):
+                    x = block.operator.solve_rows(block.places, rows, decay, value, against)
+                parts[block.name] = x if compress is None else x.compressed(compress)
+            if (layer := self._last_of(block)) is not None:
+                rows = rows.without(layer)
         return Solved(self, parts)
+
+    def _last_of(self, block: Block) -> int | None:
+        """The number of the layer that no block after this one is of."""
+        places = (one.places for one in self.blocks)
+        layers = [at.position if isinstance(at, LayerPart) else None for at in places]
+        at = self.blocks.index(block)
+        return None if layers[at] in layers[at + 1 :] else layers[at]
 
     def quadratic(self, rows: Rows, damping: Damping) -> Tensor:
         """rᵀ (C + diag(w) + λI)⁻¹ r of single-column rows, [N]."""

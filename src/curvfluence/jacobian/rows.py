@@ -56,6 +56,12 @@ class Rows:
         weights = None if self.weights is None else self.weights[index]
         return replace(self, terms=terms, dense=self.dense[index], weights=weights)
 
+    def without(self, layer: int) -> Rows:
+        """The same but for one layer's, which are let go of: there is none of any example."""
+        terms = list(self.terms)
+        terms[layer] = terms[layer][torch.arange(0)]  # a copy: a slice would hold them all
+        return replace(self, terms=tuple(terms))
+
     @property
     def factored(self) -> bool:
         """Whether every term is still a and s."""

@@ -26,7 +26,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.measurement import Measurement
 from curvfluence.problem.problem import Problem, require_problem
-from curvfluence.runtime import budget, journal, precision, ranks
+from curvfluence.runtime import budget, heap, journal, precision, ranks
 from curvfluence.runtime import device as machine
 from curvfluence.runtime.said import noted
 from curvfluence.score.best_damping import resolved
@@ -176,7 +176,7 @@ def _scored(problem: Problem, curvature: Curvature, asked: _Asked) -> Scores:
                 scores.put(first, 0, run.predicted(run.newton(g_q.pop()), first, 0))
                 continue
             if by_block:
-                x_q = run.solve(g_q.pop(), compress)
+                x_q = run.solve(g_q, compress)
                 with ranks.alike():
                     for at, g_n in own_gradients(problem, run.layout):
                         shares = x_q.by_block(*g_n)
@@ -274,20 +274,22 @@ class _Run:
         solved: list[Solved] = []
         told = self.curvature.tolerance is not None or compress is not None
         if told or ranks.here() is not None:
-            solved.append(self.solve(g_q.pop(), compress))  # which finds what the result must say
+            solved.append(self.solve(g_q, compress))  # which finds what the result must say
 
         def from_example(first: int) -> Iterator[tuple[int, Tensor]]:
-            x_q = solved[0] if solved else self.solve(g_q.pop(), compress)
+            x_q = solved[0] if solved else self.solve(g_q, compress)
             for at, g_n in own_gradients(self.problem, self.layout, first=first):
                 yield at, x_q.inner(*g_n)[..., 0]
 
         return journal.in_pieces("tiles", from_example)
 
-    def solve(self, g_q: Rows, compress: float | None) -> Solved:
-        """(C + diag(w) + λI)⁻¹ g_q."""
+    def solve(self, g_q: list[Rows], compress: float | None) -> Solved:
+        """(C + diag(w) + λI)⁻¹ g_q of queries in a list, which is emptied."""
+        told = list(g_q) if self.curvature.tolerance is not None else []
+        heap.trim()  # of the pass for queries
         cached = cached_gradients(self.problem, self.layout)
         against = Against(len(self.problem.train), tuple(rows for _, rows in cached))
-        x_q = self.curvature.solve_rows(
+        x_q = self.curvature.solve_handed(
             g_q,
             self.damping,
             against=against,
@@ -296,9 +298,10 @@ class _Run:
         )
         if compress is not None:
             self.compression = max(self.compression or 0.0, x_q.compression_error)
-        if self.curvature.tolerance is not None:
+        heap.trim()  # of the queries' rows
+        for rows in told:
             self.residuals += x_q.residuals or own_residuals(
-                self.curvature, x_q.flat(), g_q.to_dense()[:, 0], self.damping
+                self.curvature, x_q.flat(), rows.to_dense()[:, 0], self.damping
             )
         return x_q
 
