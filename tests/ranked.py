@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace, SelectedRows
+from curvfluence.curvature.operators import low_rank_inverse
 from curvfluence.errors import CurvfluenceWarning
 from curvfluence.explore import kept
-from curvfluence.indexing import encode
-from curvfluence.runtime import journal, ranks
+from curvfluence.indexing import encode, make
+from curvfluence.runtime import budget, journal, ranks
 from curvfluence.score import influence
 from tests.problems import mlp
 
@@ -45,7 +46,19 @@ RUNGS: dict[str, cf.Rung] = {
 }
 
 
-REFUSED_INDEX = ("folder", "dimension", "appended", "append")
+REFUSED_INDEX = (
+    "folder",
+    "dimension",
+    "seed",
+    "dtype",
+    "damping",
+    "appended",
+    "appended by one",
+    "append",
+    "write",
+    "reading",
+)
+SELF = ("shared", "damping", "curvature", "its damping")
 
 
 class Convolutional(nn.Module):
@@ -96,7 +109,7 @@ class Reusing(nn.Module):
 def problems() -> dict[str, cf.Problem]:
     """37 examples are no multiple of any number of ranges; of 5 most ranges are empty."""
     found: dict[str, cf.Problem] = {}
-    for name, n, make in (
+    for name, n, built in (
         ("mlp", 37, lambda: mlp(5, 7, 4)),
         ("shared", 37, Convolutional),
         ("few", 5, lambda: mlp(5, 7, 4)),
@@ -104,7 +117,7 @@ def problems() -> dict[str, cf.Problem]:
         ("wide", 37, lambda: Convolutional(23)),
     ):
         torch.manual_seed(0)
-        model = make().double()
+        model = built().double()
         x, y = torch.randn(n + 3, 5, dtype=torch.float64), torch.randint(0, 4, (n + 3,))
         weights = torch.rand(n, dtype=torch.float64) if name == "shared" else None
         train = cf.Examples(x[:n], y[:n], weights=weights)
@@ -130,6 +143,9 @@ def everything() -> dict[str, Any]:
         problems()["few"], RUNGS["ggn iterated"], damping=cf.Absolute(0.1)
     )
     found["few, self by products"] = of_products
+    scores = at_low_rank()
+    found["at low rank"] = scores.values
+    found["at low rank, notes"] = scores.notes
     for name in ("mlp", "shared"):
         scores = within_a_memory(problems()[name])
         found[f"{name}, within a memory"] = scores.values
@@ -137,6 +153,21 @@ def everything() -> dict[str, Any]:
     single = problems()["mlp"].to(torch.float32)
     found["float32"] = cf.influence(single, cf.EKFAC(), damping=cf.Absolute(0.1)).values
     return found
+
+
+def at_low_rank() -> cf.Scores:
+    """By inverses whose ranks are looked for and checked, however short the product is: five
+    queries at a time."""
+    torch.manual_seed(0)
+    x, y = torch.randn(120, 30, dtype=torch.float64), torch.randint(0, 4, (120,))
+    model = mlp(30, 36, 4).double()
+    problem = cf.Problem(model, cf.CrossEntropy(), (x[:97], y[:97]), (x[97:], y[97:]))
+    least, checked = low_rank_inverse.LEAST, budget.CHECKED
+    low_rank_inverse.LEAST, budget.CHECKED = 0.0, 5 * problem.parameters.count
+    try:
+        return cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1), inverse_error=0.1)
+    finally:
+        low_rank_inverse.LEAST, budget.CHECKED = least, checked
 
 
 def within_a_memory(problem: cf.Problem) -> cf.Scores:
@@ -164,9 +195,9 @@ def divided() -> dict[str, Any]:
     problem = cf.Problem(given.model, given.loss, (x, y), (x[:100], y[:100]))
     at = cf.Absolute(0.1)
     cf.influence(problem, cf.EKFAC(cf.Empirical()), damping=at, memory=50_000)
-    every: list[Any] = [None] * dist.get_world_size()
-    gather(every, (fitted[0], largest[0]))
-    return {"groups": [a for a, _ in every], "objects": max(b for _, b in every)}
+    all_: list[Any] = [None] * dist.get_world_size()
+    gather(all_, (fitted[0], largest[0]))
+    return {"groups": [a for a, _ in all_], "objects": max(b for _, b in all_)}
 
 
 def in_a_file(out: Path) -> Tensor:
@@ -175,14 +206,21 @@ def in_a_file(out: Path) -> Tensor:
     return cf.load_scores(path).values.clone()
 
 
-def indexed(out: Path, stop: int | None = None) -> dict[str, Any] | str:
+def indexed(out: Path, stop: int | None = None) -> dict[str, Any] | list[str]:
     """An index of shards of four examples; with `stop` one whose making ends in an error once so
     many of them are done."""
     encode.SHARD = 4
+    wrote, write = list[int](), make.write_shard
 
     def told(done: int) -> None:
         if done == stop:
             raise ValueError("enough")
+
+    def written(folder: Path, number: int, *rest: Any) -> Any:
+        wrote.append(number)
+        return write(folder, number, *rest)
+
+    make.write_shard = written
 
     problem, folder = problems()["mlp"], out.with_name("index")
     given = {"damping": cf.Absolute(0.1), "dimension": 12, "progress": told}
@@ -190,7 +228,7 @@ def indexed(out: Path, stop: int | None = None) -> dict[str, Any] | str:
         try:
             cf.index(problem, cf.EKFAC(), out=folder, **given)
         except ValueError as error:
-            return str(error)
+            return every(str(error))
     index = cf.index(problem, cf.EKFAC(), out=folder, **given)
     found = index.query(k=3, candidates=20)
     files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.npy"))}
@@ -198,32 +236,80 @@ def indexed(out: Path, stop: int | None = None) -> dict[str, Any] | str:
         "files": files,
         "recall": index.record.recall,
         "shards": [(s.examples, s.phi, s.ids, s.ends) for s in index.record.shards],
+        "wrote": every(wrote),
         "top": found.top.values,
         "numbers": found.top.indices,
     }
 
 
-def refused_index(out: Path, what: str) -> str:
+def refused_index(out: Path, what: str) -> list[str]:
     """The errors of what does not go together."""
     problem, rank = problems()["mlp"], dist.get_rank()
     folder = out.with_name("other" if what == "folder" and rank else "index")
-    given: dict[str, Any] = {"dimension": 12 + (what == "dimension" and rank)}
-    if what == "appended":
-        given["appended"] = [(problem.train.inputs[:2], problem.train.targets[:2])]
+    more = [(problem.train.inputs[:2], problem.train.targets[:2])]
+    other = what if rank else ""
+    given: dict[str, Any] = {
+        "dimension": 12 + (other == "dimension"),
+        "seed": int(other == "seed"),
+        "dtype": torch.float16 if other == "dtype" else torch.float32,
+        "damping": cf.Absolute(0.2 if other == "damping" else 0.1),
+        "appended": more if what == "appended" or other == "appended by one" else [],
+    }
+    encode.SHARD = 4
+    if other == "write":
+        make.write_shard = fails
+    if other == "reading":
+        make.opened = fails
     try:
         index = cf.index(problem, cf.EKFAC(), out=folder, **given)
-        index.append((problem.train.inputs[:2], problem.train.targets[:2]))
+        if what == "append":
+            index.append(more[0])
+    except Exception as error:
+        return every(str(error))
+    return every("nothing")
+
+
+def fails(*_: object, **__: object) -> Any:
+    raise OSError(28, "no space left")
+
+
+def every(value: Any) -> list[Any]:
+    """Of all processes."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def self_influence(what: str) -> Any:
+    """How many examples each process looks at; or the errors of what does not go together."""
+    problem, rank = problems()["mlp"], dist.get_rank()
+    if what == "shared":
+        looked, quadratic = [0], cf.Curvature.quadratic
+
+        def counted(self: cf.Curvature, rows: Any, damping: cf.Damping) -> Tensor:
+            looked[0] += len(rows)
+            return quadratic(self, rows, damping)
+
+        cf.Curvature.quadratic = counted  # type: ignore[method-assign]
+        cf.self_influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1))
+        return every(looked[0])
+    rung: Any = cf.EKFAC()
+    if what != "damping":
+        with ranks.apart():
+            other = what == "curvature" and rank
+            rung = cf.fit(problem, cf.KFAC() if other else cf.EKFAC())
+    at = cf.Absolute(0.2 if what.endswith("damping") and rank else 0.1)
+    try:
+        cf.self_influence(problem, rung, damping=at)
     except cf.errors.CurvfluenceError as error:
-        return str(error)
-    return "nothing"
+        return every(str(error))
+    return every("nothing")
 
 
 def handed_on() -> int:
     """Bytes of one K-FAC's scores, of all processes."""
     cf.influence(problems()["mlp"], cf.KFAC(), damping=cf.Absolute(0.1))
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, ranks.sent())
-    return sum(every)
+    return sum(every(ranks.sent()))
 
 
 def _own(output: Tensor, target: Tensor) -> Tensor:
@@ -284,9 +370,8 @@ def going_on(out: Path, after: int) -> dict[str, Any]:
         for name in ("ekfac mc", "ekfac empirical", "block"):
             scores = cf.influence(problem, RUNGS[name], damping=cf.Absolute(0.1))
             found[name], found[f"{name}, notes"] = scores.values, scores.notes
-        every: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, journal.found())
-    return {**found, "found": every}
+        all_ = every(journal.found())
+    return {**found, "found": all_}
 
 
 def sharded() -> dict[str, Any]:
@@ -340,16 +425,15 @@ def main() -> None:
         "index": lambda: indexed(out),
         "index stopped": lambda: indexed(out, 16),
         **{f"index {k}": lambda k=k: refused_index(out, k) for k in REFUSED_INDEX},
+        **{f"self {k}": lambda k=k: self_influence(k) for k in SELF},
         "going on": lambda: going_on(out, int(out.stem.rpartition("-")[2])),
     }
     with cf.together():
         found = works.get(what, lambda: refused(what))()
     if what == "everything":  # all have the same
         mine = [v for v in found.values() if isinstance(v, Tensor)]
-        every: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, mine)
         found["alike"] = all(
-            torch.equal(a, b) for one in every for a, b in zip(one, mine, strict=True)
+            torch.equal(a, b) for one in every(mine) for a, b in zip(one, mine, strict=True)
         )
     if dist.get_rank() == 0:
         torch.save(found, out)

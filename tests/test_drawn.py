@@ -13,7 +13,7 @@ from torch import Tensor
 import curvfluence as cf
 from curvfluence.jacobian import drawn
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.drawn import DRAWN, drawn_gradients, gradient_sizes
+from curvfluence.jacobian.drawn import DRAWN, SURE, drawn_gradients, gradient_sizes
 from curvfluence.jacobian.terms import Outer
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, ranks
@@ -120,15 +120,51 @@ class Seeded:
         return self.whole
 
 
-def test_parts_of_them() -> None:
+@pytest.mark.parametrize("heavy", [1.0, 1e4])
+def test_halves_stand_for_all_in_expectation(heavy: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 examples of which one may be all that sums are made of: it is in both, once."""
+    weights = torch.ones(200).double()
+    weights[31] = heavy
+    given = make(mlp(5, 4, 3), cf.CrossEntropy(), n=200, sample_weight=weights)
+    layout, x = discover(given), torch.randn(3, given.parameters.count, dtype=torch.float64)
+    true = (x @ (oracles.example_gradients(given) * weights[:, None]).T).norm(dim=1)
+    monkeypatch.setattr(drawn, "DRAWN", 40)
+    whole = torch.Generator().manual_seed(7)
+    sizes = gradient_sizes(given, layout)
+    monkeypatch.setattr(drawn.torch, "Generator", lambda: Seeded(whole))
+    monkeypatch.setattr(drawn, "gradient_sizes", lambda problem, layout: sizes)
+    for which in (0, 1):
+        found: list[Tensor] = []
+        for _ in range(300):
+            some = drawn_gradients(given, layout)
+            assert some is not None
+            half = some.half(which)
+            found.append(half.norms(half.rows.inner(x)[..., 0]).square() / true.square())
+        each = torch.stack(found)
+        error = each.std(dim=0) / len(each) ** 0.5
+        assert bool((error < 0.1).all())
+        assert bool(((each.mean(0) - 1).abs() < 4 * error + 1e-5).all())
+
+
+@pytest.mark.parametrize("n", [300, 90])
+def test_parts_of_them(n: int) -> None:
     """Halves stand for all, rows weigh as they count, and the typical size is √E ‖·‖²."""
-    given, _ = problem(300, 0)
+    given, _ = problem(n, 0)
     found = drawn_gradients(given, discover(given))
     assert found is not None
-    for which in (0, 1):
-        half = found.half(which)
-        assert torch.equal(half.counts, 2 * found.counts[which::2])
-        assert torch.equal(half.rows.to_dense(), found.rows.to_dense()[which::2])
+    halves = [found.half(which) for which in (0, 1)]
+    g_np = found.rows.to_dense()[:, 0]
+    places = [(g_np[:, None] == h.rows.to_dense()[:, 0]).all(2).nonzero()[:, 0] for h in halves]
+    at = [numbers.tolist() for numbers in places]
+    sure = {n for n in range(len(found)) if found.counts[n] <= SURE}
+    sure = set[int]() if len(sure) == len(found) else sure  # where all are, halves of them
+    assert set(at[0]) | set(at[1]) == set(range(len(found)))
+    assert set(at[0]) & set(at[1]) == sure
+    assert abs(len(at[0]) - len(at[1])) <= 1
+    for which, half in enumerate(halves):
+        mine = sorted(at[which])
+        wanted = [1.0 if n in sure else 2 * float(found.counts[n]) for n in mine]
+        assert half.counts.tolist() == pytest.approx(wanted)
     term = found.rows.terms[0]
     assert isinstance(term, Outer)
     g_noi, counts = term.dense()[:, 0], found.counts

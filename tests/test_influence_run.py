@@ -331,13 +331,13 @@ class TestKept:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         given, solved = problem(), list[int]()
-        curvature, real = cf.fit(given, cf.EKFAC()), cf.Curvature.solve_rows
+        curvature, real = cf.fit(given, cf.EKFAC()), cf.Curvature.solve_handed
 
         def seen(self: cf.Curvature, rows: Any, *rest: Any, **more: Any) -> Solved:
-            solved.append(len(rows))
+            solved.append(len(rows[0]))
             return real(self, rows, *rest, **more)
 
-        monkeypatch.setattr(cf.Curvature, "solve_rows", seen)
+        monkeypatch.setattr(cf.Curvature, "solve_handed", seen)
         for _ in range(2):
             self.again(tmp_path, lambda: cf.influence(given, curvature, damping=AT))
         assert solved == [3, 1]
@@ -377,13 +377,13 @@ def test_a_solve_knows_what_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """All examples are met, and those whose gradients are kept are handed on, and stay."""
     seeded()
     given = make(mlp(5, 4, 3), cf.CrossEntropy(), remember=10**6)
-    curvature, seen, real = cf.fit(given, cf.EKFAC()), list[Against](), cf.Curvature.solve_rows
+    curvature, seen, real = cf.fit(given, cf.EKFAC()), list[Against](), cf.Curvature.solve_handed
 
-    def solve_rows(self: cf.Curvature, *rest: Any, against: Against, **more: Any) -> Solved:
+    def solve_handed(self: cf.Curvature, *rest: Any, against: Against, **more: Any) -> Solved:
         seen.append(against)
         return real(self, *rest, against=against, **more)
 
-    monkeypatch.setattr(cf.Curvature, "solve_rows", solve_rows)
+    monkeypatch.setattr(cf.Curvature, "solve_handed", solve_handed)
     for _ in range(4):
         cf.influence(given, curvature, damping=AT)
     assert [against.examples for against in seen] == [12] * 4

@@ -22,6 +22,7 @@ from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.indexing import encode
 from curvfluence.runtime import ranks
 from curvfluence.runtime.ranks import GROUPS, Ranks, Tree, bounds
+from curvfluence.store.lock import held
 from curvfluence.store.steps import Steps
 from tests import ranked
 from tests.test_supervise import OWN
@@ -192,11 +193,14 @@ def test_nobody_else_is_on_the_way_to_a_page(tmp_path: Path) -> None:
     assert not (tmp_path / "out-0").exists()
 
 
-def commanded(count: int, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    (folder / "own.py").write_text(OWN)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def commanded(
+    count: int, folder: Path, *words: str, own: str = OWN
+) -> subprocess.CompletedProcess[str]:
+    """By torchrun, or of no processes without it."""
+    (folder / "own.py").write_text(own)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.run(
-        [*launch, "--nproc-per-node", str(count), "-m", "curvfluence", *words],
+        [sys.executable, *(launch if count else []), "-m", "curvfluence", *words],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -253,6 +257,8 @@ class TestIndex:
         one = indices[1]
         assert [examples for examples, *_ in one["shards"]] == [4] * 9 + [1]
         for count, found in indices.items():
+            wrote = found.pop("wrote", None)
+            assert wrote == [list(range(rank, 10, count)) for rank in range(count)]
             for name, value in one.items():
                 same = (
                     torch.equal(value, found[name])
@@ -281,25 +287,24 @@ class TestIndex:
     def test_an_error_in_one_of_them_loses_nothing(
         self, indices: dict[int, dict[str, Any]], tmp_path: Path
     ) -> None:
-        """Nor does another number of processes, which go on where these were."""
-        assert told(2, "index stopped", tmp_path) == "enough"
-        assert len(list((tmp_path / "index/shards").glob("*.phi.npy"))) == 4
-        before = (tmp_path / "index/shards/00000.phi.npy").stat().st_mtime_ns
+        """It is raised in all, and another number of processes goes on where these were."""
+        assert told(2, "index stopped", tmp_path) == ["enough", "enough"]
         found = told(3, "index", tmp_path)
-        assert found == {k: v for k, v in indices[1].items() if not isinstance(v, Tensor)} | {
-            k: found[k] for k in ("top", "numbers")
-        }
+        assert found.pop("wrote") == [[4, 7], [5, 8], [6, 9]]
+        for name in ("files", "recall", "shards"):
+            assert found[name] == indices[1][name], name
         assert torch.equal(found["top"], indices[1]["top"])
-        assert (tmp_path / "index/shards/00000.phi.npy").stat().st_mtime_ns == before
 
     def test_another_order_of_sums_is_another_index(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of what ranks began, one process without them makes nothing: it would have other bits."""
-        assert told(2, "index stopped", tmp_path) == "enough"
+        told(2, "index stopped", tmp_path)
         monkeypatch.setattr(encode, "SHARD", 4)
         given = {"damping": cf.Absolute(0.1), "dimension": 12}
-        with pytest.raises(InputError, match=r"an index of another .*order of sums"):
+        with pytest.raises(
+            InputError, match=r"of another (threads, )?order of sums: go on with it as it was begun"
+        ):
             cf.index(ranked.problems()["mlp"], cf.EKFAC(), out=tmp_path / "index", **given)
 
     @pytest.mark.parametrize(
@@ -307,20 +312,55 @@ class TestIndex:
         [
             ("folder", "the folder of rank 1 is not that of rank 0"),
             ("dimension", "the dimension of rank 1 is not that of rank 0"),
-            ("appended", "give appended=[...] outside of together()"),
+            ("seed", "the seed of rank 1 is not that of rank 0"),
+            ("dtype", "the dtype of rank 1 is not that of rank 0"),
+            ("damping", "the damping of rank 1 is not that of rank 0"),
+            ("appended", "the same command without torchrun, or outside of together()"),
+            ("appended by one", "the number of appended sources of rank 1 is not that of rank 0"),
             ("append", "call append() outside of together()"),
+            ("write", "o space left"),
+            ("reading", "o space left"),
         ],
     )
     def test_what_does_not_go_together(self, what: str, words: str, tmp_path: Path) -> None:
-        assert words in told(2, f"index {what}", tmp_path)
+        """The same error in both, whichever of them met it."""
+        found = told(2, f"index {what}", tmp_path)
+        assert len(found) == 2
+        assert all(words in said for said in found), found
+
+    def test_a_folder_that_another_command_holds(self, tmp_path: Path) -> None:
+        with held(tmp_path / "index"):
+            done = run(2, "index", tmp_path / "index-2.pt")
+        assert done.returncode != 0
+        assert "being written by process" in done.stderr
+        assert not (tmp_path / "index/index.json").exists()
 
     def test_the_command(self, tmp_path: Path) -> None:
         words = ("index", "own.py", "--threads", "1", "--index", "i", "--dimension", "8")
-        done = commanded(2, tmp_path, *words)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("recall") <= 1, "one of them speaks"
-        again = commanded(2, tmp_path, *words)
-        assert again.returncode == 0, again.stderr[-2000:]
+        for _ in range(2):  # made, and then read
+            done = commanded(2, tmp_path, *words)
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert done.stdout.count("Recall") == 1, "one of them speaks"
+        own = f"{OWN}\nappended = [(problem.train.inputs[:2], problem.train.targets[:2])]\n"
+        refused = commanded(2, tmp_path, *words, own=own)
+        assert refused.returncode != 0
+        assert "the same command without torchrun" in " ".join(refused.stderr.split())
+        for count in (0, 2):  # put there by one process, and read by two
+            done = commanded(count, tmp_path, *words, own=own)
+            assert done.returncode == 0, done.stderr[-2000:]
+
+
+class TestSelfInfluence:
+    def test_each_process_looks_at_its_own(self, tmp_path: Path) -> None:
+        looked = told(2, "self shared", tmp_path)
+        assert sum(looked) == 37
+        assert min(looked) > 0
+
+    @pytest.mark.parametrize("what", ["damping", "its damping", "curvature"])
+    def test_what_does_not_go_together(self, what: str, tmp_path: Path) -> None:
+        name = "rung" if what == "curvature" else "damping"
+        for said in told(2, f"self {what}", tmp_path):
+            assert f"the {name} of rank 1 is not that of rank 0" in said
 
 
 class TestSharing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from types import MappingProxyType
 
 import torch
@@ -15,19 +15,32 @@ from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.jacobian.drawn import Drawn
-from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.rows import Rows, concatenate
+from curvfluence.runtime import budget, ranks
 
 QUERIES = 16  # that ranks are chosen for
-SHARES = (0.5, 0.1)  # of the error that is allowed, that a block may bring; the second where other
-# examples, and all blocks together, have more than is allowed
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """`share` of the error that is allowed is what a block may bring, and `within` of it all must
+    be, as other examples show it; whether small rows take fewer ranks, of which there are more than
+    any sample has."""
+
+    share: float
+    within: float
+    graded: bool
+
+
+ATTEMPTS = (Attempt(0.25, 0.5, True), Attempt(0.5, 1.0, False), Attempt(0.1, 1.0, False))
 
 
 @dataclass(frozen=True, eq=False)
 class LowRankInverses:
     """Of some blocks, by the name of the block; of the others a solution is held. `error` is the
-    largest ‖ΔI_q‖/‖I_q‖ of `queries` queries over all training examples, as `examples` of them
-    show it that no rank was chosen on; None where none was chosen. `of_one` is the largest
-    ‖ΔI_n‖/‖I_n‖ of one of these examples over these queries."""
+    largest ‖ΔI_q‖/‖I_q‖ of the `queries` queries over all training examples, as `examples` of them
+    show it that were not all chosen on; None where none was chosen. `of_one` is the largest
+    ‖ΔI_n‖/‖I_n‖ of one of these examples over all queries."""
 
     by_block: Mapping[str, LowRankInverse] = field(default_factory=lambda: MappingProxyType({}))
     error: float | None = None
@@ -49,8 +62,10 @@ class LowRankInverses:
         ranks = ", ".join(f"{v.rank} ({k})" for k, v in self.by_block.items() if not v.exact)
         if self.error is None:
             return None
+        graded = any(len(v.grades.ranks) > 1 for v in self.by_block.values())
+        fewer = ", and fewer for small gradients" if graded else ""
         return (
-            f"inverses at low rank, {ranks}, and fewer for small gradients: scores of "
+            f"inverses at low rank, {ranks}{fewer}: scores of "
             f"{self.queries} queries were off by at most {self.error:.1e} of their norm, those of "
             f"one example by {self.of_one:.1e} of theirs, as {self.examples} examples show it, a "
             "measurement and no bound; inverse_error=0 takes the product in full"
@@ -67,71 +82,104 @@ def low_rank_inverses(
     sample: Callable[[], Drawn | None],
 ) -> LowRankInverses:
     """Those that make scores of these queries and so many training examples cheaper, with a
-    relative error of at most `error` for each of some queries over all examples, as the half of
-    `sample` shows it that ranks were not chosen on. A rank that does not keep it is chosen anew,
-    once, and then the block's product is taken in full; so it is where there is nothing to measure
-    on. Examples of small gradients may be off by up to √`error` of their own scores, or about that:
-    they bring no more of a query's error than others do."""
+    relative error of at most `error` for every query over all examples, as the half of `sample`
+    shows it that ranks were not chosen on. Where they do not keep it they are chosen anew on the
+    queries of the largest errors too, as many for all rows, and then for less; and then the product
+    is taken in full. So it is where there is nothing to measure on.
+
+    Cost beside the search: the product in full of all queries with 48 examples or some more."""
     drawn = cache(sample)
-
-    @cache
-    def some() -> Rows:
-        return _spread(queries)
-
-    @cache
-    def solved() -> Solved:
-        return curvature.solve_rows(some(), damping, against=Against(2 * len(some())))
-
-    @cache
-    def chosen_on() -> Drawn | None:
-        found = drawn() if len(some()) else None
-        return None if found is None else found.half(0)
-
-    @cache
-    def norm_q() -> Tensor:
-        """Of scores over all examples; asked for where there is something to choose on."""
-        half = chosen_on()
-        assert half is not None
-        return half.norms(_scores(solved(), half.rows))
-
-    def allowed_q(share: float) -> Tensor:
-        return share * error * norm_q()
-
+    some = _spread(queries)
     exact: dict[str, LowRankInverse] = {}
-    for share in SHARES:
-        found: dict[str, LowRankInverse] = {}
-        allowed = partial(allowed_q, share) if error else None
-        asked = Sample(examples, some, chosen_on, allowed, error**-0.5 if error else 1.0)
-        for block, value in curvature.damped(damping):
-            decay = block.places.take(curvature.decay)
-            with curvature.naming(block):
-                inverse = block.operator.low_rank_inverse(
-                    block.places, queries, decay, value, asked
-                )
-            if inverse is not None:
-                found[block.name] = inverse
+    for attempt in ATTEMPTS:
+        chosen = _Chosen(curvature, damping, some, drawn)
+        asked = Sample(
+            examples,
+            lambda few=some: few,
+            chosen.rows,
+            partial(chosen.allowed, attempt.share * error) if error else None,
+            error**-0.5 if attempt.graded and error else 1.0,
+        )
+        found = _found(curvature, queries, damping, asked)
         exact = {name: inverse for name, inverse in found.items() if inverse.exact}
         others = None if len(exact) == len(found) else drawn()
         if others is None:
             break
         others = others.half(1)
-        true_qn = _scores(solved(), others.rows)
-        by_rank = curvature.solve_rows(some(), damping, against=Against(0), inverses=found)
-        gap_qn = _scores(by_rank, others.rows) - true_qn
-        off_q = _relative(others.norms(gap_qn), others.norms(true_qn))
-        if not len(off_q):
+        gap_qn, true_qn = _compared(curvature, queries, damping, found, others.rows)
+        off_q = others.norms(gap_qn) / others.norms(true_qn)  # of nothing but zeros it is not told
+        told = ~off_q.isnan()
+        if not bool(told.any()):
             break
-        if float(off_q.max()) <= error:
-            off_n = _relative(gap_qn.norm(dim=0), true_qn.norm(dim=0))
-            worst, of_one = float(off_q.max()), float(off_n.max())
-            return LowRankInverses(found, worst, of_one, len(off_q), len(others))
+        if float(off_q[told].max()) <= attempt.within * error:
+            off_n = gap_qn.norm(dim=0) / true_qn.norm(dim=0)
+            worst, of_one = float(off_q[told].max()), float(off_n[~off_n.isnan()].max())
+            return LowRankInverses(found, worst, of_one, int(told.sum()), len(others))
+        worse = torch.where(told, off_q, 0.0).topk(min(QUERIES, len(off_q))).indices
+        some = concatenate([_spread(queries), queries[worse.to(queries.dense.device)]])
     return LowRankInverses(exact)
 
 
-def _relative(gap: Tensor, true: Tensor) -> Tensor:
-    """gap / true; of nothing but zeros an error is not told."""
-    told = (gap > 0) | (true > 0)
-    return (gap / true)[told]
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What ranks are chosen on: some queries, and half of what is drawn."""
+
+    curvature: Curvature
+    damping: Damping
+    queries: Rows
+    drawn: Callable[[], Drawn | None]
+
+    def rows(self) -> Drawn | None:
+        found = self.drawn() if len(self.queries) else None
+        return None if found is None else found.half(0)
+
+    def allowed(self, error: float) -> Tensor:
+        """So much of the norm of each query's scores over all examples."""
+        return error * self._norms
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        half = self.rows()
+        assert half is not None
+        against = Against(2 * len(self.queries))
+        solved = self.curvature.solve_rows(self.queries, self.damping, against=against)
+        return half.norms(_scores(solved, half.rows))
+
+
+def _found(
+    curvature: Curvature, queries: Rows, damping: Damping, asked: Sample
+) -> dict[str, LowRankInverse]:
+    found: dict[str, LowRankInverse] = {}
+    for block, value in curvature.damped(damping):
+        decay = block.places.take(curvature.decay)
+        with curvature.naming(block):
+            inverse = block.operator.low_rank_inverse(block.places, queries, decay, value, asked)
+        if inverse is not None:
+            found[block.name] = inverse
+    return found
+
+
+def _compared(
+    curvature: Curvature,
+    queries: Rows,
+    damping: Damping,
+    inverses: Mapping[str, LowRankInverse],
+    rows: Rows,
+) -> tuple[Tensor, Tensor]:
+    """(what low ranks change, the products in full) of all queries with some rows, [Q, n]: as many
+    queries at a time as solutions may be held of, which processes that work together share out."""
+    step = max(1, budget.CHECKED // curvature.parameters.count)
+    starts, team = range(0, len(queries), step), ranks.here()
+    own: dict[int, tuple[Tensor, Tensor]] = {}
+    with ranks.alike():
+        for start in starts if team is None else starts[team.rank :: team.count]:
+            few = queries[start : start + step]
+            true = _scores(curvature.solve_rows(few, damping, against=Against(0)), rows)
+            near = curvature.solve_rows(few, damping, against=Against(0), inverses=inverses)
+            own[start] = _scores(near, rows) - true, true
+    found = own if team is None else team.merged(own)
+    gaps, whole = zip(*(found[start] for start in starts), strict=True)
+    return torch.cat(gaps), torch.cat(whole)
 
 
 def _spread(queries: Rows) -> Rows:

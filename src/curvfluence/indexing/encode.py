@@ -22,7 +22,7 @@ from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
-from curvfluence.runtime import budget
+from curvfluence.runtime import budget, ranks
 from curvfluence.runtime import device as machine
 
 SHARE = 4  # of the memory, one in so many: what solved landmarks may take
@@ -52,11 +52,11 @@ class Encoder:
         rows = rows if sample is None else concatenate([rows, sample])
         count = curvature.parameters.count
         wanted = len(rows) * count * problem.dtype.itemsize
-        if wanted > machine.memory(problem.device) / SHARE:
+        if wanted > machine.memory(problem.device) / SHARE / ranks.on_this_machine():
             raise InputError(
                 f"{len(rows)} solved landmarks and queries of {count:,} parameters would take "
-                f"{wanted / 2**30:.1f} GiB, more than a quarter of the memory: take a smaller "
-                "dimension"
+                f"{wanted / 2**30:.1f} GiB, more than a quarter of the memory that a process has: "
+                "take a smaller dimension"
             )
         step = max(1, budget.SOLVED // count)
         against = Against(len(problem.train))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from msgspec import structs
@@ -42,13 +45,13 @@ from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.problem.source import Source
 from curvfluence.runtime import precision, ranks
 from curvfluence.runtime.log import logger
-from curvfluence.score.fitted import fitted
+from curvfluence.score.fitted import fitted, told_apart
 from curvfluence.score.influence import unit_of
 from curvfluence.store.arrays import write_array
 from curvfluence.store.files import inside
 from curvfluence.store.folder import writing
 from curvfluence.store.hashes import hash_code, hash_json
-from curvfluence.store.lock import held, own
+from curvfluence.store.lock import HeldError, held, own
 from curvfluence.store.records import read, write
 
 LOG = logger(__name__)
@@ -56,6 +59,8 @@ DIMENSIONS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of which errors are told
 SAMPLED = 16  # queries that recall is measured on
 RECALLED, AMONG = 10, 200  # so many of the best, among so many candidates
 DTYPES = (torch.float32, torch.float16)
+ASKED_AGAIN = 1.0  # seconds until a folder that another command holds is asked for again
+T = TypeVar("T")
 # Who makes numbers what they are, to the last bit.
 MAKERS: dict[str, Callable[[], str]] = {
     "code": hash_code,
@@ -95,18 +100,82 @@ def index(
 
     `appended` are examples behind the training set, see `Index.append`; those that the folder has
     are held to what was kept of them, others are added. `progress` is told how many examples of the
-    training set are done. The same call goes on where it was killed, at the grain of a shard of
-    65,536 examples. With `wait` another one that writes to the folder is waited for.
+    training set are done, and written. The same call goes on where it was killed, at the grain of a
+    shard of 65,536 examples. With `wait` another one that writes to the folder is waited for.
 
     Cost: the fit, d solves, a scoring pass of d + 16 queries over the training set; N d numbers of
     `dtype` (float32 or float16) on disk, and d P in memory meanwhile. Inside of `together()`
-    processes that see one folder share out the fit and the shards; the first chooses landmarks.
+    processes that see one folder share out the fit and the shards; the first one writes records,
+    and tells `progress`.
     Errors: `InputError` for a curvature that is not positive semi-definite or is by products with
     the data, for a `BestOf` damping, for a folder that holds anything else.
     """
     require_problem(problem)
-    folder = kinds.place(out, "out")
-    dimension, seed = kinds.count(dimension, "dimension"), kinds.count(seed, "seed", least=0)
+    with ranks.alike():
+        folder = kinds.place(out, "out")
+        dimension, seed = kinds.count(dimension, "dimension"), kinds.count(seed, "seed", least=0)
+        sources = kinds.listed(appended, "appended")
+        _require_asked(damping, error, dtype, progress)
+    asked = _Asked(folder, problem, damping, dimension, error, seed)
+    made_of = {
+        "problem": problem.fingerprint,
+        "queries": str(problem.queries.checksum),
+        "measurement": fingerprint(problem.measurement),
+        "rung": told_apart(rung),
+        "damping": str(damping),
+        "dimension": str(dimension),
+        "error": str(error),
+        "dtype": str(dtype),
+        "seed": str(seed),
+        **{name: value() for name, value in MAKERS.items()},
+    }
+    same = {f"the {name}": value for name, value in made_of.items()}
+    same["the number of appended sources"] = str(len(sources))
+    require_together(problem, **same, the_folder=folder)
+    with _held_by_one(folder, wait=wait), writing(folder):
+        record = _of_first(lambda: _held(folder, made_of))
+        known = record is not None
+        if record is None:
+            curvature = fitted(problem, rung, damping, strict=False)
+            _require_indexable(curvature)
+            begun = _begun(problem, curvature, damping, made_of, dtype)
+            record = _of_first(partial(_begin, folder, begun, curvature))
+        else:
+            with ranks.alike():
+                curvature = curvature_in(folder, problem)
+        if record.landmarks is None:
+            record = _with_landmarks(asked, record, curvature)
+        with ranks.alike():
+            index = opened(folder, problem, record, curvature, verify=known)
+        if record.recall is None:
+            index = _filled(index, progress)
+    with ranks.alike():
+        made, new = behind(index, sources)
+        if new and ranks.here() is not None:
+            raise InputError(
+                f"{len(new)} appended sources are not in the index in {folder}: one process puts "
+                "them there, by the same command without torchrun, or outside of together()"
+            )
+    for data in new:
+        made = made.with_data(data)
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Which index, and where."""
+
+    folder: Path
+    problem: Problem
+    damping: Damping
+    dimension: int
+    error: float | None
+    seed: int
+
+
+def _require_asked(
+    damping: object, error: float | None, dtype: torch.dtype, progress: object
+) -> None:
     if error is not None and not 0 < kinds.number(error, "error") < 1:
         raise InputError(f"error must lie between 0 and 1; seen {error}")
     if kinds.dtype(dtype, "dtype") not in DTYPES:
@@ -115,86 +184,57 @@ def index(
         raise InputError("an index has one damping: Absolute(...) or Relative(...)")
     if progress is not None:
         kinds.function(progress, "progress")
-    made_of = {
-        "problem": problem.fingerprint,
-        "queries": str(problem.queries.checksum),
-        "measurement": fingerprint(problem.measurement),
-        "rung": _named(rung),
-        "damping": str(damping),
-        "dimension": str(dimension),
-        "error": str(error),
-        "dtype": str(dtype),
-        "seed": str(seed),
-        **{name: value() for name, value in MAKERS.items()},
-    }
-    asked = {f"the {name}": value for name, value in made_of.items()}
-    require_together(problem, **asked, the_folder=folder)
-    if ranks.here() is not None and len(kinds.listed(appended, "appended")):
-        raise InputError(
-            "examples are put behind the training set by one process: give appended=[...] outside "
-            "of together(), once the index is there"
-        )
-    with _held_by_one(folder, wait=wait), writing(folder):
-        with ranks.alike():
-            record = _held(folder, made_of)
-        known = record is not None
-        if record is None:
-            curvature = fitted(problem, rung, damping, strict=False)
-            _require_indexable(curvature)
-            record = _begun(problem, curvature, damping, made_of, dtype)
-            with ranks.alike():
-                if ranks.leads():
-                    _begin(folder, record, curvature)
-        else:
-            curvature = curvature_in(folder, problem)
-        if record.landmarks is None:
-            record = _with_landmarks(
-                folder, record, problem, curvature, damping, dimension, error, seed
-            )
-        index = opened(folder, problem, record, curvature, verify=known)
-        if record.recall is None:
-            index = _filled(index, progress)
-    made, new = behind(index, appended)
-    for data in new:
-        made = made.with_data(data)
-    return made
+
+
+def _of_first(make: Callable[[], T]) -> T:
+    """What the first process makes, at all that work together; an error there is raised in all."""
+    made: list[T] = []
+    with ranks.alike():
+        if ranks.leads():
+            made.append(make())
+    return ranks.of_first(made)[0]
 
 
 @contextmanager
 def _held_by_one(folder: Path, *, wait: bool) -> Generator[None]:
-    """The folder is held against other commands, by the one of the processes that writes to it."""
+    """The folder is held against other commands, by the one of the processes that writes records.
+    Those that work together ask again and again, since one of them waits for another only so long.
+    """
     with ExitStack() as stack:
-        with ranks.alike():
-            if ranks.leads():
-                stack.enter_context(held(folder, wait=wait))
+        while not _of_first(partial(_entered, stack, folder, wait=wait)):
+            time.sleep(ASKED_AGAIN)
         yield
 
 
-def _begin(folder: Path, record: IndexRecord, curvature: Curvature) -> None:
+def _entered(stack: ExitStack, folder: Path, *, wait: bool) -> bool:
+    try:
+        stack.enter_context(held(folder, wait=wait and ranks.here() is None))
+    except HeldError:
+        if not wait:
+            raise
+        return False
+    return True
+
+
+def _begin(folder: Path, record: IndexRecord, curvature: Curvature) -> IndexRecord:
     write(folder / BEGUN, Begun(record.key))
     # of a call that was killed, see `_held`
     shutil.rmtree(inside(folder, CURVATURE), ignore_errors=True)
     curvature.save(folder / CURVATURE)
     write(folder / INDEX, record)
     (folder / BEGUN).unlink()
+    return record
 
 
 def _written(folder: Path, make: Callable[[], IndexRecord]) -> IndexRecord:
-    """The record that one process makes and writes, at all of them."""
-    with ranks.alike():
-        if ranks.leads():
-            write(folder / INDEX, make())
-    with ranks.alike():
-        record = read(folder / INDEX, IndexRecord)
-        assert record is not None
+    """The record that the first process makes and writes, at all of them."""
+
+    def made() -> IndexRecord:
+        record = make()
+        write(folder / INDEX, record)
         return record
 
-
-def _named(rung: Rung | Curvature) -> str:
-    """What tells rungs with their options apart, or fitted curvatures."""
-    if isinstance(rung, Curvature):
-        return fingerprint(*(block.operator for block in rung.blocks))
-    return repr(rung)
+    return _of_first(made)
 
 
 def _held(folder: Path, made_of: dict[str, str]) -> IndexRecord | None:
@@ -210,9 +250,14 @@ def _held(folder: Path, made_of: dict[str, str]) -> IndexRecord | None:
             if name not in left_out and record.made_of.get(name) != value
         ]
         if other:
+            how = (
+                "go on with it as it was begun (torchrun or not, as many threads, this release), "
+                if set(other) <= MAKERS.keys()
+                else ""
+            )
             raise InputError(
-                f"{folder} holds an index of another {', '.join(other)}: name another folder, or "
-                "remove it"
+                f"{folder} holds an index of another {', '.join(other)}: {how}name another folder, "
+                "or remove it"
             )
         return record
     begun = read(folder / BEGUN, Begun)
@@ -268,43 +313,26 @@ def _sampled(problem: Problem) -> Problem:
     return problem.asking(numbers.tolist())
 
 
-def _with_landmarks(
-    folder: Path,
-    record: IndexRecord,
-    problem: Problem,
-    curvature: Curvature,
-    damping: Damping,
-    dimension: int,
-    error: float | None,
-    seed: int,
-) -> IndexRecord:
-    """The record once landmarks are chosen and written."""
-    layout, generator = discover(problem), torch.Generator().manual_seed(seed)
-    numbers = candidates(problem, layout, dimension, generator)
-
-    def made() -> IndexRecord:
-        given = problem, layout, curvature, damping, numbers
-        chosen = choose(*given, most=dimension, generator=generator)
-        return _of_landmarks(folder, record, problem, curvature, damping, chosen, dimension, error)
-
-    return _written(folder, made)
+def _with_landmarks(asked: _Asked, record: IndexRecord, curvature: Curvature) -> IndexRecord:
+    """The record once landmarks are chosen and written. All that work together choose, since none
+    may be waited for as long as that may take, and have what the first one wrote."""
+    problem, layout = asked.problem, discover(asked.problem)
+    generator = torch.Generator().manual_seed(asked.seed)
+    numbers = candidates(problem, layout, asked.dimension, generator)
+    with ranks.alike():
+        given = problem, layout, curvature, asked.damping, numbers
+        chosen = choose(*given, most=asked.dimension, generator=generator)
+    return _written(asked.folder, lambda: _of_landmarks(asked, record, curvature, chosen))
 
 
 def _of_landmarks(
-    folder: Path,
-    record: IndexRecord,
-    problem: Problem,
-    curvature: Curvature,
-    damping: Damping,
-    chosen: Chosen,
-    dimension: int,
-    error: float | None,
+    asked: _Asked, record: IndexRecord, curvature: Curvature, chosen: Chosen
 ) -> IndexRecord:
     """The record with as many of the chosen landmarks as are asked for, which are written."""
-    layout = discover(problem)
+    folder, error, dimension = asked.folder, asked.error, asked.dimension
     counts = [d for d in DIMENSIONS if d < len(chosen.landmarks)] + [len(chosen.landmarks)]
-    g_q = query_gradients(_sampled(problem), layout)
-    x_q = curvature.solve_rows(g_q, damping, against=Against(len(chosen.rows)))
+    g_q = query_gradients(_sampled(asked.problem), discover(asked.problem))
+    x_q = curvature.solve_rows(g_q, asked.damping, against=Against(len(chosen.rows)))
     exact_qm = x_q.inner(chosen.rows)[..., 0].cpu()
     errors = chosen.errors(exact_qm, exact_qm[:, chosen.places].T, counts)
     count, notes = len(chosen.landmarks), list(record.notes)
@@ -332,18 +360,18 @@ def _of_landmarks(
 def _filled(index: Index, progress: Callable[[int], object] | None) -> Index:
     """The index with all shards, and the recall that they show."""
     folder, record, problem = index.folder, index.record, index.problem
-    encoder = index.encoder(query_gradients(_sampled(problem), index.layout))
+    with ranks.alike():
+        encoder = index.encoder(query_gradients(_sampled(problem), index.layout))
     for shards in _made(index, encoder):
-        with_more = structs.replace(record, shards=(*record.shards, *shards))
-
-        def told(made: IndexRecord = with_more) -> IndexRecord:
-            LOG.info("%s of %s examples are indexed", made.held, made.examples)
-            if progress is not None:
-                progress(made.held)
-            return made
-
-        record = _written(folder, told)
-    files = Shards.opened(folder, record, verify=False)
+        whole = structs.replace(record, shards=(*record.shards, *shards))
+        record = _written(folder, lambda whole=whole: whole)
+        with ranks.alike():
+            if ranks.leads():
+                LOG.info("%s of %s examples are indexed", record.held, record.examples)
+                if progress is not None:
+                    progress(record.held)
+    with ranks.alike():
+        files = Shards.opened(folder, record, verify=False)
 
     def measured() -> IndexRecord:
         phi_qd = index.landmarks.coordinates(encoder.of_queries(index.rows))
@@ -354,7 +382,8 @@ def _filled(index: Index, progress: Callable[[int], object] | None) -> Index:
 
 def _made(index: Index, encoder: Encoder) -> Iterator[tuple[Shard, ...]]:
     """The shards that the index lacks, in order, written; where processes work together, as many
-    at a time as there are."""
+    at a time as there are. Theirs end where they are told to, and not where a chunk does: other
+    chunks, other rounding."""
     folder, record, train = index.folder, index.record, index.problem.train
     ids, number, team = train.contents, len(record.shards), ranks.here()
     if record.held == len(train):

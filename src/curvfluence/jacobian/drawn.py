@@ -14,7 +14,8 @@ from curvfluence.jacobian.terms import Outer
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import ranks
 
-DRAWN = 128
+DRAWN = 96
+SURE = 1.1  # of those that stand for no more than themselves each was all but bound to be drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +31,18 @@ class Drawn:
         return len(self.rows)
 
     def half(self, which: int) -> Drawn:
-        """Every other one of them, from the first or the second on, for all."""
-        return Drawn(self.rows[which::2], 2 * self.counts[which::2])
+        """One of two parts, each of which stands for all: the first or the second of a random half
+        of those that stand for others as well, twice; and all that stand for themselves, which
+        sums may be made of. Where all do, halves of them."""
+        others = (self.counts > SURE).nonzero()[:, 0]
+        others = others if len(others) else torch.arange(len(self)).to(self.counts.device)
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))
+        counts = torch.ones_like(self.counts)
+        counts[others] = 0
+        mine = others[order[which::2].to(others.device)]
+        counts[mine] = 2 * self.counts[mine]
+        at = counts.nonzero()[:, 0]
+        return Drawn(self.rows[at], counts[at])
 
     def weighted(self, term: Outer) -> Outer:
         """Their rows of a layer times √counts, whose squares add up to those of all examples."""
@@ -48,7 +59,7 @@ class Drawn:
 
 
 def drawn_gradients(problem: Problem, layout: Layout) -> Drawn | None:
-    """Of up to 64 examples, the same ones at every call, the largest first; None where fewer than
+    """Of up to 96 examples, the same ones at every call, the largest first; None where fewer than
     four are not 0. Half of what each is drawn by is its size ‖v_n ∇ℓ_n‖, so that one which scores
     are made of is not missed, and half is alike for all that are not 0, so that small ones are
     seen.
@@ -83,7 +94,7 @@ def gradient_sizes(problem: Problem, layout: Layout) -> Tensor:
     processes that work together share out."""
     own: dict[int, Tensor] = {}
     with ranks.alike():
-        for start, parts in own_gradients(problem, layout):
+        for start, parts in own_gradients(problem, layout, again=True):
             own[start] = torch.cat([rows.exact_norms()[:, 0].cpu() for rows in parts])
     team = ranks.here()
     found = own if team is None else team.merged(own)

@@ -74,7 +74,7 @@ def forget_gradients(problem: Problem, layout: Layout) -> None:
 
 
 def gradient_batches(
-    problem: Problem, layout: Layout, *, first: int = 0
+    problem: Problem, layout: Layout, *, again: bool = False, first: int = 0
 ) -> Iterator[tuple[int, tuple[Rows, ...]]]:
     """`gradient_rows` with the chunks that are cached several at a time, up to 4,096 examples, or
     `budget.BATCH` bytes where they lie in files: what is scored against them is read from memory
@@ -84,7 +84,7 @@ def gradient_batches(
     room = budget.BATCH if paged.possible(problem.device) else math.inf
     several: list[Rows] = []
     count = held = 0
-    for start, rows in gradient_rows(problem, layout, first=first):
+    for start, rows in gradient_rows(problem, layout, again=again, first=first):
         if several and (count + len(rows) > budget.EXAMPLES or held + rows.nbytes > room):
             yield first, tuple(several)
             rows_cached.let_go()
@@ -99,12 +99,12 @@ def gradient_batches(
 
 
 def own_gradients(
-    problem: Problem, layout: Layout, *, first: int = 0
+    problem: Problem, layout: Layout, *, again: bool = False, first: int = 0
 ) -> Iterator[tuple[int, tuple[Rows, ...]]]:
     """`gradient_batches` of all examples, or where processes work together of this one's ranges."""
     team = ranks.here()
     if team is None:
-        yield from gradient_batches(problem, layout, first=first)
+        yield from gradient_batches(problem, layout, again=again, first=first)
         return
     for number in team.own:
         begin, end = ranks.bounds(len(problem.train), number)

@@ -37,6 +37,7 @@ GROUPS = 2**LEVELS  # ranges of the data; as many processes can be used at most
 
 Totals: TypeAlias = dict[Hashable, Tensor]
 Chunk = TypeVar("Chunk", covariant=True)
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -217,6 +218,15 @@ def alike() -> Generator[None]:
         return
     with team.alike():
         yield
+
+
+def of_first(value: T) -> T:
+    """What the first of the processes that work together has, at all of them: some small object."""
+    if here() is None:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def sent() -> int:

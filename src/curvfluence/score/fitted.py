@@ -5,8 +5,9 @@ from __future__ import annotations
 from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping, Relative, require_damping
-from curvfluence.curvature.rung import Rung, fit
+from curvfluence.curvature.rung import Rung, fit, require_together
 from curvfluence.errors import InputError, SingularError
+from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.problem import Problem, require_problem
 
 
@@ -27,7 +28,9 @@ def fitted(
         if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
             _require_regular(problem, rung, damping)
             rung = rung if solves is None else rung.for_solves(problem, solves)
+        require_together(problem, the_damping=damping)
         return fit(problem, rung, strict=strict)
+    require_together(problem, the_rung=told_apart(rung), the_damping=damping)
     if rung.parameters != problem.parameters:
         raise InputError("the curvature was fitted on a model with other parameters")
     if rung.decay.device != problem.device:
@@ -41,6 +44,13 @@ def fitted(
             "it on this problem"
         )
     return rung
+
+
+def told_apart(rung: Rung | Curvature) -> str:
+    """What tells rungs with their options apart, or fitted curvatures."""
+    if isinstance(rung, Curvature):
+        return fingerprint(*(block.operator for block in rung.blocks))
+    return repr(rung)
 
 
 def _require_regular(problem: Problem, rung: Rung, damping: Damping) -> None:

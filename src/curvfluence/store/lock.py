@@ -21,6 +21,10 @@ from curvfluence.store.records import Record, read, write
 LOCK, HOLDER = ".lock", ".holder.json"
 
 
+class HeldError(InputError):
+    """Another command holds a folder."""
+
+
 class Holder(Record, frozen=True):
     """Who holds a folder: written once it is held, and believed only while it is."""
 
@@ -39,7 +43,7 @@ def held(folder: Path, *, wait: bool = False, alone: bool = True) -> Generator[N
     waited for. What writers that were killed have left behind is removed, unless others write to
     the folder as well, which is then not held `alone`.
 
-    Errors: `InputError` naming the holder; where the folder cannot be written to.
+    Errors: `HeldError` naming the holder; `InputError` where the folder cannot be written to.
     """
     file = folder / LOCK
     try:
@@ -48,7 +52,7 @@ def held(folder: Path, *, wait: bool = False, alone: bool = True) -> Generator[N
         lock = FileLock(file, timeout=-1 if wait else 0)
         lock.acquire()
     except Timeout:
-        raise InputError(f"{folder} is {_holder(folder)}: wait for it with --wait") from None
+        raise HeldError(f"{folder} is {_holder(folder)}: wait for it with --wait") from None
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:

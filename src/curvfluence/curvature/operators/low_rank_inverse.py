@@ -11,7 +11,6 @@ gradients are a hundredth or a thousandth of the few that scores are made of.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,8 +32,7 @@ RANKS = (128, 256)  # tried one after the other
 OVERSAMPLED = 16
 NOTHING = 1e-18  # of the largest weight
 POWERS = 2  # of M Mᵀ, by which its largest singular vectors stand out
-FEWEST = 32  # rows that are worth a product of their own
-FINER = 10**0.5  # times smaller a row is for which the next fewer ranks are enough
+FINER = 10.0  # times smaller a row is for which the next fewer ranks are enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +50,11 @@ class Sample:
 
     @property
     def slacks(self) -> tuple[float, ...]:
-        """1, √10, 10, ... up to `slack`: of rows that are as many times smaller."""
-        count = 1 + int(math.log(self.slack * (1 + 1e-9), FINER))
-        return tuple(FINER**k for k in range(count))
+        """1, 10, ... up to `slack`: of rows that are as many times smaller."""
+        found = [1.0]
+        while found[-1] * FINER <= self.slack * (1 + 1e-9):
+            found.append(found[-1] * FINER)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,15 @@ class Grades:
         return Grades(tuple(reversed(sizes)), tuple(reversed(kept)))
 
     def parts(self, term: Outer) -> Sequence[tuple[int, Tensor | slice]]:
-        """(ranks, which rows take them), of those that some do; where few would they take those of
-        larger ones too, since products of few rows are slow."""
+        """(ranks, which rows take them), of those that some do; sizes are taken in float64, where
+        the squares of small numbers are no 0."""
         if not self.sizes or not term.n:
             return [(self.ranks[-1], slice(0, term.n))]
-        size_n = term.squared_norms().sum(1).sqrt()
+        size_n = term.to(torch.float64).squared_norms().sum(1).sqrt()
         grade_n = torch.bucketize(size_n, size_n.new_tensor(self.sizes))
         order, counts = grade_n.argsort(stable=True), grade_n.bincount(minlength=len(self.ranks))
-        found: list[tuple[int, Tensor]] = []
-        start = end = 0
-        for rank, count in zip(self.ranks, counts.tolist(), strict=True):
-            end += count
-            if start < end and (end - start >= FEWEST or end == term.n):
-                found.append((rank, order[start:end]))
-                start = end
-        return found if len(found) > 1 else [(found[0][0], slice(0, term.n))]
+        each = zip(self.ranks, order.split(counts.tolist()), strict=True)
+        return [(rank, at) for rank, at in each if len(at)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +145,7 @@ class Merged(Solution):
         graded = inverse.grades.parts(term)  # a rotation leaves sizes what they are
         if there:
             term = term.rotated(inverse.out_basis, inverse.in_basis)
-        parts = [(rank, at, term[at]) for rank, at in graded]
+        parts = [(few, at, term[at]) for few, at in graded]
         total = term.s.new_empty(q, term.n, term.c)
         several = max(1, budget.MERGED // (rank * inverse.numbers))
         for first in range(0, q, several):
