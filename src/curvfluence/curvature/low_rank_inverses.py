@@ -104,7 +104,7 @@ def low_rank_inverses(
         exact = {name: inverse for name, inverse in found.items() if inverse.exact}
         others = None if len(exact) == len(found) else drawn()
         if others is None:
-            break
+            continue  # a larger share may have a rank
         others = others.half(1)
         gap_qn, true_qn = _compared(curvature, queries, damping, found, others.rows)
         off_q = others.norms(gap_qn) / others.norms(true_qn)  # of nothing but zeros it is not told
