@@ -17,7 +17,7 @@ from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.places import LayerPart
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.drawn import Drawn
+from curvfluence.jacobian.drawn import Drawn, drawn_gradients
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.rows import Rows
@@ -188,6 +188,39 @@ class TestScores:
             )
         assert len(ranks) > 1
 
+    def test_what_is_said_is_measured_on_the_other_half(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By definition: of every query, with what each drawn example counts; and at the limit it
+        is believed or not."""
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.logspace(-3, 0, 400).double()[torch.randperm(400, generator=generator)]
+        given = weighted(problem(n=400), weights)
+        curvature, layout = cf.fit(given, cf.EKFAC()), discover(given)
+        g_q, sample = query_gradients(given, layout), drawn_gradients(given, layout)
+        assert sample is not None
+
+        def found(within: float) -> found_for.LowRankInverses:
+            attempts = (found_for.Attempt(0.5, within, True),)
+            monkeypatch.setattr(found_for, "ATTEMPTS", attempts)
+            return found_for.low_rank_inverses(
+                curvature, g_q, DAMPING, examples=400, error=1e-2, sample=lambda: sample
+            )
+
+        inverses, others = found(9.0), sample.half(1)
+        full = curvature.solve_rows(g_q, DAMPING, against=Against(0))
+        low = curvature.solve_rows(g_q, DAMPING, against=Against(0), inverses=inverses.by_block)
+        true_qn = full.inner(others.rows)[..., 0]
+        gap_qn = low.inner(others.rows)[..., 0] - true_qn
+        squares_q, whole_q = (x.square() @ others.counts for x in (gap_qn, true_qn))
+        worst = float((squares_q / whole_q).max()) ** 0.5
+        assert inverses.error == pytest.approx(worst, rel=1e-6)
+        of_one = float((gap_qn.norm(dim=0) / true_qn.norm(dim=0)).max())
+        assert inverses.of_one == pytest.approx(of_one, rel=1e-6)
+        assert (inverses.queries, inverses.examples) == (len(g_q), len(others))
+        assert found(worst / 1e-2 * 1.001).error == inverses.error
+        assert found(worst / 1e-2 * 0.999).error is None
+
     def test_several_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = problem()
         curvature = cf.fit(given, cf.EKFAC())
@@ -239,8 +272,8 @@ class TestScores:
         true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0).values
         scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=error)
         assert float(off(scores, true).max()) <= 1.5 * error
-        if scores.inverse_error is not None:
-            assert float(off(scores, true).max()) <= 3 * scores.inverse_error
+        assert scores.inverse_error is not None
+        assert float(off(scores, true).max()) <= 3 * scores.inverse_error
 
     def test_every_query_is_looked_at(self) -> None:
         """One of forty is unlike the others, in a part of the net that they do not reach."""
@@ -249,6 +282,7 @@ class TestScores:
         true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0).values
         for error in (1e-1, 1e-2, 1e-3):
             scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=error)
+            assert scores.inverse_error is not None
             assert float(off(scores, true).max()) <= 2 * error, error
 
     def test_one_example_that_all_is_made_of(self) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from curvfluence.cli.consoles import plain, watching
 from curvfluence.cli.options import DampingName, GivenName, NoProgress, RungName, Threads
 from curvfluence.cli.root import app
-from curvfluence.cli.together import agreed, together
+from curvfluence.cli.together import together
 from curvfluence.cli.words import command_line, set_threads
 from curvfluence.errors import CurvfluenceError
 
@@ -86,7 +86,7 @@ def attribute(
                     if beside == "auto" and memory is not None:
                         why = "within a memory a second rung is one that is named"
                     elif beside == "auto":
-                        name, why = agreed(companion_named(asked.problem, chosen))
+                        name, why = ranks.of_first(companion_named(asked.problem, chosen))
                         second = None if name is None else rung_named(name)
                     found = answer(
                         asked,

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 from curvfluence.errors import InputError
 
@@ -52,14 +51,3 @@ def together() -> Generator[bool]:
         ranks.destroy()
         raise
     ranks.leave()
-
-
-def agreed(value: Any) -> Any:
-    """What the first process has, at all of them."""
-    if launched() is None:
-        return value
-    import torch.distributed as dist
-
-    said = [value]
-    dist.broadcast_object_list(said, src=0)
-    return said[0]

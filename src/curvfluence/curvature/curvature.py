@@ -229,7 +229,10 @@ class Curvature:
         are let go of once its blocks are solved, so that rows and solutions are not held at once.
         """
         rows, parts = handed.pop(), dict[str, Solution]()
-        for block, value in self.damped(damping):
+        places = (block.places for block in self.blocks)
+        layers = [at.position if isinstance(at, LayerPart) else None for at in places]
+        last = {layer: number for number, layer in enumerate(layers)}
+        for number, (block, value) in enumerate(self.damped(damping)):
             if block.name in inverses:
                 parts[block.name] = inverses[block.name].of(rows)
             else:
@@ -237,16 +240,10 @@ class Curvature:
                 with self.naming(block):
                     x = block.operator.solve_rows(block.places, rows, decay, value, against)
                 parts[block.name] = x if compress is None else x.compressed(compress)
-            if (layer := self._last_of(block)) is not None:
+            layer = layers[number]
+            if layer is not None and last[layer] == number:
                 rows = rows.without(layer)
         return Solved(self, parts)
-
-    def _last_of(self, block: Block) -> int | None:
-        """The number of the layer that no block after this one is of."""
-        places = (one.places for one in self.blocks)
-        layers = [at.position if isinstance(at, LayerPart) else None for at in places]
-        at = self.blocks.index(block)
-        return None if layers[at] in layers[at + 1 :] else layers[at]
 
     def quadratic(self, rows: Rows, damping: Damping) -> Tensor:
         """rᵀ (C + diag(w) + λI)⁻¹ r of single-column rows, [N]."""

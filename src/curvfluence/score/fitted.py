@@ -9,6 +9,7 @@ from curvfluence.curvature.rung import Rung, fit, require_together
 from curvfluence.errors import InputError, SingularError
 from curvfluence.problem.fingerprint import fingerprint
 from curvfluence.problem.problem import Problem, require_problem
+from curvfluence.runtime import ranks
 
 
 def fitted(
@@ -28,7 +29,8 @@ def fitted(
         if isinstance(rung, Rung):  # pyright: ignore[reportUnnecessaryIsInstance]
             _require_regular(problem, rung, damping)
             rung = rung if solves is None else rung.for_solves(problem, solves)
-        require_together(problem, the_damping=damping)
+        if (team := ranks.here()) is not None:  # fit asks for all else
+            team.require_same({"the damping": str(damping)})
         return fit(problem, rung, strict=strict)
     require_together(problem, the_rung=told_apart(rung), the_damping=damping)
     if rung.parameters != problem.parameters:

@@ -73,9 +73,9 @@ def influence(
     what it came to. `inverse_error` is how far the scores of a query may be off, relative to their
     norm, for inverses of Kronecker blocks at low rank: a fraction of the product where many queries
     meet wide layers without shared positions; the scores of one example of a small gradient may be
-    off by about its root, relative to theirs. By default 1e-5 in float32, and 0, the product in
-    full, in float64, with `leverage` and `by_block`. What all queries showed over some examples is
-    in the result: a measurement, not a bound.
+    off by several times its root, relative to theirs. By default 1e-5 in float32, and 0, the
+    product in full, in float64, with `leverage` and `by_block`. What all queries showed over some
+    examples is in the result: a measurement, not a bound.
 
     `tolerance` is the relative residual ‖(C + diag(w) + λI) x − g‖/‖g‖ of every query at which an
     inverse by iteration stops, in the place of its form's own (a direct one is at rounding).

@@ -208,7 +208,7 @@ def low_rank(
     queries: Outer,
     rows: Outer,
     allowed_q: Tensor,
-    slacks: Sequence[float] = (1.0,),
+    slacks: Sequence[float],
 ) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
     """(u [o, r], v [i, r], how many of them for each slack) of the least ranks at which, for each
     of some queries (all in the eigenbasis), what they change in products with some rows is of a
