@@ -114,6 +114,33 @@ class TestReorderedBatches:
             cf.influence(given, cf.Identity())
 
 
+class TestNoise:
+    """Gradients that are 0 but for what rounding left, which a batch rounds otherwise."""
+
+    @pytest.mark.parametrize(("share", "noise"), [(1e-17, True), (1e-15, False)])
+    def test_of_one_example(self, share: float, noise: bool) -> None:
+        """Beside others' whose gradients are not: what attention to one position leaves of its
+        query, alone in a group of `memory=`."""
+
+        def run(net: Net, x: Tensor) -> Tensor:
+            seen = torch.where(x[:, :1] > 0, 1.0, share * len(x))
+            return net.b(torch.tanh(x + seen * net.a(x)))
+
+        torch.manual_seed(0)
+        x = torch.randn(N, 5).double().abs()
+        x[20, 0] = -1.0  # which is run alone
+        given = problem(run, x, x[:3])
+        given.model.b.requires_grad_(False)
+        given = cf.Problem(given.model, given.loss, given.train, given.queries)
+        if noise:
+            assert cf.influence(given, cf.Identity()).values.isfinite().all()
+            return
+        with pytest.raises(
+            cf.errors.InputError, match="example 20 of the training set is another alone"
+        ):
+            cf.influence(given, cf.Identity())
+
+
 class TestHiddenUses:
     def test_of_queries_alone(self) -> None:
         torch.manual_seed(0)

@@ -646,7 +646,10 @@ def test_layers_on_one_input_over_several_chunks(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(budget, "EXAMPLES", 7)
     for rung, dense in zip(rungs, wanted, strict=True):
         found = cf.fit(problem.at(problem.theta | problem.state), rung).to_dense()
-        torch.testing.assert_close(found, dense, rtol=1e-10, atol=1e-15)
+        # Shampoo takes the root of an eigenvalue that is 0 but for rounding
+        root = isinstance(rung, cf.Shampoo)
+        rtol, atol = (1e-6, 1e-7 * float(dense.abs().max())) if root else (1e-10, 1e-15)
+        torch.testing.assert_close(found, dense, rtol=rtol, atol=atol)
 
 
 class TestHybridsRoom:

@@ -24,6 +24,8 @@ ROUNDED = {
     for net in (
         "multi-head attention",
         "attention, batch second",
+        "attention, own key sizes",
+        "encoder layer",
         "tied transformer",
         "untied transformer",
     )
@@ -58,28 +60,36 @@ def test_scores_of_every_rung_on_a_problem(name: str) -> None:
         same(f"{name} | {rung}", golden.of_problem(name, rung))
 
 
-@pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
-@pytest.mark.parametrize("name", ROUNDED)
-def test_what_rounding_decides(name: str) -> None:
-    """What is held loosely moves with a rounding of the weights; plain EK-FAC does not."""
-    problem = zoo_problem(name.partition(" | ")[0])
+def change(net: str, rung: str) -> float:
+    """Of the scores, relative to the largest, by a rounding of the weights."""
+    problem = zoo_problem(net)
     generator = torch.Generator().manual_seed(0)
-    moved = problem.at(
-        {
-            n: v * (1 + 2e-16 * torch.randint(-1, 2, v.shape, generator=generator).double())
-            for n, v in problem.theta.items()
-        }
+    moved = dict(problem.state) | {
+        name: v * (1 + 2e-16 * torch.randint(-1, 2, v.shape, generator=generator).double())
+        for name, v in problem.theta.items()
+    }
+    at, beside = (
+        cf.influence(p, golden.RUNGS[rung](), damping=golden.DAMPING).values
+        for p in (problem, problem.at(moved))
     )
+    return float((at - beside).abs().max() / at.abs().max())
 
-    def change(rung: str) -> float:
-        at, beside = (
-            cf.influence(p, golden.RUNGS[rung](), damping=golden.DAMPING).values
-            for p in (problem, moved)
-        )
-        return float((at - beside).abs().max() / at.abs().max())
 
-    assert 1e-8 < change("EKFAC reduce") < ROUNDED[name]
-    assert change("EKFAC") < TOLERANCE
+@pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+@pytest.mark.parametrize("net", golden.NETS)
+@pytest.mark.parametrize("rung", ["EKFAC", "EKFAC reduce"])
+def test_what_rounding_moves(net: str, rung: str) -> None:
+    """No scores but those that are held loosely, also where eigenvalues of a factor are equal."""
+    try:
+        assert change(net, rung) < ROUNDED.get(f"{net} | {rung}", TOLERANCE)
+    except cf.errors.InputError:
+        assert kept()[f"{net} | {rung}"].isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore::curvfluence.errors.CurvfluenceWarning")
+def test_what_rounding_decides() -> None:
+    """Some of what is held loosely moves; which of it is the machine's to say."""
+    assert max(change(*name.split(" | ")) for name in ROUNDED) > 1e-8
 
 
 @pytest.mark.parametrize("net", golden.NETS)

@@ -129,4 +129,8 @@ def _require_alone(
     together = Sketch.of(made.rows[one], made.output[one], x_1p)
     single = _made(problem, layout, part[one], made.again(one), number)
     alone = Sketch.of(single.rows, single.output, x_1p)
-    require_alike(together, alone, problem.autocast, number, made.what)
+
+    def beside() -> float:
+        return float(made.rows.to(torch.float64).column_norms().max())
+
+    require_alike(together, alone, problem.autocast, number, made.what, beside)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,6 +69,22 @@ def eigh_of_rank(matrix: Tensor, most: int, rounding: float) -> tuple[Tensor, Te
     zeros = values.new_zeros(n - count)
     order = torch.cat([zeros, values]).argsort()  # what is not 0 may come out below it by rounding
     return torch.cat([zeros, values])[order], vectors[:, order]
+
+
+def settled(values: Tensor, vectors: Tensor, apart: float) -> Tensor:
+    """Eigenvectors [n, n] of ascending eigenvalues that depend on the matrix alone. Those of
+    eigenvalues no further than `apart` from the next are any basis of their space, which rounding
+    chooses: here it is some fixed vectors' projections on that space, made orthonormal. Cost:
+    6 n k² operations for k of them, where eigh takes 9 n³."""
+    n, found = len(values), vectors.clone()
+    new = (values.diff() > apart).nonzero().flatten() + 1
+    for start, end in pairwise([0, *new.tolist(), n]):
+        if end - start > 1:
+            generator = torch.Generator().manual_seed(0)
+            fixed = torch.randn(end - start, n, generator=generator, dtype=torch.float64)
+            space = vectors[:, start:end]
+            found[:, start:end] = space @ torch.linalg.qr((fixed.to(space) @ space).mT).Q
+    return found
 
 
 def leading_eigh(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

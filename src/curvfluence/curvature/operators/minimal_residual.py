@@ -9,6 +9,8 @@ from torch import Tensor
 
 from curvfluence.curvature.operators.block_conjugate_gradients import BlockSolution
 
+SINGULAR = 10.0  # eps: a pivot below so much of the largest one is what rounding left of 0
+
 
 def minimal_residual(
     product: Callable[[Tensor], Tensor],
@@ -24,9 +26,10 @@ def minimal_residual(
     The residual is least in the norm of M⁻¹ over the Krylov space of M⁻¹A (Paige & Saunders 1975;
     Elman, Silvester & Wathen 2014, algorithm 4.1), so it falls whatever the signs of A's
     eigenvalues; one near 0 takes long and leaves a residual. A row whose residual's norm is
-    `enough_q` or less leaves. With `patience` (k, norms [Q]) it stops after k products where a
-    residual is still above its norm. Cost: a product and a preconditioning of the rows left an
-    iteration; memory 9 Q n numbers.
+    `enough_q` or less leaves, and so does one whose Krylov space A takes to one that is smaller,
+    as far as rounding tells (b has a part where A has nothing). With `patience` (k, norms [Q]) it
+    stops after k products where a residual is still above its norm. Cost: a product and a
+    preconditioning of the rows left an iteration; memory 9 Q n numbers.
     """
     x, residual = torch.zeros_like(b_qn), b_qn.clone()
     left = (_norms(residual) > enough_q).nonzero().flatten()
@@ -39,6 +42,7 @@ def minimal_residual(
     c0, c1 = torch.ones_like(gamma), torch.ones_like(gamma)
     s0, s1 = torch.zeros_like(gamma), torch.zeros_like(gamma)
     w0, w1, aw0, aw1 = (torch.zeros_like(v) for _ in range(4))
+    largest, rounded = torch.zeros_like(gamma), SINGULAR * torch.finfo(v.dtype).eps
     products = vectors = 0
     while products < max_products:
         z = z / _col(gamma, v)
@@ -50,7 +54,8 @@ def minimal_residual(
         gamma_after = _dot(z_after, after).clamp_min(0).sqrt()
         a0 = c1 * delta - c0 * s1 * gamma
         a1 = (a0.square() + gamma_after.square()).sqrt()
-        lost = ~(a1 > 0)  # A has nothing along the direction, and the space is used up
+        largest = torch.maximum(largest, a1)
+        lost = ~(a1 > rounded * largest)  # along a step of that size there would be only noise
         a1 = torch.where(lost, 1, a1)
         a2, a3 = s1 * delta + c0 * c1 * gamma, s0 * gamma
         c2, s2 = torch.where(lost, 0, a0 / a1), gamma_after / a1
@@ -70,6 +75,7 @@ def minimal_residual(
         v, before, z = after[on], v[on], z_after[on]
         gamma, gamma_before = gamma_after[on], gamma[on]
         c0, c1, s0, s1, eta = c1[on], c2[on], s1[on], s2[on], eta[on]
+        largest = largest[on]
         w0, w1, aw0, aw1 = w1[on], w2[on], aw1[on], aw2[on]
     return BlockSolution(x, residual, products, vectors)
 
