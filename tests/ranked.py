@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SampleSpace, SelectedRows
-from curvfluence.curvature.operators import low_rank_inverse
+from curvfluence.curvature.operators import low_rank_search
 from curvfluence.errors import CurvfluenceWarning
 from curvfluence.explore import kept
 from curvfluence.indexing import encode, make
@@ -162,12 +162,12 @@ def at_low_rank() -> cf.Scores:
     x, y = torch.randn(120, 30, dtype=torch.float64), torch.randint(0, 4, (120,))
     model = mlp(30, 36, 4).double()
     problem = cf.Problem(model, cf.CrossEntropy(), (x[:97], y[:97]), (x[97:], y[97:]))
-    least, checked = low_rank_inverse.LEAST, budget.CHECKED
-    low_rank_inverse.LEAST, budget.CHECKED = 0.0, 5 * problem.parameters.count
+    least, checked = low_rank_search.LEAST, budget.CHECKED
+    low_rank_search.LEAST, budget.CHECKED = 0.0, 5 * problem.parameters.count
     try:
         return cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1), inverse_error=0.1)
     finally:
-        low_rank_inverse.LEAST, budget.CHECKED = least, checked
+        low_rank_search.LEAST, budget.CHECKED = least, checked
 
 
 def within_a_memory(problem: cf.Problem) -> cf.Scores:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import curvfluence as cf
-from curvfluence.curvature.operators import low_rank_inverse
+from curvfluence.curvature.operators import low_rank_search
 from curvfluence.curvature.operators.decomposed import eigh, eigh_of_rank, share
 from curvfluence.curvature.operators.low_rank import LowRank
 from curvfluence.errors import CurvfluenceWarning, SingularError
@@ -359,7 +359,7 @@ class TestSingularValues:
         x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         with noted() as said:
             thin = LowRank.of(x, 1e-9)
-            low_rank_inverse._truncated(x[0], 2)
+            low_rank_search._truncated(x[0], 2)
         assert thin.rank == 4
         assert thin.error < 1e-9
         assert ["5 × 4" in said[0], "4 × 4" in said[1]] == [True, True]

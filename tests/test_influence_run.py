@@ -16,7 +16,7 @@ import curvfluence as cf
 from curvfluence.curvature.curvature import Solved
 from curvfluence.curvature.inversion import ConjugateGradients
 from curvfluence.curvature.low_rank_inverses import low_rank_inverses
-from curvfluence.curvature.operators import low_rank_inverse
+from curvfluence.curvature.operators import low_rank_search
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.discovery import discover
@@ -258,7 +258,7 @@ class TestSaid:
     def test_inverses_at_low_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The scores are those by the inverses that were chosen, on gradients that were drawn, and
         their error is what was measured."""
-        monkeypatch.setattr(low_rank_inverse, "LEAST", 0.0)
+        monkeypatch.setattr(low_rank_search, "LEAST", 0.0)
         seeded()
         given = make(mlp(40, 44, 3), cf.CrossEntropy(), shape=(40,), n=80, q=24)
         curvature, layout = cf.fit(given, cf.EKFAC()), discover(given)

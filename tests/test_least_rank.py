@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators import low_rank_inverse
-from curvfluence.curvature.operators.low_rank_inverse import (
+from curvfluence.curvature.operators import low_rank_search
+from curvfluence.curvature.operators.low_rank_inverse import Grades
+from curvfluence.curvature.operators.low_rank_search import (
     LEAST,
-    Grades,
     Sample,
     low_rank,
     most_ranks,
@@ -60,7 +60,7 @@ def spread() -> tuple[Tensor, Tensor]:
 class TestLeastRank:
     @pytest.fixture(autouse=True)
     def any_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(low_rank_inverse, "WORTH", 8.0)
+        monkeypatch.setattr(low_rank_search, "WORTH", 8.0)
 
     def found(
         self,
@@ -81,7 +81,7 @@ class TestLeastRank:
         ranks: tuple[int, ...],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(low_rank_inverse, "RANKS", ranks)
+        monkeypatch.setattr(low_rank_search, "RANKS", ranks)
         exact_qn = scores(inverse_oi)
         allowed_q = share * exact_qn.norm(dim=1)
         found = self.found(inverse_oi, spread, allowed_q)
@@ -145,7 +145,7 @@ class TestLeastRank:
         assert found is not None
         assert found[0].shape[1] == IN
         for worth, most in ((1.7, 6), (1.8, 7)):
-            monkeypatch.setattr(low_rank_inverse, "WORTH", worth)
+            monkeypatch.setattr(low_rank_search, "WORTH", worth)
             assert most_ranks(OUT, IN) == most
             found = self.found(inverse_oi, spread, allowed_q)
             assert (found is not None) == (most == IN)
@@ -168,12 +168,12 @@ class TestLeastRank:
         """By a random range: as near as the singular values themselves are."""
         matrix = drawn(60, 50) @ torch.diag(0.7 ** torch.arange(50.0).double()) @ drawn(50, 80)
         for rank in (3, 10):
-            left, right = low_rank_inverse._truncated(matrix, rank)  # pyright: ignore[reportPrivateUsage]
+            left, right = low_rank_search._truncated(matrix, rank)  # pyright: ignore[reportPrivateUsage]
             assert (left.shape, right.shape) == ((60, rank), (80, rank))
             u, sigma, vh = torch.linalg.svd(matrix)
             best = (u[:, :rank] * sigma[:rank]) @ vh[:rank]
             assert float((left @ right.T - best).norm()) <= 1e-6 * float(matrix.norm())
-            again = low_rank_inverse._truncated(matrix, rank)  # pyright: ignore[reportPrivateUsage]
+            again = low_rank_search._truncated(matrix, rank)  # pyright: ignore[reportPrivateUsage]
             assert torch.equal(again[0], left)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.curvature import low_rank_inverses as found_for
-from curvfluence.curvature.operators import kronecker, low_rank_inverse
+from curvfluence.curvature.operators import kronecker, low_rank_search
 from curvfluence.curvature.operators.low_rank_inverse import Grades, LowRankInverse
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.curvature.places import LayerPart
@@ -40,7 +40,7 @@ RUNGS = {
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks are looked for however short the product is."""
-    monkeypatch.setattr(low_rank_inverse, "LEAST", 0.0)
+    monkeypatch.setattr(low_rank_search, "LEAST", 0.0)
 
 
 def problem(
@@ -391,7 +391,7 @@ class TestScores:
             o, i = inverse_oi.shape
             return torch.ones(o, 1).double(), torch.ones(i, 1).double(), (1,) * len(slacks)
 
-        monkeypatch.setattr(kronecker, "low_rank", too_low)
+        monkeypatch.setattr(low_rank_search, "low_rank", too_low)
         scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=1e-3)
         true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0)
         assert len(calls) == 6  # two layers are wide enough; tried, for all rows alike, and tighter

@@ -20,7 +20,8 @@ from curvfluence.curvature.operators.kronecker import (
     basis_of,
     two_decays,
 )
-from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
+from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse
+from curvfluence.curvature.operators.low_rank_search import Sample
 from curvfluence.curvature.operators.mean_eigenvalue import (
     of_spectrum,
 )

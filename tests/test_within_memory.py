@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import curvfluence as cf
 from curvfluence.cli import app
-from curvfluence.curvature.operators import low_rank_inverse
+from curvfluence.curvature.operators import low_rank_search
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import CoverageError, InputError
 from curvfluence.jacobian.cache import CachedRows
@@ -113,7 +113,7 @@ def test_hybrids_whose_blocks_hang_together_are_refused(rung: Rung) -> None:
 
 def test_products_are_in_full_in_several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """A share's error is of the share's size, and shares may cancel: here to a thousandth."""
-    monkeypatch.setattr(low_rank_inverse, "LEAST", 1)
+    monkeypatch.setattr(low_rank_search, "LEAST", 1)
     torch.manual_seed(0)
     x = torch.randn(300, 40, dtype=torch.float64)
 

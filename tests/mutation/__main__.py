@@ -107,11 +107,14 @@ FILES: dict[str, tuple[str, ...]] = {
         "test_operators_solutions",
         "test_scores",
     ),
-    "curvature/operators/low_rank_inverse": (
+    "curvature/operators/low_rank_inverse": ("test_operators_solutions", "test_low_rank_inverse"),
+    "curvature/operators/low_rank_search": (
         "test_least_rank",
         "test_operators_solutions",
         "test_low_rank_inverse",
     ),
+    "curvature/low_rank_inverses": ("test_low_rank_inverse",),
+    "jacobian/drawn": ("test_drawn", "test_low_rank_inverse"),
     "problem/losses/output_hessian": ("test_many_outputs",),
     "jacobian/layer_columns": ("test_many_outputs",),
     "runtime/paged": ("test_paged",),

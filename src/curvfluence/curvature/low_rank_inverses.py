@@ -12,7 +12,8 @@ from torch import Tensor
 
 from curvfluence.curvature.curvature import Curvature, Solved
 from curvfluence.curvature.damping import Damping
-from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
+from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse
+from curvfluence.curvature.operators.low_rank_search import Sample, Search
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.jacobian.drawn import Drawn
 from curvfluence.jacobian.rows import Rows, concatenate
@@ -149,13 +150,23 @@ class _Chosen:
 def _found(
     curvature: Curvature, queries: Rows, damping: Damping, asked: Sample
 ) -> dict[str, LowRankInverse]:
-    found: dict[str, LowRankInverse] = {}
+    """Of each block, what its operator has; searches are shared out."""
+    made: dict[str, LowRankInverse | Search] = {}
+    jobs: dict[str, ranks.Job] = {}
     for block, value in curvature.damped(damping):
         decay = block.places.take(curvature.decay)
         with curvature.naming(block):
-            inverse = block.operator.low_rank_inverse(block.places, queries, decay, value, asked)
+            one = block.operator.low_rank_inverse(block.places, queries, decay, value, asked)
+        if one is not None:
+            made[block.name] = one
+        if isinstance(one, Search):
+            jobs[block.name] = ranks.Job(one.cost, curvature.naming(block)(one.run))
+    searched = dict(zip(jobs, ranks.shared_out(list(jobs.values())), strict=True))
+    found: dict[str, LowRankInverse] = {}
+    for name, one in made.items():
+        inverse = one.inverse(searched[name]) if isinstance(one, Search) else one
         if inverse is not None:
-            found[block.name] = inverse
+            found[name] = inverse
     return found
 
 

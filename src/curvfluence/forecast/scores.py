@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from curvfluence.curvature.operators.low_rank_inverse import LEAST, WORTH
+from curvfluence.curvature.operators.low_rank_search import LEAST, WORTH
 from curvfluence.curvature.rung import LeftBehind, Rung
 from curvfluence.forecast.sizes import Sizes
 from curvfluence.jacobian.fisher import Empirical

@@ -220,6 +220,12 @@ def alike() -> Generator[None]:
         yield
 
 
+def shared_out(jobs: Sequence[Job]) -> list[tuple[Tensor, ...]]:
+    """`Ranks.shared_out`, or all of them here where no processes work together."""
+    team = here()
+    return [job.run() for job in jobs] if team is None else team.shared_out(jobs)
+
+
 def of_first(value: T) -> T:
     """What the first of the processes that work together has, at all of them: some small object."""
     if here() is None:

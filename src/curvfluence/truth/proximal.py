@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.inversion import Matrix
-from curvfluence.curvature.operators.operator import require_positive
+from curvfluence.curvature.operators.definite import require_positive
 from curvfluence.curvature.rung import fit
 from curvfluence.problem.data import Examples
 from curvfluence.problem.losses import ScaledLoss

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.operator import require_positive
+from curvfluence.curvature.operators.definite import require_positive
 from curvfluence.errors import SingularError
+from curvfluence.jacobian.terms import Outer
 
 ROUNDED = 0.1  # of a solution, that the rounding of eigenvalues may move
 
@@ -47,6 +48,15 @@ class Denominator:
         size = x.flatten(-axes).double().norm(dim=-1)
         moved = (x * self.error).flatten(-axes).double().norm(dim=-1)
         self.require_small(torch.where(size > 0, moved / size, 0.0))
+
+    def require_trusted_rows(self, rotated: Outer) -> None:
+        """The same of rows s ⊗ a in the eigenbasis, whose solutions are not formed."""
+        if self.error is None:
+            return
+        exact, values = rotated.to(torch.float64), self.values.double()
+        size = exact.weighted_squares(1 / values.square())
+        moved = exact.weighted_squares((self.error.double() / values).square())
+        self.require_small(torch.where(size > 0, (moved / size).sqrt(), 0.0))
 
     def require_small(self, share: Tensor) -> None:
         """Refuse shares of solutions, moved by rounding, above `ROUNDED`."""

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.definite import require_positive
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
-from curvfluence.curvature.operators.operator import (
-    Diagonalised,
-    Operator,
-    require_positive,
-    squared,
-)
+from curvfluence.curvature.operators.operator import Diagonalised, Operator, squared
 
 SMALL = 2048  # of a dense matrix that is formed for a distance
 

@@ -13,26 +13,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import eigh_of_rank
+from curvfluence.curvature.operators.decomposed import eigh_of_rank, settled
+from curvfluence.curvature.operators.definite import require_definite_eigenvalues, require_positive
 from curvfluence.curvature.operators.denominator import Denominator
-from curvfluence.curvature.operators.low_rank_inverse import (
-    Correction,
-    Grades,
-    LowRankInverse,
-    Sample,
-    low_rank,
-    spread_of,
-    worth_a_search,
-)
+from curvfluence.curvature.operators.low_rank_inverse import Correction, Grades, LowRankInverse
+from curvfluence.curvature.operators.low_rank_search import Sample, Search, worth_a_search
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
-from curvfluence.curvature.operators.operator import (
-    Against,
-    Diagonalised,
-    Operator,
-    require_definite_eigenvalues,
-    require_positive,
-    squared,
-)
+from curvfluence.curvature.operators.operator import Against, Diagonalised, Operator, squared
 from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, joined
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
@@ -181,7 +168,7 @@ class KroneckerEigen(Kronecker):
 
     def low_rank_inverse(
         self, places: Places, queries: Rows, decay: Tensor, damping: float, sample: Sample
-    ) -> LowRankInverse | None:
+    ) -> Search | None:
         """Of the least rank whose error is allowed, where that is cheaper than the product with
         solved queries."""
         assert isinstance(places, LayerPart)
@@ -196,35 +183,25 @@ class KroneckerEigen(Kronecker):
         allowed_q = sample.allowed()
         if not bool((allowed_q > 0).any()):
             return None  # nothing but zeros: no rank would show its error
-        basis = self.out_basis, self.in_basis
-        denominator, correction = self._damped(decay, damping)
-        rotated = term.rotated(*basis)
-        _require_trusted(denominator, rotated)
         asked, rows = places.term(sample.queries()), places.term(held.rows)
         if not isinstance(asked, Outer) or not isinstance(rows, Outer):
             return None
-        weighted = held.weighted(rows.rotated(*basis))
-        found = low_rank(
-            1 / denominator.values.double(),
-            spread_of(self.values, rotated, weighted),
-            asked.rotated(*basis),
-            weighted,
-            allowed_q,
-            sample.slacks,
-        )
-        if found is None:
-            return None
-        u_or, v_ir = (x.to(self.values) for x in found[:2])
-        return LowRankInverse(
+        return Search(
             places,
-            *basis,
-            u_or,
-            v_ir,
-            Grades.of(held.typical(rows), sample.slacks, found[2]),
-            None if correction is None else Correction(correction[1], correction[2]),
-            False,
+            self.out_basis,
+            self.in_basis,
+            self.values,
+            lambda: self._split(decay, damping),
+            *(term, asked, rows, held, allowed_q, sample.slacks),
             self._solving(places, decay, damping),
         )
+
+    def _split(self, decay: Tensor, damping: float) -> tuple[Denominator, Correction | None]:
+        denominator, correction = self._damped(decay, damping)
+        if correction is None:
+            return denominator, None
+        _, scaled_oi, gain_o = correction
+        return denominator, Correction(scaled_oi, gain_o)
 
     def _count_within(self, part: LayerPart, against: Against) -> int:
         """How many examples have a row that is formed in this basis."""
@@ -359,17 +336,6 @@ class FactoredKronecker(Kronecker):
         return out, inp
 
 
-def _require_trusted(denominator: Denominator, rotated: Outer) -> None:
-    """`Denominator.require_trusted` of rows s ⊗ a in the eigenbasis, whose solutions are not
-    formed."""
-    if denominator.error is None:
-        return
-    exact, values = rotated.to(torch.float64), denominator.values.double()
-    size = exact.weighted_squares(1 / values.square())
-    moved = exact.weighted_squares((denominator.error.double() / values).square())
-    denominator.require_small(torch.where(size > 0, (moved / size).sqrt(), 0.0))
-
-
 def two_decays(decay: Tensor, shape: Sequence[int]) -> tuple[float, float]:
     """w₀ and δ with a block's decay [o i] = w₀ everywhere and w₀ + δ on the last input."""
     w_oi = decay.reshape(*shape)
@@ -406,7 +372,11 @@ class InputBases:
 
 def rowwise_eigh(matrix: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Eigendecomposition of a positive semi-definite matrix of at most the rank `most`, in float64
-    whatever its dtype; the vectors are laid out row by row, with which products are faster."""
+    whatever its dtype; the vectors are laid out row by row, with which products are faster. Of a
+    matrix in float64 they are `settled`: eigenvalues along them (EK-FAC's) are the same on every
+    machine. In float32 what was rounded in its sums tells equal eigenvalues apart."""
     rounding = ROUNDING * torch.finfo(matrix.dtype).eps
     values, vectors = eigh_of_rank(matrix.double(), most, rounding)
+    if matrix.dtype == torch.float64:
+        vectors = settled(values, vectors, rounding * float(matrix.diagonal().sum()))
     return values.to(matrix.dtype), vectors.to(matrix.dtype).contiguous()

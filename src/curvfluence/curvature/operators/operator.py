@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse, Sample
+from curvfluence.curvature.operators.low_rank_inverse import LowRankInverse
+from curvfluence.curvature.operators.low_rank_search import Sample, Search
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.solution import InParameters, Solution
 from curvfluence.curvature.places import Places
-from curvfluence.errors import SingularError
 from curvfluence.jacobian.rows import Rows
 from curvfluence.runtime.said import say
 
@@ -111,8 +110,9 @@ class Operator(ABC):
 
     def low_rank_inverse(
         self, places: Places, queries: Rows, decay: Tensor, damping: float, sample: Sample
-    ) -> LowRankInverse | None:
-        """The inverse as few products, where scores of these queries are cheaper by that."""
+    ) -> LowRankInverse | Search | None:
+        """The inverse as few products, or a search for them, where scores of these queries are
+        cheaper by that."""
         return None
 
     def quadratic(self, places: Places, rows: Rows, decay: Tensor, damping: float) -> Tensor:
@@ -180,29 +180,3 @@ def squared(a: Tensor, b: Tensor | None = None, rows: int = 512) -> float:
         gap = x.double() if y is None else x.double() - y.double()
         total += float(gap.square().sum())
     return total
-
-
-def require_positive(smallest: float, largest: float, *, n: int, eps: float, what: str) -> None:
-    """Raise `SingularError` where the smallest eigenvalue cannot be told from zero."""
-    floor = max(0.0, n * eps * abs(largest))
-    if not smallest > floor:  # also where it is NaN
-        raise SingularError(_said(what, smallest, largest, floor))
-
-
-def _said(what: str, smallest: float, largest: float, floor: float) -> str:
-    more = f": {floor - smallest:.1g} more would do" if floor > smallest else ""
-    return (
-        f"{what} cannot be inverted: its smallest eigenvalue (or pivot) is {smallest:.3g} next to "
-        f"{largest:.3g}. Use a larger damping{more}, or problem.to(torch.float64)"
-    )
-
-
-def require_definite_eigenvalues(values: Tensor) -> None:
-    """Refuse damped eigenvalues of which the smallest cannot be told from zero.
-
-    Inverted one by one, so nothing is lost to conditioning: eigenvalues of a symmetric matrix come
-    with an error of a few eps of the largest.
-    """
-    eps = torch.finfo(values.dtype).eps
-    smallest, largest = float(values.min()), float(values.max())
-    require_positive(smallest, largest, n=10, eps=eps, what="the damped eigenvalues")

@@ -13,15 +13,11 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.operators.decomposed import leading_eigh
+from curvfluence.curvature.operators.definite import require_definite_eigenvalues
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.kronecker import KroneckerEigen, rowwise_eigh, two_decays
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
-from curvfluence.curvature.operators.operator import (
-    Against,
-    Operator,
-    require_definite_eigenvalues,
-    squared,
-)
+from curvfluence.curvature.operators.operator import Against, Operator, squared
 from curvfluence.curvature.operators.solution import InLayer, Solution
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
