@@ -114,7 +114,6 @@ FILES: dict[str, tuple[str, ...]] = {
         "test_low_rank_inverse",
     ),
     "curvature/low_rank_inverses": ("test_low_rank_inverse",),
-    "jacobian/drawn": ("test_drawn", "test_low_rank_inverse"),
     "problem/losses/output_hessian": ("test_many_outputs",),
     "jacobian/layer_columns": ("test_many_outputs",),
     "runtime/paged": ("test_paged",),
