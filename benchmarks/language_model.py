@@ -1,9 +1,10 @@
 """What a product with the exact GGN buys on a language model: residuals after each of them.
 
     python benchmarks/language_model.py [--workload W4] [--queries 2] [--damping 0.1]
-        [--tolerance 0.01] [--most 250] [--plain] [--threads 1]
+        [--tolerance 0.01] [--most 250] [--plain] [--last] [--threads 1]
 
-Block conjugate gradients over all queries, preconditioned by EK-FAC, or by nothing (`--plain`):
+Block conjugate gradients over all queries, preconditioned by EK-FAC, or by nothing (`--plain`),
+with directions conjugate to all before them, or to the last ones alone (`--last`):
 ‖(GGN + diag(w) + λ) x − g‖/‖g‖ of every query, after so many products and CPU seconds. The last
 line is by a product of its own. EK-FAC's fit and scores stand above it.
 """
@@ -23,6 +24,8 @@ from curvfluence.curvature.operators.block_conjugate_gradients import block_conj
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 
+HELD = 2**30  # numbers of directions: of 560 products with two queries of W4
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,6 +35,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.01)
     parser.add_argument("--most", type=int, default=250)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--last", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -75,6 +79,7 @@ def main() -> None:
         precondition=precondition,
         enough_q=given.tolerance * sizes.double(),
         max_products=given.most,
+        held=0 if given.last else HELD,
     )
     said(g_qp - applied(found.x))
 

@@ -345,6 +345,55 @@ class TestBlockConjugateGradients:
         assert found.slow == (norm < 5)
         assert found.products == (norm == 5)
 
+    def hard(self, held: int | None, most: int) -> tuple[BlockSolution, list[Tensor], Tensor]:
+        """(what two rows come to, their directions, ‖b − A x‖/‖b‖) in float32, of eigenvalues over
+        seven decades."""
+        n, directions = 300, list[Tensor]()
+        values = torch.logspace(4, -3, n, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+        matrix = (basis * values) @ basis.T
+        b = torch.randn(2, n, generator=generator, dtype=torch.float64) @ (basis * values.sqrt()).T
+
+        def product(p: Tensor) -> Tensor:
+            directions.append(p)
+            return p @ matrix.float()
+
+        found = block_conjugate_gradients(
+            product, b.float(), precondition=lambda r: r, enough_q=torch.full((2,), 1e-9),
+            max_products=most, held=held,
+        )  # fmt: skip
+        curved = torch.cat(directions).double()
+        curved = curved @ matrix @ curved.T
+        size = curved.diagonal().sqrt()
+        left = (b - found.x.double() @ matrix).norm(dim=1) / b.norm(dim=1)
+        return found, directions, curved / size / size[:, None] if most < 40 else left
+
+    def test_directions_stay_conjugate(self) -> None:
+        """To all that are held, at the end too; else rounding brings the first ones back, and
+        residuals stand still where they would fall."""
+        own = torch.block_diag(*[torch.ones(2, 2)] * 30).bool()  # those of one block are not
+        _, _, curved = self.hard(None, 30)
+        assert float(curved[~own].abs().max()) < 1e-4
+        _, _, curved = self.hard(0, 30)
+        assert float(curved[~own].abs().max()) > 0.1
+        _, _, left = self.hard(None, 150)
+        _, _, standing = self.hard(0, 150)
+        assert float(left.max()) < 0.005 < 0.02 < float(standing.min())
+
+    @pytest.mark.parametrize("blocks", [1, 2, 5])
+    def test_as_many_as_are_held(self, blocks: int) -> None:
+        """The last ones, one at least: to the next before them a direction is as it comes."""
+        _, widths, curved = self.hard(blocks * 2 * 2 * 300, 30)
+        assert {len(p) for p in widths} == {2}
+        for last in (20, 25, 29):
+            row = curved[2 * last : 2 * last + 2]
+            held = row[:, 2 * (last - blocks) : 2 * last]
+            assert float(held.abs().max()) < 1e-4
+        less, _, _ = self.hard(blocks * 2 * 2 * 300 - 1, 30)
+        same, _, _ = self.hard((blocks - 1) * 2 * 2 * 300, 30)
+        assert torch.equal(less.x, same.x)
+
     def test_not_positive_definite(self) -> None:
         matrix, b = system(5)
         with pytest.raises(cf.errors.SingularError, match="without positive curvature"):

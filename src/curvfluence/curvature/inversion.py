@@ -350,8 +350,12 @@ class SelectedRows(Form):
         return queries * 10 * each + r**3 / 3
 
     def elements(self, problem: Problem, queries: int) -> float:
-        r = min(self.count, len(problem.train) * _columns(problem))
-        return float(r) ** 2 + r * discover(problem).elements(1) + 8.0 * _solved(queries, problem)
+        r, solved = (
+            min(self.count, len(problem.train) * _columns(problem)),
+            _solved(queries, problem),
+        )
+        directions = min(budget.DIRECTIONS, 20.0 * solved)  # of ten products
+        return float(r) ** 2 + r * discover(problem).elements(1) + 8.0 * solved + directions
 
     def stages(self, work: Workload) -> list[Stage]:
         problem = work.problem

@@ -37,6 +37,7 @@ GRAM = 2**26  # numbers of dense rows whose Gram matrix is added up at a time
 RIGHT_HAND_SIDES = 2**25  # numbers of float64 vectors solved or multiplied at a time
 EXACT_ROWS = 2**26  # numbers of rows taken to float64 at a time
 KERNEL = 2**25  # numbers in a strip of a sample-space kernel
+DIRECTIONS = 2**28  # numbers of directions that block conjugate gradients keep, to stay conjugate
 QUERIES = (
     2**26
 )  # numbers of queries that a form of inversion solves at a time, of which copies are held

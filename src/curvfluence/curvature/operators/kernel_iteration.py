@@ -76,6 +76,7 @@ class KernelIteration:
                 precondition=self.precondition,
                 enough_q=reduce * torch.linalg.vector_norm(b_qr, dim=1, dtype=torch.float64),
                 max_products=MOST,
+                held=0,  # few products, of vectors as long as there are rows
             )
             y_qr.addcmul_(found.x.double(), scale)
             products, reduced = products + found.products, reduced * reduce
