@@ -64,9 +64,10 @@ def wide(dtype: torch.dtype) -> cf.Problem:
 RUNGS: dict[str, cf.Rung] = {
     "K-FAC": cf.KFAC(),
     "EK-FAC": cf.EKFAC(),
-    # Not EK-FAC(Reduce): rows leave the range of their merged factor, where any basis is as good
-    # and Λ is another in each, so its scores hang on rounding with either decomposition.
     "reduce": cf.KFAC(sharing=cf.Reduce()),
+    # Rows leave the range of their merged factor, where Λ is another in each basis: in float64 that
+    # is one of the space's own, and in float32 rounding's.
+    "EK-FAC reduce": cf.EKFAC(sharing=cf.Reduce()),
     "Shampoo": cf.Shampoo(),
     "sampled": cf.EKFAC(cf.MonteCarlo(1), values=cf.Type2()),
 }
@@ -77,12 +78,15 @@ RUNGS: dict[str, cf.Rung] = {
 def test_scores_are_those_of_whole_decompositions(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "EK-FAC reduce" and dtype == torch.float32:
+        pytest.skip("rounding decides")
     damping = cf.Absolute(1e-2)
     thin = list[int]()
     qr = torch.linalg.qr
 
     def watched(one: Tensor, mode: str = "reduced") -> object:
-        thin.append(len(one))
+        if mode == "complete":  # of a range
+            thin.append(len(one))
         return qr(one, mode=mode)
 
     monkeypatch.setattr(torch.linalg, "qr", watched)
