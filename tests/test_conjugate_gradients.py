@@ -1,4 +1,4 @@
-"""Conjugate gradients, row by row and by blocks: against a direct solve, and when they stop."""
+"""Block conjugate gradients: against a direct solve, when they stop, and what they hold."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ import curvfluence as cf
 from curvfluence.curvature.operators.block_conjugate_gradients import (
     DEPENDENT,
     BlockSolution,
-    block_conjugate_gradients,
-)
-from curvfluence.curvature.operators.conjugate_gradients import (
-    Solution,
     _State,  # pyright: ignore[reportPrivateUsage]
-    conjugate_gradients,
+    block_conjugate_gradients,
+    most_directions,
 )
 from curvfluence.runtime import journal
 from curvfluence.store.steps import Steps
@@ -36,98 +33,6 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def solved(
-    product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most: int = 99
-) -> Solution:
-    return conjugate_gradients(
-        product, b, precondition=lambda v: v, tolerance=tolerance, max_iterations=most
-    )
-
-
-class TestConjugateGradients:
-    def test_every_row_at_once(self) -> None:
-        matrix, b = system(4)
-        b[2] = 0
-        found = solved(lambda v: v @ matrix, b, 1e-10)
-        assert float(found.residuals.max()) <= 1e-10
-        assert relative(found.x, torch.linalg.solve(matrix, b.T).T) <= 1e-8
-        assert torch.equal(found.x[2], torch.zeros(40, dtype=torch.float64))
-
-    def test_rows_of_any_size_together(self) -> None:
-        """Each is held to its own size, though the squares of one vanish beside the others'."""
-        matrix, b = system(3)
-        sizes = torch.tensor([1.0, 1e-200, 1e150], dtype=torch.float64)[:, None]
-        found = solved(lambda v: v @ matrix, sizes * b, 1e-10)
-        wanted = torch.linalg.solve(matrix, b.T).T
-        for x, own in zip(found.x / sizes, wanted, strict=True):
-            assert relative(x, own) <= 1e-8
-
-    def test_an_exact_preconditioner_takes_one_step(self) -> None:
-        matrix, b = system(4)
-        inverse = torch.linalg.inv(matrix)
-        found = conjugate_gradients(
-            lambda v: v @ matrix,
-            b,
-            precondition=lambda v: v @ inverse,
-            tolerance=1e-9,
-            max_iterations=99,
-        )
-        assert found.iterations == 1
-
-    def test_rows_that_are_done_leave(self) -> None:
-        matrix, b = system(4)
-        b[0] = torch.linalg.eigh(matrix)[1][:, -1]  # an eigenvector: one step
-        widths: list[int] = []
-        preconditioned: list[int] = []
-
-        def product(v: Tensor) -> Tensor:
-            widths.append(len(v))
-            return v @ matrix
-
-        def precondition(v: Tensor) -> Tensor:
-            preconditioned.append(len(v))
-            return v
-
-        conjugate_gradients(
-            product, b, precondition=precondition, tolerance=1e-9, max_iterations=99
-        )
-        assert widths[0] == 4
-        assert widths[1] == 3
-        assert preconditioned == widths  # once for each product, and never of nothing
-
-    def test_what_is_solved_without_a_residual_leaves_whatever_is_wanted(self) -> None:
-        b = torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=torch.float64)
-        found = solved(lambda v: v, b, 0.0)
-        assert found.iterations == 1
-        assert torch.equal(found.x, b)
-
-    @pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-8])
-    def test_it_stops_at_the_first_iteration_that_is_enough(self, tolerance: float) -> None:
-        matrix, b = system(4)
-        found = solved(lambda v: v @ matrix, b, tolerance)
-        before = solved(lambda v: v @ matrix, b, tolerance, found.iterations - 1)
-        assert float(found.residuals.max()) <= tolerance < float(before.residuals.max())
-
-    def test_it_stops_and_says_how_far_it_came(self) -> None:
-        matrix, b = system(4)
-        found = solved(lambda v: v @ matrix, b, 1e-12, 3)
-        assert found.iterations == 3
-        own = (b - found.x @ matrix).norm(dim=1) / b.norm(dim=1)
-        assert torch.allclose(found.residuals, own, rtol=1e-6)
-        assert float(own.max()) > 1e-12
-
-    def test_negative_curvature_is_refused(self) -> None:
-        with pytest.raises(cf.errors.SingularError, match="not positive definite"):
-            solved(lambda v: -v, torch.ones(1, 3), 1e-3, 3)
-
-    def test_curvature_of_zero_is_refused_in_the_row_that_meets_it(self) -> None:
-        matrix = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
-        b = torch.zeros(4, 3, dtype=torch.float64)  # the first is done before it begins
-        b[1, 0], b[2, 1], b[3, 2] = 1.0, 1.0, 1.0
-        with pytest.raises(cf.errors.SingularError, match=r"curvature 0 \(row 3, iteration 1\)"):
-            solved(lambda v: v @ matrix, b, 1e-3)
-
-
 class Killed(BaseException):
     """As a kill would be: nothing catches it."""
 
@@ -143,7 +48,7 @@ class TestKept:
         self.b[0] = 0
         self.b[1] = torch.linalg.eigh(self.matrix)[1][:, -1]  # leaves after one step
 
-    def run(self, most: int) -> tuple[Solution | None, int]:
+    def run(self, most: int) -> tuple[BlockSolution | None, int]:
         """As one command of so many products, which is killed at the next; and how many it made."""
         made = 0
 
@@ -155,27 +60,39 @@ class TestKept:
             return v @ self.matrix
 
         try:
-            with journal.kept_in(Steps(self.folder, {"of": "a test"}), every=0.0):
-                return solved(product, self.b, 1e-9), made
+            with (
+                journal.kept_in(Steps(self.folder, {"of": "a test"}), every=0.0),
+                journal.work("conjugate gradients") as ours,
+            ):
+                return self.solved(product, ours), made
         except Killed:
             return None, made
+
+    def solved(
+        self, product: Callable[[Tensor], Tensor], ours: journal.Work | None = None
+    ) -> BlockSolution:
+        """With room for three blocks of directions."""
+        return block_conjugate_gradients(
+            product, self.b, precondition=lambda r: r, enough_q=1e-9 * self.b.norm(dim=1),
+            max_products=99, held=3 * 2 * 3 * 40, kept=ours,
+        )  # fmt: skip
 
     def files(self) -> list[str]:
         return sorted(file.name for file in self.folder.iterdir())
 
     def test_it_goes_on(self) -> None:
-        whole = solved(lambda v: v @ self.matrix, self.b, 1e-9)
+        whole = self.solved(lambda v: v @ self.matrix)
         assert self.run(5) == (None, 5)
         found, made = self.run(99)
         assert found is not None
-        assert made == whole.iterations - 5
-        assert found.iterations == whole.iterations
+        assert made == whole.products - 5
+        assert (found.products, found.vectors) == (whole.products, whole.vectors)
         assert torch.equal(found.x, whole.x)
-        assert torch.equal(found.residuals, whole.residuals)
+        assert torch.equal(found.residual, whole.residual)
         before = self.files()
         again, made = self.run(0)
         assert again is not None
-        assert (made, again.iterations) == (0, whole.iterations)
+        assert (made, again.products) == (0, whole.products)
         assert torch.equal(again.x, whole.x)
         assert self.files() == before  # nothing was done, so nothing is written
 
@@ -185,14 +102,16 @@ class TestKept:
         again, made = self.run(0)
         assert whole is not None
         assert again is not None
-        assert (made, again.iterations) == (0, whole.iterations)
+        assert (made, again.products) == (0, whole.products)
         assert torch.equal(again.x, whole.x)
 
     def test_all_of_it_goes_to_a_device(self) -> None:
         """What is kept is read to the CPU."""
-        at = _State.first(self.b, lambda v: v).to(torch.device("meta"))
-        for part in (at.x, at.residual, at.left, at.direction, at.rho):
+        at = _State(self.b, self.b, 1, 4, [(self.b, self.b, self.matrix)])
+        there = at.to(torch.device("meta"))
+        for part in (there.x, there.residual, *there.before[0]):
             assert part.device.type == "meta"
+        assert (there.products, there.vectors) == (1, 4)
 
 
 class TestBlockConjugateGradients:
@@ -212,6 +131,53 @@ class TestBlockConjugateGradients:
         assert torch.allclose(found.x, wanted, rtol=1e-8, atol=0)
         assert torch.allclose(found.residual, b - found.x @ matrix, atol=1e-12)
         assert found.vectors <= 3 * found.products
+
+    def test_rows_that_are_done_give_no_direction(self) -> None:
+        matrix, b = system(4)
+        b[0] = torch.linalg.eigh(matrix)[1][:, -1]  # an eigenvector: one step
+        widths: list[int] = []
+        preconditioned: list[int] = []
+
+        def product(v: Tensor) -> Tensor:
+            widths.append(len(v))
+            return v @ matrix
+
+        def precondition(v: Tensor) -> Tensor:
+            preconditioned.append(len(v))
+            return v
+
+        block_conjugate_gradients(
+            product, b, precondition=precondition, enough_q=1e-9 * b.norm(dim=1), max_products=99
+        )
+        assert widths[:2] == [4, 3]
+        assert preconditioned == widths  # once for each product, and never of nothing
+
+    def test_an_exact_preconditioner_takes_one_step(self) -> None:
+        matrix, b = system(4)
+        inverse = torch.linalg.inv(matrix)
+        found = block_conjugate_gradients(
+            lambda v: v @ matrix, b, precondition=lambda v: v @ inverse,
+            enough_q=1e-9 * b.norm(dim=1), max_products=99,
+        )  # fmt: skip
+        assert found.products == 1
+
+    @pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-8])
+    def test_it_stops_at_the_first_product_that_is_enough(self, tolerance: float) -> None:
+        matrix, b = system(4)
+        found = self.solve(matrix, b, tolerance)
+        before = self.solve(matrix, b, tolerance, found.products - 1)
+        worst = [float((one.residual.norm(dim=1) / b.norm(dim=1)).max()) for one in (before, found)]
+        assert worst[1] <= tolerance < worst[0]
+
+    def test_what_is_held_of_a_small_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A sixteenth of it, and 2²⁸ numbers at most."""
+        cpu = torch.device("cpu")
+        place = "curvfluence.curvature.operators.block_conjugate_gradients.machine.memory"
+        monkeypatch.setattr(place, lambda _: 2**40)
+        assert most_directions(cpu, torch.float32) == 2**28
+        monkeypatch.setattr(place, lambda _: 2**30)
+        assert most_directions(cpu, torch.float32) == 2**24
+        assert most_directions(cpu, torch.float64) == 2**23
 
     def test_rows_whose_squares_vanish(self) -> None:
         matrix, b = system(3)

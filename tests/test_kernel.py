@@ -140,13 +140,14 @@ class Reduced:
         precondition: Callable[[Tensor], Tensor],
         enough_q: Tensor,
         max_products: int,
+        held: int | None = None,
     ) -> BlockSolution:
         assert set(b_qn.abs().amax(1).tolist()) <= {0.0, 1.0}  # squares of small ones would be 0
         norms_q = b_qn.norm(dim=1)
         share = float((enough_q / norms_q).nanmean())
         assert torch.allclose(enough_q, share * norms_q)
         self.enough.append(share)
-        assert max_products == kernel_iteration.MOST
+        assert (max_products, held) == (kernel_iteration.MOST, 0)
         assert torch.equal(product(b_qn), self.made.product(b_qn))
         assert torch.equal(precondition(b_qn), self.made.precondition(b_qn))
         x = torch.linalg.solve(self.matrix, (1 - share) * b_qn.T).T if self.helps else 0 * b_qn

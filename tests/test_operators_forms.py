@@ -117,6 +117,30 @@ class TestIterative:
         torch.testing.assert_close(x, v @ inverse)
         assert asked == [DAMPING]
 
+    def test_rows_of_any_size_together(self) -> None:
+        """Each is held to its own size, though the squares of one vanish beside the others'; a row
+        of zeros is one."""
+        problem = zoo_problem("mlp")
+        operator = operator_of(problem, ConjugateGradients(None, 1e-10, 3000))
+        sizes = torch.tensor([1.0, 1e-200, 1e150, 0.0], dtype=torch.float64)[:, None]
+        v = vectors(4, problem)
+        with noted() as said:
+            x = operator.solve(sizes * v, problem.decay, DAMPING)
+        assert said == []
+        wanted = v @ torch.linalg.inv(damped(problem))
+        torch.testing.assert_close(x[:3] / sizes[:3], wanted[:3], rtol=1e-7, atol=1e-9)
+        assert not bool(x[3].any())
+
+    def test_it_stops_and_says_how_far_it_came(self) -> None:
+        problem = zoo_problem("mlp")
+        operator, v = operator_of(problem, ConjugateGradients(None, 1e-12, 2)), vectors(3, problem)
+        with noted() as said:
+            x = operator.solve(v, problem.decay, DAMPING)
+        worst = float(left(problem, v, x).max())
+        assert worst > 1e-12
+        assert len(said) == 1
+        assert f"residual of {worst:.2g}, 1e-12 was wanted" in said[0]
+
 
 class Iterations:
     """Stands for an iteration that solves for the first row that it is given, and for no other;

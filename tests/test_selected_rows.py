@@ -231,7 +231,7 @@ class TestSolve:
         taken = [products(count) for count in (1, 40, 120, 360)]
         assert taken == sorted(taken, reverse=True)
         assert taken[-1] == 1
-        assert taken[2] <= taken[0] / 2
+        assert taken[2] <= 2 * taken[0] / 3  # without rows directions stay conjugate too
 
     def test_refused(self) -> None:
         problem = fitted()
@@ -259,7 +259,8 @@ RUNGS: dict[str, cf.Rung] = {
     "BlockGGN": cf.BlockGGN(),
     "rows, 1e-1": cf.GGN(SelectedRows(5, tolerance=1e-1)),
     "rows, 1e-3": cf.GGN(SelectedRows(60, tolerance=1e-3)),
-    "iterations, 1e-2": cf.GGN(ConjugateGradients(tolerance=1e-2)),
+    # by a diagonal: behind EK-FAC so small a net is solved to rounding, which no bound can be near
+    "iterations, 1e-2": cf.GGN(ConjugateGradients(cf.Diagonal(), tolerance=1e-2)),
 }
 
 

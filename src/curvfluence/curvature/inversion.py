@@ -14,6 +14,7 @@ from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
 from curvfluence.curvature.estimate.ggn import by_pairs, ggn_matrix
 from curvfluence.curvature.estimate.products import CurvatureProduct, Kind
+from curvfluence.curvature.operators.block_conjugate_gradients import most_directions
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.iterative import IterativeOperator
 from curvfluence.curvature.operators.kernel_iteration import LARGEST
@@ -189,10 +190,11 @@ class SampleSpace(Form):
 
 @dataclass(frozen=True)
 class ConjugateGradients(Form):
-    """Conjugate gradients on exact products, all queries at once, no matrix. The residual of every
-    query is reported; stops where all are below `tolerance` or after `max_iterations`.
+    """Block conjugate gradients on exact products, all queries at once, no matrix. The residual of
+    every query is reported; stops where all are below `tolerance` or after `max_iterations`.
 
-    `preconditioner` is any lower rung (by default EK-FAC), or None for none.
+    `preconditioner` is any lower rung (by default EK-FAC), or None for none. Directions are held,
+    to stay conjugate (`block_conjugate_gradients`).
     """
 
     preconditioner: Rung | None = EKFAC()  # noqa: RUF009 - a frozen value
@@ -240,7 +242,8 @@ class ConjugateGradients(Form):
         return queries * each * self.max_iterations / 4
 
     def elements(self, problem: Problem, queries: int) -> float:
-        return 8.0 * _solved(queries, problem)
+        solved = _solved(queries, problem)
+        return 8.0 * solved + _directions(problem, self.max_iterations * solved)
 
     def stages(self, work: Workload) -> list[Stage]:
         """As many iterations as allowed: how many are needed is known only when they are done."""
@@ -252,7 +255,7 @@ class ConjugateGradients(Form):
             work.products(
                 f"up to {self.max_iterations} iterations",
                 each * self.max_iterations,
-                8.0 * work.queries * problem.parameters.count,
+                self.elements(problem, work.queries),
             ),
         ]
 
@@ -354,8 +357,8 @@ class SelectedRows(Form):
             min(self.count, len(problem.train) * _columns(problem)),
             _solved(queries, problem),
         )
-        directions = min(budget.DIRECTIONS, 20.0 * solved)  # of ten products
-        return float(r) ** 2 + r * discover(problem).elements(1) + 8.0 * solved + directions
+        held = float(r) ** 2 + r * discover(problem).elements(1) + 8.0 * solved
+        return held + _directions(problem, 10 * solved)  # of ten products
 
     def stages(self, work: Workload) -> list[Stage]:
         problem = work.problem
@@ -367,6 +370,11 @@ class SelectedRows(Form):
                 self.elements(problem, work.queries) + work.cached(Type2()),
             ),
         ]
+
+
+def _directions(problem: Problem, made: float) -> float:
+    """Numbers that are held of so many numbers of directions, and of products with them."""
+    return min(2.0 * made, most_directions(problem.device, problem.dtype))
 
 
 def _require_tolerance(tolerance: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from curvfluence.errors import SingularError
 from curvfluence.runtime import budget
+from curvfluence.runtime import device as machine
 from curvfluence.runtime.eigen_solver import eigh
+from curvfluence.runtime.journal import Work
 
 DEPENDENT = 1e-10  # of the largest eigenvalue of a Gram matrix (float64): directions below go
 
@@ -53,6 +54,7 @@ def block_conjugate_gradients(
     max_products: int,
     patience: tuple[int, Tensor] | None = None,
     held: int | None = None,
+    kept: Work | None = None,
 ) -> BlockSolution:
     """A x = b for each row of b [Q, n], with A positive definite and `precondition` ≈ A⁻¹.
 
@@ -64,41 +66,90 @@ def block_conjugate_gradients(
 
     In exact arithmetic a new direction is conjugate to all before it once it is to the last block.
     Rounding undoes that, in float64 too, and then residuals all but stand still; so it is made
-    conjugate to the last blocks of up to `held` numbers, P and A P (`budget.DIRECTIONS` unless
-    said; the last one always).
+    conjugate to the last blocks of up to `held` numbers, P and A P (`most_directions` unless said;
+    the last one always). As a work that is `kept` it goes on where it was killed.
 
     Cost: a product and a preconditioning of the rows left an iteration, about 10 Q² n operations
     and 4 Q² n for each block that is held; memory 6 Q n numbers and those that are held.
 
     Errors: `SingularError` where a direction has no positive curvature.
     """
-    x, residual = torch.zeros_like(b_qn), b_qn.clone()
-    products = vectors = 0
-    room = (budget.DIRECTIONS if held is None else held) // 2
-    before: deque[tuple[Tensor, Tensor, Tensor]] = deque()  # P, A P, and the factor of Pᵀ A P
-    while products < max_products:
-        norms_q = _norms(residual)
+    room = (most_directions(b_qn.device, b_qn.dtype) if held is None else held) // 2
+    found = None if kept is None else kept.find(_State)
+    at = _State.first(b_qn) if found is None else found.to(b_qn.device)
+    begun = at.products
+    while at.products < max_products:
+        norms_q = _norms(at.residual)
         left = (norms_q > enough_q).nonzero().flatten()
         if not len(left):
             break
-        if patience is not None and products == patience[0] and bool((norms_q > patience[1]).any()):
-            return BlockSolution(x, residual, products, vectors, slow=True)
-        z = precondition(residual[left])
-        for p, ap, factor in before:
-            z -= _solved(factor, z @ ap.T) @ p
+        hoped_q = patience[1] if patience is not None and at.products == patience[0] else None
+        if hoped_q is not None and bool((norms_q > hoped_q).any()):
+            return at.solution(slow=True)
+        if not at.step(left, product, precondition):
+            break  # nothing new to go along
+        at.forget(room)
+        if kept is not None:
+            kept.keep_if_due(at)
+    if kept is not None and at.products > begun:
+        kept.keep_if_long(at)
+    return at.solution()
+
+
+def most_directions(device: torch.device, dtype: torch.dtype) -> int:
+    """Numbers of directions that are held, at most: a sixteenth of the memory."""
+    return min(budget.DIRECTIONS, machine.memory(device) // 16 // dtype.itemsize)
+
+
+@dataclass(eq=False)
+class _State:
+    """Where the iteration is, and the blocks of directions that are held: P, A P and the Cholesky
+    factor of Pᵀ A P."""
+
+    x: Tensor
+    residual: Tensor
+    products: int
+    vectors: int
+    before: list[tuple[Tensor, Tensor, Tensor]]
+
+    @staticmethod
+    def first(b_qn: Tensor) -> _State:
+        return _State(torch.zeros_like(b_qn), b_qn.clone(), 0, 0, [])
+
+    def to(self, device: torch.device) -> _State:
+        before = [(p.to(device), ap.to(device), f.to(device)) for p, ap, f in self.before]
+        x, residual = self.x.to(device), self.residual.to(device)
+        return _State(x, residual, self.products, self.vectors, before)
+
+    def step(
+        self,
+        left: Tensor,
+        product: Callable[[Tensor], Tensor],
+        precondition: Callable[[Tensor], Tensor],
+    ) -> bool:
+        """One iteration; `left` numbers the rows that give directions. Whether one did."""
+        z = precondition(self.residual[left])
+        for p, ap, factor in self.before:
+            z = z - _solved(factor, z @ ap.T) @ p
         p = _orthonormal(z)
         if not len(p):
-            break  # nothing new to go along
+            return False
         ap = product(p)
         factor = _factor(p @ ap.T)
-        step_qk = _solved(factor, residual @ p.T)
-        x += step_qk @ p
-        residual -= step_qk @ ap
-        before.append((p, ap, factor))
-        while len(before) > 1 and sum(one[0].numel() for one in before) > room:
-            before.popleft()
-        products, vectors = products + 1, vectors + len(p)
-    return BlockSolution(x, residual, products, vectors)
+        step_qk = _solved(factor, self.residual @ p.T)
+        self.x += step_qk @ p
+        self.residual -= step_qk @ ap
+        self.before.append((p, ap, factor))
+        self.products, self.vectors = self.products + 1, self.vectors + len(p)
+        return True
+
+    def forget(self, room: int) -> None:
+        """The first blocks, where all together have more than so many numbers in P."""
+        while len(self.before) > 1 and sum(p.numel() for p, _, _ in self.before) > room:
+            del self.before[0]
+
+    def solution(self, *, slow: bool = False) -> BlockSolution:
+        return BlockSolution(self.x, self.residual, self.products, self.vectors, slow)
 
 
 def _norms(rows: Tensor) -> Tensor:

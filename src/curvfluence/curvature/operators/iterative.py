@@ -1,4 +1,4 @@
-"""A matrix known by its products alone, inverted by preconditioned conjugate gradients."""
+"""A matrix known by its products alone, inverted by preconditioned block conjugate gradients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from curvfluence.curvature.dense_limit import require_dense
 from curvfluence.curvature.estimate.products import CurvatureProduct
-from curvfluence.curvature.operators.conjugate_gradients import conjugate_gradients
+from curvfluence.curvature.operators.block_conjugate_gradients import block_conjugate_gradients
 from curvfluence.curvature.operators.eigen import Eigen
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.errors import InputError
+from curvfluence.runtime import journal
 
 # (r [Q, n], λ) -> about (M + diag(w) + λI)⁻¹ r
 Preconditioner = Callable[[Tensor, float], Tensor]
@@ -22,7 +23,8 @@ Preconditioner = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class IterativeOperator(Operator):
-    """C by exact products. Cost: one product of all open right-hand sides an iteration."""
+    """C by exact products. Cost: one product of all open right-hand sides an iteration; memory 6
+    numbers of each, and up to `budget.DIRECTIONS`."""
 
     product: CurvatureProduct
     precondition: Preconditioner | None
@@ -49,15 +51,23 @@ class IterativeOperator(Operator):
         def precondition(r_qp: Tensor) -> Tensor:
             return r_qp if self.precondition is None else self.precondition(r_qp, damping)
 
-        solution = conjugate_gradients(
-            damped,
-            v.reshape(-1, self.size),
-            precondition=precondition,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-        )
-        self.tell_short(solution.residuals)
-        return solution.x.view_as(v)
+        flat = v.reshape(-1, self.size)
+        scale = flat.abs().amax(1, keepdim=True)  # squares of small numbers would be 0
+        scale = torch.where(scale > 0, scale, 1)
+        b_qp = flat / scale
+        size_q = torch.linalg.vector_norm(b_qp, dim=1, dtype=torch.float64)
+        with journal.work("conjugate gradients") as ours:
+            found = block_conjugate_gradients(
+                damped,
+                b_qp,
+                precondition=precondition,
+                enough_q=self.tolerance * size_q,
+                max_products=self.max_iterations,
+                kept=ours,
+            )
+        left_q = torch.linalg.vector_norm(found.residual, dim=1, dtype=torch.float64)
+        self.tell_short(left_q / torch.where(size_q > 0, size_q, 1))
+        return (found.x * scale).view_as(v)
 
     def within(self, tolerance: float) -> IterativeOperator:
         return replace(self, tolerance=tolerance)
