@@ -360,3 +360,41 @@ class TestLowRank:
                         assert laid.x_qoi.mT.is_contiguous()
                     else:
                         assert laid.x_qoi is x
+
+
+class TestInFull:
+    """The inverse of all ranks by products of pairs."""
+
+    @pytest.mark.parametrize("merged", [1, 300, 2**20])
+    @pytest.mark.parametrize("rung", ["EKFAC", "KFAC", "factored"])
+    def test_is_the_inverse(self, rung: str, merged: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever ranks were chosen, a bias of another decay too, however many pairs at a time."""
+        place = "curvfluence.curvature.operators.low_rank_search"
+        monkeypatch.setattr(f"{place}.LEAST", 0.0)
+        monkeypatch.setattr(f"{place}.WORTH", 8.0)
+        monkeypatch.setattr("curvfluence.runtime.budget.MERGED", merged)
+        name = "one decay" if rung == "factored" else "chain"
+        queries, train = rows_of(name)
+        g_q, g_n = (rows.to_dense()[:, 0] for rows in (queries, train))
+
+        def allowed() -> Tensor:
+            return 0.5 * (g_q @ g_n.T).norm(dim=1)
+
+        sample = Sample(len(train), lambda: queries, lambda: each(train), allowed)
+        seen = 0
+        for block, decay in blocks(name, rung):
+            if not isinstance(block.places, LayerPart):
+                continue
+            chosen = low_rank_inverse(block.operator, block.places, queries, decay, LAMBDA, sample)
+            if chosen is None:
+                continue
+            seen += 1
+            full = chosen.in_full()
+            solved = block.operator.solve_rows(block.places, queries, decay, LAMBDA, Against(9))
+            torch.testing.assert_close(full.of(queries).inner(train), solved.inner(train))
+            torch.testing.assert_close(full.of(queries).flat(), solved.flat())
+            assert full.of(queries[:0]).inner(train).shape == (0, len(train), 1)
+            assert full.of(queries).inner(train[:0]).shape == (len(queries), 0, 1)
+            near = chosen.of(queries).inner(train)
+            assert chosen.exact == torch.allclose(near, solved.inner(train), rtol=1e-9)
+        assert seen

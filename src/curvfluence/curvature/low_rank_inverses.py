@@ -20,6 +20,7 @@ from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget, ranks
 
 QUERIES = 16  # that ranks are chosen for
+SHARED = 4  # parts of the queries, at least, that ranks are checked on
 
 
 @dataclass(frozen=True)
@@ -177,17 +178,22 @@ def _compared(
     inverses: Mapping[str, LowRankInverse],
     rows: Rows,
 ) -> tuple[Tensor, Tensor]:
-    """(what low ranks change, the products in full) of all queries with some rows, [Q, n]: as many
-    queries at a time as solutions may be held of, which processes that work together share out."""
-    step = max(1, budget.CHECKED // curvature.parameters.count)
+    """(what low ranks change, the products in full) of all queries with some rows, [Q, n]: some
+    queries at a time, which processes that work together share out. Where a rank was chosen no
+    query is solved for in full either (`InFull`)."""
+    full = {name: inverse.in_full() for name, inverse in inverses.items()}
+    room = max(1, budget.CHECKED // LowRankInverses(inverses).numbers(curvature))
+    step = min(room, -(-len(queries) // SHARED))
     starts, team = range(0, len(queries), step), ranks.here()
     own: dict[int, tuple[Tensor, Tensor]] = {}
     with ranks.alike():
         for start in starts if team is None else starts[team.rank :: team.count]:
-            few = queries[start : start + step]
-            true = _scores(curvature.solve_rows(few, damping, against=Against(0)), rows)
-            near = curvature.solve_rows(few, damping, against=Against(0), inverses=inverses)
-            own[start] = _scores(near, rows) - true, true
+            few, against = queries[start : start + step], Against(0)
+            true, near = (
+                _scores(curvature.solve_rows(few, damping, against=against, inverses=one), rows)
+                for one in (full, inverses)
+            )
+            own[start] = near - true, true
     found = own if team is None else team.merged(own)
     gaps, whole = zip(*(found[start] for start in starts), strict=True)
     return torch.cat(gaps), torch.cat(whole)

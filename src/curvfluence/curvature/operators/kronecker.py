@@ -311,6 +311,7 @@ class FactoredKronecker(Kronecker):
             Grades((), (1,)),
             None,
             True,
+            lambda: 1 / torch.outer(out, inp),
             self._solving(places, decay, damping),
         )
 

@@ -12,7 +12,7 @@ gradients are a hundredth or a thousandth of the few that scores are made of.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ class LowRankInverse:
     grades: Grades
     correction: Correction | None
     exact: bool  # no more than rounding away
+    inverted: Callable[[], Tensor]  # 1/(Λ + w₀ + λ) itself
     solve: Callable[[Rows], Tensor]
 
     @property
@@ -90,9 +91,50 @@ class LowRankInverse:
         """That are held of each query."""
         return self.u_or.shape[0] + self.v_ir.shape[0]
 
-    def of(self, rows: Rows) -> Merged:
+    def of(self, rows: Rows) -> Solution:
         """The solutions of single-column rows, as what scores are made of."""
         return Merged(self, rows, _outer(self.part, rows).rotated(self.out_basis, self.in_basis))
+
+    def in_full(self) -> LowRankInverse:
+        """The inverse itself, for products of queries with few rows."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return self if self.exact else InFull(**given)
+
+
+@dataclass(frozen=True, eq=False)
+class InFull(LowRankInverse):
+    """1/(Λ + w₀ + λ) of all ranks."""
+
+    def of(self, rows: Rows) -> Solution:
+        return Paired(self, rows, _outer(self.part, rows).rotated(self.out_basis, self.in_basis))
+
+
+@dataclass(frozen=True, eq=False)
+class Paired(Solution):
+    """Queries in the eigenbasis, ŝ_q ⊗ â_q, that meet few rows: Σ_oi ŝ_q ŝ_n [o] â_q â_n [i] over
+    Λ + w₀ + λ is one GEMM of all pairs, [Q N, i] by [i, o], and no solution [o, i] is formed."""
+
+    inverse: LowRankInverse
+    rows: Rows
+    rotated: Outer
+
+    def inner(self, rows: Rows) -> Tensor:
+        inverse, inverted_oi = self.inverse, self.inverse.inverted()
+        term = _outer(inverse.part, rows).rotated(inverse.out_basis, inverse.in_basis)
+        total = term.s.new_empty(self.rotated.n, term.n, term.c)
+        step = max(1, budget.MERGED // (max(1, term.n) * sum(inverted_oi.shape)))
+        for first in range(0, self.rotated.n, step):
+            some = slice(first, first + step)
+            a_qni = self.rotated.a[some, None] * term.a
+            through_qno = matmul(a_qni.flatten(0, 1), inverted_oi.T).unflatten(0, a_qni.shape[:2])
+            through_qno *= self.rotated.s[some, :1]
+            total[some] = torch.einsum("qno,nco->qnc", through_qno, term.s)
+        if inverse.correction is not None:
+            total -= corrected(self.rotated, term, inverse.correction)
+        return total
+
+    def flat(self) -> Tensor:
+        return self.inverse.solve(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +167,7 @@ class Merged(Solution):
             for few, at, part in parts:
                 some[:, at] = _products(s_rqo[:few], a_rqi[:few], part)
         if inverse.correction is not None:
-            total -= self._corrected(term, inverse.correction)
+            total -= corrected(self.rotated, term, inverse.correction)
         return total
 
     def _merged(self, queries: slice) -> tuple[Tensor, Tensor]:
@@ -134,14 +176,15 @@ class Merged(Solution):
         u_ro, v_ri = self.inverse.u_or.T.contiguous(), self.inverse.v_ir.T.contiguous()
         return s_qo * u_ro[:, None], a_qi * v_ri[:, None]  # laid out as they are read
 
-    def _corrected(self, term: Outer, correction: Correction) -> Tensor:
-        """Σ_o gain_o (Σ_i scaled x̂_q)_o (Σ_i scaled row_nc)_o, [Q, N, C]."""
-        of_queries = self.rotated.contracted(correction.scaled_oi) * correction.gain_o
-        of_rows = (term.a @ correction.scaled_oi.T)[:, None] * term.s
-        return (of_queries @ of_rows.flatten(0, 1).T).unflatten(1, (term.n, term.c))
-
     def flat(self) -> Tensor:
         return self.inverse.solve(self.rows)
+
+
+def corrected(queries: Outer, term: Outer, correction: Correction) -> Tensor:
+    """Σ_o gain_o (Σ_i scaled x̂_q)_o (Σ_i scaled row_nc)_o, [Q, N, C]."""
+    of_queries = queries.contracted(correction.scaled_oi) * correction.gain_o
+    of_rows = (term.a @ correction.scaled_oi.T)[:, None] * term.s
+    return (of_queries @ of_rows.flatten(0, 1).T).unflatten(1, (term.n, term.c))
 
 
 def _products(s_rqo: Tensor, a_rqi: Tensor, term: Outer) -> Tensor:

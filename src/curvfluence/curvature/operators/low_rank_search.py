@@ -97,9 +97,17 @@ class Search:
             return None
         u_or, v_ir, ranks = found
         grades = Grades.of(self.held.typical(self.rows), self.slacks, ranks.tolist())
-        basis, correction = (self.out_basis, self.in_basis), self.damped()[1]
         return LowRankInverse(
-            self.part, *basis, u_or, v_ir, grades, correction, exact=False, solve=self.solve
+            self.part,
+            self.out_basis,
+            self.in_basis,
+            u_or,
+            v_ir,
+            grades,
+            self.damped()[1],
+            exact=False,
+            inverted=lambda: 1 / self.damped()[0].values,
+            solve=self.solve,
         )
 
     def _rotated(self, term: Outer) -> Outer:
