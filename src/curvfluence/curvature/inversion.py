@@ -353,10 +353,8 @@ class SelectedRows(Form):
         return queries * 10 * each + r**3 / 3
 
     def elements(self, problem: Problem, queries: int) -> float:
-        r, solved = (
-            min(self.count, len(problem.train) * _columns(problem)),
-            _solved(queries, problem),
-        )
+        r = min(self.count, len(problem.train) * _columns(problem))
+        solved = _solved(queries, problem)
         held = float(r) ** 2 + r * discover(problem).elements(1) + 8.0 * solved
         return held + _directions(problem, 10 * solved)  # of ten products
 

@@ -89,7 +89,8 @@ def low_rank_inverses(
     queries of the largest errors too, as many for all rows, and then for less; and then the product
     is taken in full. So it is where there is nothing to measure on.
 
-    Cost beside the search: the product in full of all queries with 48 examples or some more."""
+    Cost beside the search: the product in full of all queries with 48 examples or some more, by
+    pairs (`InFull`)."""
     drawn = cache(sample)
     some = _spread(queries)
     exact: dict[str, LowRankInverse] = {}
