@@ -22,7 +22,8 @@ from curvfluence.curvature.operators.operator import (
     Against,
     Operator,
 )
-from curvfluence.curvature.operators.solution import AtLowRank, InLayer
+from curvfluence.curvature.operators.paired import FEW, Paired
+from curvfluence.curvature.operators.solution import AtLowRank, InLayer, Solution
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
@@ -362,39 +363,64 @@ class TestLowRank:
                         assert laid.x_qoi is x
 
 
-class TestInFull:
-    """The inverse of all ranks by products of pairs."""
+class TestPaired:
+    """What is solved for few rows, of which products are taken by pairs."""
+
+    def solved(
+        self, rung: str, name: str, rows: Rows, examples: int
+    ) -> Iterator[tuple[Block, Solution]]:
+        for block, decay in blocks(name, rung):
+            against = Against(examples)
+            yield block, block.operator.solve_rows(block.places, rows, decay, LAMBDA, against)
 
     @pytest.mark.parametrize("merged", [1, 300, 2**20])
-    @pytest.mark.parametrize("rung", ["EKFAC", "KFAC", "factored"])
+    @pytest.mark.parametrize("rung", ["EKFAC", "KFAC"])
     def test_is_the_inverse(self, rung: str, merged: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whatever ranks were chosen, a bias of another decay too, however many pairs at a time."""
-        place = "curvfluence.curvature.operators.low_rank_search"
-        monkeypatch.setattr(f"{place}.LEAST", 0.0)
-        monkeypatch.setattr(f"{place}.WORTH", 8.0)
+        """A bias of another decay too, however many pairs at a time; as without pairs, where any
+        solution counts as small."""
+        queries, train = rows_of("chain")
+        several = [x for _, x in self.solved(rung, "chain", queries, 0)]
+        assert not any(isinstance(x, Paired) for x in several)
+        monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
         monkeypatch.setattr("curvfluence.runtime.budget.MERGED", merged)
-        name = "one decay" if rung == "factored" else "chain"
-        queries, train = rows_of(name)
-        g_q, g_n = (rows.to_dense()[:, 0] for rows in (queries, train))
-
-        def allowed() -> Tensor:
-            return 0.5 * (g_q @ g_n.T).norm(dim=1)
-
-        sample = Sample(len(train), lambda: queries, lambda: each(train), allowed)
         seen = 0
-        for block, decay in blocks(name, rung):
-            if not isinstance(block.places, LayerPart):
-                continue
-            chosen = low_rank_inverse(block.operator, block.places, queries, decay, LAMBDA, sample)
-            if chosen is None:
-                continue
+        found = self.solved(rung, "chain", queries, FEW)
+        for (_, paired), wanted in zip(found, several, strict=True):
+            assert isinstance(paired, Paired)
             seen += 1
-            full = chosen.in_full()
-            solved = block.operator.solve_rows(block.places, queries, decay, LAMBDA, Against(9))
-            torch.testing.assert_close(full.of(queries).inner(train), solved.inner(train))
-            torch.testing.assert_close(full.of(queries).flat(), solved.flat())
-            assert full.of(queries[:0]).inner(train).shape == (0, len(train), 1)
-            assert full.of(queries).inner(train[:0]).shape == (len(queries), 0, 1)
-            near = chosen.of(queries).inner(train)
-            assert chosen.exact == torch.allclose(near, solved.inner(train), rtol=1e-9)
+            torch.testing.assert_close(paired.inner(train), wanted.inner(train))
+            torch.testing.assert_close(paired.flat(), wanted.flat())
+            assert paired.inner(train[:0]).shape == (len(queries), 0, 1)
         assert seen
+
+    def test_of_many_rows_it_is_formed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
+        queries, _ = rows_of("chain")
+        for _, x in self.solved("EKFAC", "chain", queries, FEW + 1):
+            assert not isinstance(x, Paired)
+
+    @pytest.mark.parametrize("name", ["conv2d", "embedding"])
+    def test_what_is_no_outer_product_is_formed(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
+        queries, _ = rows_of(name)
+        seen = 0
+        for block, x in self.solved("EKFAC", name, queries, 1):
+            assert isinstance(block.places, LayerPart)
+            if not isinstance(block.places.term(queries), Outer):
+                seen += 1
+                assert not isinstance(x, Paired)
+        assert seen
+
+    def test_what_rounding_moves_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
+        queries, _ = rows_of("chain")
+        for block, decay in blocks("chain", "EKFAC"):
+            operator = block.operator
+            assert isinstance(operator, KroneckerEigen)
+            values = torch.full_like(operator.values, 1e-17)
+            values[0, 0] = 1.0
+            rough = replace(operator, values=values)
+            with pytest.raises(SingularError, match="moves a solution"):
+                rough.solve_rows(block.places, queries, 0 * decay, 0.0, Against(1))

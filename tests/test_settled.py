@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import settled
+from curvfluence.curvature.operators.decomposed import ROUNDED, narrowed, settled
 from curvfluence.curvature.operators.kronecker import rowwise_eigh
+from curvfluence.curvature.operators.truncated_kronecker import leading_basis
 from tests.operators import drawn
 
 VALUES = torch.tensor([0.0, 0.0, 0.0, 0.3, 1.0, 1.0, 1.0 + 1e-3, 2.0], dtype=torch.float64)
@@ -67,3 +68,29 @@ def test_of_factors(moved: float) -> None:
     single = rowwise_eigh(matrix.float(), 8)[1]
     assert single.dtype == torch.float32
     assert not torch.allclose((single.double().T @ wanted).abs(), torch.eye(8).double(), atol=0.1)
+
+
+class TestNarrowed:
+    """Eigenvectors of inputs that hardly any example has."""
+
+    def test_what_float64_cannot_tell_is_nothing(self) -> None:
+        vectors = torch.tensor([[1.0, 2.0**-56, -(2.0**-58)], [-(2.0**-56), 0.5, 1e-30]]).double()
+        wanted = torch.tensor([[1.0, 2.0**-56, 0.0], [-(2.0**-56), 0.5, 0.0]])
+        found = narrowed(vectors.T.contiguous().T, torch.float32)
+        assert found.is_contiguous()
+        assert torch.equal(found, wanted)
+        assert torch.equal(narrowed(vectors, torch.float64), vectors)
+
+    @pytest.mark.parametrize("leading", [False, True])
+    def test_no_product_of_coordinates_is_subnormal(self, leading: bool) -> None:
+        """Of pictures with pixels that are dark but for a trace in one of them."""
+        x = torch.relu(drawn(40, 12)).float()
+        x[:, 8:] = 0
+        for k in range(8, 12):
+            x[k, k] = 10.0 ** (7 - 2 * k)  # 1e-9 to 1e-15
+        factor = x.T @ x / len(x)
+        basis = (leading_basis(factor, 12, 9, bias=True) if leading else rowwise_eigh(factor, 12))[
+            1
+        ]
+        assert basis.dtype == torch.float32
+        assert bool(((basis == 0) | (basis.abs() >= ROUNDED)).all())

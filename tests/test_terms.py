@@ -25,9 +25,11 @@ from curvfluence.jacobian.terms import (
 from curvfluence.jacobian.terms.gram import _by_halves, _by_numpy
 from curvfluence.jacobian.terms.products import shared
 from curvfluence.runtime import budget
+from tests.operators import PROBLEMS, rows_of
 from tests.problems import seeded
 
 N, T, INPUTS, OUTPUTS, Q = 6, 5, 3, 4, 2
+TINY = 1e-25
 
 
 def orthogonal(k: int) -> Tensor:
@@ -64,6 +66,29 @@ def test_norms_by_pairs_of_positions(
     torch.testing.assert_close(term.squared_norms(), wanted, rtol=1e-9, atol=0)
     assert bool((term.squared_norms() >= 0).all())
     assert torch.equal(term.to(torch.float32).squared_norms()[1], torch.zeros(columns))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("budgeted", [1, 2**22])
+def test_norms_of_what_has_no_square_in_float32(
+    name: str, budgeted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows in float32, biases and what belongs to no layer too; of a layer's alone."""
+    monkeypatch.setattr(budget, "FORMED", budgeted)
+    rows, _ = rows_of(name)
+    tiny = replace(
+        rows.to(torch.float32),
+        terms=tuple(replace(x.to(torch.float32), s=(TINY * x.s).float()) for x in rows.terms),
+        dense=(TINY * rows.dense).float(),
+    )
+    wanted = tiny.to_dense().double()
+    found = tiny.exact_norms()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, wanted.norm(dim=2), rtol=1e-6, atol=0)
+    assert tiny[:0].exact_norms().shape == (0, wanted.shape[1])
+    for term in tiny.terms:
+        of_layer = term.to(torch.float64).dense().flatten(2).norm(dim=2)
+        torch.testing.assert_close(term.exact_norms(), of_layer, rtol=1e-9, atol=0)
 
 
 def test_a_gradient_of_rounding_does_not_count() -> None:

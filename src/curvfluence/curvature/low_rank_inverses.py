@@ -89,8 +89,7 @@ def low_rank_inverses(
     queries of the largest errors too, as many for all rows, and then for less; and then the product
     is taken in full. So it is where there is nothing to measure on.
 
-    Cost beside the search: the product in full of all queries with 48 examples or some more, by
-    pairs (`InFull`)."""
+    Cost beside the search: the product in full of all queries with 48 examples or some more."""
     drawn = cache(sample)
     some = _spread(queries)
     exact: dict[str, LowRankInverse] = {}
@@ -144,7 +143,7 @@ class _Chosen:
     def _norms(self) -> Tensor:
         half = self.rows()
         assert half is not None
-        against = Against(2 * len(self.queries))
+        against = Against(len(half))
         solved = self.curvature.solve_rows(self.queries, self.damping, against=against)
         return half.norms(_scores(solved, half.rows))
 
@@ -180,19 +179,18 @@ def _compared(
     rows: Rows,
 ) -> tuple[Tensor, Tensor]:
     """(what low ranks change, the products in full) of all queries with some rows, [Q, n]: some
-    queries at a time, which processes that work together share out. Where a rank was chosen no
-    query is solved for in full either (`InFull`)."""
-    full = {name: inverse.in_full() for name, inverse in inverses.items()}
+    queries at a time, which processes that work together share out."""
+    exact = {name: inverse for name, inverse in inverses.items() if inverse.exact}
     room = max(1, budget.CHECKED // LowRankInverses(inverses).numbers(curvature))
     step = min(room, -(-len(queries) // SHARED))
     starts, team = range(0, len(queries), step), ranks.here()
     own: dict[int, tuple[Tensor, Tensor]] = {}
     with ranks.alike():
         for start in starts if team is None else starts[team.rank :: team.count]:
-            few, against = queries[start : start + step], Against(0)
+            few, against = queries[start : start + step], Against(len(rows))
             true, near = (
                 _scores(curvature.solve_rows(few, damping, against=against, inverses=one), rows)
-                for one in (full, inverses)
+                for one in (exact, inverses)
             )
             own[start] = near - true, true
     found = own if team is None else team.merged(own)

@@ -50,7 +50,7 @@ class Drawn:
 
     def typical(self, term: Outer) -> float:
         """√E ‖row_n‖² of a layer, over all examples."""
-        squares_n = term.to(torch.float64).squared_norms().sum(1)
+        squares_n = term.exact_norms().square().sum(1)
         return float(((squares_n @ self.counts) / self.counts.sum()).sqrt())
 
     def norms(self, values_qn: Tensor) -> Tensor:

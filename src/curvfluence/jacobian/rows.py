@@ -316,8 +316,13 @@ class Rows:
         rows at a time."""
         if not len(self):
             return self.dense.new_zeros(0, self.dense.shape[1], dtype=torch.float64)
-        slices = (part.to(torch.float64) for part in self.slices(budget.FORMED))
-        return torch.cat([part.squared_norms() for part in slices]).sqrt()
+        return torch.cat([part._exact_norms() for part in self.slices(budget.FORMED)])
+
+    def _exact_norms(self) -> Tensor:
+        squares = torch.linalg.vector_norm(self.dense, dim=2, dtype=torch.float64).square_()
+        for _, term in self._whole_parts():
+            squares += term.exact_norms().square_()
+        return squares.sqrt_()
 
     def size(self) -> float:
         """Σ_n of bounds on ‖row_n‖ (first columns): what rounding in a sum of rows goes with."""

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import eigh_of_rank, settled
+from curvfluence.curvature.operators.decomposed import eigh_of_rank, narrowed, settled
 from curvfluence.curvature.operators.definite import require_definite_eigenvalues, require_positive
 from curvfluence.curvature.operators.denominator import Denominator
-from curvfluence.curvature.operators.low_rank_inverse import Correction, Grades, LowRankInverse
+from curvfluence.curvature.operators.low_rank_inverse import Grades, LowRankInverse
 from curvfluence.curvature.operators.low_rank_search import Sample, Search, worth_a_search
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import Against, Diagonalised, Operator, squared
+from curvfluence.curvature.operators.paired import FEW, Correction, Paired, outer_of
 from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, joined
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Formed, Outer, SharedOuter, Term
+from curvfluence.runtime import budget
 
 ROUNDING = 16.0  # ε of a factor's trace, that sums leave of eigenvalues that are 0
 ByBias: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -144,10 +147,16 @@ class KroneckerEigen(Kronecker):
         the rows that it meets come together in one of two places, whichever is fewer operations:
         in the layer's coordinates, to which the Q solutions and the M rows that a fit left in the
         eigenbasis are rotated back, (Q + M) o i (o + i), or there, (N − M) T (o² + i²). Some rows
-        at a time: what is held of all of them is the solution.
+        at a time: what is held of all of them is the solution. Where it would be large and few rows
+        are met, none is formed (`Paired`).
         """
         assert isinstance(places, LayerPart)
-        term, damped = places.term(rows), self._damped(decay, damping)
+        term = places.term(rows)
+        if self.in_basis is not None and isinstance(term, Outer):
+            large = term.n * self.size > budget.FORMED
+            if large and against.examples <= FEW:
+                return self._paired(places, rows, decay, damping)
+        damped = self._damped(decay, damping)
         there = self._count_within(places, against)
         (o, i), inner = places.shape, self.in_basis is not None
         back = (term.n + there) * o * i * (o + i * inner)
@@ -158,6 +167,21 @@ class KroneckerEigen(Kronecker):
             parts = (self.rotate_back(x_qoi).unflatten(-1, (o, i)) for x_qoi in parts)
             return InLayer(places, joined(places, parts, term.n))
         return Rotated(places, self, joined(places, parts, term.n))
+
+    def _paired(self, part: LayerPart, rows: Rows, decay: Tensor, damping: float) -> Paired:
+        assert self.in_basis is not None
+        denominator, correction = self._split(decay, damping)
+        queries = outer_of(part, rows).rotated(self.out_basis, self.in_basis)
+        denominator.require_trusted_rows(queries)
+        return Paired(
+            part,
+            self.out_basis,
+            self.in_basis,
+            1 / denominator.values,
+            correction,
+            queries,
+            partial(self._solving(part, decay, damping), rows),
+        )
 
     def _formed(self, term: Term) -> Tensor:
         """Uᵀ r of single-column rows, [n, o, i]."""
@@ -311,7 +335,6 @@ class FactoredKronecker(Kronecker):
             Grades((), (1,)),
             None,
             True,
-            lambda: 1 / torch.outer(out, inp),
             self._solving(places, decay, damping),
         )
 
@@ -380,4 +403,4 @@ def rowwise_eigh(matrix: Tensor, most: int) -> tuple[Tensor, Tensor]:
     values, vectors = eigh_of_rank(matrix.double(), most, rounding)
     if matrix.dtype == torch.float64:
         vectors = settled(values, vectors, rounding * float(matrix.diagonal().sum()))
-    return values.to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
+    return values.to(matrix.dtype), narrowed(vectors, matrix.dtype)

@@ -12,11 +12,12 @@ gradients are a hundredth or a thousandth of the few that scores are made of.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.paired import Correction, corrected, outer_of
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.places import LayerPart
 from curvfluence.jacobian.rows import Rows
@@ -49,20 +50,11 @@ class Grades:
         the squares of small numbers are no 0."""
         if not self.sizes or not term.n:
             return [(self.ranks[-1], slice(0, term.n))]
-        size_n = term.to(torch.float64).squared_norms().sum(1).sqrt()
+        size_n = term.exact_norms().norm(dim=1)
         grade_n = torch.bucketize(size_n, size_n.new_tensor(self.sizes))
         order, counts = grade_n.argsort(stable=True), grade_n.bincount(minlength=len(self.ranks))
         each = zip(self.ranks, order.split(counts.tolist()), strict=True)
         return [(rank, at) for rank, at in each if len(at)]
-
-
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """Of a bias with a decay of its own: diag(w) is then w₀ + δ at the last input, and the inverse
-    loses Σ_o gain_o (Σ_i scaled_oi r_oi)²."""
-
-    scaled_oi: Tensor
-    gain_o: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +71,6 @@ class LowRankInverse:
     grades: Grades
     correction: Correction | None
     exact: bool  # no more than rounding away
-    inverted: Callable[[], Tensor]  # 1/(Λ + w₀ + λ) itself
     solve: Callable[[Rows], Tensor]
 
     @property
@@ -93,48 +84,7 @@ class LowRankInverse:
 
     def of(self, rows: Rows) -> Solution:
         """The solutions of single-column rows, as what scores are made of."""
-        return Merged(self, rows, _outer(self.part, rows).rotated(self.out_basis, self.in_basis))
-
-    def in_full(self) -> LowRankInverse:
-        """The inverse itself, for products of queries with few rows."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return self if self.exact else InFull(**given)
-
-
-@dataclass(frozen=True, eq=False)
-class InFull(LowRankInverse):
-    """1/(Λ + w₀ + λ) of all ranks."""
-
-    def of(self, rows: Rows) -> Solution:
-        return Paired(self, rows, _outer(self.part, rows).rotated(self.out_basis, self.in_basis))
-
-
-@dataclass(frozen=True, eq=False)
-class Paired(Solution):
-    """Queries in the eigenbasis, ŝ_q ⊗ â_q, that meet few rows: Σ_oi ŝ_q ŝ_n [o] â_q â_n [i] over
-    Λ + w₀ + λ is one GEMM of all pairs, [Q N, i] by [i, o], and no solution [o, i] is formed."""
-
-    inverse: LowRankInverse
-    rows: Rows
-    rotated: Outer
-
-    def inner(self, rows: Rows) -> Tensor:
-        inverse, inverted_oi = self.inverse, self.inverse.inverted()
-        term = _outer(inverse.part, rows).rotated(inverse.out_basis, inverse.in_basis)
-        total = term.s.new_empty(self.rotated.n, term.n, term.c)
-        step = max(1, budget.MERGED // (max(1, term.n) * sum(inverted_oi.shape)))
-        for first in range(0, self.rotated.n, step):
-            some = slice(first, first + step)
-            a_qni = self.rotated.a[some, None] * term.a
-            through_qno = matmul(a_qni.flatten(0, 1), inverted_oi.T).unflatten(0, a_qni.shape[:2])
-            through_qno *= self.rotated.s[some, :1]
-            total[some] = torch.einsum("qno,nco->qnc", through_qno, term.s)
-        if inverse.correction is not None:
-            total -= corrected(self.rotated, term, inverse.correction)
-        return total
-
-    def flat(self) -> Tensor:
-        return self.inverse.solve(self.rows)
+        return Merged(self, rows, outer_of(self.part, rows).rotated(self.out_basis, self.in_basis))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +99,7 @@ class Merged(Solution):
     def inner(self, rows: Rows) -> Tensor:
         """GEMMs of the merged queries, [r Q, o] and [r Q, i], with s and a of the rows. Whichever
         are fewer are rotated: rows into the eigenbasis, or merged queries out of it."""
-        inverse, term = self.inverse, _outer(self.inverse.part, rows)
+        inverse, term = self.inverse, outer_of(self.inverse.part, rows)
         q, rank = self.rotated.n, inverse.rank
         there = inverse.correction is not None or q * rank > term.n
         graded = inverse.grades.parts(term)  # a rotation leaves sizes what they are
@@ -157,7 +107,7 @@ class Merged(Solution):
             term = term.rotated(inverse.out_basis, inverse.in_basis)
         parts = [(few, at, term[at]) for few, at in graded]
         total = term.s.new_empty(q, term.n, term.c)
-        several = max(1, budget.MERGED // (rank * inverse.numbers))
+        several = max(1, budget.FORMED // (rank * inverse.numbers))
         for first in range(0, q, several):
             s_rqo, a_rqi = self._merged(slice(first, first + several))
             if not there:
@@ -180,13 +130,6 @@ class Merged(Solution):
         return self.inverse.solve(self.rows)
 
 
-def corrected(queries: Outer, term: Outer, correction: Correction) -> Tensor:
-    """Σ_o gain_o (Σ_i scaled x̂_q)_o (Σ_i scaled row_nc)_o, [Q, N, C]."""
-    of_queries = queries.contracted(correction.scaled_oi) * correction.gain_o
-    of_rows = (term.a @ correction.scaled_oi.T)[:, None] * term.s
-    return (of_queries @ of_rows.flatten(0, 1).T).unflatten(1, (term.n, term.c))
-
-
 def _products(s_rqo: Tensor, a_rqi: Tensor, term: Outer) -> Tensor:
     """Σ_r (s_rq·s_nc)(a_rq·a_n), [Q, N, C]."""
     rank, q = s_rqo.shape[:2]
@@ -199,9 +142,3 @@ def _products(s_rqo: Tensor, a_rqi: Tensor, term: Outer) -> Tensor:
         found_rnc.mul_(matmul(a_ri, a_ni.T)[:, :, None])
         total[:, start : start + step] = found_rnc.view(rank, q, len(a_ni), term.c).sum(0)
     return total
-
-
-def _outer(part: LayerPart, rows: Rows) -> Outer:
-    term = part.term(rows)
-    assert isinstance(term, Outer)
-    return term

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from curvfluence.curvature.operators.denominator import Denominator
-from curvfluence.curvature.operators.low_rank_inverse import Correction, Grades, LowRankInverse
+from curvfluence.curvature.operators.low_rank_inverse import Grades, LowRankInverse
+from curvfluence.curvature.operators.paired import Correction
 from curvfluence.curvature.places import LayerPart
 from curvfluence.jacobian.drawn import Drawn
 from curvfluence.jacobian.rows import Rows
@@ -22,7 +23,7 @@ RANKS = (128, 256)  # tried one after the other
 OVERSAMPLED = 16
 NOTHING = 1e-18  # of the largest weight
 POWERS = 2  # of M Mᵀ, by which its largest singular vectors stand out
-FINER = 10.0  # times smaller a row is for which the next fewer ranks are enough
+FINER = 10**0.5  # times smaller a row is for which the next fewer ranks are enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Sample:
 
     @property
     def slacks(self) -> tuple[float, ...]:
-        """1, 10, ... up to `slack`: of rows that are as many times smaller."""
+        """1, √10, 10, ... up to `slack`: of rows that are as many times smaller."""
         found = [1.0]
         while found[-1] * FINER <= self.slack * (1 + 1e-9):
             found.append(found[-1] * FINER)
@@ -106,7 +107,6 @@ class Search:
             grades,
             self.damped()[1],
             exact=False,
-            inverted=lambda: 1 / self.damped()[0].values,
             solve=self.solve,
         )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import leading_eigh
+from curvfluence.curvature.operators.decomposed import leading_eigh, narrowed
 from curvfluence.curvature.operators.definite import require_definite_eigenvalues
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.kronecker import KroneckerEigen, rowwise_eigh, two_decays
@@ -226,7 +226,7 @@ def leading_basis(factor: Tensor, most: int, held: int, *, bias: bool) -> tuple[
         values = torch.cat([values[1:], (unit @ exact @ unit)[None]])
     left = (exact.diagonal().sum() - values.sum()) / (len(exact) - len(values))
     table = torch.cat([values, left.clamp_min(0)[None]])  # below 0 by rounding of the trace alone
-    return table.to(factor.dtype), vectors.to(factor.dtype).contiguous()
+    return table.to(factor.dtype), narrowed(vectors, factor.dtype)
 
 
 def _lacking(vectors: Tensor) -> Tensor | None:

@@ -100,6 +100,10 @@ class Term(ABC):
         width = self.shape[0] * self.shape[1]
         return torch.cat([part.dense().square().sum((2, 3)) for part in self.slices(width)])
 
+    def exact_norms(self) -> Tensor:
+        """‖row‖, [N, C], in float64, where the squares of small numbers are no 0."""
+        return self.to(torch.float64).squared_norms().sqrt()
+
     def sketched(self, x_oi: Tensor) -> Tensor:
         """⟨x, row_nc⟩, [N, C]: what tells rows apart."""
         return self.inner(x_oi[None])[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from curvfluence.jacobian.terms.base import Change, Factored
@@ -99,6 +100,11 @@ class Outer(Factored):
 
     def squared_norms(self) -> Tensor:
         return self.a.square().sum(1)[:, None] * self.s.square().sum(2)
+
+    def exact_norms(self) -> Tensor:
+        """No number but the sums is taken to float64: a seventh of the time."""
+        a_n1 = torch.linalg.vector_norm(self.a, dim=1, keepdim=True, dtype=torch.float64)
+        return a_n1 * torch.linalg.vector_norm(self.s, dim=2, dtype=torch.float64)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
