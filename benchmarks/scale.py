@@ -38,6 +38,7 @@ def launched(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     if count:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     one = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun says so for several alone
+    one.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as where one installs
     return subprocess.run(
         [*command, *words], cwd=ROOT, capture_output=True, text=True, check=False, env=one
     )

@@ -200,6 +200,27 @@ class TestGrades:
         assert sets[1:] == [set(order[3:7]), set(order[7:])]
         assert sets[0] == set(order[:3])
 
+    @pytest.mark.parametrize(
+        ("fewest", "wanted"),
+        [
+            (1, [(1, 2), (2, 1), (4, 3)]),
+            (2, [(1, 2), (4, 4)]),
+            (3, [(2, 3), (4, 3)]),
+            (7, [(4, 6)]),
+        ],
+    )
+    def test_too_few_take_the_ranks_of_larger_ones(
+        self, fewest: int, wanted: list[tuple[int, int]]
+    ) -> None:
+        """However few the largest are."""
+        size_n = torch.tensor([0.5, 9.0, 1.5, 9.0, 0.5, 9.0])
+        term = Outer(size_n[:, None], torch.ones(6, 1, 1))
+        found = Grades((1.0, 2.0, 3.0), (1, 2, 3, 4)).parts(term, fewest)
+        assert [(rank, len(at)) for rank, at in found if isinstance(at, Tensor)] == wanted
+        assert sorted(k for _, at in found if isinstance(at, Tensor) for k in at.tolist()) == [
+            *range(6)
+        ]
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_what_no_row_takes(self, dtype: torch.dtype) -> None:
         """Nor are rows small because their squares are 0 in float32."""

@@ -140,8 +140,9 @@ class TestScores:
             atol=1e-15,
         )
 
+    @pytest.mark.parametrize("held", [False, True])
     @pytest.mark.parametrize("decay", ["one", "biases 0"])
-    def test_products_are_those_of_the_inverse_itself(self, decay: str) -> None:
+    def test_products_are_those_of_the_inverse_itself(self, decay: str, held: bool) -> None:
         """(u vᵀ ∘ ŝ ⊗ â) in the eigenbasis, less the term of a bias's decay, against rows of one
         column and of several; with few rows, which are rotated, and with many."""
         names = [f"{k}.weight" for k in (0, 2, 4)]
@@ -159,7 +160,8 @@ class TestScores:
             if block.name in inverses.by_block:
                 size = float(block.places.dense(g_q)[:, 0].norm(dim=1).median())
                 inverse = inverses.by_block[block.name]
-                graded[block.name] = replace(inverse, grades=Grades((size,), (1, inverse.rank)))
+                some = Grades((size,), (1, inverse.rank))
+                graded[block.name] = replace(inverse, grades=some, fewest=1, held=held)
         made = curvature.solve_rows(g_q, DAMPING, against=Against(0), inverses=graded)
         for block, value in curvature.damped(DAMPING):
             operator, inverse = block.operator, graded.get(block.name)
@@ -209,7 +211,8 @@ class TestScores:
 
         inverses, others = found(9.0), sample.half(1)
         full = curvature.solve_rows(g_q, DAMPING, against=Against(0))
-        low = curvature.solve_rows(g_q, DAMPING, against=Against(0), inverses=inverses.by_block)
+        alone = {name: replace(one, fewest=1) for name, one in inverses.by_block.items()}
+        low = curvature.solve_rows(g_q, DAMPING, against=Against(0), inverses=alone)
         true_qn = full.inner(others.rows)[..., 0]
         gap_qn = low.inner(others.rows)[..., 0] - true_qn
         squares_q, whole_q = (x.square() @ others.counts for x in (gap_qn, true_qn))
@@ -230,6 +233,31 @@ class TestScores:
         monkeypatch.setattr(budget, "SOLVED", numbers)
         again = cf.influence(given, curvature, damping=DAMPING, inverse_error=0.1)
         assert torch.allclose(again.values, scores.values, rtol=1e-12, atol=1e-15)
+
+    @pytest.mark.parametrize("kept", [0, 2**25])
+    def test_queries_stay_merged_where_that_is_little(
+        self, kept: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All blocks' together; and few rows of a size are not multiplied by themselves."""
+        monkeypatch.setattr("curvfluence.runtime.budget.KEPT_MERGED", kept)
+        given = problem(n=400)
+        curvature, layout = cf.fit(given, cf.EKFAC()), discover(given)
+        g_q = query_gradients(given, layout)
+        inverses = found_for.low_rank_inverses(
+            curvature, g_q, DAMPING, examples=400, error=0.01, sample=lambda: each(g_q)
+        )
+        assert inverses.by_block
+        merged = len(g_q) * sum(one.merged for one in inverses.by_block.values())
+        monkeypatch.setattr("curvfluence.runtime.budget.KEPT_MERGED", merged - (not kept))
+        again = found_for.low_rank_inverses(
+            curvature, g_q, DAMPING, examples=400, error=0.01, sample=lambda: each(g_q)
+        )
+        for found in (inverses, again):
+            for one in found.by_block.values():
+                assert one.held == bool(kept)
+                assert one.fewest == found_for.FEWEST
+                assert one.merged == one.rank * sum(one.part.shape)
+                assert one.numbers == sum(one.part.shape) + (one.merged if kept else 0)
 
     def test_shares_and_leverage_take_the_product_in_full(self) -> None:
         """An error that is small beside a score may be all of a block's share of it."""
@@ -387,7 +415,7 @@ class TestScores:
             allowed_q: Tensor,
             slacks: tuple[float, ...],
         ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-            calls.append(float(allowed_q.sum()))
+            calls.append(float(allowed_q[: found_for.QUERIES].sum()))  # of the same queries
             o, i = inverse_oi.shape
             return torch.ones(o, 1).double(), torch.ones(i, 1).double(), (1,) * len(slacks)
 
@@ -395,7 +423,8 @@ class TestScores:
         scores = cf.influence(given, curvature, damping=DAMPING, inverse_error=1e-3)
         true = cf.influence(given, curvature, damping=DAMPING, inverse_error=0)
         assert len(calls) == 6  # two layers are wide enough; tried, for all rows alike, and tighter
-        assert calls[4] < calls[0] < calls[2]
+        shares = [attempt.share for attempt in found_for.ATTEMPTS]
+        assert calls[::2] == pytest.approx([calls[0] * share / shares[0] for share in shares])
         assert torch.equal(scores.values, true.values)
         assert scores.inverse_error is None
         assert not any("low rank" in note for note in scores.notes)

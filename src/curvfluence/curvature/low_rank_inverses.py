@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from types import MappingProxyType
 
@@ -20,6 +20,7 @@ from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget, ranks
 
 QUERIES = 16  # that ranks are chosen for
+FEWEST = 64  # rows of which a GEMM is quick
 SHARED = 4  # parts of the queries, at least, that ranks are checked on
 
 
@@ -34,7 +35,7 @@ class Attempt:
     graded: bool
 
 
-ATTEMPTS = (Attempt(0.25, 0.5, True), Attempt(0.5, 1.0, False), Attempt(0.1, 1.0, False))
+ATTEMPTS = (Attempt(0.2, 0.5, True), Attempt(0.5, 1.0, False), Attempt(0.1, 1.0, False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +117,18 @@ def low_rank_inverses(
         if float(off_q[told].max()) <= attempt.within * error:
             off_n = gap_qn.norm(dim=0) / true_qn.norm(dim=0)
             worst, of_one = float(off_q[told].max()), float(off_n[~off_n.isnan()].max())
+            found = _as_used(found, len(queries))
             return LowRankInverses(found, worst, of_one, int(told.sum()), len(others))
         worse = torch.where(told, off_q, 0.0).topk(min(QUERIES, len(off_q))).indices
         some = concatenate([_spread(queries), queries[worse.to(queries.dense.device)]])
     return LowRankInverses(exact)
+
+
+def _as_used(inverses: Mapping[str, LowRankInverse], queries: int) -> dict[str, LowRankInverse]:
+    """What was checked, for many rows: queries stay merged where that is little memory, and few
+    rows of a size take the ranks of larger ones."""
+    held = queries * sum(inverse.merged for inverse in inverses.values()) <= budget.KEPT_MERGED
+    return {k: replace(v, held=held, fewest=FEWEST) for k, v in inverses.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.held import Held
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
-from curvfluence.runtime import budget
+from curvfluence.runtime import budget, ranks
 from curvfluence.runtime.paged import Pages
 
 
@@ -150,11 +150,34 @@ class RowCache:
     _kinds: WeakKeyDictionary[Kind, CachedRows[Rows]] = field(
         default_factory=WeakKeyDictionary[Kind, CachedRows[Rows]], init=False
     )
+    _ranges: WeakKeyDictionary[Kind, dict[int, CachedRows[Rows]]] = field(
+        default_factory=WeakKeyDictionary[Kind, "dict[int, CachedRows[Rows]]"], init=False
+    )
 
     def of(self, kind: Kind) -> CachedRows[Rows]:
         if kind not in self._kinds:
             self._kinds[kind] = CachedRows(self.room, self.examples, self.held)
         return self._kinds[kind]
+
+    def of_range(self, kind: Kind, number: int) -> CachedRows[Rows]:
+        """Of one of the ranges that processes share out, with its share of the room."""
+        ranges = self._ranges.setdefault(kind, {})
+        if number not in ranges:
+            first, _ = ranks.bounds(len(self.examples), number)
+            ranges[number] = CachedRows(
+                self._room_of_range(), self.examples, self.held, count=first, first=first
+            )
+        return ranges[number]
+
+    def _room_of_range(self) -> int:
+        team = ranks.here()
+        owned = 1 if team is None else len(team.own)
+        return self.room // (owned * ranks.on_this_machine())
+
+    def forget(self, kind: Kind) -> None:
+        """As if no pass had been made."""
+        self._kinds.pop(kind, None)
+        self._ranges.pop(kind, None)
 
 
 _CACHES: WeakKeyDictionary[Problem, RowCache] = WeakKeyDictionary()

@@ -34,6 +34,7 @@ from curvfluence.problem.problem import Problem
 from curvfluence.problem.structure import Structure
 from curvfluence.problem.tree import Batched
 from curvfluence.runtime.autograd import pulled_back
+from curvfluence.runtime.finite import all_finite
 
 _SHARING: WeakSet[Structure] = WeakSet()  # models that need lookups of their examples shared
 
@@ -123,7 +124,7 @@ class Capture:
                 known = a if b is None else b
                 if known is not None and bool(known.any()):
                     return False
-            elif a is not None and b is not None and bool(a.isfinite().all() & b.isfinite().all()):
+            elif a is not None and b is not None and all_finite(a) and all_finite(b):
                 size = max(float(a.norm()), float(b.norm()))
                 if not float((a - b).norm()) <= ALIKE * eps * size:
                     return False

@@ -27,6 +27,7 @@ from curvfluence.problem.structure import Structure
 from curvfluence.problem.tree import Batched
 from curvfluence.runtime import budget, generators, precision
 from curvfluence.runtime.autograd import Recomputed
+from curvfluence.runtime.finite import all_finite
 
 _ASKED: WeakKeyDictionary[Structure, list[tuple[Loss, Measurement]]] = WeakKeyDictionary()
 FEWEST, MOST = 3, 8  # examples of a probe
@@ -333,21 +334,26 @@ class _Sorting:
                 )
 
     def _against_gradients(self, name: str, layers: tuple[Layer, ...]) -> str | None:
-        """Why the layers' rows are not the examples' gradients, or None."""
-        wanted = self._own(name)
-        found, sizes = torch.zeros_like(wanted), wanted.new_zeros(len(wanted))
-        for layer in layers:
-            term = self.capture.term(layer, [self.grads], self.batch)
-            layer.add_rows(found, term.dense()[:, 0])
-            sizes += term.norms()
-        if _all_agree(found, wanted, sizes):
-            return None
-        return f"the gradient of {self._label(name)} is not that of its own calls alone"
+        """Why the layers' rows are not the examples' gradients, or None. One example at a time,
+        which stays in the cache."""
+        terms = [self.capture.term(layer, [self.grads], self.batch) for layer in layers]
+        for k in range(self.batch):
+            wanted = self._own(name, slice(k, k + 1))
+            found, size = torch.zeros_like(wanted), wanted.new_zeros(1)
+            for layer, term in zip(layers, terms, strict=True):
+                one = term[k : k + 1]
+                layer.add_rows(found, one.dense()[:, 0])
+                size += one.norms()
+            if not (all_finite(found) and all_finite(wanted)):
+                return None  # as in `_all_agree`
+            if not _all_agree(found, wanted, size):
+                return f"the gradient of {self._label(name)} is not that of its own calls alone"
+        return None
 
-    def _own(self, name: str) -> Tensor:
+    def _own(self, name: str, some: slice = slice(None)) -> Tensor:
         """Each probed example's gradient by autograd, [B, size]."""
         like = self.problem.theta[name]
-        found = [gradients[name] for gradients in self.probe.gradients]
+        found = [gradients[name] for gradients in self.probe.gradients[some]]
         rows = [torch.zeros_like(like) if g is None else g for g in found]
         return torch.stack([row.flatten() for row in rows])
 
@@ -422,7 +428,7 @@ def _all_agree(found: Tensor, wanted: Tensor, sizes: Tensor) -> bool:
     """Equal to rounding example by example, relative to the gradient or to the sizes of what was
     summed (which may cancel, as for the bias of attention's keys): there is no scale below which
     any is."""
-    if not bool(found.isfinite().all() and wanted.isfinite().all()):
+    if not (all_finite(found) and all_finite(wanted)):
         return True  # not for this check to name: the pass over the data names the example
     size = torch.maximum(torch.maximum(found.norm(dim=1), wanted.norm(dim=1)), sizes)
     gap = (found - wanted).norm(dim=1)

@@ -13,7 +13,7 @@ from curvfluence.jacobian.cache import CachedRows, Kind, row_cache
 from curvfluence.jacobian.columns import MakeColumns
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher import FEW_SURPRISES, Draws, Fisher
-from curvfluence.jacobian.gradients import cached_gradients, gradient_rows
+from curvfluence.jacobian.gradients import cached_gradients, gradient_rows, range_gradients
 from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Basis, Rows
 from curvfluence.problem.losses import Loss, ScaledLoss
@@ -41,9 +41,7 @@ class FisherPass:
         self._surprising: dict[int, float] = {}  # by a chunk's first example
         self._reached = 0  # the example after the last chunk that was given
         self._drawing: torch.Generator | None = None
-        self._ranges: dict[int, CachedRows[Rows]] = {}  # of those that processes share out
         self._ends: dict[int, dict[int, Tensor]] = {}  # the draws of a range, after an example
-        self._room = problem.remember if again else 0
 
     @cached_property
     def rank(self) -> int:
@@ -86,6 +84,10 @@ class FisherPass:
     def group(self, number: int) -> Iterator[Rows]:
         """The rows of one of the ranges that processes share out, with draws of its own; kept for a
         further pass as far as there is room."""
+        if self._of_gradients:
+            read = range_gradients(self.problem, self.layout, number, again=True)
+            yield from (rows for _, rows in read)
+            return
         first, end = ranks.bounds(len(self.problem.train), number)
         kept = self._of_range(number, first)
         for start, rows in kept:
@@ -105,7 +107,10 @@ class FisherPass:
 
         columns = self.fisher.pulling(self.problem, make, f"training set ({self.fisher.name})")
         part = self.problem.train[first:end]
-        for start, rows in rows_in_chunks(self.problem, self.layout, part, columns, first=first):
+        chunks = rows_in_chunks(
+            self.problem, self.layout, part, columns, first=first, before=number
+        )
+        for start, rows in chunks:
             made = start + len(rows)
             if isinstance(drawn, Draws):
                 states[made] = drawn.generator.get_state()
@@ -113,15 +118,10 @@ class FisherPass:
             yield rows
 
     def _of_range(self, number: int, first: int) -> CachedRows[Rows]:
-        """What is kept of a range, each with its share of the room."""
-        if number not in self._ranges:
-            mine = ranks.here()
-            owned = 1 if mine is None else len(mine.own)
-            room = self._room // (owned * ranks.on_this_machine())
-            self._ranges[number] = CachedRows(
-                room, self.problem.train, self.problem.held, count=first, first=first
-            )
-        return self._ranges[number]
+        """The rows of an earlier pass over a range."""
+        if self._kind is None:
+            return CachedRows(0, count=first, first=first)
+        return row_cache(self.problem, self.layout).of_range(self._kind, number)
 
     def _surprise(
         self, drawn: MakeColumns, made: int, loss: Loss, output: Tensor, target: Batched

@@ -68,9 +68,7 @@ def cached_gradients(problem: Problem, layout: Layout) -> CachedRows[Rows]:
 
 def forget_gradients(problem: Problem, layout: Layout) -> None:
     """As if no pass had been made: the next one computes all of them."""
-    cached = row_cache(problem, layout).of(GRADIENTS)
-    cached.clear(problem.remember)
-    cached.asked = False
+    row_cache(problem, layout).forget(GRADIENTS)
 
 
 def gradient_batches(
@@ -101,18 +99,36 @@ def gradient_batches(
 def own_gradients(
     problem: Problem, layout: Layout, *, again: bool = False, first: int = 0
 ) -> Iterator[tuple[int, tuple[Rows, ...]]]:
-    """`gradient_batches` of all examples, or where processes work together of this one's ranges."""
+    """`gradient_batches` of all examples, or where processes work together of this one's ranges, in
+    the chunks in which they are made: sums over a chunk do not hang on how many there are."""
     team = ranks.here()
     if team is None:
         yield from gradient_batches(problem, layout, again=again, first=first)
         return
     for number in team.own:
-        begin, end = ranks.bounds(len(problem.train), number)
-        begin = max(begin, first)  # where a chunk begins
-        if begin < end:
-            part, columns = problem.train[begin:end], of_gradient("training set")
-            for start, rows in rows_in_chunks(problem, layout, part, columns, first=begin):
-                yield start, (rows,)
+        if first < ranks.bounds(len(problem.train), number)[1]:
+            for start, rows in range_gradients(problem, layout, number, again=again):
+                if start >= first:  # where a chunk begins
+                    yield start, (rows,)
+
+
+def range_gradients(
+    problem: Problem, layout: Layout, number: int, *, again: bool = False
+) -> Iterator[tuple[int, Rows]]:
+    """`gradient_rows` of one of the ranges that processes share out."""
+    cached = row_cache(problem, layout).of_range(GRADIENTS, number)
+    keeping, cached.asked = again or cached.asked, True
+    first, end = ranks.bounds(len(problem.train), number)
+    for start, rows in cached:
+        yield start, rows
+        first = start + len(rows)
+    if first < end:
+        part, columns = problem.train[first:end], of_gradient("training set")
+        made = rows_in_chunks(problem, layout, part, columns, first=first, before=number)
+        for start, rows in made:
+            if keeping:
+                cached.offer(start, rows)
+            yield start, rows
 
 
 def training_gradients(problem: Problem, layout: Layout) -> Rows:

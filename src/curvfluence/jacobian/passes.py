@@ -28,21 +28,22 @@ def rows_in_chunks(
     *,
     chunk: int | None = None,
     first: int = 0,
+    before: int = 0,
     alone: bool = True,
 ) -> Iterator[tuple[int, Rows]]:
     """(start, rows) of successive chunks of examples, in order; `first` is the number of the first
     example. Memory: the activations, a and s of `pass_examples` examples, or of `chunk` if fewer.
 
-    One example of chunks 0, 1, 2, 4, 8, … is also run alone (unless `alone` is False: where a pass
-    is timed and its rows are of no use), and must have the same row. Where the
-    graph of the probe did not prove that the traced calls are all, the rows of each chunk are also
-    added up and must agree with an ordinary backward pass.
+    One example of chunks 0, 1, 2, 4, 8, …, counted from `before` on, is also run alone (unless
+    `alone` is False: where a pass is timed and its rows are of no use), and must have the same row.
+    Where the graph of the probe did not prove that the traced calls are all, the rows of each chunk
+    are also added up and must agree with an ordinary backward pass.
 
     Errors: `NonFiniteError` names the first example whose output or row is not finite, `InputError`
     what these checks find.
     """
     size = _chunk_size(problem, layout, columns, chunk)
-    for number, (place, part) in enumerate(examples.chunks(size)):
+    for number, (place, part) in enumerate(examples.chunks(size), before):
         start = first + place
         made = _made(problem, layout, part, columns, start)
         if not layout.proved:

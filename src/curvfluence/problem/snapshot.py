@@ -11,6 +11,7 @@ from curvfluence.errors import InputError
 from curvfluence.problem.parameters import Parameters
 from curvfluence.problem.sharded import own_part
 from curvfluence.problem.structure import COMPILED, Structure, tensors
+from curvfluence.runtime.finite import all_finite
 
 
 def snapshot(
@@ -52,7 +53,7 @@ def snapshot(
                 f"parameter {name} has shape {tuple(value.shape)}, no entries: take its module "
                 "out, or freeze it with requires_grad_(False)"
             )
-        if not bool(value.isfinite().all()):
+        if not all_finite(value):
             raise InputError(f"parameter {name} holds a NaN or infinity")
     dtype = next(iter(theta.values())).dtype
     if dtype not in (torch.float32, torch.float64):

@@ -28,6 +28,7 @@ FORMED = 2**22  # numbers of per-example matrices at a time: malloc keeps the me
 INNER = 2**22  # numbers in a temporary of products with some queries: it stays in cache
 OPERAND = 2**20  # numbers of solved queries that such a product takes at a time
 MERGED = 2**20  # numbers of queries with a low-rank inverse merged into them, and of their products
+KEPT_MERGED = 2**25  # numbers of all merged queries that are kept from rows to rows
 CHECKED = 2**25  # numbers held of the queries that low ranks are checked on at a time
 LOW_RANK = 2**24  # numbers in products of rows with every low-rank query
 PAIRS = 2**25  # numbers of products of two layers' inputs that are made at a time

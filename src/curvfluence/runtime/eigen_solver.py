@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvfluence.errors import SingularError
+from curvfluence.runtime.finite import all_finite
 from curvfluence.runtime.said import say
 
 FAILED: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -98,7 +99,7 @@ def _sturdier(
     rows, columns = matrix.shape
     kind = str(matrix.dtype).removeprefix("torch.")
     advice = "scale the inputs or the loss, or use a rung without this matrix"
-    if not bool(matrix.isfinite().all()):
+    if not all_finite(matrix):
         raise SingularError(
             f"a matrix of {rows} × {columns} to decompose is not finite in {kind}: {advice}"
         ) from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curvfluence.errors import NonFiniteError
 from curvfluence.runtime import journal, ranks
+from curvfluence.runtime.finite import all_finite
 from curvfluence.runtime.resumable import Recalling, Resumable
 
 Chunk = TypeVar("Chunk")
@@ -59,7 +60,7 @@ class Sums:
 
     def require_finite(self) -> None:
         for key, total in self._totals.items():
-            if not bool(total.sum().isfinite()) and not bool(total.isfinite().all()):
+            if not all_finite(total):
                 name = " ".join(map(str, key)) if isinstance(key, tuple) else str(key)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
                 kind = str(total.dtype).removeprefix("torch.")
                 raise NonFiniteError(

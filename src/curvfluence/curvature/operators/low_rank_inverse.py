@@ -11,8 +11,9 @@ gradients are a hundredth or a thousandth of the few that scores are made of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,16 +46,22 @@ class Grades:
                 kept.append(rank)
         return Grades(tuple(reversed(sizes)), tuple(reversed(kept)))
 
-    def parts(self, term: Outer) -> Sequence[tuple[int, Tensor | slice]]:
-        """(ranks, which rows take them), of those that some do; sizes are taken in float64, where
-        the squares of small numbers are no 0."""
+    def parts(self, term: Outer, fewest: int = 1) -> Sequence[tuple[int, Tensor | slice]]:
+        """(ranks, which rows take them), of those that some do; where they are not the `fewest`,
+        they take those of the next larger rows. Sizes are taken in float64, where the squares of
+        small numbers are no 0."""
         if not self.sizes or not term.n:
             return [(self.ranks[-1], slice(0, term.n))]
         size_n = term.exact_norms().norm(dim=1)
         grade_n = torch.bucketize(size_n, size_n.new_tensor(self.sizes))
         order, counts = grade_n.argsort(stable=True), grade_n.bincount(minlength=len(self.ranks))
-        each = zip(self.ranks, order.split(counts.tolist()), strict=True)
-        return [(rank, at) for rank, at in each if len(at)]
+        ends = counts.cumsum(0).tolist()
+        found, first = list[tuple[int, Tensor | slice]](), 0
+        for rank, end in zip(self.ranks, ends, strict=True):
+            if end > first and (end - first >= fewest or end == term.n):
+                found.append((rank, order[first:end]))
+                first = end
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +79,8 @@ class LowRankInverse:
     correction: Correction | None
     exact: bool  # no more than rounding away
     solve: Callable[[Rows], Tensor]
+    held: bool = False  # whether queries stay merged from the first rows that they meet on
+    fewest: int = 1  # rows that a GEMM is taken of by themselves
 
     @property
     def rank(self) -> int:
@@ -80,7 +89,13 @@ class LowRankInverse:
     @property
     def numbers(self) -> int:
         """That are held of each query."""
-        return self.u_or.shape[0] + self.v_ir.shape[0]
+        rotated = self.u_or.shape[0] + self.v_ir.shape[0]
+        return rotated + (self.merged if self.held else 0)
+
+    @property
+    def merged(self) -> int:
+        """That a query has with all ranks merged into it."""
+        return self.rank * (self.u_or.shape[0] + self.v_ir.shape[0])
 
     def of(self, rows: Rows) -> Solution:
         """The solutions of single-column rows, as what scores are made of."""
@@ -100,31 +115,36 @@ class Merged(Solution):
         """GEMMs of the merged queries, [r Q, o] and [r Q, i], with s and a of the rows. Whichever
         are fewer are rotated: rows into the eigenbasis, or merged queries out of it."""
         inverse, term = self.inverse, outer_of(self.inverse.part, rows)
-        q, rank = self.rotated.n, inverse.rank
-        there = inverse.correction is not None or q * rank > term.n
-        graded = inverse.grades.parts(term)  # a rotation leaves sizes what they are
+        q = self.rotated.n
+        there = inverse.correction is not None or q * inverse.rank > term.n
+        graded = inverse.grades.parts(term, inverse.fewest)  # a rotation leaves sizes what they are
         if there:
             term = term.rotated(inverse.out_basis, inverse.in_basis)
         parts = [(few, at, term[at]) for few, at in graded]
         total = term.s.new_empty(q, term.n, term.c)
-        several = max(1, budget.FORMED // (rank * inverse.numbers))
-        for first in range(0, q, several):
-            s_rqo, a_rqi = self._merged(slice(first, first + several))
+        for queries, s_rqo, a_rqi in self._held if inverse.held else self._merged():
             if not there:
                 s_rqo = matmul(s_rqo, inverse.out_basis.T)
                 a_rqi = matmul(a_rqi, inverse.in_basis.T)
-            some = total[first : first + several]
+            some = total[queries]
             for few, at, part in parts:
                 some[:, at] = _products(s_rqo[:few], a_rqi[:few], part)
         if inverse.correction is not None:
             total -= corrected(self.rotated, term, inverse.correction)
         return total
 
-    def _merged(self, queries: slice) -> tuple[Tensor, Tensor]:
-        """(ŝ_q ∘ u_r [r, Q, o], â_q ∘ v_r [r, Q, i])."""
-        s_qo, a_qi = self.rotated.s[queries, 0], self.rotated.a[queries]
+    @cached_property
+    def _held(self) -> tuple[tuple[slice, Tensor, Tensor], ...]:
+        return tuple(self._merged())
+
+    def _merged(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(some queries, their ŝ_q ∘ u_r [r, Q, o], their â_q ∘ v_r [r, Q, i])."""
         u_ro, v_ri = self.inverse.u_or.T.contiguous(), self.inverse.v_ir.T.contiguous()
-        return s_qo * u_ro[:, None], a_qi * v_ri[:, None]  # laid out as they are read
+        several = max(1, budget.FORMED // self.inverse.merged)
+        for first in range(0, self.rotated.n, several):
+            some = slice(first, first + several)
+            s_qo, a_qi = self.rotated.s[some, 0], self.rotated.a[some]
+            yield some, s_qo * u_ro[:, None], a_qi * v_ri[:, None]  # laid out as they are read
 
     def flat(self) -> Tensor:
         return self.inverse.solve(self.rows)

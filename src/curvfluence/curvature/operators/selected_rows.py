@@ -23,6 +23,7 @@ from curvfluence.errors import InputError, NonFiniteError
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.runtime import budget
 from curvfluence.runtime.eigen_solver import eigh
+from curvfluence.runtime.finite import all_finite
 
 RESTARTS = 3  # times that what rounding left of a residual is solved for
 PATIENCE, PROGRESS = 10, 0.1  # products after which every residual is to be a tenth, or less
@@ -52,7 +53,7 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
     whole = 0.0
     for chunk in chunks:
         grams = chunk.scaled_grams(shift)
-        if not bool(grams.isfinite().all()):
+        if not all_finite(grams):
             raise NonFiniteError(
                 f"norms of rows zᵀD⁻¹z overflow {grams.dtype}, though every row is finite: use a "
                 "larger damping, scale the loss, or use problem.to(torch.float64)"
@@ -168,7 +169,7 @@ class SelectedRowsOperator(Operator):
         if not held.count and self.definite:  # every row is 0, and so is C
             return v / shift
         flat = v.reshape(-1, self.size)
-        if not bool(flat.isfinite().all()):
+        if not all_finite(flat):
             raise NonFiniteError("a vector to be solved for is not finite")
         self._products.clear()
         batch = max(1, budget.SOLVED // self.size)
