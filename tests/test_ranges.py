@@ -80,7 +80,7 @@ def test_what_there_is_no_room_for_is_made_anew(made: list[int]) -> None:
 def test_as_many_examples_are_run_alone_as_in_one_go(
     problem: cf.Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of ranges 0, 1, 2, 4 and 8 where each is a chunk; of chunks as they follow where it is more."""
+    """Of ranges 0, 1, 2, 4 and 8 where each is a chunk; of more where a range is several."""
     found, real = list[int](), vars(passes)["_require_alone"]
 
     def require_alone(*given: object) -> None:
