@@ -108,7 +108,7 @@ def test_rows_that_are_solved_some_after_others(
             whole = operator.solve_rows(places, queries, decay, LAMBDA, against)
             with monkeypatch.context() as patch:
                 patch.setattr(budget, "FORMED", 1)
-                patch.setattr("curvfluence.curvature.operators.kronecker.FEW", 0)
+                patch.setattr("curvfluence.curvature.operators.kronecker.FEW_ROWS", 0)
                 found = operator.solve_rows(places, queries, decay, LAMBDA, against)
             assert type(found) is type(whole)
             torch.testing.assert_close(found.flat(), whole.flat())

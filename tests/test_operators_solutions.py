@@ -22,17 +22,19 @@ from curvfluence.curvature.operators.operator import (
     Against,
     Operator,
 )
-from curvfluence.curvature.operators.paired import FEW, Paired
+from curvfluence.curvature.operators.paired import FEW_ROWS, Paired
 from curvfluence.curvature.operators.solution import AtLowRank, InLayer, Solution
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError, SingularError
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.drawn import Drawn
+from curvfluence.jacobian.drawn import DRAWN, Drawn
 from curvfluence.jacobian.gradients import query_gradients, training_gradients
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import Outer, SharedOuter
-from tests.operators import LAMBDA, blocks, drawn, inverted, rows_of
+from tests.operators import LAMBDA, blocks, curvature_of, drawn, inverted, rows_of
 from tests.problems import chain_problem
+
+SEARCH = "curvfluence.curvature.operators.low_rank_search"
 
 
 def each(rows: Rows) -> Drawn:
@@ -384,7 +386,7 @@ class TestPaired:
         monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
         monkeypatch.setattr("curvfluence.runtime.budget.MERGED", merged)
         seen = 0
-        found = self.solved(rung, "chain", queries, FEW)
+        found = self.solved(rung, "chain", queries, FEW_ROWS)
         for (_, paired), wanted in zip(found, several, strict=True):
             assert isinstance(paired, Paired)
             seen += 1
@@ -396,7 +398,7 @@ class TestPaired:
     def test_of_many_rows_it_is_formed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
         queries, _ = rows_of("chain")
-        for _, x in self.solved("EKFAC", "chain", queries, FEW + 1):
+        for _, x in self.solved("EKFAC", "chain", queries, FEW_ROWS + 1):
             assert not isinstance(x, Paired)
 
     @pytest.mark.parametrize("name", ["conv2d", "embedding"])
@@ -412,6 +414,50 @@ class TestPaired:
                 seen += 1
                 assert not isinstance(x, Paired)
         assert seen
+
+    def test_where_rounding_may_matter_a_bias_of_its_own_decay_is_formed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What rounding moves may be all that such a solution keeps, which shows in it alone."""
+        monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
+        monkeypatch.setattr(f"{SEARCH}.LEAST", 0.0)
+        monkeypatch.setattr(f"{SEARCH}.WORTH", 8.0)
+        (place,) = [b.places for b, _ in blocks("chain", "EKFAC") if b.name == "0"]
+        assert isinstance(place, LayerPart)
+        o, i = place.shape
+        values = torch.full((o, i), 1e-6, dtype=torch.float64)
+        values[:, 0], values[:, 1] = 1.0, 1e-15
+        operator = KroneckerEigen(torch.eye(o).double(), torch.eye(i).double(), values)
+        decay = torch.zeros(o, i, dtype=torch.float64)
+        decay[:, -1] = 1.0
+        queries, _ = rows_of("chain")
+        small = [0.0, 1e-15, *[0.0] * (i - 2)]  # the ones of the bias beside it
+        term = place.term(queries)
+        assert isinstance(term, Outer)
+        data = torch.tensor([small]).double().expand(len(queries), i).clone()
+        data[:, -1] = 1e-3
+        layer = replace(term, data=data)
+        rows = replace(queries, terms=(layer, *queries.terms[1:]))
+        with pytest.raises(SingularError, match="moves a solution"):
+            operator.solve_rows(place, rows, decay.flatten(), 0.0, Against(1))
+        sample = Sample(4, lambda: rows, lambda: each(rows), lambda: torch.ones(len(rows)))
+        assert operator.low_rank_inverse(place, rows, decay.flatten(), 0.0, sample) is None
+
+    def test_samples_are_few_rows(self) -> None:
+        """Ranks are checked without a solution of every query."""
+        assert DRAWN <= FEW_ROWS
+
+    def test_a_solution_is_formed_some_queries_at_a_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
+        queries, _ = rows_of("chain")
+        curvature = curvature_of("chain", "EKFAC")
+        damping = cf.Absolute(LAMBDA)
+        few = curvature.solve_rows(queries, damping, against=Against(1))
+        assert all(isinstance(part, Paired) for part in few.parts.values())
+        many = curvature.solve_rows(queries, damping, against=Against(FEW_ROWS + 1))
+        torch.testing.assert_close(few.flat(), many.flat())
 
     def test_what_rounding_moves_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.decomposed import ROUNDED, narrowed, settled
+from curvfluence.curvature.operators.decomposed import BEYOND_FLOAT64, narrowed, settled
 from curvfluence.curvature.operators.kronecker import rowwise_eigh
 from curvfluence.curvature.operators.truncated_kronecker import leading_basis
 from tests.operators import drawn
@@ -93,4 +93,4 @@ class TestNarrowed:
             1
         ]
         assert basis.dtype == torch.float32
-        assert bool(((basis == 0) | (basis.abs() >= ROUNDED)).all())
+        assert bool(((basis == 0) | (basis.abs() >= BEYOND_FLOAT64)).all())

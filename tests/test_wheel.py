@@ -39,6 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
+        assert not [name for name in archive.namelist() if name.endswith(".pyc")]
     return folder / "site"
 
 
@@ -76,4 +77,3 @@ def test_templates_and_pages(site: Path, tmp_path: Path) -> None:
 
 def test_it_says_that_it_is_typed(site: Path) -> None:
     assert (site / "curvfluence/py.typed").is_file()
-    assert not list(site.rglob("*.pyc"))

@@ -370,7 +370,8 @@ class Solved:
             return self.parts[blocks[0].name].flat()
         first = self.parts[blocks[0].name].flat()
         x_qp = first.new_empty(len(first), self.curvature.parameters.count)
-        for block in blocks:
+        blocks[0].places.put(x_qp, first)
+        for block in blocks[1:]:
             block.places.put(x_qp, self.parts[block.name].flat())
         return x_qp
 

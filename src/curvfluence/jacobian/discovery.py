@@ -337,6 +337,7 @@ class _Sorting:
         """Why the layers' rows are not the examples' gradients, or None. One example at a time,
         which stays in the cache."""
         terms = [self.capture.term(layer, [self.grads], self.batch) for layer in layers]
+        agree = True
         for k in range(self.batch):
             wanted = self._own(name, slice(k, k + 1))
             found, size = torch.zeros_like(wanted), wanted.new_zeros(1)
@@ -346,9 +347,10 @@ class _Sorting:
                 size += one.norms()
             if not (all_finite(found) and all_finite(wanted)):
                 return None  # as in `_all_agree`
-            if not _all_agree(found, wanted, size):
-                return f"the gradient of {self._label(name)} is not that of its own calls alone"
-        return None
+            agree = agree and _all_agree(found, wanted, size)
+        if agree:
+            return None
+        return f"the gradient of {self._label(name)} is not that of its own calls alone"
 
     def _own(self, name: str, some: slice = slice(None)) -> Tensor:
         """Each probed example's gradient by autograd, [B, size]."""

@@ -14,7 +14,7 @@ from curvfluence.jacobian.terms import Outer
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import ranks
 
-DRAWN = 96
+DRAWN = 96  # of which no half is more than solutions meet without being formed (`FEW_ROWS`)
 SURE = 1.1  # of those that stand for no more than themselves each was all but bound to be drawn
 
 

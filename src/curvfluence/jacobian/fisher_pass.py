@@ -107,8 +107,9 @@ class FisherPass:
 
         columns = self.fisher.pulling(self.problem, make, f"training set ({self.fisher.name})")
         part = self.problem.train[first:end]
+        before = ranks.chunks_before(len(self.problem.train), number)
         chunks = rows_in_chunks(
-            self.problem, self.layout, part, columns, first=first, before=number
+            self.problem, self.layout, part, columns, first=first, before=before
         )
         for start, rows in chunks:
             made = start + len(rows)

@@ -107,26 +107,32 @@ def own_gradients(
         return
     for number in team.own:
         if first < ranks.bounds(len(problem.train), number)[1]:
-            for start, rows in range_gradients(problem, layout, number, again=again):
-                if start >= first:  # where a chunk begins
-                    yield start, (rows,)
+            for start, rows in range_gradients(problem, layout, number, again=again, first=first):
+                yield start, (rows,)
 
 
 def range_gradients(
-    problem: Problem, layout: Layout, number: int, *, again: bool = False
+    problem: Problem, layout: Layout, number: int, *, again: bool = False, first: int = 0
 ) -> Iterator[tuple[int, Rows]]:
-    """`gradient_rows` of one of the ranges that processes share out."""
-    cached = row_cache(problem, layout).of_range(GRADIENTS, number)
+    """`gradient_rows` of one of the ranges that processes share out; from `first` on, if that lies
+    in it, where a chunk begins."""
+    begin, end = ranks.bounds(len(problem.train), number)
+    alone = journal.steady() or first > begin  # nothing is read, nor kept, as in `gradient_rows`
+    cached = (
+        CachedRows[Rows](0) if alone else row_cache(problem, layout).of_range(GRADIENTS, number)
+    )
     keeping, cached.asked = again or cached.asked, True
-    first, end = ranks.bounds(len(problem.train), number)
+    begin = max(begin, first)
     for start, rows in cached:
         yield start, rows
-        first = start + len(rows)
-    if first < end:
-        part, columns = problem.train[first:end], of_gradient("training set")
-        made = rows_in_chunks(problem, layout, part, columns, first=first, before=number)
-        for start, rows in made:
-            if keeping:
+        begin = start + len(rows)
+    if begin < end:
+        part, columns = problem.train[begin:end], of_gradient("training set")
+        before = ranks.chunks_before(len(problem.train), number)
+        for start, rows in rows_in_chunks(
+            problem, layout, part, columns, first=begin, before=before
+        ):
+            if keeping and not alone:
                 cached.offer(start, rows)
             yield start, rows
 

@@ -240,6 +240,18 @@ def sent() -> int:
     return _SENT[0]
 
 
+def own() -> range:
+    """The ranges of the data that are this process's: all where none work together."""
+    team = here()
+    return range(GROUPS) if team is None else team.own
+
+
+def chunks_before(n: int, group: int) -> int:
+    """How many of this process's ranges before that one have more than one of n examples."""
+    sizes = (end - first for first, end in (bounds(n, k) for k in own() if k < group))
+    return sum(size > 1 for size in sizes)
+
+
 def leads() -> bool:
     """Whether this process is the one that writes what is written once."""
     team = here()

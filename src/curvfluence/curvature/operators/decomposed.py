@@ -14,7 +14,7 @@ from curvfluence.runtime import eigen_solver, journal
 KEPT = 256  # rows of a matrix of which the decomposition takes long enough to be kept
 MARGIN = 8  # random vectors beyond the rank
 POWERS = 3  # of the matrix, in whose range its leading eigenvectors are looked for
-ROUNDED = 2.0**-57  # of a unit vector, which float64 cannot tell: its ε is 2⁻⁵²
+BEYOND_FLOAT64 = 2.0**-57  # of a unit vector, which float64 cannot tell: its ε is 2⁻⁵²
 THIN = 0.4  # of n: above it a decomposition of the whole is as quick
 
 
@@ -78,7 +78,7 @@ def narrowed(vectors: Tensor, dtype: torch.dtype) -> Tensor:
     of inputs that hardly any example has, make products too small for a normal number, with which
     a processor is slow (one in seventy of them in a GEMM: a tenth of the speed)."""
     if dtype != torch.float64:
-        vectors = torch.where(vectors.abs() < ROUNDED, 0.0, vectors)
+        vectors = torch.where(vectors.abs() < BEYOND_FLOAT64, 0.0, vectors)
     return vectors.to(dtype).contiguous()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -21,7 +20,7 @@ from curvfluence.curvature.operators.low_rank_inverse import Grades, LowRankInve
 from curvfluence.curvature.operators.low_rank_search import Sample, Search, worth_a_search
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import Against, Diagonalised, Operator, squared
-from curvfluence.curvature.operators.paired import FEW, Correction, Paired, outer_of
+from curvfluence.curvature.operators.paired import FEW_ROWS, Correction, Paired
 from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, joined
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
@@ -151,12 +150,9 @@ class KroneckerEigen(Kronecker):
         are met, none is formed (`Paired`).
         """
         assert isinstance(places, LayerPart)
-        term = places.term(rows)
-        if self.in_basis is not None and isinstance(term, Outer):
-            large = term.n * self.size > budget.FORMED
-            if large and against.examples <= FEW:
-                return self._paired(places, rows, decay, damping)
-        damped = self._damped(decay, damping)
+        term, damped = places.term(rows), self._damped(decay, damping)
+        if isinstance(term, Outer) and self._is_paired(term, *damped, against):
+            return self._paired(places, term, *damped)
         there = self._count_within(places, against)
         (o, i), inner = places.shape, self.in_basis is not None
         back = (term.n + there) * o * i * (o + i * inner)
@@ -168,19 +164,35 @@ class KroneckerEigen(Kronecker):
             return InLayer(places, joined(places, parts, term.n))
         return Rotated(places, self, joined(places, parts, term.n))
 
-    def _paired(self, part: LayerPart, rows: Rows, decay: Tensor, damping: float) -> Paired:
+    def _is_paired(
+        self, term: Outer, denominator: Denominator, correction: ByBias | None, against: Against
+    ) -> bool:
+        """Whether solutions are large and the rows that they meet few; and where rounding may
+        matter, that all of a solution is 1/(Λ + w₀ + λ), whose trust needs none to be formed."""
+        plain = denominator.error is None or correction is None
+        large = term.n * self.size > budget.FORMED
+        return self.in_basis is not None and plain and large and against.examples <= FEW_ROWS
+
+    def _paired(
+        self, part: LayerPart, term: Outer, denominator: Denominator, correction: ByBias | None
+    ) -> Paired:
         assert self.in_basis is not None
-        denominator, correction = self._split(decay, damping)
-        queries = outer_of(part, rows).rotated(self.out_basis, self.in_basis)
+        queries = term.rotated(self.out_basis, self.in_basis)
         denominator.require_trusted_rows(queries)
+
+        def flat() -> Tensor:
+            slices = (some.dense()[:, 0] for some in queries.slices(self.size))
+            solved = (self.rotate_back(_divided(x, denominator, correction)) for x in slices)
+            return torch.cat(list(solved))
+
         return Paired(
             part,
             self.out_basis,
             self.in_basis,
             1 / denominator.values,
-            correction,
+            _exact(correction),
             queries,
-            partial(self._solving(part, decay, damping), rows),
+            flat,
         )
 
     def _formed(self, term: Term) -> Tensor:
@@ -201,6 +213,9 @@ class KroneckerEigen(Kronecker):
         term = places.term(queries)
         if not isinstance(term, Outer) or not worth_a_search(places, queries, sample):
             return None
+        denominator, correction = self._damped(decay, damping)
+        if denominator.error is not None and correction is not None:
+            return None  # what rounding moves shows in whole solutions alone
         held = sample.rows()
         if held is None or sample.allowed is None:
             return None
@@ -222,10 +237,7 @@ class KroneckerEigen(Kronecker):
 
     def _split(self, decay: Tensor, damping: float) -> tuple[Denominator, Correction | None]:
         denominator, correction = self._damped(decay, damping)
-        if correction is None:
-            return denominator, None
-        _, scaled_oi, gain_o = correction
-        return denominator, Correction(scaled_oi, gain_o)
+        return denominator, _exact(correction)
 
     def _count_within(self, part: LayerPart, against: Against) -> int:
         """How many examples have a row that is formed in this basis."""
@@ -266,6 +278,10 @@ class KroneckerEigen(Kronecker):
         gain_o = 1 + delta * (u_i * scaled_oi).sum(-1)
         require_definite_eigenvalues(gain_o)
         return denominator, (u_i, scaled_oi, delta / gain_o)
+
+
+def _exact(correction: ByBias | None) -> Correction | None:
+    return None if correction is None else Correction(correction[1], correction[2])
 
 
 def _divided(r_koi: Tensor, denominator: Denominator, correction: ByBias | None) -> Tensor:

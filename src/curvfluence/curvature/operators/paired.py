@@ -15,7 +15,7 @@ from curvfluence.jacobian.terms import Outer
 from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.runtime import budget
 
-FEW = 128  # rows: to form a solution and to read it costs as much as a product with about so many
+FEW_ROWS = 128  # to form a solution and to read it costs as much as a product with about so many
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +43,21 @@ class Paired(Solution):
     def inner(self, rows: Rows) -> Tensor:
         term = outer_of(self.part, rows).rotated(self.out_basis, self.in_basis)
         total = term.s.new_empty(self.queries.n, term.n, term.c)
-        step = max(1, budget.MERGED // (max(1, term.n) * sum(self.inverted_oi.shape)))
+        for start in range(0, term.n, FEW_ROWS):
+            self._add_pairs(term[start : start + FEW_ROWS], total[:, start : start + FEW_ROWS])
+        if self.correction is not None:
+            total -= corrected(self.queries, term, self.correction)
+        return total
+
+    def _add_pairs(self, term: Outer, total: Tensor) -> None:
+        """Some queries at a time."""
+        step = max(1, budget.MERGED // (term.n * sum(self.inverted_oi.shape)))
         for first in range(0, self.queries.n, step):
             some = slice(first, first + step)
             a_qni = self.queries.a[some, None] * term.a
             through_qno = matmul(a_qni.flatten(0, 1), self.inverted_oi.T)
             through_qno = through_qno.unflatten(0, a_qni.shape[:2]).mul_(self.queries.s[some, :1])
             total[some] = torch.einsum("qno,nco->qnc", through_qno, term.s)
-        if self.correction is not None:
-            total -= corrected(self.queries, term, self.correction)
-        return total
 
     def flat(self) -> Tensor:
         return self.solve()
