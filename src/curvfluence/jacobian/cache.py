@@ -54,7 +54,6 @@ class CachedRows(Generic[R]):
     chunks: list[Chunk[R]] = field(default_factory=list["Chunk[R]"])
     count: int = 0
     first: int = 0
-    sharers: int = 1  # of what may lie in memory
     asked: bool = False  # whether a pass has been made before, so that another is likely
     _made_with: int = 0  # the checksum of what is held, when the first were made
     _in_memory: int = 0  # bytes of the chunks in no file
@@ -75,14 +74,11 @@ class CachedRows(Generic[R]):
 
     def _put_away(self, rows: R, checksum: int) -> Chunk[R]:
         """A chunk of rows, in memory while there are few of them."""
-        paged = rows.paged() if self._is_full(rows) else None
+        paged = rows.paged() if self._in_memory + rows.held > budget.CACHED else None
         if paged is None:
             self._in_memory += rows.held
             return Chunk(rows, rows.versions, checksum, None)
         return Chunk(cast(R, paged[0]), paged[0].versions, checksum, paged[1])
-
-    def _is_full(self, rows: R) -> bool:
-        return self._in_memory + rows.held > budget.CACHED // self.sharers
 
     def holds(self, rows: R) -> bool:
         """Whether it is these rows that are cached."""
@@ -167,19 +163,15 @@ class RowCache:
 
     def of_range(self, kind: Kind, number: int) -> CachedRows[Rows]:
         """Of one of the ranges that processes share out, with its share of the room: what is not by
-        ranges goes."""
+        ranges goes. Each may have `budget.CACHED` in memory, 256 MiB for all: of ranges that are
+        few chunks none is written to a file and read again, which costs a tenth of a fit."""
         self._kinds.pop(kind, None)
         ranges = self._ranges.setdefault(kind, {})
         if number not in ranges:
             first, _ = ranks.bounds(len(self.examples), number)
             count = len(ranks.own()) * ranks.on_this_machine()
             ranges[number] = CachedRows(
-                self.room // count,
-                self.examples,
-                self.held,
-                count=first,
-                first=first,
-                sharers=count,
+                self.room // count, self.examples, self.held, count=first, first=first
             )
         return ranges[number]
 
