@@ -385,6 +385,8 @@ class TestPaired:
         assert not any(isinstance(x, Paired) for x in several)
         monkeypatch.setattr("curvfluence.runtime.budget.FORMED", 0)
         monkeypatch.setattr("curvfluence.runtime.budget.MERGED", merged)
+        if merged == 1:  # some rows at a time, too
+            monkeypatch.setattr("curvfluence.curvature.operators.paired.FEW_ROWS", 5)
         seen = 0
         found = self.solved(rung, "chain", queries, FEW_ROWS)
         for (_, paired), wanted in zip(found, several, strict=True):

@@ -139,8 +139,9 @@ GRADIENTS: Final = Kind()  # g_n of the training examples, as long as their prob
 class RowCache:
     """What passes over one problem's training set leave for later ones, by their `Kind`.
 
-    Each kind has `room` bytes: the gradients, and the rows of a fit that reads them twice, while
-    it lasts. It holds for one layout: where the model's modules change, rows are made anew.
+    Each kind has `room` bytes, of all examples in order or by the ranges that processes share out:
+    the gradients, and the rows of a fit that reads them twice, while it lasts. It holds for one
+    layout: where the model's modules change, rows are made anew.
     """
 
     layout: Layout
@@ -163,8 +164,8 @@ class RowCache:
 
     def of_range(self, kind: Kind, number: int) -> CachedRows[Rows]:
         """Of one of the ranges that processes share out, with its share of the room: what is not by
-        ranges goes. Each may have `budget.CACHED` in memory, 256 MiB for all: of ranges that are
-        few chunks none is written to a file and read again, which costs a tenth of a fit."""
+        ranges goes. Each may have `budget.CACHED` in memory, 256 MiB for all: where ranges are few
+        chunks none is written to a file and read again."""
         self._kinds.pop(kind, None)
         ranges = self._ranges.setdefault(kind, {})
         if number not in ranges:

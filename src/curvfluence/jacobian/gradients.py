@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -41,22 +41,37 @@ def gradient_rows(
     cached = cached_gradients(problem, layout)
     if factored and not all(chunk.rows.factored for chunk in cached.chunks):
         cached.clear(problem.remember)
+    end = len(problem.train)
+    yield from _kept(cached, again, end, lambda first: _computed(problem, layout, first))
+
+
+def _kept(
+    cached: CachedRows[Rows],
+    again: bool,
+    end: int,
+    computed: Callable[[int], Iterator[tuple[int, Rows]]],
+) -> Iterator[tuple[int, Rows]]:
+    """What is cached of the examples before `end`, and the rest, `computed` from one on, which is
+    kept if it is asked for again."""
     keeping, cached.asked = again or cached.asked, True
+    first = cached.first
     for start, rows in cached:
         yield start, rows
         first = start + len(rows)
-    if first < len(problem.train):
-        for start, rows in _computed(problem, layout, first):
-            if keeping:
-                cached.offer(start, rows)
-            yield start, rows
+    for start, rows in computed(first) if first < end else ():
+        if keeping:
+            cached.offer(start, rows)
+        yield start, rows
 
 
-def _computed(problem: Problem, layout: Layout, first: int) -> Iterator[tuple[int, Rows]]:
-    if first >= len(problem.train):
+def _computed(
+    problem: Problem, layout: Layout, first: int, end: int | None = None, before: int = 0
+) -> Iterator[tuple[int, Rows]]:
+    end = len(problem.train) if end is None else end
+    if first >= end:
         return iter(())
-    part = problem.train[first:]
-    return rows_in_chunks(problem, layout, part, of_gradient("training set"), first=first)
+    part, columns = problem.train[first:end], of_gradient("training set")
+    return rows_in_chunks(problem, layout, part, columns, first=first, before=before)
 
 
 def cached_gradients(problem: Problem, layout: Layout) -> CachedRows[Rows]:
@@ -117,24 +132,16 @@ def range_gradients(
     """`gradient_rows` of one of the ranges that processes share out; from `first` on, if that lies
     in it, where a chunk begins."""
     begin, end = ranks.bounds(len(problem.train), number)
-    alone = journal.steady() or first > begin  # nothing is read, nor kept, as in `gradient_rows`
-    cached = (
-        CachedRows[Rows](0) if alone else row_cache(problem, layout).of_range(GRADIENTS, number)
-    )
-    keeping, cached.asked = again or cached.asked, True
-    begin = max(begin, first)
-    for start, rows in cached:
-        yield start, rows
-        begin = start + len(rows)
-    if begin < end:
-        part, columns = problem.train[begin:end], of_gradient("training set")
-        before = ranks.chunks_before(len(problem.train), number)
-        for start, rows in rows_in_chunks(
-            problem, layout, part, columns, first=begin, before=before
-        ):
-            if keeping and not alone:
-                cached.offer(start, rows)
-            yield start, rows
+    before = ranks.chunks_before(len(problem.train), number)
+
+    def computed(first: int) -> Iterator[tuple[int, Rows]]:
+        return _computed(problem, layout, first, end, before)
+
+    if journal.steady() or first > begin:
+        yield from computed(max(begin, first))
+        return
+    cached = row_cache(problem, layout).of_range(GRADIENTS, number)
+    yield from _kept(cached, again, end, computed)
 
 
 def training_gradients(problem: Problem, layout: Layout) -> Rows:

@@ -16,6 +16,7 @@ from curvfluence.problem.tree import Batched, each, joined
 from curvfluence.runtime import generators
 from curvfluence.runtime.autograd import pulled_back, reached
 from curvfluence.runtime.calls import Lowest
+from curvfluence.runtime.finite import all_finite
 
 ROWS = 8  # outputs that are looked at
 PROVED = (CrossEntropy, MSE, BinaryCrossEntropy, Margin, LogProbability)  # by tests, once for all
@@ -80,7 +81,7 @@ def _tried(parts: Of, output: Tensor, target: Batched) -> tuple[Tensor, Batched]
     both = torch.cat([f, f]), joined([y, each(y, lambda leaf: leaf.roll(1, 0))])
     try:
         with generators.preserved():
-            finite = all(bool(part.isfinite().all()) for part in parts(*both).values())
+            finite = all(map(all_finite, parts(*both).values()))
     except Exception:
         finite = False
     return both if finite else (f, y)

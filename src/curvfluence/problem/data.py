@@ -19,6 +19,7 @@ from curvfluence.problem.tree import (
     named_leaves,
 )
 from curvfluence.runtime.checksum import checksum, row_checksums
+from curvfluence.runtime.finite import all_finite
 
 SECOND = 0x5DEECE66D  # an odd factor that tells the checksums of an example's tensors apart
 
@@ -250,11 +251,9 @@ def require_finite(rows: Tensor, what: str, start: int = 0) -> None:
     """Raise `NonFiniteError` with the index of the first example whose row is not finite."""
     if not (rows.is_floating_point() or rows.is_complex()):
         return
-    if rows.numel() and bool(rows.sum().isfinite()):
-        return  # one pass: a NaN or infinity anywhere shows in the sum
-    finite = rows.isfinite()
-    if bool(finite.all()):
+    if all_finite(rows):
         return
+    finite = rows.isfinite()
     bad = (~finite.reshape(len(rows), -1).all(-1)).nonzero().flatten()
     raise about(
         start + int(bad[0]),

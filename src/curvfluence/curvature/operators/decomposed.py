@@ -75,8 +75,8 @@ def eigh_of_rank(matrix: Tensor, most: int, rounding: float) -> tuple[Tensor, Te
 def narrowed(vectors: Tensor, dtype: torch.dtype) -> Tensor:
     """Unit vectors, laid out row by row, in the dtype of whoever multiplies by them. In float32
     entries that are rounding of the float64 in which they were found are 0: coordinates of 1e-20,
-    of inputs that hardly any example has, make products too small for a normal number, with which
-    a processor is slow (one in seventy of them in a GEMM: a tenth of the speed)."""
+    of inputs that hardly any example has, make products too small for a normal number, a few of
+    which in a GEMM make a processor several times slower."""
     if dtype != torch.float64:
         vectors = torch.where(vectors.abs() < BEYOND_FLOAT64, 0.0, vectors)
     return vectors.to(dtype).contiguous()

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.correction import Correction
 from curvfluence.curvature.operators.decomposed import eigh_of_rank, narrowed, settled
 from curvfluence.curvature.operators.definite import require_definite_eigenvalues, require_positive
 from curvfluence.curvature.operators.denominator import Denominator
@@ -20,7 +21,7 @@ from curvfluence.curvature.operators.low_rank_inverse import Grades, LowRankInve
 from curvfluence.curvature.operators.low_rank_search import Sample, Search, worth_a_search
 from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_spectrum
 from curvfluence.curvature.operators.operator import Against, Diagonalised, Operator, squared
-from curvfluence.curvature.operators.paired import FEW_ROWS, Correction, Paired
+from curvfluence.curvature.operators.paired import FEW_ROWS, Paired
 from curvfluence.curvature.operators.solution import InLayer, Solution, compressed, joined
 from curvfluence.curvature.places import LayerPart, Places
 from curvfluence.errors import InputError
@@ -29,7 +30,6 @@ from curvfluence.jacobian.terms import Formed, Outer, SharedOuter, Term
 from curvfluence.runtime import budget
 
 ROUNDING = 16.0  # ε of a factor's trace, that sums leave of eigenvalues that are 0
-ByBias: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Decompose: TypeAlias = Callable[[Tensor, int], tuple[Tensor, "Tensor | None"]]
 
 
@@ -165,7 +165,7 @@ class KroneckerEigen(Kronecker):
         return Rotated(places, self, joined(places, parts, term.n))
 
     def _is_paired(
-        self, term: Outer, denominator: Denominator, correction: ByBias | None, against: Against
+        self, term: Outer, denominator: Denominator, correction: Correction | None, against: Against
     ) -> bool:
         """Whether solutions are large and the rows that they meet few; and where rounding may
         matter, that all of a solution is 1/(Λ + w₀ + λ), whose trust needs none to be formed."""
@@ -174,7 +174,7 @@ class KroneckerEigen(Kronecker):
         return self.in_basis is not None and plain and large and against.examples <= FEW_ROWS
 
     def _paired(
-        self, part: LayerPart, term: Outer, denominator: Denominator, correction: ByBias | None
+        self, part: LayerPart, term: Outer, denominator: Denominator, correction: Correction | None
     ) -> Paired:
         assert self.in_basis is not None
         queries = term.rotated(self.out_basis, self.in_basis)
@@ -190,7 +190,7 @@ class KroneckerEigen(Kronecker):
             self.out_basis,
             self.in_basis,
             1 / denominator.values,
-            _exact(correction),
+            correction,
             queries,
             flat,
         )
@@ -230,14 +230,10 @@ class KroneckerEigen(Kronecker):
             self.out_basis,
             self.in_basis,
             self.values,
-            lambda: self._split(decay, damping),
+            lambda: self._damped(decay, damping),
             *(term, asked, rows, held, allowed_q, sample.slacks),
             self._solving(places, decay, damping),
         )
-
-    def _split(self, decay: Tensor, damping: float) -> tuple[Denominator, Correction | None]:
-        denominator, correction = self._damped(decay, damping)
-        return denominator, _exact(correction)
 
     def _count_within(self, part: LayerPart, against: Against) -> int:
         """How many examples have a row that is formed in this basis."""
@@ -252,8 +248,7 @@ class KroneckerEigen(Kronecker):
         rotated = self.rotated(places.term(rows))
         total = rotated.weighted_squares(1 / denominator.values)
         if correction is not None:
-            _, scaled_oi, gain_o = correction
-            total = total - rotated.contracted(scaled_oi).square() @ gain_o
+            total = total - correction.quadratic(rotated)
         if denominator.error is not None:
             moved = rotated.weighted_squares(denominator.error / denominator.values)
             denominator.require_small(torch.where(moved > 0, moved / total, 0.0))
@@ -263,9 +258,8 @@ class KroneckerEigen(Kronecker):
         """The rows of a term in the eigenbasis."""
         return term.rotated(self.out_basis, self.in_basis)
 
-    def _damped(self, decay: Tensor, damping: float) -> tuple[Denominator, ByBias | None]:
-        """(Λ + w₀ + λ [o, i], and where the bias has a decay of its own: u [i], u over that, and δ
-        over the gain of each output direction [o])."""
+    def _damped(self, decay: Tensor, damping: float) -> tuple[Denominator, Correction | None]:
+        """(Λ + w₀ + λ [o, i], and what a bias adds that has a decay of its own)."""
         weight_decay, delta = two_decays(decay, self.values.shape)
         denominator = Denominator.of(
             self.values + (weight_decay + damping), by_input=self.in_basis is None
@@ -277,19 +271,14 @@ class KroneckerEigen(Kronecker):
         scaled_oi = u_i / denominator.values
         gain_o = 1 + delta * (u_i * scaled_oi).sum(-1)
         require_definite_eigenvalues(gain_o)
-        return denominator, (u_i, scaled_oi, delta / gain_o)
+        return denominator, Correction(u_i, scaled_oi, delta / gain_o)
 
 
-def _exact(correction: ByBias | None) -> Correction | None:
-    return None if correction is None else Correction(correction[1], correction[2])
-
-
-def _divided(r_koi: Tensor, denominator: Denominator, correction: ByBias | None) -> Tensor:
+def _divided(r_koi: Tensor, denominator: Denominator, correction: Correction | None) -> Tensor:
     """(Λ + diag(w) + λ)⁻¹ r in the eigenbasis, [..., o, i]."""
     x_koi = r_koi / denominator.values
     if correction is not None:
-        u_i, scaled_oi, gain_o = correction
-        x_koi = x_koi - (gain_o * (x_koi @ u_i))[..., None] * scaled_oi
+        x_koi = correction.solved(x_koi)
     denominator.require_trusted(x_koi)
     return x_koi
 

@@ -18,7 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from curvfluence.curvature.operators.paired import Correction, corrected, outer_of
+from curvfluence.curvature.operators.correction import Correction
+from curvfluence.curvature.operators.paired import outer_of
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.places import LayerPart
 from curvfluence.jacobian.rows import Rows
@@ -47,9 +48,9 @@ class Grades:
         return Grades(tuple(reversed(sizes)), tuple(reversed(kept)))
 
     def parts(self, term: Outer, fewest: int = 1) -> Sequence[tuple[int, Tensor | slice]]:
-        """(ranks, which rows take them), of those that some do; where they are not the `fewest`,
-        they take those of the next larger rows. Sizes are taken in float64, where the squares of
-        small numbers are no 0."""
+        """(ranks, which rows take them), of those that some do; rows of a size that are not as
+        many as `fewest` take those of the next larger ones. Sizes are taken in float64, where the
+        squares of small numbers are no 0."""
         if not self.sizes or not term.n:
             return [(self.ranks[-1], slice(0, term.n))]
         size_n = term.exact_norms().norm(dim=1)
@@ -130,7 +131,7 @@ class Merged(Solution):
             for few, at, part in parts:
                 some[:, at] = _products(s_rqo[:few], a_rqi[:few], part)
         if inverse.correction is not None:
-            total -= corrected(self.rotated, term, inverse.correction)
+            total -= inverse.correction.pairs(self.rotated, term)
         return total
 
     @cached_property

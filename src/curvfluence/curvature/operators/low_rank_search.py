@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.correction import Correction
 from curvfluence.curvature.operators.denominator import Denominator
 from curvfluence.curvature.operators.low_rank_inverse import Grades, LowRankInverse
-from curvfluence.curvature.operators.paired import Correction
 from curvfluence.curvature.places import LayerPart
 from curvfluence.jacobian.drawn import Drawn
 from curvfluence.jacobian.rows import Rows

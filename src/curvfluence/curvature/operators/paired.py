@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvfluence.curvature.operators.correction import Correction
 from curvfluence.curvature.operators.solution import Solution
 from curvfluence.curvature.places import LayerPart
 from curvfluence.jacobian.rows import Rows
@@ -16,15 +17,6 @@ from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.runtime import budget
 
 FEW_ROWS = 128  # to form a solution and to read it costs as much as a product with about so many
-
-
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """Of a bias with a decay of its own: diag(w) is then w₀ + δ at the last input, and the inverse
-    loses Σ_o gain_o (Σ_i scaled_oi r_oi)²."""
-
-    scaled_oi: Tensor
-    gain_o: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +38,7 @@ class Paired(Solution):
         for start in range(0, term.n, FEW_ROWS):
             self._add_pairs(term[start : start + FEW_ROWS], total[:, start : start + FEW_ROWS])
         if self.correction is not None:
-            total -= corrected(self.queries, term, self.correction)
+            total -= self.correction.pairs(self.queries, term)
         return total
 
     def _add_pairs(self, term: Outer, total: Tensor) -> None:
@@ -61,13 +53,6 @@ class Paired(Solution):
 
     def flat(self) -> Tensor:
         return self.solve()
-
-
-def corrected(queries: Outer, term: Outer, correction: Correction) -> Tensor:
-    """Σ_o gain_o (Σ_i scaled x̂_q)_o (Σ_i scaled row_nc)_o, [Q, N, C]."""
-    of_queries = queries.contracted(correction.scaled_oi) * correction.gain_o
-    of_rows = (term.a @ correction.scaled_oi.T)[:, None] * term.s
-    return (of_queries @ of_rows.flatten(0, 1).T).unflatten(1, (term.n, term.c))
 
 
 def outer_of(part: LayerPart, rows: Rows) -> Outer:

@@ -102,7 +102,7 @@ class Outer(Factored):
         return self.a.square().sum(1)[:, None] * self.s.square().sum(2)
 
     def exact_norms(self) -> Tensor:
-        """No number but the sums is taken to float64: a seventh of the time."""
+        """Sums alone are in float64."""
         a_n1 = torch.linalg.vector_norm(self.a, dim=1, keepdim=True, dtype=torch.float64)
         return a_n1 * torch.linalg.vector_norm(self.s, dim=2, dtype=torch.float64)
 
