@@ -30,6 +30,9 @@ ATTEMPTS = 20  # at one task, each of which its worker did not survive
 POLL, GONE = 1.0, 8.0  # seconds between two looks at workers, and for which there are none
 ADDRESSES = {"dask": r"(tcp|tls)://.+:\d+", "ray": r"auto|(ray://)?.+:\d+"}
 QUIET = ("distributed", "tornado", "asyncio", "bokeh")  # who tells of lost workers at length
+# What Dask sets for its workers, in this process's own environment. By the first they would give
+# freed memory back at once, and a training takes as much again in its next step.
+TRIM, SET = "MALLOC_TRIM_THRESHOLD_", "distributed.nanny.pre-spawn-environ"
 
 
 @dataclass(frozen=True)
@@ -106,18 +109,21 @@ def _dask(engine: Engine) -> Generator[int]:
             from distributed import Client, LocalCluster
         except ImportError:
             raise InputError("dask is not installed: pip install 'curvfluence[dask]'") from None
-        stack.enter_context(settings.set({"distributed.scheduler.allowed-failures": LOST}))
+        options = {"distributed.scheduler.allowed-failures": LOST, f"{SET}.{TRIM}": None}
+        stack.enter_context(settings.set(options))
+        stack.enter_context(_environment(*settings.get(SET), "PYTHONHASHSEED"))
         cluster: Any = engine.address
         if cluster is None:
-            options: dict[str, Any] = {
-                "n_workers": engine.workers or os.cpu_count() or 1,
+            workers = engine.workers or os.cpu_count() or 1
+            started: dict[str, Any] = {
+                "n_workers": workers,
                 "threads_per_worker": 1,
                 "dashboard_address": None,
                 "silence_logs": logging.CRITICAL,
             }
             with _interrupts_held():
-                cluster = stack.enter_context(LocalCluster(**options))
-                stack.enter_context(_manned(cluster, options["n_workers"]))
+                cluster = stack.enter_context(LocalCluster(**started))
+                stack.enter_context(_manned(cluster, workers))
         else:
             _require_answer(cluster)
         try:
@@ -193,6 +199,20 @@ def _quiet() -> Generator[None]:
         sys.unraisablehook = told
         for name, level in held.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _environment(*names: str) -> Generator[None]:
+    """These variables as they were afterwards."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
