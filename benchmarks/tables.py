@@ -152,8 +152,7 @@ def _setting(records: list[Record]) -> str:
         "## Setting\n",
         f"- {', '.join(f'{name} {version}' for name, version in versions)}; "
         f"torch {', '.join(made_with)}",
-        f"- {'; '.join(sorted({one.cpu for one in records}))}",
-        f"- measured {', '.join(sorted({one.measured for one in records}))}",
+        *_machines(records),
         f"- {min(counts)} to {max(counts)} rounds a job; a ratio is that of pairs within a round, "
         "and is not given where one of the two has fewer rounds",
         f"- sgemm is the faster of torch's BLAS and NumPy's; with ours: {_blas(records)}",
@@ -161,6 +160,20 @@ def _setting(records: list[Record]) -> str:
         "- each record of `benchmarks/results.json` holds the command that measures it alone\n",
     ]
     return "\n".join(lines)
+
+
+def _machines(records: list[Record]) -> list[str]:
+    """Which workloads were measured on which processor, and when."""
+    found: list[str] = []
+    every = {one.workload for one in records}
+    for cpu in sorted({one.cpu for one in records}):
+        there = [one for one in records if one.cpu == cpu]
+        names = sorted({one.workload for one in there})
+        which = "" if len(names) == len(every) else f"{', '.join(names)}: "
+        found.append(
+            f"- {which}{cpu}, measured {', '.join(sorted({one.measured for one in there}))}"
+        )
+    return found
 
 
 def _blas(records: list[Record]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from curvfluence.jacobian.terms import (
     Formed,
     Memo,
+    Outer,
     SharedOuter,
     bias_alone,
     blas,
@@ -23,7 +24,7 @@ from curvfluence.jacobian.terms import (
     with_bias,
 )
 from curvfluence.jacobian.terms.gram import _by_halves, _by_numpy
-from curvfluence.jacobian.terms.products import shared
+from curvfluence.jacobian.terms.products import raised, shared
 from curvfluence.runtime import budget
 from tests.operators import PROBLEMS, rows_of
 from tests.problems import seeded
@@ -336,6 +337,53 @@ class TestShared:
             wanted = term.dense()
             same(term.formed(u_b, u_a, memo).dense(), wanted)
             same(term.squares(u_b, u_a, memo), term.squares(u_b, u_a))
+
+
+class TestSmallSquares:
+    """Squares of numbers so small that float32 has no normal number for them."""
+
+    @pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 1e6])
+    def test_raising_is_exact(self, size: float) -> None:
+        seeded()
+        x = torch.randn(7, 5) * size
+        found, up = raised(x)
+        assert torch.equal(found * 2.0**-up, x)
+        assert float(found.abs().max()) < 2.0**24
+        assert up == 30 or float(found.abs().max()) >= 2.0**23
+        assert -30 <= up <= 30
+
+    def test_what_stays_as_it_is(self) -> None:
+        for x in (
+            torch.ones(2).double(),
+            torch.zeros(2),
+            torch.empty(0),
+            torch.tensor([torch.nan]),
+        ):
+            found, up = raised(x)
+            assert found is x
+            assert up == 0
+
+    def test_the_same_bits(self) -> None:
+        """As of the squares themselves, where these are normal numbers."""
+        seeded()
+        s, a = torch.randn(50, 3, 8) * 1e-6, torch.randn(50, 6) * 100
+        wanted = s.square().sum(1).T @ a.square()
+        assert torch.equal(Outer(a, s, biased=False).squares(None, None), wanted)
+
+    @pytest.mark.parametrize(("of_s", "of_a"), [(1e5, 1e-21), (1e-21, 1e5)])
+    def test_against_float64(self, of_s: float, of_a: float) -> None:
+        """In float32 a square of 1e-42 has three digits of its own left."""
+        seeded()
+        s, a = torch.randn(50, 1, 8) * of_s, torch.randn(50, 6) * of_a
+        exact = s.double().square().sum(1).T @ a.double().square()
+        found = Outer(a, s, biased=False).squares(None, None)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
+
+    def test_no_overflow_on_the_way(self) -> None:
+        """The squares of one are beyond float32, their products with the other's are not."""
+        s, a = torch.full((4, 1, 2), 1e20), torch.full((4, 3), 1e-15)
+        found = Outer(a, s, biased=False).squares(None, None)
+        torch.testing.assert_close(found, torch.full((2, 3), 4e10))
 
 
 def test_no_examples() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from curvfluence.jacobian.terms.base import Change, Factored
 from curvfluence.jacobian.terms.gram import gram
 from curvfluence.jacobian.terms.outer import Outer
-from curvfluence.jacobian.terms.products import Memo, mm
+from curvfluence.jacobian.terms.products import Memo, mm, raised
 from curvfluence.problem.losses.output_hessian import OutputHessian
 from curvfluence.runtime.eigen_solver import eigh
 
@@ -91,9 +91,10 @@ class LastOuter(Factored):
         self, out_basis: Tensor | None, in_basis: Tensor | None, memo: Memo | None = None
     ) -> Tensor:
         """diag(U_Bᵀ H_n U_B)ᵀ ((a U_A)²), summed over n."""
-        out_no = self.hessian.diagonal() if out_basis is None else self.hessian.quadratic(out_basis)
-        a_ni = self.a if in_basis is None else mm(self.a, in_basis)
-        return mm(out_no.T, a_ni.square())
+        found = self.hessian.diagonal() if out_basis is None else self.hessian.quadratic(out_basis)
+        out_no, up_out = raised(found)
+        a_ni, up_a = raised(self.a if in_basis is None else mm(self.a, in_basis))
+        return mm(out_no.T, a_ni.square()).mul_(2.0 ** (-up_out - 2 * up_a))
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         return self._columns.inner(x_qoi)

@@ -10,7 +10,7 @@ from torch import Tensor
 from curvfluence.jacobian.terms.base import Change, Factored
 from curvfluence.jacobian.terms.blas import matmul
 from curvfluence.jacobian.terms.gram import gram
-from curvfluence.jacobian.terms.products import Memo, combined, mixed, mm, rooted, shared
+from curvfluence.jacobian.terms.products import Memo, combined, mixed, mm, raised, rooted, shared
 from curvfluence.runtime import budget
 
 
@@ -67,9 +67,9 @@ class Outer(Factored):
         self, out_basis: Tensor | None, in_basis: Tensor | None, memo: Memo | None = None
     ) -> Tensor:
         """(Σ_c (s U_B)²)ᵀ ((a U_A)²): two GEMMs and no row (George et al. 2018 for rank one)."""
-        s_nco = self.s if out_basis is None else mm(self.s, out_basis)
-        a_ni = self.a if in_basis is None else mm(self.a, in_basis)
-        return mm(s_nco.square().sum(1).T, a_ni.square())
+        s_nco, up_s = raised(self.s if out_basis is None else mm(self.s, out_basis))
+        a_ni, up_a = raised(self.a if in_basis is None else mm(self.a, in_basis))
+        return mm(s_nco.square().sum(1).T, a_ni.square()).mul_(2.0 ** (-2 * (up_s + up_a)))
 
     def inner(self, x_qoi: Tensor) -> Tensor:
         """GEMMs of 2 Q N o i operations, x a first and then s, slice by slice; or

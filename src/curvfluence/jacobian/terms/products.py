@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import reduce
+from math import frexp, inf
 from typing import TypeAlias
 
 import torch
@@ -53,6 +54,24 @@ def mm(x: Tensor, y: Tensor) -> Tensor:
     plain = y.shape[1] % ALIGNED == 0 or y.shape[1] <= NARROW
     out = None if plain else rows_of(flat, len(flat), y.shape[1])
     return matmul(flat, y, out).unflatten(0, x.shape[:-1])
+
+
+RAISED = 24  # the power of 2 below which the largest number comes to lie, for its square's sake
+FURTHEST = 30  # powers of 2 at most; twice two of them taken back leave float32 room
+
+
+def raised(x: Tensor) -> tuple[Tensor, int]:
+    """(x 2^k, k), in float32 on the CPU: exact, and products of squares of what is raised are
+    normal numbers. Of inputs that hardly any example has, coordinates are 1e-17; their squares
+    times those of a fitted example's gradient are subnormal, and a few such products in a GEMM make
+    a processor several times slower."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
+        return x, 0
+    largest = float(torch.linalg.vector_norm(x, torch.inf))
+    if not 0 < largest < inf:
+        return x, 0
+    up = min(FURTHEST, max(-FURTHEST, RAISED - frexp(largest)[1]))
+    return x * 2.0**up, up
 
 
 def rooted(rows: Tensor, weights: Tensor) -> Tensor:
