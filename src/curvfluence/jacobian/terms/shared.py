@@ -121,7 +121,7 @@ class SharedOuter(Factored):
         i = i if in_basis is None else in_basis.shape[1]
         total_io = self.s.new_zeros(i, o)
         for rows_nico in self._within(out_basis, in_basis, memo):
-            total_io += rows_nico.square_().sum((0, 2))
+            total_io += rows_nico.square_().sum(0).sum(1)  # both at once is 5 to 10 times slower
         return total_io.mT
 
     @property
