@@ -1,6 +1,7 @@
 """Curvfluence beside kronfluence, curvlinops, dattri and pyDVL on W1 to W7.
 
-    python benchmarks/compare.py [--only W1 W3] [--rounds 3] [--libraries ours curvlinops] [--fresh]
+    python benchmarks/compare.py [--only W1 W3] [--examples 256] [--rounds 3]
+        [--libraries ours curvlinops] [--fresh]
     python benchmarks/compare.py --tables [--kinds]     # no timing: only the page, and other layers
 
 Every measurement is a process of its own with one thread. In a round each job of a group runs once,
@@ -244,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="workloads, such as W1")
     parser.add_argument("--libraries", nargs="*", default=[OURS, *PEERS])
+    parser.add_argument("--examples", type=int, help="only jobs on so many training examples")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="measure the peers again")
     parser.add_argument("--tables", action="store_true", help="only write the page again")
@@ -257,6 +259,8 @@ def main() -> None:
         ]
         if options.only and group.workload not in options.only:
             continue
+        if options.examples is not None:
+            jobs = [job for job in jobs if job.task.examples == options.examples]
         new = compare(jobs, rounds=options.rounds, fresh=options.fresh)
         write(merged(read(), new, every))
     if options.kinds or not (options.tables or options.only):
