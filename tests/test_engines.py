@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -173,6 +174,36 @@ def test_the_process_is_as_found(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err == ""
     assert ([logging.getLogger(one).level for one in names], sys.unraisablehook) == before
     assert dict(os.environ) == environment
+
+
+def test_two_clusters_at_once(recwarn: pytest.WarningsRecorder) -> None:
+    """Dask serves HTTP at one port for all, and warns where another has it."""
+    pytest.importorskip("distributed")
+    with Engine("dask", 1).running(), Engine("dask", 1).running():
+        pass
+    assert [str(one.message) for one in recwarn] == []
+
+
+def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
+    """Workers of Dask import it and would start workers themselves: all of them say what to do."""
+    pytest.importorskip("distributed")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from pathlib import Path\n"
+        "from curvfluence.study import StudySpec\n"
+        "from curvfluence.study.engines import Engine\n"
+        "from curvfluence.study.make_bank import make_bank\n"
+        "spec, bank = StudySpec('wine', 50, models=1), Path(str(os.getpid()))\n"
+        "make_bank([spec], bank, engine=Engine('dask', 1))\n"
+    )
+    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
+    ran = subprocess.run([sys.executable, script.name], timeout=300, **options)
+    assert ran.returncode
+    assert "InputError: a worker imports the script that started it" in ran.stderr
+    last = ran.stderr.splitlines()[-1]
+    assert "dask lost its workers 3 times" in last
+    assert 'starts them under `if __name__ == "__main__":`' in last
 
 
 def test_workers_of_dask_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:

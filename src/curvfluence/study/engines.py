@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -27,12 +28,16 @@ ENGINES = ("loky", "dask", "ray")
 REACHED = 20  # seconds in which a scheduler must answer
 LOST = 10_000  # workers that Dask lets a task lose, since `attempt` counts them
 ATTEMPTS = 20  # at one task, each of which its worker did not survive
+GUARD = '`if __name__ == "__main__":`'
 POLL, GONE = 1.0, 8.0  # seconds between two looks at workers, and for which there are none
 ADDRESSES = {"dask": r"(tcp|tls)://.+:\d+", "ray": r"auto|(ray://)?.+:\d+"}
 QUIET = ("distributed", "tornado", "asyncio", "bokeh")  # who tells of lost workers at length
+ANY_PORT = "127.0.0.1:0"  # of the HTTP that Dask serves in any case, by default at one port for all
 # What Dask sets for its workers, in this process's own environment. By the first they would give
 # freed memory back at once, and a training takes as much again in its next step.
 TRIM, SET = "MALLOC_TRIM_THRESHOLD_", "distributed.nanny.pre-spawn-environ"
+PROFILE = "distributed.worker.profile.enabled"  # stops every thread a hundred times a second
+VARIABLES = ("PYTHONHASHSEED", "__DASK_PARENT_PID")  # that it sets beside them
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,15 @@ def attempt(counted: Path, work: str) -> None:
 @contextmanager
 def _dask(engine: Engine) -> Generator[int]:
     with _quiet(), ExitStack() as stack:
+        stack.enter_context(_environment(*VARIABLES))
         try:
             import dask.config as settings
             from distributed import Client, LocalCluster
         except ImportError:
             raise InputError("dask is not installed: pip install 'curvfluence[dask]'") from None
         options = {"distributed.scheduler.allowed-failures": LOST, f"{SET}.{TRIM}": None}
-        stack.enter_context(settings.set(options))
-        stack.enter_context(_environment(*settings.get(SET), "PYTHONHASHSEED"))
+        stack.enter_context(settings.set(options | {PROFILE: False}))
+        stack.enter_context(_environment(*settings.get(SET)))
         cluster: Any = engine.address
         if cluster is None:
             workers = engine.workers or os.cpu_count() or 1
@@ -119,8 +125,10 @@ def _dask(engine: Engine) -> Generator[int]:
                 "n_workers": workers,
                 "threads_per_worker": 1,
                 "dashboard_address": None,
+                "scheduler_kwargs": {"dashboard_address": ANY_PORT},
                 "silence_logs": logging.CRITICAL,
             }
+            _require_a_main_guard()
             with _interrupts_held():
                 cluster = stack.enter_context(LocalCluster(**started))
                 stack.enter_context(_manned(cluster, workers))
@@ -135,6 +143,16 @@ def _dask(engine: Engine) -> Generator[int]:
         if not count:
             raise InputError(f"the Dask scheduler at {engine.address} has no workers: start some")
         yield count
+
+
+def _require_a_main_guard() -> None:
+    """A worker imports the script that starts it, which must not start workers as it is imported:
+    `multiprocessing` says so at length, and who started it hears only that a worker is gone."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise InputError(
+            "a worker imports the script that started it and would start workers itself: put what "
+            f"starts them under {GUARD}"
+        )
 
 
 @contextmanager

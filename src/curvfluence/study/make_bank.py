@@ -19,7 +19,7 @@ from curvfluence.store.hashes import hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json
 from curvfluence.study.asked import asked
-from curvfluence.study.engines import Engine, attempt, attempts
+from curvfluence.study.engines import GUARD, Engine, attempt, attempts
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.retrain import (
@@ -162,7 +162,7 @@ def _fill(
                 raise InputError(
                     f"{engine.name} lost its workers {ROUNDS} times before any finished a batch "
                     f"({lost}): what is finished is kept, and the same command goes on; fewer "
-                    "workers take less memory"
+                    f"workers take less memory, and a script starts them under {GUARD}"
                 ) from lost
 
 

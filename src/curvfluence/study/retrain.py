@@ -299,8 +299,9 @@ def retrain_slice(
 ) -> tuple[int, int]:
     """Every count-th batch of a study's retrainings, from the number-th on: (how many runs were
     trained, how many of them the bank had). Batches are numbered alike whatever it holds."""
-    subsets = draw_subsets(spec, problem)
-    own = list(islice(batches_of(spec, problem), which.number - 1, None, which.count))
+    subsets, starts = draw_subsets(spec, problem), _starts(spec, influence_runs(spec, problem))
+    every = _parts(spec.dtype, starts, subsets, spec.alpha)
+    own = list(islice(every, which.number - 1, None, which.count))
     missing = [part for part in own if not bank.has(part.batch)]
     total, new = (sum(len(part.runs) for part in parts) for parts in (own, missing))
     with watch("retrain on subsets", total) as progress:

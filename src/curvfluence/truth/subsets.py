@@ -60,14 +60,15 @@ class Subsets:
         object.__setattr__(self, "weights", weights)
         if weights.ndim != 2 or 0 in weights.shape:
             raise InputError(f"weights must be [m, N]; seen shape {tuple(weights.shape)}")
-        if not bool((weights.isfinite() & (weights >= 0)).all()):
-            raise InputError("the weights of examples must be finite and >= 0")
-        if isinstance(self.way, Kept) and not bool(((weights == 0) | (weights == 1)).all()):
-            raise InputError(
-                "with Kept() an example is in or out: weights must be 0 or 1. Use Weighted() to "
-                "weight examples"
-            )
-        empty = (weights.double().sum(1) == 0).nonzero().flatten()
+        if weights.dtype is not torch.bool:
+            if not bool((weights.isfinite() & (weights >= 0)).all()):
+                raise InputError("the weights of examples must be finite and >= 0")
+            if isinstance(self.way, Kept) and not bool(((weights == 0) | (weights == 1)).all()):
+                raise InputError(
+                    "with Kept() an example is in or out: weights must be 0 or 1. Use Weighted() "
+                    "to weight examples"
+                )
+        empty = (~weights.any(1)).nonzero().flatten()
         if len(empty):
             raise InputError(f"subset {int(empty[0])} holds no example ({len(empty)} such subsets)")
 
