@@ -85,7 +85,7 @@ def faster(
     ratio = paired(their, our, stage)
     if ratio is None:
         return Verdict(said, "not measured in one run", None)
-    return Verdict(said, f"{ratio:.2f}", ratio >= least)
+    return Verdict(said, f"{ratio:.3g}", ratio >= least)
 
 
 def fastest_right(records: list[Record], ours: Select, least: float) -> Verdict:

@@ -119,8 +119,8 @@ into float32, and factors, eigendecompositions, solves and scores are made in th
 Made by `python benchmarks/precision.py --docs docs/precision.md` (torch {torch.__version__},
 {platform.machine()}).
 
-- A rung of which two eigenvalues of a factor coincide has no unique eigenbasis: EK-FAC may then
-  differ between any two machines, in any dtype.
+- A factor with two equal eigenvalues has no unique eigenbasis: in float32 EK-FAC may then differ
+  between any two machines. In float64 it does not (but see `Reduce()` in [limits](limits.md)).
 - The Hessian, products by double backward (conjugate gradients of losses with many outputs) and
   certificates are computed without autocast, and so are the checks of which weights have a rule and
   that per-example gradients add up.

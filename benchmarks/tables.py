@@ -26,18 +26,19 @@ factors, decompositions and eigenvalues, *pairwise* the gradients of queries and
 scores. *Error* is the relative Frobenius error of the scores against a plain float64 reference of
 the same definition; none for sampled labels. A ratio is a library's seconds over curvfluence's in
 the same round. *Of sgemm* is operations by formula over what sgemm does in that time, fit /
-pairwise; above 100% an earlier stage did part of it. All are restricted to the weights and biases
-of Linear and Conv2d layers, a layer's bias a column of its weight, damping exact.
+pairwise; above 100% an earlier stage did part of it, or scores at low rank took fewer. All are
+restricted to the weights and biases of Linear and Conv2d layers, a layer's bias a column of its
+weight, damping exact.
 """
 
 
 def write_page(records: list[Record]) -> None:
-    parts = [HEAD, _conditions(records)]
+    parts = [HEAD]
     for name in WORKLOADS:
         rows = [one for one in records if one.workload == name]
         if rows:
             parts.append(_workload(name, rows))
-    parts += [_computes(), _declined(records), _kinds(), _setting(records)]
+    parts += [_computes(), _declined(records), _kinds(), _conditions(records), _setting(records)]
     PAGE.write_text("\n".join(parts))
 
 

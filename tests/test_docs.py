@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from functools import reduce
 from pathlib import Path
 
@@ -67,6 +69,15 @@ def test_every_name_is_in_the_reference() -> None:
     text = (ROOT / "docs/api.md").read_text()
     for name in set(cf.__all__) - {"__version__"}:
         assert f"::: curvfluence.{name}\n" in text or f"## cf.{name}\n" in text, name
+
+
+def test_the_page_of_commands_is_what_they_say() -> None:
+    """Written by `python -m typer` and these words, with `--output docs/commands.md`."""
+    asked = ("curvfluence.cli", "utils", "docs", "--name", "curvfluence", "--title", "Commands")
+    made = subprocess.run(
+        [sys.executable, "-m", "typer", *asked], capture_output=True, text=True, check=True
+    )
+    assert (ROOT / "docs/commands.md").read_text().strip() == made.stdout.strip()
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/structure.md"])

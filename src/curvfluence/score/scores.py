@@ -124,7 +124,7 @@ class Scores:
         """‖(A + diag(w) + λI) x − g‖/‖g‖ of every query, x by this rung's inverse and A the exact
         GGN or Hessian: how far the inverse is from the one that it approximates.
 
-        By one product, see `certify`; the model and the curvature must still be alive. With
+        By one product with A; the model and the curvature must still be alive. With
         `bounds`, and where scores were made to a `bound_tolerance`, it has their `error_bounds()`
         too, which hold against the GGN alone.
         """

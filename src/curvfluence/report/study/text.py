@@ -29,7 +29,9 @@ def text(studies: Sequence[Study]) -> Text:
             "that influence predicts and the change after real retraining: 1 is perfect, 0 is "
             "chance. Seconds and bytes are those of fitting and scoring one model at one λ, "
             "medians over the models; training is not counted, since every rung needs it. A rung "
-            "is on the front where no other is both cheaper and better.",
+            "is on the front where no other is both cheaper and better. Where a net shares no "
+            "weights between positions, (reduce) changes nothing, and which of two alike is "
+            "cheaper is chance.",
             *((f"Made by:\n\n```sh\n{made}\n```",) if made else ()),
             *((_fronts(each).markdown,) if len(each) > 1 else ()),
             *(part for results in each for part in _parts(results)),

@@ -88,7 +88,7 @@ def _explained(claim: Claim, estimate: Estimate) -> str:
         return f"smallest of {', '.join(number(p.value, signed=True) for p in estimate.parts)}"
     assert isinstance(estimate, Drawn)
     if claim.rule is Rule.NOT_LESS:
-        return f"difference of LDS; holds where the interval lies above −{MARGIN:g}"
+        return f"difference of LDS; holds where the interval is above −{MARGIN:g}, not all below 0"
     low, high = estimate.low(TAIL), estimate.high(TAIL)
     text = "difference of LDS"
     if low > MARGIN:
