@@ -193,16 +193,17 @@ def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from curvfluence.study import StudySpec\n"
         "from curvfluence.study.engines import Engine\n"
-        "from curvfluence.study.make_bank import make_bank\n"
+        "from curvfluence.study import make_bank as making\n"
+        "making.ROUNDS = 1\n"
         "spec, bank = StudySpec('wine', 50, models=1), Path(str(os.getpid()))\n"
-        "make_bank([spec], bank, engine=Engine('dask', 1))\n"
+        "making.make_bank([spec], bank, engine=Engine('dask', 1))\n"
     )
     options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
     ran = subprocess.run([sys.executable, script.name], timeout=300, **options)
     assert ran.returncode
     assert "InputError: a worker imports the script that started it" in ran.stderr
     last = ran.stderr.splitlines()[-1]
-    assert "dask lost its workers 3 times" in last
+    assert "dask lost its workers" in last
     assert 'starts them under `if __name__ == "__main__":`' in last
 
 
