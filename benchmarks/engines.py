@@ -125,9 +125,11 @@ def main() -> None:
     over, killed = threading.Event(), list[int]()
     thread = threading.Thread(target=kill, args=(asked.kills, over, killed))
     thread.start()
-    found, took = made(spec, 2)
-    over.set()
-    thread.join()
+    try:
+        found, took = made(spec, 2)
+    finally:
+        over.set()
+        thread.join()
     result = {
         "dask_problem": asked.problem,
         "dask_seconds": {way: [round(s, 1) for s in row] for way, row in seconds.items()},

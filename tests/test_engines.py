@@ -156,6 +156,7 @@ def test_workers_that_always_die(
     )
     (tmp_path / "mine.py").write_text(POISONED + text)
     spec = StudySpec("mine.py", 20, models=1, orders=1)
+    monkeypatch.setattr(making, "ROUNDS", 3)
     said = {"loky": "lost its workers 3 times", "dask": "20 workers were lost at one task"}
     with pytest.raises(InputError, match=said[name]):
         make_bank([spec], Path("b"), problem=load("mine.py"), engine=Engine(name, 2))
@@ -231,10 +232,28 @@ def test_nothing_is_ever_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return lost
 
     monkeypatch.setattr(making, "_round", never)
-    with pytest.raises(InputError, match="lost its workers 3 times") as caught:
+    with pytest.raises(InputError, match=f"lost its workers {making.ROUNDS} times") as caught:
         make_bank([SPEC], tmp_path / "bank", engine=Engine("loky", 1))
     assert caught.value.__cause__ is lost
-    assert calls == [TASKS] * 3
+    assert calls == [TASKS] * making.ROUNDS
+
+
+def test_workers_that_are_killed_as_they_start(
+    wanted: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times in a row, before any made anything: work goes on."""
+    real, lost = making._round, list[int]()  # pyright: ignore[reportPrivateUsage]
+
+    def killed(left: list[Any], engine: Engine, told: Any) -> Exception | None:
+        if len(lost) == 10:
+            return real(left, engine, told)
+        lost.append(len(left))
+        return RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(making, "_round", killed)
+    make_bank([SPEC], tmp_path / "bank", engine=Engine("loky", 1))
+    assert numbers(tmp_path / "bank") == wanted
+    assert lost == [TASKS] * 10
 
 
 FILE = """

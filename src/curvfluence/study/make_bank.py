@@ -36,7 +36,8 @@ from curvfluence.study.spec import StudySpec
 from curvfluence.truth.bank import Bank, Batch
 
 LOG = logger(__name__)
-ROUNDS = 3  # in which nothing was made, until it is given up
+# In a row in which nothing was made, until it is given up: workers may be killed as they start.
+ROUNDS = 12
 
 
 def make_bank(
@@ -114,7 +115,7 @@ def fill(
     numbers are those of one process, to the bit. Workers load `spec.problem` themselves. With
     `anew` what is there is made again.
 
-    Errors: what a task runs into; `InputError` after three rounds in which nothing was made.
+    Errors: what a task runs into; `InputError` after a dozen rounds in a row that made nothing.
     """
     bank, problems = _bank_of(specs, path, problem)
     bank.claim()
