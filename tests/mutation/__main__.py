@@ -106,7 +106,11 @@ FILES: dict[str, tuple[str, ...]] = {
         "test_operators_solutions",
         "test_scores",
     ),
-    "curvature/operators/low_rank_inverse": ("test_operators_solutions", "test_low_rank_inverse"),
+    "curvature/operators/low_rank_inverse": (
+        "test_low_rank_products",
+        "test_operators_solutions",
+        "test_low_rank_inverse",
+    ),
     "curvature/operators/low_rank_search": (
         "test_least_rank",
         "test_operators_solutions",
