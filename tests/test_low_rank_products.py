@@ -119,7 +119,7 @@ def test_whichever_are_fewer_are_rotated(n: int, *, there: bool, rotations: list
     solved = made.of(rows(2))
     assert rotations == [2]
     found = solved.inner(term := rows(n, columns=2))
-    assert rotations == [2, n] if there else [2]
+    assert rotations == ([2, n] if there else [2])
     torch.testing.assert_close(found, wanted(made, rows(2), term, RANK))
 
 
