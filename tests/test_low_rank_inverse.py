@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -504,3 +505,49 @@ def test_factored_damping_is_of_rank_one(joint: bool) -> None:
     true = curvature.solve(g_q, DAMPING) @ g_n.T / len(given.train)
     assert torch.allclose(scores.values, true, rtol=1e-9, atol=1e-14)
     assert scores.inverse_error is None
+
+
+class Sizes:
+    """Rows of which only the sizes are asked for."""
+
+    def __init__(self, size_q: Tensor) -> None:
+        self.size_q = size_q
+
+    def exact_norms(self) -> Tensor:
+        return self.size_q[:, None]
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.size_q[index]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 40])
+def test_queries_from_the_smallest_to_the_largest(count: int) -> None:
+    """Sixteen of them evenly by their place, or all; of size 1 as of any other, and none of 0."""
+    sizes = torch.arange(1.0, count + 1).flip(0)
+    given: Any = Sizes(torch.cat([torch.zeros(3), sizes, torch.zeros(2)]))
+    places = torch.linspace(0, count - 1, 16).round() if count > 16 else torch.arange(count)
+    found: Any = found_for._spread(given)  # pyright: ignore[reportPrivateUsage]
+    assert found.tolist() == (places + 1).tolist()
+
+
+@pytest.mark.parametrize(("room", "step"), [(1, 1), (25, 2), (10**6, 6)])
+def test_as_many_queries_are_compared_as_there_is_room_for(
+    room: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten numbers each here; at least one, and a quarter of all at most."""
+    given = problem(n=80, q=24)
+    curvature, g_q = cf.fit(given, cf.EKFAC()), query_gradients(given, discover(given))
+    seen, solve = list[int](), type(curvature).solve_rows
+
+    def watched(self: cf.Curvature, rows: Rows, *args: Any, **options: Any) -> Any:
+        seen.append(len(rows))
+        return solve(self, rows, *args, **options)
+
+    monkeypatch.setattr(type(curvature), "solve_rows", watched)
+    monkeypatch.setattr(found_for.LowRankInverses, "numbers", lambda _self, _curvature: 10)  # pyright: ignore
+    monkeypatch.setattr(budget, "CHECKED", room)
+    gap_qn, true_qn = found_for._compared(curvature, g_q, DAMPING, {}, g_q)  # pyright: ignore[reportPrivateUsage]
+    assert seen == [step] * 2 * (24 // step)
+    assert (gap_qn.shape, true_qn.shape) == ((24, 24), (24, 24))
+    assert not gap_qn.any()
+    assert true_qn.isfinite().all()
