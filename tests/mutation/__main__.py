@@ -94,7 +94,11 @@ FILES: dict[str, tuple[str, ...]] = {
         "test_kernel_iteration",
     ),
     "curvature/operators/kernel_iteration": ("test_kernel",),
-    "curvature/operators/iterative": ("test_operators_forms", "test_forms"),
+    "curvature/operators/iterative": (
+        "test_operators_iterative",
+        "test_operators_forms",
+        "test_forms",
+    ),
     "curvature/operators/selected_rows": ("test_operators_forms", "test_selected_rows"),
     "curvature/operators/selected_rows_hessian": ("test_selected_rows_hessian",),
     "curvature/operators/block_conjugate_gradients": ("test_conjugate_gradients",),
