@@ -219,6 +219,22 @@ def test_workers_of_dask_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert os.getpid() not in [process for process, _ in found]
 
 
+def test_workers_of_dask_are_not_profiled() -> None:
+    """Which stops every thread of theirs a hundred times a second, for pages that nobody sees."""
+    pytest.importorskip("distributed")
+    with Engine("dask", 2).running():
+        found: Any = joblib.Parallel()(joblib.delayed(_profiled)() for _ in range(2))
+    assert [on for _, on in found] == [False, False]
+    assert os.getpid() not in [process for process, _ in found]
+    assert _profiled()[1]
+
+
+def _profiled() -> tuple[int, bool]:
+    import dask.config
+
+    return os.getpid(), dask.config.get("distributed.worker.profile.enabled")
+
+
 def _variable(name: str) -> tuple[int, str | None]:
     return os.getpid(), os.environ.get(name)
 
