@@ -25,6 +25,7 @@ from curvfluence.cli.words import engine_of
 from curvfluence.errors import InputError
 from curvfluence.study import StudySpec, load, run_study
 from curvfluence.study import make_bank as making
+from curvfluence.study.cells import run_cells
 from curvfluence.study.engines import Engine
 from curvfluence.study.make_bank import make_bank
 from curvfluence.study.study import read_study
@@ -156,7 +157,6 @@ def test_workers_that_always_die(
     )
     (tmp_path / "mine.py").write_text(POISONED + text)
     spec = StudySpec("mine.py", 20, models=1, orders=1)
-    monkeypatch.setattr(making, "ROUNDS", 3)
     said = {"loky": "lost its workers 3 times", "dask": "20 workers were lost at one task"}
     with pytest.raises(InputError, match=said[name]):
         make_bank([spec], Path("b"), problem=load("mine.py"), engine=Engine(name, 2))
@@ -194,17 +194,18 @@ def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from curvfluence.study import StudySpec\n"
         "from curvfluence.study.engines import Engine\n"
-        "from curvfluence.study import make_bank as making\n"
-        "making.ROUNDS = 1\n"
+        "from curvfluence.study import engines\n"
+        "from curvfluence.study.make_bank import make_bank\n"
+        "engines.STARTS = 1\n"
         "spec, bank = StudySpec('wine', 50, models=1), Path(str(os.getpid()))\n"
-        "making.make_bank([spec], bank, engine=Engine('dask', 1))\n"
+        "make_bank([spec], bank, engine=Engine('dask', 1))\n"
     )
     options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
     ran = subprocess.run([sys.executable, script.name], timeout=300, **options)
     assert ran.returncode
     assert "InputError: a worker imports the script that started it" in ran.stderr
     last = ran.stderr.splitlines()[-1]
-    assert "dask lost its workers" in last
+    assert "a worker of Dask was lost as it started" in last
     assert 'starts them under `if __name__ == "__main__":`' in last
 
 
@@ -254,22 +255,40 @@ def test_nothing_is_ever_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert calls == [TASKS] * making.ROUNDS
 
 
-def test_workers_that_are_killed_as_they_start(
-    wanted: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ten times in a row, before any made anything: work goes on."""
-    real, lost = making._round, list[int]()  # pyright: ignore[reportPrivateUsage]
+class TestStarts:
+    """Of Dask's cluster, which does not come to be where a worker is killed as it starts: for
+    retrainings and for studies alike."""
 
-    def killed(left: list[Any], engine: Engine, told: Any) -> Exception | None:
-        if len(lost) == 10:
-            return real(left, engine, told)
-        lost.append(len(left))
-        return RuntimeError("Nanny failed to start.")
+    def test_ten_are_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        distributed = pytest.importorskip("distributed")
+        real, lost = distributed.LocalCluster, list[int]()
 
-    monkeypatch.setattr(making, "_round", killed)
-    make_bank([SPEC], tmp_path / "bank", engine=Engine("loky", 1))
-    assert numbers(tmp_path / "bank") == wanted
-    assert lost == [TASKS] * 10
+        def killed(**options: Any) -> Any:
+            if len(lost) == 10:
+                return real(**options)
+            lost.append(options["n_workers"])
+            raise RuntimeError("Nanny failed to start.")
+
+        monkeypatch.setattr(distributed, "LocalCluster", killed)
+        with Engine("dask", 2).running() as count:
+            assert count == 2
+        assert lost == [2] * 10
+
+    def test_all_are_lost(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A study says it as a bank does, and not in Dask's words."""
+        distributed = pytest.importorskip("distributed")
+        lost = RuntimeError("Nanny failed to start.")
+
+        def killed(**_: Any) -> Any:
+            raise lost
+
+        monkeypatch.setattr(distributed, "LocalCluster", killed)
+        words = r"lost as it started, 12 times in a row \(Nanny failed to start\.\)"
+        with pytest.raises(InputError, match=words) as caught:
+            run_cells([SPEC], [tmp_path / "study"], engine=Engine("dask", 2))
+        assert caught.value.__cause__ is lost
+        with pytest.raises(InputError, match=words):
+            make_bank([SPEC], tmp_path / "bank", engine=Engine("dask", 2))
 
 
 FILE = """

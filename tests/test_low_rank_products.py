@@ -123,18 +123,19 @@ def test_whichever_are_fewer_are_rotated(n: int, *, there: bool, rotations: list
     torch.testing.assert_close(found, wanted(made, rows(2), term, RANK))
 
 
-def test_as_few_rows_as_are_told(rotations: list[int]) -> None:
+@pytest.mark.usefixtures("rotations")
+def test_as_few_rows_as_are_told() -> None:
     """One small row among large ones takes their ranks unless one is enough for a GEMM."""
     term: Any = Outer(torch.cat([rows(5).a, 1e-3 * rows(1).a]), rows(6).s)
     for fewest, rank in ((1, 1), (2, RANK)):
         made = inverse(fewest=fewest)
         small = made.of(rows(3)).inner(term)[:, 5]
         torch.testing.assert_close(small, wanted(made, rows(3), term, rank)[:, 5])
-    assert rotations
 
 
+@pytest.mark.usefixtures("rotations")
 @pytest.mark.parametrize("held", [False, True])
-def test_queries_stay_merged_where_they_are_held(*, held: bool, rotations: list[int]) -> None:
+def test_queries_stay_merged_where_they_are_held(*, held: bool) -> None:
     solved = inverse(held=held).of(rows(3))
     assert isinstance(solved, Merged)
     for term in (rows(2), rows(9)):
@@ -142,12 +143,12 @@ def test_queries_stay_merged_where_they_are_held(*, held: bool, rotations: list[
             solved.inner(term), inverse(held=not held).of(rows(3)).inner(term), rtol=0, atol=0
         )
     assert ("_held" in vars(solved)) is held
-    assert rotations
 
 
+@pytest.mark.usefixtures("rotations")
 @pytest.mark.parametrize(("formed", "several"), [(1, 1), (2 * RANK * (OUT + IN), 2), (10**9, 5)])
 def test_queries_are_merged_some_at_a_time(
-    formed: int, several: int, rotations: list[int], monkeypatch: pytest.MonkeyPatch
+    formed: int, several: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget, "FORMED", formed)
     made = inverse()
@@ -161,7 +162,6 @@ def test_queries_are_merged_some_at_a_time(
     found = solved.inner(term := rows(30))
     monkeypatch.setattr(budget, "FORMED", 10**9)
     torch.testing.assert_close(found, solved.inner(term))
-    assert rotations
 
 
 @pytest.mark.parametrize(("merged", "steps"), [(1, 2), (64 * 3 * RANK, 2), (128 * 3 * RANK, 1)])

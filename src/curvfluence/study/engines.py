@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ ENGINES = ("loky", "dask", "ray")
 REACHED = 20  # seconds in which a scheduler must answer
 LOST = 10_000  # workers that Dask lets a task lose, since `attempt` counts them
 ATTEMPTS = 20  # at one task, each of which its worker did not survive
+STARTS = 12  # of a cluster, each of which loses a worker
 GUARD = '`if __name__ == "__main__":`'
 POLL, GONE = 1.0, 8.0  # seconds between two looks at workers, and for which there are none
 ADDRESSES = {"dask": r"(tcp|tls)://.+:\d+", "ray": r"auto|(ray://)?.+:\d+"}
@@ -115,8 +116,12 @@ def _dask(engine: Engine) -> Generator[int]:
             from distributed import Client, LocalCluster
         except ImportError:
             raise InputError("dask is not installed: pip install 'curvfluence[dask]'") from None
-        options = {"distributed.scheduler.allowed-failures": LOST, f"{SET}.{TRIM}": None}
-        stack.enter_context(settings.set(options | {PROFILE: False}))
+        options = {
+            "distributed.scheduler.allowed-failures": LOST,
+            f"{SET}.{TRIM}": None,
+            PROFILE: False,
+        }
+        stack.enter_context(settings.set(options))
         stack.enter_context(_environment(*settings.get(SET)))
         cluster: Any = engine.address
         if cluster is None:
@@ -130,7 +135,7 @@ def _dask(engine: Engine) -> Generator[int]:
             }
             _require_a_main_guard()
             with _interrupts_held():
-                cluster = stack.enter_context(LocalCluster(**started))
+                cluster = stack.enter_context(_started(lambda: LocalCluster(**started)))
                 stack.enter_context(_manned(cluster, workers))
         else:
             _require_answer(cluster)
@@ -143,6 +148,20 @@ def _dask(engine: Engine) -> Generator[int]:
         if not count:
             raise InputError(f"the Dask scheduler at {engine.address} has no workers: start some")
         yield count
+
+
+def _started(cluster: Callable[[], Any]) -> Any:
+    """A cluster, which does not come to be where one of its workers dies as it starts."""
+    lost: RuntimeError | None = None
+    for _ in range(STARTS):
+        try:
+            return cluster()
+        except RuntimeError as error:
+            lost = error
+    raise InputError(
+        f"a worker of Dask was lost as it started, {STARTS} times in a row ({lost}): fewer workers "
+        f"take less memory, and a script starts them under {GUARD}"
+    ) from lost
 
 
 def _require_a_main_guard() -> None:

@@ -19,7 +19,7 @@ from curvfluence.store.hashes import hash_json
 from curvfluence.store.lock import held
 from curvfluence.store.records import as_json
 from curvfluence.study.asked import asked
-from curvfluence.study.engines import GUARD, Engine, attempt, attempts
+from curvfluence.study.engines import Engine, attempt, attempts
 from curvfluence.study.problems import StudyProblem, load
 from curvfluence.study.progress import Watcher, silent
 from curvfluence.study.retrain import (
@@ -36,8 +36,7 @@ from curvfluence.study.spec import StudySpec
 from curvfluence.truth.bank import Bank, Batch
 
 LOG = logger(__name__)
-# In a row in which nothing was made, until it is given up: workers may be killed as they start.
-ROUNDS = 12
+ROUNDS = 3  # in which nothing was made, until it is given up
 
 
 def make_bank(
@@ -115,7 +114,7 @@ def fill(
     numbers are those of one process, to the bit. Workers load `spec.problem` themselves. With
     `anew` what is there is made again.
 
-    Errors: what a task runs into; `InputError` after a dozen rounds in a row that made nothing.
+    Errors: what a task runs into; `InputError` after three rounds in a row that made nothing.
     """
     bank, problems = _bank_of(specs, path, problem)
     bank.claim()
@@ -163,7 +162,7 @@ def _fill(
                 raise InputError(
                     f"{engine.name} lost its workers {ROUNDS} times before any finished a batch "
                     f"({lost}): what is finished is kept, and the same command goes on; fewer "
-                    f"workers take less memory, and a script starts them under {GUARD}"
+                    "workers take less memory"
                 ) from lost
 
 

@@ -285,7 +285,11 @@ def retrain(
 
 def batches_of(spec: StudySpec, problem: StudyProblem) -> list[Part]:
     """Every batch of a study's retrainings, in order."""
-    subsets, starts = draw_subsets(spec, problem), _starts(spec, influence_runs(spec, problem))
+    return _laid_out(spec, problem, draw_subsets(spec, problem))
+
+
+def _laid_out(spec: StudySpec, problem: StudyProblem, subsets: Subsets) -> list[Part]:
+    starts = _starts(spec, influence_runs(spec, problem))
     return list(_parts(spec.dtype, starts, subsets, spec.alpha))
 
 
@@ -299,9 +303,8 @@ def retrain_slice(
 ) -> tuple[int, int]:
     """Every count-th batch of a study's retrainings, from the number-th on: (how many runs were
     trained, how many of them the bank had). Batches are numbered alike whatever it holds."""
-    subsets, starts = draw_subsets(spec, problem), _starts(spec, influence_runs(spec, problem))
-    every = _parts(spec.dtype, starts, subsets, spec.alpha)
-    own = list(islice(every, which.number - 1, None, which.count))
+    subsets = draw_subsets(spec, problem)
+    own = _laid_out(spec, problem, subsets)[which.number - 1 :: which.count]
     missing = [part for part in own if not bank.has(part.batch)]
     total, new = (sum(len(part.runs) for part in parts) for parts in (own, missing))
     with watch("retrain on subsets", total) as progress:
