@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import curvfluence as cf
+from curvfluence.curvature.estimate.leading_rows import LeadingRows
 from curvfluence.curvature.hessian import Plain
 from curvfluence.curvature.inversion import ConjugateGradients, Matrix, SelectedRows
 from curvfluence.curvature.operators import selected_rows
@@ -241,15 +242,119 @@ class TestSolve:
             with pytest.raises(cf.errors.InputError):
                 SelectedRows(**options)  # type: ignore[arg-type]
 
-    def test_many_columns_are_refused(self) -> None:
-        model = nn.Linear(3, 70).double()
-        x, y = torch.randn(4, 3, dtype=torch.float64), torch.arange(4)
-        problem = cf.Problem(model, cf.CrossEntropy(), (x, y), (x, y))
-        with pytest.raises(cf.errors.InputError, match="69 rows, more than the 64"):
-            cf.influence(problem, cf.GGN(SelectedRows()), damping=cf.Absolute(0.1))
-        scores = cf.influence(problem, cf.KFAC(), damping=cf.Absolute(0.1))
-        with pytest.raises(cf.errors.InputError, match="69 rows of the GGN, more than the 64"):
-            scores.error_bounds()
+
+class SmallLanguageModel(nn.Module):
+    """6 positions of 16 words: 90 rows of the GGN an example, through attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.within = nn.Embedding(16, 8), nn.Linear(8, 12)
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.out = nn.Linear(12, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.within(self.words(x))
+        return self.out(torch.tanh(h + self.attention(h, h, h, need_weights=False)[0]))
+
+
+def many_columns(kind: str, **options: object) -> cf.Problem:
+    """Losses with more than 64 columns: over positions, some of which do not count, and not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "classes":
+            model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 70)).double()
+            x, y = torch.randn(12, 3, dtype=torch.float64), torch.randint(0, 70, (12,))
+            return cf.Problem(model, cf.CrossEntropy(), (x[:10], y[:10]), (x[9:], y[9:]), **options)  # type: ignore[arg-type]
+        model = SmallLanguageModel().double()
+        x, y = torch.randint(0, 16, (2, 12, 6))
+        y[3, 4:] = -100
+        loss = cf.Positions(cf.CrossEntropy(), reduction="sum")
+        return cf.Problem(model, loss, (x[:10], y[:10]), (x[9:], y[9:]), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["positions", "classes"])
+class TestManyColumns:
+    """Where few rows of each example are looked at, in the place of all."""
+
+    def test_what_they_hold(self, kind: str) -> None:
+        """Σ z zᵀ of as many as there can be is all of it, of fewer no more than all, whatever the
+        shift; and the trace is that of all, about."""
+        problem = many_columns(kind)
+        shift = shift_of(problem)
+        z_np = dense_rows(problem).flatten(0, 1)
+        whole = z_np.T @ z_np
+        wanted = float((z_np.square() / shift).sum())
+        for width in (1, 8, 90):
+            leading = LeadingRows(problem, shift, width)
+            held = torch.cat([rows.to_dense() for rows in leading])
+            assert held.shape[:2] == (10, width)
+            part = held.flatten(0, 1).T @ held.flatten(0, 1)
+            assert float(torch.linalg.eigvalsh(whole - part)[0]) > -1e-12 * float(whole.norm())
+            if width == 90:
+                assert torch.allclose(part, whole, atol=1e-6 * float(whole.abs().max()))
+                assert leading.trace == pytest.approx(wanted, rel=0.1)
+
+    def test_they_hold_more_than_columns_at_random(self, kind: str) -> None:
+        """More than half of what any 8 rows of each example can, where 8 at random hold 8/C."""
+        problem = many_columns(kind)
+        shift = shift_of(problem)
+        z_ncp = dense_rows(problem) / shift.sqrt()
+        values = torch.linalg.eigvalsh(z_ncp @ z_ncp.mT)
+        held = torch.cat([rows.to_dense() for rows in LeadingRows(problem, shift, 8)])
+        found = float((held.square() / shift).sum())
+        assert found > 0.5 * float(values[:, -8:].sum())
+        assert found > 2 * 8 / z_ncp.shape[1] * float(values.sum())
+
+    @pytest.mark.parametrize("count", [1, 20, 1000])
+    def test_against_the_matrix(self, kind: str, count: int) -> None:
+        v = torch.linspace(0, 2, 10, dtype=torch.float64)
+        problem, damping = many_columns(kind, weight_decay=1e-3, sample_weight=v), cf.Absolute(1e-2)
+        wanted = cf.influence(problem, cf.GGN(Matrix()), damping=damping).values
+        rung = cf.GGN(SelectedRows(count, tolerance=1e-10))
+        found = cf.influence(problem, rung, damping=damping)
+        assert torch.allclose(found.values, wanted, rtol=1e-6, atol=1e-8 * float(wanted.norm()))
+        assert any("of the trace" in note and "about" in note for note in found.notes)
+
+    def test_a_relative_damping(self, kind: str) -> None:
+        """In units of the diagonal's mean, by sampled labels as with conjugate gradients."""
+        problem = many_columns(kind)
+        found, wanted = (
+            cf.influence(problem, cf.GGN(form), damping=cf.Relative(0.1)).values
+            for form in (SelectedRows(5, tolerance=1e-10), ConjugateGradients(None, 1e-10))
+        )
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-8 * float(wanted.norm()))
+
+    def test_rows_are_worth_products(self, kind: str) -> None:
+        problem, damping = many_columns(kind), cf.Absolute(1e-3)
+
+        def products(count: int) -> int:
+            rung = cf.GGN(SelectedRows(count, tolerance=1e-6, most=count))
+            notes = cf.influence(problem, rung, damping=damping).notes
+            return int(next(n for n in notes if "selected" in n).split("; ")[1].split()[0])
+
+        assert products(200) < products(1)
+
+    def test_of_the_hessian(self, kind: str) -> None:
+        problem, damping = many_columns(kind), cf.Absolute(20.0)
+        wanted = cf.influence(problem, cf.Hessian(Plain()), damping=damping).values
+        form = SelectedRows(20, tolerance=1e-10)
+        found = cf.influence(problem, cf.Hessian(Plain(), form=form), damping=damping).values
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-8 * float(wanted.norm()))
+
+    @pytest.mark.parametrize("rung", [cf.EKFAC(), cf.GGN(SelectedRows(20, tolerance=1e-2))])
+    def test_bounds(self, kind: str, rung: cf.Rung) -> None:
+        problem, damping = many_columns(kind), cf.Absolute(1e-2)
+        exact = cf.influence(problem, cf.GGN(Matrix()), damping=damping).values
+        scores = cf.influence(problem, rung, damping=damping)
+        bounds = scores.error_bounds()
+        assert bool(((scores.values - exact).abs() <= bounds.values).all())
+        assert "about" in bounds.said
+
+    def test_what_is_not_finite_is_named(self, kind: str) -> None:
+        problem = many_columns(kind)
+        shift = torch.full_like(problem.decay, 1e-320)
+        with pytest.raises(cf.errors.NonFiniteError, match="use a larger damping"):
+            list(LeadingRows(problem, shift, 4))
 
 
 RUNGS: dict[str, cf.Rung] = {
@@ -450,13 +555,6 @@ class TestCloser:
             assert scores.residuals is not None
             left.append(max(scores.residuals))
         assert left[1] == left[0]
-
-    def test_bounds_of_many_columns_are_refused_before_work(self) -> None:
-        model = nn.Linear(3, 80)
-        data = torch.randn(4, 3), torch.randint(0, 80, (4,))
-        given = cf.Problem(model, cf.CrossEntropy(), data, data)
-        with pytest.raises(InputError, match="79 rows"):
-            cf.influence(given, cf.GGN(), bound_tolerance=1.0)
 
     def test_a_bound_below_rounding_ends(self) -> None:
         with pytest.warns(CurvfluenceWarning, match="what is left is rounding"):

@@ -136,14 +136,10 @@ def test_a_study_without_them_keeps_its_key(tmp_path: Path) -> None:
     assert "bounds on errors" not in (tmp_path / "wine/report.html").read_text()
 
 
-def test_a_loss_of_too_many_columns_says_so() -> None:
+def test_no_rung_that_stands_for_the_ggn_says_so() -> None:
     """Instead of a study that ends there: every other number is made."""
     x, y = torch.randn(5, 3), torch.arange(5)
-    problem = cf.Problem(torch.nn.Linear(3, 66), cf.CrossEntropy(), (x, y), (x, y))
     nothing: Any = None  # it looks at none of them
-    found = prove(SPEC, problem, (), nothing, nothing, nothing)
-    assert found.missing is not None
-    assert "65 rows of the GGN" in found.missing
     few = cf.Problem(torch.nn.Linear(3, 5), cf.CrossEntropy(), (x, y), (x, y))
     found = prove(SPEC, few, (), nothing, nothing, nothing)
     assert found.missing == "none of the rungs stands for the GGN"

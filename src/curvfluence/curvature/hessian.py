@@ -128,8 +128,6 @@ class Hessian(Rung):
         return 4.0 * problem.parameters.count**2
 
     def refusal(self, problem: Problem) -> str | None:
-        if isinstance(self.form, SelectedRows):
-            return self.form.hessian_refusal(problem)
         return (Matrix() if self.form is None else self.form).refusal(problem)
 
     def stages(self, work: Workload) -> list[Stage]:
@@ -151,7 +149,7 @@ class Hessian(Rung):
         where the GGN's largest rows hold most of the curvature."""
         problem, p = work.problem, float(work.problem.parameters.count)
         held = form.elements(problem, work.queries)
-        stages = [work.passed("pass over the data", problem.loss.columns(problem.n_outputs))]
+        stages = [form.passed(work)]
         if self._turned:
             searched = work.products("", 0.0, held + 2 * HELD * p)
             name = f"about {EIGEN} products for eigenpairs"

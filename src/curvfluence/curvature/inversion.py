@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -12,16 +14,27 @@ from curvfluence.curvature.damping import Absolute
 from curvfluence.curvature.dense_limit import DENSE_LIMIT, require_dense, too_large
 from curvfluence.curvature.diagonal import Diagonal
 from curvfluence.curvature.ekfac import EKFAC
+from curvfluence.curvature.estimate.accumulate import accumulate
 from curvfluence.curvature.estimate.ggn import by_pairs, ggn_matrix
 from curvfluence.curvature.estimate.products import CurvatureProduct, Kind
 from curvfluence.curvature.operators.block_conjugate_gradients import most_directions
 from curvfluence.curvature.operators.dense import Dense
 from curvfluence.curvature.operators.iterative import IterativeOperator
 from curvfluence.curvature.operators.kernel_iteration import LARGEST
-from curvfluence.curvature.operators.mean_eigenvalue import of_parts
+from curvfluence.curvature.operators.mean_eigenvalue import (
+    MeanEigenvalue,
+    of_definite,
+    of_parts,
+)
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator, without_small
-from curvfluence.curvature.operators.selected_rows import SelectedRowsOperator
+from curvfluence.curvature.operators.selected_rows import (
+    SelectedRowsOperator,
+    Selecting,
+    looked_at,
+    many,
+    of_largest,
+)
 from curvfluence.curvature.operators.selected_rows_hessian import SelectedRowsHessian
 from curvfluence.curvature.rung import Rung, fit
 from curvfluence.curvature.workload import Workload, row_operations
@@ -216,14 +229,10 @@ class ConjugateGradients(Form):
         columns)."""
         rung = self.preconditioner
         lower = None if rung is None else fit(problem, rung)
-        diagonal = fit(problem, Diagonal())
         operator = IterativeOperator(
             CurvatureProduct(problem, kind),
             None if lower is None else lambda r_qp, damping: lower.solve(r_qp, Absolute(damping)),
-            of_parts(
-                [block.operator.mean_eigenvalue() for block in diagonal.blocks],
-                Type2().rank(problem) if kind == "GGN" else None,
-            ),
+            _mean_by_diagonal(problem, Type2().rank(problem) if kind == "GGN" else None),
             self.max_iterations,
             0 if lower is None else lower.cost.nbytes,
             self.tolerance,
@@ -272,7 +281,8 @@ class SelectedRows(Form):
     model hardly trained, a language model) it is plain block conjugate gradients with a dear
     preconditioner. Stops where the residual of every query is below `tolerance`, or after
     `max_products`; the result says how many there were, and which residuals are left. Needs
-    w + λ > 0, and a loss of at most 64 columns. Memory: R rows, R² and 6 Q P numbers.
+    w + λ > 0. Of an example with more than 64 columns (a sequence has T (V − 1)) 4 to 32 rows that
+    hold much of its own are looked at (`LeadingRows`). Memory: R rows, R² and 6 Q P numbers.
     """
 
     count: int = 1000
@@ -289,43 +299,27 @@ class SelectedRows(Form):
     def hessian(self, problem: Problem, *, turned: bool) -> tuple[Operator, str]:
         """(the Hessian by its products, by which path): H + diag(w) + λ as it is, by MINRES, or
         with `turned` |H + diag(w)| + λ, see `SelectedRowsHessian`."""
-        reason = self.hessian_refusal(problem)
-        if reason is not None:
-            raise InputError(reason)
         operator = SelectedRowsHessian(
             CurvatureProduct(problem, "Hessian"),
-            None,  # a relative damping is in units of the GGN's trace, as with conjugate gradients
+            *_largest_rows(problem, None),  # a relative damping is in units of the GGN's trace
             self.count,
             self.max_products,
             self.tolerance,
             most=min(self.most, _most_rows(problem)),
-            factor=FisherPass(problem, Type2(), again=True),
             exact=CurvatureProduct(problem.to(torch.float64), "Hessian") if turned else None,
             turned=turned,
         )
         return operator, self.hessian_rule(turned=turned)
-
-    def hessian_refusal(self, problem: Problem) -> str | None:
-        """Why it cannot be had of the Hessian."""
-        columns = _columns(problem)
-        if columns <= TYPE2_LIMIT:
-            return None
-        return (
-            f"an example has {columns:,} rows of the GGN, more than the {TYPE2_LIMIT} of which the "
-            "largest are looked for: use Hessian(Plain(), form=ConjugateGradients())"
-        )
 
     def hessian_rule(self, *, turned: bool) -> str:
         by = "block conjugate gradients, negative eigenpairs turned over" if turned else "MINRES"
         return f"exact products, {by} (by the GGN's largest rows)"
 
     def operator(self, problem: Problem) -> tuple[Operator, str]:
-        reason = self.refusal(problem)
-        if reason is not None:
-            raise InputError(reason)
+        product = CurvatureProduct(problem)
         operator = SelectedRowsOperator(
-            CurvatureProduct(problem),
-            Type2().rank(problem),
+            product,
+            *_largest_rows(problem, Type2().rank(problem), product.rows),
             self.count,
             self.max_products,
             self.tolerance,
@@ -336,24 +330,15 @@ class SelectedRows(Form):
     def rule(self, problem: Problem) -> str:
         return "exact products, block conjugate gradients (by the largest rows)"
 
-    def refusal(self, problem: Problem) -> str | None:
-        columns = _columns(problem)
-        if columns > TYPE2_LIMIT:
-            return (
-                f"an example has {columns:,} rows, more than the {TYPE2_LIMIT} of which the "
-                "largest are looked for: use ConjugateGradients()"
-            )
-        return None
-
     def operations(self, problem: Problem, queries: int) -> float:
         """With about ten products."""
         p, n = problem.parameters.count, len(problem.train)
-        r = min(self.count, n * _columns(problem))
+        r = min(self.count, n * looked_at(problem, self.count))
         each = 4.0 * n * p * max(1, _positions(problem)) + 4.0 * r * p
         return queries * 10 * each + r**3 / 3
 
     def elements(self, problem: Problem, queries: int) -> float:
-        r = min(self.count, len(problem.train) * _columns(problem))
+        r = min(self.count, len(problem.train) * looked_at(problem, self.count))
         solved = _solved(queries, problem)
         held = float(r) ** 2 + r * discover(problem).elements(1) + 8.0 * solved
         return held + _directions(problem, 10 * solved)  # of ten products
@@ -361,13 +346,39 @@ class SelectedRows(Form):
     def stages(self, work: Workload) -> list[Stage]:
         problem = work.problem
         return [
-            work.passed("pass over the data", _columns(problem)),
+            self.passed(work),
             work.products(
                 "about 10 products",
                 self.operations(problem, work.queries),
                 self.elements(problem, work.queries) + work.cached(Type2()),
             ),
         ]
+
+    def passed(self, work: Workload) -> Stage:
+        """The pass that makes the rows of which the largest are selected."""
+        columns = looked_at(work.problem, self.count) * (3 if many(work.problem) else 1)
+        return work.passed("pass over the data", columns)
+
+
+def _largest_rows(
+    problem: Problem, rank: int | None, rows: FisherPass | None = None
+) -> tuple[Selecting, Callable[[], MeanEigenvalue]]:
+    """How the largest rows of Z are found, among `rows` where these are there; and the mean
+    eigenvalue of the GGN, by a pass."""
+    if many(problem):
+        return of_largest(problem), partial(_mean_by_diagonal, problem, rank)
+    found = FisherPass(problem, Type2(), again=True) if rows is None else rows
+    return of_largest(problem, found), partial(_mean_by_rows, found, len(problem.train), rank)
+
+
+def _mean_by_rows(rows: FisherPass, n: int, rank: int | None) -> MeanEigenvalue:
+    sums = accumulate(rows, lambda some, sums: sums.add_("squares", some.squares()))
+    return of_definite(sums.pop("squares").div_(n), rank)
+
+
+def _mean_by_diagonal(problem: Problem, rank: int | None) -> MeanEigenvalue:
+    diagonal = fit(problem, Diagonal())
+    return of_parts([block.operator.mean_eigenvalue() for block in diagonal.blocks], rank)
 
 
 def _directions(problem: Problem, made: float) -> float:
@@ -414,13 +425,15 @@ def cheapest(problem: Problem, queries: int = 0) -> Form:
     """The form with the fewest operations of those that fit half the memory of the device."""
     queries = queries or len(problem.queries)
     room = machine.memory(problem.device) / 2
+    # of a language model, say, few rows hold little, and EK-FAC is the better preconditioner
+    selected = () if many(problem) else (SelectedRows(),)
     fits: list[Form] = [
         form
         for form in (
             Matrix(),
             SampleSpace(),
             SampleSpace(iterate=True),
-            SelectedRows(),
+            *selected,
             ConjugateGradients(),
         )
         if form.elements(problem, queries) * problem.dtype.itemsize <= room

@@ -11,13 +11,12 @@ from torch import Tensor
 from curvfluence import kinds
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping
+from curvfluence.curvature.estimate.leading_rows import DEPENDENT
 from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
-from curvfluence.curvature.operators.selected_rows import select
+from curvfluence.curvature.operators.selected_rows import looked_at, of_largest
 from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
-from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.gradients import gradient_rows, query_gradients
 from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
@@ -29,13 +28,15 @@ SUMMED = 64.0  # ε of float64 that a sum of P products may lose of ‖g_n‖‖
 @dataclass(frozen=True, eq=False)
 class ErrorBounds:
     """|I[q, n] − I*[q, n]| ≤ `values[q, n]`, where I* is influence under the exact GGN at the same
-    damping. `rows` were selected and hold `share` of tr(Z D⁻¹ Zᵀ): more of them bound tighter."""
+    damping. `rows` were selected and hold `share` of tr(Z D⁻¹ Zᵀ), which where examples have more
+    than 64 rows is `estimated`: more of them bound tighter."""
 
     rung: str
     values: Tensor
     unit: str
     rows: int
     share: float
+    estimated: bool = False
 
     def of(self, queries: list[int]) -> ErrorBounds:
         """Of some queries."""
@@ -54,24 +55,14 @@ class ErrorBounds:
     def said(self) -> str:
         """What they say, without of which rung."""
         middle, most = float(self.values.median()), float(self.values.max())
+        about = "about " if self.estimated else ""
         return (
             f"no score is off by more than {most:.2g} {self.unit}, half by no more than "
-            f"{middle:.2g} ({self.rows:,} rows, {self.share:.0%} of the trace)"
+            f"{middle:.2g} ({self.rows:,} rows, {about}{self.share:.0%} of the trace)"
         )
 
     def __str__(self) -> str:
         return f"{self.rung} against the exact GGN: {self.said}"
-
-
-def require_few_columns(problem: Problem) -> int:
-    """How many rows of the GGN an example has. Errors: `InputError` where they are too many."""
-    columns = problem.loss.columns(problem.n_outputs)
-    if columns > TYPE2_LIMIT:
-        raise InputError(
-            f"an example has {columns:,} rows of the GGN, more than the {TYPE2_LIMIT} of which the "
-            "largest are looked for: ask for certificate(), which needs none"
-        )
-    return columns
 
 
 @precision.full()
@@ -92,14 +83,14 @@ def error_bounds(
     All of it is in float64: gradients, the product, the rows and the kernel, and the scores again
     from x_q: the first term is what rounding, compression and inverses at low rank did to those
     that are judged. Added is 64 ε ‖g_n‖‖x_q‖/N for the rounding of float64 itself. Cost: a solve,
-    two passes, one product and the scores in float64, R²(R/3 + N). Memory: R² + N R + 4 Q P + 2 Q N
-    numbers in float64. Errors: `InputError` for a rung without an inverse, a loss of more than 64
-    columns, w + λ = 0.
+    two passes, one product and the scores in float64, R²(R/3 + N). Memory: R² + N R + 4 Q P +
+    2 Q N numbers in float64. Where an example has more than 64 rows, few that hold
+    much of them are looked at (`LeadingRows`), and P holds less. Errors: `InputError` for a rung
+    without an inverse, w + λ = 0.
     """
     kinds.count(rows, "rows")
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: it has no error to bound")
-    columns = require_few_columns(problem)
     if curvature.fitted_on != problem.fingerprint:
         raise InputError(
             "weights, loss or training data were changed since the scores were made: bounds would "
@@ -112,22 +103,30 @@ def error_bounds(
     n = len(problem.train)
     with journal.scope(lambda: f"bounds {damping} {rows} {curvature.coverage}"):
         x_qp, residual = _residual(problem, exact, curvature, damping, shift)
-        selection = select(FisherPass(exact, Type2()), shift, rows)
+        selection = of_largest(exact)(shift, rows)
         metric = _Metric(selection.rows, n, shift)
         of_query = metric.of_vectors(residual)
         sizes = list(_of_examples(exact, metric, x_qp))
     of_example, norms_n, again_qn = (torch.cat(part, -1) for part in zip(*sizes, strict=True))
     # The rows are those of A to rounding: P − (their error) ⪯ A.
-    eps = torch.finfo(torch.float64).eps
+    eps, columns = torch.finfo(torch.float64).eps, looked_at(exact, rows)
     off = 8 * eps * columns * selection.trace / n
+    if selection.estimated:  # of V orthonormal to ε / DEPENDENT: P − (their error) ⪯ (1 + δ) A
+        off += 8 * columns * eps / DEPENDENT
     bound = (of_query.sqrt()[:, None] * of_example.sqrt()) * (
         torch.inf if off >= 1 else (1 - off) ** -0.5
     )
     rounding = SUMMED * eps * x_qp.norm(dim=1)[:, None] * norms_n
     gone_qn = (values_qn.double().to(again_qn) - again_qn / n).abs()
     values = ((bound + rounding) / n + gone_qn).cpu()
-    count = len(selection.rows)
-    return ErrorBounds(curvature.name, values, problem.measurement.unit, count, selection.share)
+    return ErrorBounds(
+        curvature.name,
+        values,
+        problem.measurement.unit,
+        len(selection.rows),
+        selection.share,
+        selection.estimated,
+    )
 
 
 def _residual(

@@ -14,7 +14,6 @@ from curvfluence.curvature.ggn import GGN
 from curvfluence.curvature.rung import Rung
 from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.problem.problem import Problem, require_problem
-from curvfluence.score.bounds import require_few_columns
 from curvfluence.score.scores import Scores
 
 ATTEMPTS = 4
@@ -39,7 +38,6 @@ def require_boundable(
     if not plain:
         raise InputError("bounds are of plain scores in memory: without leverage, by_block, out")
     require_problem(problem)
-    require_few_columns(problem)
 
 
 def within_bounds(

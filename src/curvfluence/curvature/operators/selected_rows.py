@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from curvfluence.curvature.dense_limit import require_dense
-from curvfluence.curvature.estimate.accumulate import accumulate
+from curvfluence.curvature.estimate.leading_rows import LeadingRows, require_norms
 from curvfluence.curvature.estimate.products import CurvatureProduct
 from curvfluence.curvature.operators.block_conjugate_gradients import (
     BlockIteration,
     block_conjugate_gradients,
 )
 from curvfluence.curvature.operators.eigen import Eigen
-from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue, of_definite
+from curvfluence.curvature.operators.mean_eigenvalue import MeanEigenvalue
 from curvfluence.curvature.operators.operator import Operator
 from curvfluence.curvature.operators.sample_space import SampleSpaceOperator
 from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.jacobian.fisher import TYPE2_LIMIT, Type2
+from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.rows import Rows, concatenate
+from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget
 from curvfluence.runtime.eigen_solver import eigh
 from curvfluence.runtime.finite import all_finite
@@ -28,6 +32,8 @@ from curvfluence.runtime.finite import all_finite
 RESTARTS = 3  # times that what rounding left of a residual is solved for
 PATIENCE, PROGRESS = 10, 0.1  # products after which every residual is to be a tenth, or less
 ENOUGH = 1000  # rows that are selected at least, where fewer were not enough
+CANDIDATES = 3  # rows that are looked at for one that is selected, where examples have many
+FEWEST, MOST = 4, 32  # rows of such an example that are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +45,20 @@ class Selection:
     rows: Rows
     trace: float
     whole_trace: float
+    estimated: bool = False  # whether the whole one is, and not computed
 
     @property
     def share(self) -> float:
         return self.trace / self.whole_trace if self.whole_trace > 0 else 1.0
+
+    @property
+    def said(self) -> str:
+        about = "about " if self.estimated else ""
+        return f"{len(self.rows):,} selected rows, {about}{self.share:.0%} of the trace of Z D⁻¹ Zᵀ"
+
+
+# (D, how many rows) -> the largest ones
+Selecting: TypeAlias = Callable[[Tensor, int], Selection]
 
 
 def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
@@ -53,11 +69,7 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
     whole = 0.0
     for chunk in chunks:
         grams = chunk.scaled_grams(shift)
-        if not all_finite(grams):
-            raise NonFiniteError(
-                f"norms of rows zᵀD⁻¹z overflow {grams.dtype}, though every row is finite: use a "
-                "larger damping, scale the loss, or use problem.to(torch.float64)"
-            )
+        require_norms(grams, grams.dtype)
         values_nc, vectors = eigh(grams.double())
         values_nc = values_nc.clamp_min(0)
         whole += float(values_nc.sum())
@@ -74,6 +86,32 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
             parts, sizes = _largest(parts, sizes, count)
     parts, sizes = _largest(parts, sizes, count)
     return Selection(parts[0], float(sizes.sum()), whole)
+
+
+def many(problem: Problem) -> bool:
+    """Whether an example has more rows than are all looked at (a sequence has T (V − 1))."""
+    return problem.loss.columns(problem.n_outputs) > TYPE2_LIMIT
+
+
+def looked_at(problem: Problem, count: int) -> int:
+    """How many rows of each example are looked at, where `count` are to be selected."""
+    if not many(problem):
+        return problem.loss.columns(problem.n_outputs)
+    return min(max(-(-CANDIDATES * count // len(problem.train)), FEWEST), MOST)
+
+
+def of_largest(problem: Problem, rows: Iterable[Rows] | None = None) -> Selecting:
+    """How the largest rows are found: among all, `rows` where these are there already; where an
+    example has many, among few that hold much of them, see `LeadingRows`."""
+
+    def selecting(shift: Tensor, count: int) -> Selection:
+        if not many(problem):
+            return select(FisherPass(problem, Type2()) if rows is None else rows, shift, count)
+        leading = LeadingRows(problem, shift, looked_at(problem, count))
+        found = select(leading, shift, count)
+        return replace(found, whole_trace=leading.trace, estimated=True)
+
+    return selecting
 
 
 def _largest(parts: list[Rows], sizes: Tensor, count: int) -> tuple[list[Rows], Tensor]:
@@ -98,11 +136,12 @@ class SelectedRowsOperator(Operator):
     """
 
     product: CurvatureProduct
-    rank: int | None  # of C, at most
+    selecting: Selecting
+    mean: Callable[[], MeanEigenvalue]  # of C: by a pass, where a damping asks for it
     count: int
     max_products: int
     tolerance: float = field()  # pyright: ignore[reportIncompatibleVariableOverride]
-    most: int = field(default=0, kw_only=True)  # up to which `count` is doubled
+    most: int = field(default=0, kw_only=True)  # up to which four times as many are selected
     _last: list[tuple[Tensor, Selection, SampleSpaceOperator]] = field(
         default_factory=list, init=False, repr=False
     )
@@ -116,12 +155,6 @@ class SelectedRowsOperator(Operator):
     @property
     def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.product.problem.parameters.count
-
-    @property
-    def _rows(self) -> Iterable[Rows]:
-        """Those that products read: what fits the memory is made once for all of them."""
-        assert self.product.rows is not None
-        return self.product.rows
 
     @property
     def nbytes(self) -> int:
@@ -143,7 +176,7 @@ class SelectedRowsOperator(Operator):
 
     def _select(self, shift: Tensor, count: int) -> None:
         self._last.clear()  # before the next are made: both at once may not fit
-        selection = select(self._rows, shift, count)
+        selection = self.selecting(shift, count)
         n = len(self.product.problem.train)
         held = SampleSpaceOperator(selection.rows, n, rank=len(selection.rows))
         self._last.append((shift, selection, held))
@@ -224,10 +257,7 @@ class SelectedRowsOperator(Operator):
         if not self._last or not self._products:
             return None
         selection = self._last[0][1]
-        return (
-            f"{len(selection.rows):,} selected rows, {selection.share:.0%} of the trace of "
-            f"Z D⁻¹ Zᵀ; {max(self._products)} products with a block of all open queries"
-        )
+        return f"{selection.said}; {max(self._products)} products with a block of all open queries"
 
     def to_dense(self) -> Tensor:
         require_dense(self.product.kind, self.size, "the model")
@@ -244,7 +274,4 @@ class SelectedRowsOperator(Operator):
         return Eigen.of(self.to_dense())
 
     def mean_eigenvalue(self) -> MeanEigenvalue:
-        """By a pass over the data, where a damping asks for it."""
-        sums = accumulate(self._rows, lambda rows, sums: sums.add_("squares", rows.squares()))
-        n = len(self.product.problem.train)
-        return of_definite(sums.pop("squares").div_(n), self.rank)
+        return self.mean()

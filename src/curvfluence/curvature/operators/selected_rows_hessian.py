@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,8 +17,6 @@ from curvfluence.curvature.operators.minimal_residual import minimal_residual
 from curvfluence.curvature.operators.negative_pairs import NegativePairs, negative_pairs
 from curvfluence.curvature.operators.selected_rows import SelectedRowsOperator
 from curvfluence.errors import CurvfluenceError, InputError
-from curvfluence.jacobian.fisher_pass import FisherPass
-from curvfluence.jacobian.rows import Rows
 
 SPARED = 1e-2  # of λ: negative eigenvalues above −SPARED λ are inverted as 1/(μ + λ)
 MOST_NEGATIVE = 256  # that are turned over one by one
@@ -37,7 +34,6 @@ class SelectedRowsHessian(SelectedRowsOperator):
 
     definite: ClassVar[bool] = False
 
-    factor: FisherPass = field(kw_only=True)  # the rows of Z
     # H in float64, for pairs: where they are turned over
     exact: CurvatureProduct | None = field(default=None, kw_only=True)
     turned: bool = field(default=False, kw_only=True)
@@ -49,10 +45,6 @@ class SelectedRowsHessian(SelectedRowsOperator):
     def iteration(self) -> BlockIteration:
         """Turned over it is definite."""
         return block_conjugate_gradients if self.turned else minimal_residual
-
-    @property
-    def _rows(self) -> Iterable[Rows]:
-        return self.factor
 
     def _select(self, shift: Tensor, count: int) -> None:
         loss = self.product.problem.loss
