@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import curvfluence as cf
+from curvfluence.indexing.inner_products import grouped
 
 EIGEN = 9.0  # n³ operations of a symmetric eigendecomposition with vectors, about
 
@@ -74,6 +75,15 @@ class Net:
         squares = 2 * n * self.parameters if self.tokens == 1 else n * self.parameters
         passes = 2 if self.recomputed else 1
         return passes * self.pass_(n) + 2 * self.sides(n) + self.formed(n) + squares
+
+    def groups(self, vectors: int, room: int) -> int:
+        """How many groups of blocks so many solutions are held for, one after another."""
+        blocks = [
+            (f"{block}.{k}", w.size)
+            for block in range(self.blocks)
+            for k, w in enumerate(self.weights)
+        ]
+        return len(grouped(blocks, vectors, 4, room))
 
     @property
     def decomposed(self) -> float:
@@ -134,6 +144,18 @@ def table(tokens: int) -> None:
                 f"{net.scored(n, 1):.1e} | {net.scored(n, 272):.1e} | {2 * 256 * n / 1e9:.3g} GB | "
                 f"{2 * 256 * n:.1e} |"
             )
+
+    print()
+    print("An index of d = 256, 272 solved landmarks and queries, groups of blocks at a time")
+    print("| net | all of them | the widest block's | groups within 80 GiB | 256 GiB |")
+    print("| --- " * 5 + "|")
+    for net in nets(tokens):
+        widest = max(weight.size for weight in net.weights)
+        within = [net.groups(272, room * 2**30) for room in (80, 256)]
+        print(
+            f"| {net.name} | {4 * 272 * net.parameters / 1e9:.3g} GB | "
+            f"{4 * 272 * widest / 1e9:.3g} GB | {within[0]} | {within[1]} |"
+        )
 
 
 class Blocks(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 import curvfluence as cf
 from curvfluence.errors import InputError
-from curvfluence.indexing import landmarks, make
+from curvfluence.indexing import encode, landmarks, make
 from curvfluence.indexing.extremes import Extremes
+from curvfluence.indexing.index import Index
 from curvfluence.indexing.landmarks import randomly_pivoted
 from curvfluence.jacobian.discovery import discover
 from tests.indexed import DAMPING, coordinates, held, more
@@ -362,6 +364,71 @@ class TestExtremes:
             wanted = values.topk(7, largest=largest)
             assert torch.equal(found.values[end], wanted.values)
             assert torch.equal(found.indices[end], wanted.indices)
+
+
+class TestMemory:
+    """An index whose landmarks are solved for some blocks after others is that of all at once."""
+
+    def test_the_same_index(
+        self, problem: cf.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(encode, "SHARD", 5)
+
+        def made(name: str, memory: int | None) -> Index:
+            return cf.index(
+                problem,
+                cf.EKFAC(),
+                out=tmp_path / name,
+                damping=DAMPING,
+                dimension=6,
+                memory=memory,
+            )
+
+        whole = made("whole", None)
+        largest = max(line.count for line in cf.EKFAC().coverage(problem))
+        vectors = 6 + len(problem.queries)
+        parts = made("parts", 8 * vectors * largest)
+        assert torch.equal(parts.landmarks.numbers, whole.landmarks.numbers)
+        torch.testing.assert_close(coordinates(parts), coordinates(whole))
+        assert parts.record.recall == whole.record.recall
+        assert any("groups of blocks after one another" in note for note in parts.record.notes)
+        again = cf.load_index(tmp_path / "parts", problem, memory=8)  # landmarks' gradients anew
+        assert again.rows.held is None
+        for one in (parts, again):
+            found, wanted = one.query(k=3), whole.query(k=3)
+            assert torch.equal(found.top.indices, wanted.top.indices)
+            torch.testing.assert_close(found.top.values, wanted.top.values)
+        grown = parts.append(more(4))
+        torch.testing.assert_close(coordinates(grown)[:12], coordinates(whole))
+        torch.testing.assert_close(coordinates(grown)[12:], coordinates(whole.append(more(4)))[12:])
+
+    def test_a_block_that_is_larger(self, problem: cf.Problem, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="take a smaller dimension, or a larger memory"):
+            cf.index(problem, cf.EKFAC(), out=tmp_path / "index", damping=DAMPING, memory="1KiB")
+        assert not (tmp_path / "index").exists()  # known before any work
+
+    def test_gone_on_with_in_other_groups(
+        self, problem: cf.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Other groups, other rounding: one index has one, unless it is finished."""
+        out = tmp_path / "index"
+
+        def make(memory: int | None) -> Index:
+            return cf.index(
+                problem, cf.EKFAC(), out=out, damping=DAMPING, dimension=6, memory=memory
+            )
+
+        def killed(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("curvfluence.indexing.make._filled", killed)
+            with pytest.raises(KeyboardInterrupt):
+                make(8 * 12 * 40)
+        with pytest.raises(InputError, match="an index of another number of groups of blocks"):
+            make(None)
+        finished = make(8 * 12 * 40)
+        assert make(None).record == finished.record
 
 
 class TestAppended:

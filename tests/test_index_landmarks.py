@@ -297,7 +297,8 @@ class TestChoose:
         own, factor = found.places, found.landmarks.factor
         assert len(found.landmarks) == 3
         assert torch.equal(found.landmarks.numbers, numbers[own])
-        torch.testing.assert_close(found.rows.to_dense()[:, 0], g)
+        assert found.sample.held is not None
+        torch.testing.assert_close(found.sample.held.to_dense()[:, 0], g)
         assert torch.equal(factor, factor.tril())
         torch.testing.assert_close(factor @ factor.T, k[own][:, own])
         wanted = torch.linalg.solve_triangular(factor, k[own], upper=False).T

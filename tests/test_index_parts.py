@@ -4,6 +4,7 @@ parts."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,11 @@ from torch import Tensor
 import curvfluence as cf
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError, NonFiniteError
-from curvfluence.indexing import encode, index, shards
+from curvfluence.indexing import encode, index, inner_products, shards
 from curvfluence.indexing.encode import Encoder, encoded
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.found import Found, Took
+from curvfluence.indexing.inner_products import Gradients, grouped
 from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import Recall
 from curvfluence.indexing.shards import Made, Shards, read_ends, write_shard
@@ -38,7 +40,8 @@ PICKED = torch.tensor([7, 2, 9])
 class Parts:
     """Three landmarks of 12 examples, with four sample queries behind them, and dense products."""
 
-    def __init__(self, *, sample: bool = True) -> None:
+    def __init__(self, *, sample: bool = True, memory: int | None = None) -> None:
+        self.memory = memory
         self.problem = chain_problem()
         self.layout, self.curvature = discover(self.problem), cf.fit(self.problem, cf.EKFAC())
         g_n, g_q = example_gradients(self.problem), dense_queries(self.problem)
@@ -47,12 +50,12 @@ class Parts:
         self.exact = solved[3:] @ g_n.T
         factor = torch.linalg.cholesky(self.products[:, PICKED])
         self.landmarks = Landmarks(PICKED, factor)
-        self.rows = training_gradients(self.problem, self.layout)[PICKED]
+        self.rows = Gradients.of(self.problem, self.layout, self.problem.train.take(PICKED), 2**20)
         self.sample = query_gradients(self.problem, self.layout) if sample else None
 
     def encoder(self) -> Encoder:
-        given = self.problem, self.layout, self.curvature, DAMPING, self.landmarks, self.rows
-        return Encoder.of(*given, self.sample)
+        given = self.curvature, DAMPING, self.landmarks, self.rows
+        return Encoder.of(*given, self.sample, memory=self.memory)
 
 
 class TestEncoder:
@@ -62,7 +65,7 @@ class TestEncoder:
         products, exact = encoder.products(rows[4:9])
         torch.testing.assert_close(products, parts.products[:, 4:9])
         torch.testing.assert_close(exact, parts.exact[:, 4:9])
-        torch.testing.assert_close(encoder.of_queries(parts.rows), parts.exact[:, PICKED].T)
+        torch.testing.assert_close(encoder.of_queries(), parts.exact[:, PICKED].T)
         few = Parts(sample=False)
         products, exact = few.encoder().products(rows)
         torch.testing.assert_close(products, parts.products)
@@ -88,18 +91,84 @@ class TestEncoder:
         rows = training_gradients(parts.problem, parts.layout)
         torch.testing.assert_close(encoder.products(rows)[1], parts.exact)
 
+    @pytest.mark.parametrize(("room", "parts"), [(7 * 75, 1), (7 * 75 - 1, 2), (7 * 35, 3)])
+    @pytest.mark.parametrize("sample", [True, False])
+    def test_in_parts(
+        self, room: int, parts: int, sample: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A block after the other, in any shards, with gradients that are held or made anew."""
+        count = 7 if sample else 3
+        made = Parts(sample=sample, memory=8 * room * count // 7)
+        wanted = torch.cat([made.products, made.exact]) if sample else made.products
+        for held in (True, False):
+            if not held:
+                made.rows = replace(made.rows, held=None)
+            encoder = made.encoder()
+            assert len(encoder.parts) == parts
+            assert bool(encoder.held) == (parts == 1)
+            monkeypatch.setattr(budget, "EXAMPLES", 5)
+            monkeypatch.setattr(encode, "SHARD", 4)
+            chunks = encode._in_parts if encoder.in_parts else encode._in_one_go  # pyright: ignore[reportPrivateUsage]
+            tiles = list(chunks(encoder, made.problem.train, 2))
+            assert [at for at, _, _ in tiles] == ([2, 6, 10] if parts > 1 else [2, 7])
+            found = torch.cat([torch.cat(tile) for _, *tile in tiles], 1)
+            torch.testing.assert_close(found, wanted[:, 2:])
+            if sample:
+                torch.testing.assert_close(encoder.of_queries(), made.exact[:, PICKED].T)
+
+    def test_no_more_is_solved_for_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made, seen, real = Parts(memory=8 * 7 * 35), list[int](), cf.Curvature.solve_rows
+
+        def solve_rows(self: cf.Curvature, rows: Any, *rest: Any, against: Against) -> Any:
+            seen.append(len(rows) * sum(block.size for block in self.blocks))
+            return real(self, rows, *rest, against=against)
+
+        monkeypatch.setattr(cf.Curvature, "solve_rows", solve_rows)
+        encoder = made.encoder()
+        assert not seen  # nothing before a shard asks for it
+        list(encode._in_parts(encoder, made.problem.train, 0))  # pyright: ignore[reportPrivateUsage]
+        assert len(seen) == 3
+        assert max(seen) <= 7 * 35
+
     def test_a_quarter_of_the_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        parts = Parts()
-        needed = 7 * parts.problem.parameters.count * 8
-        monkeypatch.setattr(encode, "machine", SimpleNamespace(memory=always(4 * needed)))
-        parts.encoder()
-        monkeypatch.setattr(encode, "machine", SimpleNamespace(memory=always(4 * needed - 1)))
-        with pytest.raises(InputError, match=r"7 solved landmarks and queries of 75 parameters "):
-            parts.encoder()
-        given = parts.problem, parts.layout, parts.curvature, DAMPING, parts.landmarks
-        rows: Any = range(2**24)
-        with pytest.raises(InputError, match=r"16777216 solved .* would take 9\.4 GiB, more than"):
-            Encoder.of(*given, rows)
+        """At most, whatever is asked for."""
+        needed = 7 * 75 * 8
+        for memory in (None, 2**40):
+            made = Parts(memory=memory)
+            for off, parts in ((0, 1), (1, 2)):
+                told = SimpleNamespace(memory=always(4 * needed - off))
+                monkeypatch.setattr(inner_products, "machine", told)
+                assert len(made.encoder().parts) == parts
+        with pytest.raises(InputError, match=r"7 solved landmarks .* of block 0 .* take .* GiB"):
+            Parts(memory=100).encoder()
+
+
+class TestGrouped:
+    def test_successive_blocks(self) -> None:
+        blocks = [("a", 3), ("b", 4), ("c", 1), ("d", 7)]
+
+        def groups(room: int) -> list[list[str]]:
+            return grouped(blocks, 2, 8, room)
+
+        assert groups(16 * 15) == [["a", "b", "c", "d"]]
+        assert groups(16 * 15 - 1) == [["a", "b", "c"], ["d"]]
+        assert groups(16 * 7) == [["a", "b"], ["c"], ["d"]]
+        with pytest.raises(InputError, match=r"of block d \(7 parameters\)"):
+            groups(16 * 7 - 1)
+
+    def test_as_rungs_say_before_a_fit(self) -> None:
+        """`cf.index` groups blocks by the coverage of a rung, before there is a curvature."""
+        problem = chain_problem()
+        for rung in (
+            cf.EKFAC(),
+            cf.KFAC(),
+            cf.BlockGGN(),
+            cf.Diagonal(),
+            cf.EKFAC(joint_bias=False),
+        ):
+            fitted = cf.fit(problem, rung)
+            said = [(line.block, line.count) for line in rung.coverage(problem)]
+            assert said == [(block.name, block.size) for block in fitted.blocks]
 
 
 def always(value: Any) -> Callable[[object], Any]:

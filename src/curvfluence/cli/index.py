@@ -32,6 +32,13 @@ def index(
     half: Annotated[
         bool, typer.Option("--half", help="Keep them in float16: half of the disk.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Solve for landmarks within this much memory, 8GiB say: for some blocks of the "
+            "curvature after others, a pass each."
+        ),
+    ] = None,
     threads: Threads = None,
     wait: Wait = False,
     no_progress: NoProgress = False,
@@ -66,6 +73,7 @@ def index(
                 error=error,
                 dtype=torch.float16 if half else torch.float32,
                 appended=asked.appended,
+                memory=memory,
                 wait=wait,
                 progress=done,
             )

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from curvfluence.curvature.curvature import Curvature, Solved
 from curvfluence.curvature.damping import Damping
-from curvfluence.curvature.operators.operator import Against
-from curvfluence.errors import InputError, NonFiniteError
+from curvfluence.errors import NonFiniteError
 from curvfluence.indexing.extremes import Extremes
+from curvfluence.indexing.inner_products import (
+    Gradients,
+    at_a_time,
+    in_chunks,
+    inner_products,
+    parts_of,
+    room_of,
+    solved_by,
+)
 from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import IndexRecord
 from curvfluence.indexing.shards import SHARD, Made
@@ -22,59 +32,74 @@ from curvfluence.jacobian.passes import rows_in_chunks
 from curvfluence.jacobian.rows import Rows, concatenate
 from curvfluence.problem.problem import Problem
 from curvfluence.problem.stream import Data
-from curvfluence.runtime import budget, ranks
 from curvfluence.runtime import device as machine
-
-SHARE = 4  # of the memory, one in so many: what solved landmarks may take
 
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A⁻¹ g of landmarks, and behind them of sample queries, whose exact scores are kept."""
+    """What makes φ of examples, and their exact scores on sample queries: A⁻¹ g of landmarks and
+    queries, all of it held where there is one part of the curvature, else a part of it at a time.
+    """
 
     problem: Problem
     layout: Layout
     landmarks: Landmarks
-    solved: tuple[Solved, ...]
+    damping: Damping
+    parts: tuple[Curvature, ...]
+    rows: Gradients  # of landmarks
+    sample: Rows | None  # gradients of queries
+    held: tuple[Solved, ...]
 
     @staticmethod
     def of(
-        problem: Problem,
-        layout: Layout,
         curvature: Curvature,
         damping: Damping,
         landmarks: Landmarks,
-        rows: Rows,
+        rows: Gradients,
         sample: Rows | None = None,
+        *,
+        memory: int | None = None,
     ) -> Encoder:
-        """`rows` are the landmarks' gradients. Errors: `InputError` where the solutions would take
-        more than a quarter of the memory."""
-        rows = rows if sample is None else concatenate([rows, sample])
-        count = curvature.parameters.count
-        wanted = len(rows) * count * problem.dtype.itemsize
-        if wanted > machine.memory(problem.device) / SHARE / ranks.on_this_machine():
-            raise InputError(
-                f"{len(rows)} solved landmarks and queries of {count:,} parameters would take "
-                f"{wanted / 2**30:.1f} GiB, more than a quarter of the memory that a process has: "
-                "take a smaller dimension"
-            )
-        step = max(1, budget.SOLVED // count)
-        against = Against(len(problem.train))
-        solved = tuple(
-            curvature.solve_rows(rows[k : k + step], damping, against=against)
-            for k in range(0, len(rows), step)
-        )
-        return Encoder(problem, layout, landmarks, solved)
+        """`rows` are the landmarks' gradients. What is held at a time takes `memory` bytes, at most
+        a quarter of what there is. Errors: `InputError` for a block that needs more by itself."""
+        count = len(rows) + (0 if sample is None else len(sample))
+        parts = parts_of(curvature, count, room_of(rows.problem, memory))
+        made = Encoder(rows.problem, rows.layout, landmarks, damping, parts, rows, sample, ())
+        return made if made.in_parts else replace(made, held=tuple(made.solved(made.parts[0])))
+
+    @property
+    def in_parts(self) -> bool:
+        return len(self.parts) > 1
+
+    def solved(self, part: Curvature) -> Iterator[Solved]:
+        """A⁻¹ g in the blocks of a part, of landmarks and of queries behind them."""
+        most, against = at_a_time(part), len(self.problem.train)
+        rows, sample = self.rows.held, self.sample
+        if rows is not None:
+            every = rows if sample is None else concatenate([rows, sample])
+            given = in_chunks(every, most)
+        else:
+            behind = iter(()) if sample is None else in_chunks(sample, most)
+            given = chain(self.rows.chunks(most), behind)
+        return (solved for _, solved in solved_by(part, given, self.damping, against))
+
+    def split(self, products: Tensor) -> tuple[Tensor, Tensor]:
+        """(those of the landmarks [d, n], of sample queries [S, n])."""
+        count = len(self.landmarks)
+        return products[:count], products[count:]
 
     def products(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """(⟨g_l, A⁻¹ g_n⟩ of the landmarks [d, n], the same of sample queries [S, n])."""
-        found = torch.cat([part.inner(rows)[..., 0] for part in self.solved]).cpu()
-        count = len(self.landmarks)
-        return found[:count], found[count:]
+        """(⟨g_l, A⁻¹ g_n⟩ of the landmarks [d, n], the same of sample queries [S, n]), from what is
+        held."""
+        found = torch.cat([part.inner(rows)[..., 0] for part in self.held]).cpu()
+        return self.split(found)
 
-    def of_queries(self, rows: Rows) -> Tensor:
-        """⟨g_l, A⁻¹ g_q⟩ of the sample queries with the landmarks' `rows`, [d, S]."""
-        return self.products(rows)[1].T
+    def of_queries(self) -> Tensor:
+        """⟨g_l, A⁻¹ g_q⟩ of the sample queries, [d, S]."""
+        assert self.sample is not None
+        if not self.in_parts and self.rows.held is not None:
+            return self.products(self.rows.held)[1].T
+        return inner_products(self.parts, self.damping, self.sample, self.rows).T
 
 
 def encoded(
@@ -82,22 +107,56 @@ def encoded(
 ) -> Iterator[Made]:
     """Shards of φ of `data` from example `first` on, as `record` keeps it; with `k` each with the
     exact scores of the sample queries that are the highest and lowest there."""
-    problem, dtype = encoder.problem, getattr(torch, record.dtype)
+    start = machine.clock(encoder.problem.device)
+    chunks = _in_parts if encoder.in_parts else _in_one_go
     parts: list[Tensor] = []
-    ends, begun, start = Extremes(k), first, machine.clock(problem.device)
-    columns = of_gradient("training set")
-    for at, rows in rows_in_chunks(problem, encoder.layout, data[first:], columns, first=first):
-        products_dn, exact_qn = encoder.products(rows)
-        phi = (encoder.landmarks.coordinates(products_dn) / record.scale).to(dtype)
+    ends, begun = Extremes(k), first
+    for at, products_dn, exact_qn in chunks(encoder, data, first):
+        phi = encoder.landmarks.coordinates(products_dn) / record.scale
+        phi = phi.to(getattr(torch, record.dtype))
         _require_held(phi, at)
         parts.append(phi)
         if k:
             ends.add(at, exact_qn / record.examples)
-        done = at + len(rows)
+        done = at + len(phi)
         if done - begun >= SHARD or done == len(data):
-            seconds = machine.clock(problem.device) - start
+            seconds = machine.clock(encoder.problem.device) - start
             yield Made(torch.cat(parts), ids[begun:done].cpu(), ends if k else None, seconds)
-            parts, ends, begun, start = [], Extremes(k), done, machine.clock(problem.device)
+            parts, ends, begun = [], Extremes(k), done
+            start = machine.clock(encoder.problem.device)
+
+
+# (the first example, products of landmarks [d, n], of queries [S, n])
+_Chunks: TypeAlias = Iterator[tuple[int, Tensor, Tensor]]
+
+
+def _in_one_go(encoder: Encoder, data: Data, first: int) -> _Chunks:
+    columns = of_gradient("training set")
+    given = data[first:]
+    for at, rows in rows_in_chunks(encoder.problem, encoder.layout, given, columns, first=first):
+        yield at, *encoder.products(rows)
+
+
+def _in_parts(encoder: Encoder, data: Data, first: int) -> _Chunks:
+    """A shard at a time, in as many passes over it as there are parts. Landmarks are solved for in
+    each anew, 4 d (i + o) operations for each parameter of an o × i layer, where a pass over a
+    shard of 65,536 examples takes 6 T and more of each of them."""
+    columns = of_gradient("training set")
+    sample = 0 if encoder.sample is None else len(encoder.sample)
+    for begin, end in side_by_side(first, len(data)):
+        found = torch.zeros(
+            len(encoder.landmarks) + sample, end - begin, dtype=encoder.problem.dtype
+        )
+        for part in encoder.parts:
+            held = tuple(encoder.solved(part))
+            given = rows_in_chunks(
+                encoder.problem, encoder.layout, data[begin:end], columns, first=begin
+            )
+            for at, rows in given:
+                inner = torch.cat([solved.inner(rows)[..., 0] for solved in held]).cpu()
+                found[:, at - begin : at - begin + len(rows)] += inner
+            del held  # before the next ones are there
+        yield begin, *encoder.split(found)
 
 
 def side_by_side(first: int, n: int) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from curvfluence.errors import InputError
 from curvfluence.indexing.encode import Encoder, encoded
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.found import Found, Took
+from curvfluence.indexing.inner_products import Gradients
 from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import INDEX, IndexRecord
 from curvfluence.indexing.shards import Shards, write_shard
@@ -57,9 +58,10 @@ class Index:
     shards: Shards
     landmarks: Landmarks
     layout: Layout = field(repr=False)
-    rows: Rows = field(repr=False)  # of the landmarks
+    rows: Gradients = field(repr=False)  # of the landmarks
     versions: tuple[tuple[int, ...], ...] = field(repr=False)  # of the data, appended ones too
     appended: tuple[Data, ...] = ()
+    memory: int | None = None  # bytes that solved landmarks may take at a time
 
     def __len__(self) -> int:
         """Examples, the appended ones too."""
@@ -189,8 +191,8 @@ class Index:
 
     def encoder(self, sample: Rows | None = None) -> Encoder:
         """What makes φ, and with a `sample` of queries' gradients their exact scores."""
-        given = self.problem, self.layout, self.curvature, self.damping, self.landmarks, self.rows
-        return Encoder.of(*given, sample)
+        given = self.curvature, self.damping, self.landmarks, self.rows
+        return Encoder.of(*given, sample, memory=self.memory)
 
     def knowing(self, data: Data) -> Index:
         """With examples at hand whose φ the folder has already."""
@@ -225,7 +227,9 @@ class Index:
         times = [machine.clock(problem.device)]
         g_q = query_gradients(problem, self.layout)
         x_q = self.curvature.solve_rows(g_q, self.damping, against=Against(wanted))
-        phi_qd = self.landmarks.coordinates(x_q.inner(self.rows)[..., 0].T.cpu())
+        chunks = self.rows.chunks(len(self.rows))
+        products_qd = torch.cat([x_q.inner(rows)[..., 0] for _, rows in chunks], 1)
+        phi_qd = self.landmarks.coordinates(products_qd.T.cpu())
         times.append(machine.clock(problem.device))
         first = self.shards.search(phi_qd, wanted)
         times.append(time.perf_counter())

@@ -17,11 +17,15 @@ from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Damping
 from curvfluence.curvature.operators.operator import Against
 from curvfluence.errors import InputError
+from curvfluence.indexing.inner_products import (
+    Gradients,
+    inner_products,
+    parts_of,
+    room_of,
+)
 from curvfluence.jacobian.columns import of_gradient
 from curvfluence.jacobian.drawn import gradient_sizes, keys_by
-from curvfluence.jacobian.gradients import gradients_of
 from curvfluence.jacobian.layers import Layout
-from curvfluence.jacobian.rows import Rows
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget
 
@@ -56,7 +60,7 @@ class Chosen:
     the places of the landmarks among them."""
 
     landmarks: Landmarks
-    rows: Rows
+    sample: Gradients
     coordinates: Tensor
     places: Tensor
 
@@ -91,6 +95,8 @@ def choose(
     *,
     most: int,
     generator: torch.Generator,
+    vectors: int | None = None,
+    memory: int | None = None,
 ) -> Chosen:
     """Up to `most` landmarks among the training examples of these numbers, by randomly pivoted
     Cholesky: each with a chance that goes with what the others leave of ‖g‖² in A⁻¹.
@@ -98,12 +104,22 @@ def choose(
     Blocks of 32 are proposed and rejected so that the choice has the distribution of one after the
     other. Fewer come out where the gradients have a smaller rank. Assumes A ≻ 0.
     Cost: about `most` solves, and 2 `most` M P operations for M examples (see `Rows.inner`) or
-    less.
+    less. Where as many solutions as `vectors` (`most` unless said) in `memory` bytes are those of
+    some blocks at a time, all M are solved for, and their whole Gram matrix [M, M] is held.
     Source: Chen, Epperly, Tropp & Webber 2024, Algorithm 2.1; Epperly, Tropp & Webber 2024,
     "Embrace rejection", Algorithm 2.
     """
-    rows = gradients_of(problem, layout, problem.train.take(numbers.to(problem.device)))
-    norms = curvature.quadratic(rows, damping).double().cpu().clamp_(min=0)
+    room = room_of(problem, memory)
+    parts = parts_of(curvature, most if vectors is None else vectors, room)
+    sample = Gradients.of(problem, layout, problem.train.take(numbers.to(problem.device)), room)
+    rows = sample.held
+    if rows is None or len(parts) > 1:
+        gram = inner_products(parts, damping, sample, sample).double()
+        gram = (gram + gram.T) / 2
+        norms = gram.diagonal().clamp_min(0)
+    else:
+        gram = None
+        norms = curvature.quadratic(rows, damping).double().cpu().clamp_(min=0)
     if not float(norms.sum()) > 0:
         raise InputError(
             f"the gradients of {len(numbers)} training examples drawn at random are all 0: there "
@@ -111,12 +127,15 @@ def choose(
         )
 
     def products(at: Tensor) -> Tensor:
+        if gram is not None:
+            return gram[:, at]
+        assert rows is not None
         few = rows[at.to(problem.device)]
         solved = curvature.solve_rows(few, damping, against=Against(len(numbers)))
         return solved.inner(rows)[..., 0].double().cpu().T
 
     picked, phi = randomly_pivoted(norms, products, most, generator)
-    return Chosen(Landmarks(numbers[picked], phi[picked].tril()), rows, phi, picked)
+    return Chosen(Landmarks(numbers[picked], phi[picked].tril()), sample, phi, picked)
 
 
 def randomly_pivoted(

@@ -14,11 +14,11 @@ from curvfluence.curvature.damping import Absolute, Damping, Relative
 from curvfluence.curvature.saved import read_curvature
 from curvfluence.errors import InputError
 from curvfluence.indexing.index import Index
+from curvfluence.indexing.inner_products import Gradients, room_of
 from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import CURVATURE, INDEX, REMEDY, IndexRecord, SavedDamping
 from curvfluence.indexing.shards import Shards
 from curvfluence.jacobian.discovery import discover
-from curvfluence.jacobian.gradients import gradients_of
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.problem.source import Source, data_of
 from curvfluence.problem.stream import Data
@@ -30,18 +30,26 @@ from curvfluence.store.records import read
 
 @precision.full()
 def load_index(
-    path: str | Path, problem: Problem, *, appended: Sequence[Source] = (), verify: bool = True
+    path: str | Path,
+    problem: Problem,
+    *,
+    appended: Sequence[Source] = (),
+    verify: bool = True,
+    memory: int | str | None = None,
 ) -> Index:
     """The index that `cf.index` made in `path`, for the problem that it was made of, and the
     examples that were appended to it, in that order.
 
     Every file is read once against its SHA-256; with `verify=False` those of φ are not, and are
-    read as they are searched. Cost beside: a backward pass over the landmarks.
+    read as they are searched. Cost beside: a backward pass over the landmarks, whose gradients are
+    held where they take no more than `memory` ("8GiB", or bytes; at most a quarter of what there
+    is), else computed anew with each query.
     Errors: `InputError` for an index that is not finished, of other weights, loss, training set or
     appended examples, and naming a file that is missing or damaged.
     """
     require_problem(problem)
     kinds.flag(verify, "verify")
+    room = None if memory is None else kinds.memory(memory, "memory")
     folder = kinds.place(path, "path")
     record = read(folder / INDEX, IndexRecord)
     if record is None:
@@ -57,7 +65,8 @@ def load_index(
             "the problem that it was made of, or make another index"
         )
     curvature = curvature_in(folder, problem)
-    found, new = behind(opened(folder, problem, record, curvature, verify=verify), appended)
+    index = opened(folder, problem, record, curvature, verify=verify, memory=room)
+    found, new = behind(index, appended)
     if new:
         raise InputError(
             f"{sum(map(len, new)):,} of the appended examples are not in the index in {folder}: "
@@ -116,6 +125,7 @@ def opened(
     curvature: Curvature,
     *,
     verify: bool,
+    memory: int | None,
 ) -> Index:
     """What the record says, from its files."""
     layout = discover(problem)
@@ -124,6 +134,7 @@ def opened(
     shards = Shards.opened(folder, record, verify=verify)
     if verify:
         _require_sound(folder, problem, record, numbers, factor, shards)
+    own = problem.train.take(numbers.to(problem.device))
     return Index(
         folder=folder,
         problem=problem,
@@ -133,8 +144,9 @@ def opened(
         shards=shards,
         landmarks=Landmarks(numbers, factor),
         layout=layout,
-        rows=gradients_of(problem, layout, problem.train.take(numbers.to(problem.device))),
+        rows=Gradients.of(problem, layout, own, room_of(problem, memory)),
         versions=(problem.train.versions,),
+        memory=memory,
     )
 
 

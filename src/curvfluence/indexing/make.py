@@ -19,13 +19,13 @@ from curvfluence import kinds
 from curvfluence._version import __version__
 from curvfluence.curvature.curvature import Curvature
 from curvfluence.curvature.damping import Absolute, Damping, Relative
-from curvfluence.curvature.operators.operator import Against
-from curvfluence.curvature.rung import Rung, require_together
+from curvfluence.curvature.rung import Rung, require_rung, require_together
 from curvfluence.curvature.saved import in_numbers
 from curvfluence.errors import InputError
 from curvfluence.indexing.encode import Encoder, encoded, side_by_side
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.index import Index
+from curvfluence.indexing.inner_products import grouped, inner_products, parts_of, room_of
 from curvfluence.indexing.landmarks import Chosen, candidates, choose
 from curvfluence.indexing.load import behind, curvature_in, damping_of, opened
 from curvfluence.indexing.records import (
@@ -59,6 +59,7 @@ DIMENSIONS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of which errors are told
 SAMPLED = 16  # queries that recall is measured on
 RECALLED, AMONG = 10, 200  # so many of the best, among so many candidates
 DTYPES = (torch.float32, torch.float16)
+GROUPS = "number of groups of blocks"
 ASKED_AGAIN = 1.0  # seconds until a folder that another command holds is asked for again
 T = TypeVar("T")
 # Who makes numbers what they are, to the last bit.
@@ -82,6 +83,7 @@ def index(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     appended: Sequence[Source] = (),
+    memory: int | str | None = None,
     wait: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Index:
@@ -103,20 +105,29 @@ def index(
     training set are done, and written. The same call goes on where it was killed, at the grain of a
     shard of 65,536 examples. With `wait` another one that writes to the folder is waited for.
 
+    `memory` ("8GiB", or bytes; a quarter of what a process has unless said, and at most) bounds
+    what solved landmarks and queries take, d + 16 of P numbers. Where that is more, a shard is done
+    for some blocks of the curvature after others, in as many passes over its examples as there are
+    groups of blocks, which the result says; and of the sample that landmarks are chosen among the
+    whole Gram matrix is made.
+
     Cost: the fit, d solves, a scoring pass of d + 16 queries over the training set; N d numbers of
     `dtype` (float32 or float16) on disk, and d P in memory meanwhile. Inside of `together()`
     processes that see one folder share out the fit and the shards; the first one writes records,
     and tells `progress`.
     Errors: `InputError` for a curvature that is not positive semi-definite or is by products with
-    the data, for a `BestOf` damping, for a folder that holds anything else.
+    the data, for a `BestOf` damping, for a folder that holds anything else, for a block that is
+    larger than the memory by itself.
     """
     require_problem(problem)
     with ranks.alike():
+        room = None if memory is None else kinds.memory(memory, "memory")
         folder = kinds.place(out, "out")
         dimension, seed = kinds.count(dimension, "dimension"), kinds.count(seed, "seed", least=0)
         sources = kinds.listed(appended, "appended")
         _require_asked(damping, error, dtype, progress)
-    asked = _Asked(folder, problem, damping, dimension, error, seed)
+        asked = _Asked(folder, problem, damping, dimension, error, seed, room)
+        groups = _groups(asked, rung)
     made_of = {
         "problem": problem.fingerprint,
         "queries": str(problem.queries.checksum),
@@ -129,6 +140,8 @@ def index(
         "seed": str(seed),
         **{name: value() for name, value in MAKERS.items()},
     }
+    if groups > 1:
+        made_of[GROUPS] = str(groups)
     same = {f"the {name}": value for name, value in made_of.items()}
     same["the number of appended sources"] = str(len(sources))
     require_together(problem, **same, the_folder=folder)
@@ -146,7 +159,7 @@ def index(
         if record.landmarks is None:
             record = _with_landmarks(asked, record, curvature)
         with ranks.alike():
-            index = opened(folder, problem, record, curvature, verify=known)
+            index = opened(folder, problem, record, curvature, verify=known, memory=room)
         if record.recall is None:
             index = _filled(index, progress)
     with ranks.alike():
@@ -171,6 +184,24 @@ class _Asked:
     dimension: int
     error: float | None
     seed: int
+    memory: int | None
+
+    @property
+    def vectors(self) -> int:
+        """That are solved for: landmarks, and sample queries."""
+        return self.dimension + min(SAMPLED, len(self.problem.queries))
+
+
+def _groups(asked: _Asked, rung: Rung | Curvature) -> int:
+    """How many groups of blocks are solved for after one another, known before any work."""
+    if isinstance(rung, Curvature):
+        lines = rung.coverage
+    else:
+        require_rung(rung)
+        lines = rung.coverage(asked.problem)
+    room = room_of(asked.problem, asked.memory)
+    blocks = [(line.block, line.count) for line in lines]
+    return len(grouped(blocks, asked.vectors, asked.problem.dtype.itemsize, room))
 
 
 def _require_asked(
@@ -243,16 +274,17 @@ def _held(folder: Path, made_of: dict[str, str]) -> IndexRecord | None:
     record = read(folder / INDEX, IndexRecord)
     if record is not None:
         # who made a finished one does not matter: nothing is made again
-        left_out = () if record.recall is None else tuple(MAKERS)
+        left_out = () if record.recall is None else (*MAKERS, GROUPS)
         other = [
             name
-            for name, value in made_of.items()
-            if name not in left_out and record.made_of.get(name) != value
+            for name in dict.fromkeys((*made_of, *record.made_of))
+            if name not in left_out and record.made_of.get(name) != made_of.get(name)
         ]
         if other:
             how = (
-                "go on with it as it was begun (torchrun or not, as many threads, this release), "
-                if set(other) <= MAKERS.keys()
+                "go on with it as it was begun (torchrun or not, as many threads, as much memory, "
+                "this release), "
+                if set(other) <= {*MAKERS, GROUPS}
                 else ""
             )
             raise InputError(
@@ -302,7 +334,16 @@ def _begun(
         unit=unit_of(curvature, measurement),
         lower_is_better=measurement.lower_is_better,
         dtype=str(dtype).removeprefix("torch."),
-        notes=problem.notes,
+        notes=(*problem.notes, *_of_groups(made_of)),
+    )
+
+
+def _of_groups(made_of: dict[str, str]) -> tuple[str, ...]:
+    if GROUPS not in made_of:
+        return ()
+    return (
+        f"solved landmarks were held for {made_of[GROUPS]} groups of blocks after one another, "
+        "with as many passes over the training set",
     )
 
 
@@ -321,7 +362,13 @@ def _with_landmarks(asked: _Asked, record: IndexRecord, curvature: Curvature) ->
     numbers = candidates(problem, layout, asked.dimension, generator)
     with ranks.alike():
         given = problem, layout, curvature, asked.damping, numbers
-        chosen = choose(*given, most=asked.dimension, generator=generator)
+        chosen = choose(
+            *given,
+            most=asked.dimension,
+            generator=generator,
+            vectors=asked.vectors,
+            memory=asked.memory,
+        )
     return _written(asked.folder, lambda: _of_landmarks(asked, record, curvature, chosen))
 
 
@@ -332,8 +379,8 @@ def _of_landmarks(
     folder, error, dimension = asked.folder, asked.error, asked.dimension
     counts = [d for d in DIMENSIONS if d < len(chosen.landmarks)] + [len(chosen.landmarks)]
     g_q = query_gradients(_sampled(asked.problem), discover(asked.problem))
-    x_q = curvature.solve_rows(g_q, asked.damping, against=Against(len(chosen.rows)))
-    exact_qm = x_q.inner(chosen.rows)[..., 0].cpu()
+    parts = parts_of(curvature, asked.vectors, room_of(asked.problem, asked.memory))
+    exact_qm = inner_products(parts, asked.damping, g_q, chosen.sample)
     errors = chosen.errors(exact_qm, exact_qm[:, chosen.places].T, counts)
     count, notes = len(chosen.landmarks), list(record.notes)
     if count < dimension:
@@ -374,7 +421,7 @@ def _filled(index: Index, progress: Callable[[int], object] | None) -> Index:
         files = Shards.opened(folder, record, verify=False)
 
     def measured() -> IndexRecord:
-        phi_qd = index.landmarks.coordinates(encoder.of_queries(index.rows))
+        phi_qd = index.landmarks.coordinates(encoder.of_queries())
         return structs.replace(record, recall=_recall(folder, record, files, phi_qd))
 
     return replace(index, record=_written(folder, measured), shards=files)
