@@ -115,11 +115,15 @@ mutation: .venv/mutation
 	$(PIP) install -q -c .venv/constraints.txt -e .[mutation]
 	touch $@
 
-# Several processes on one machine, an index over a million examples, workers of Dask: writes scale.json.
+# Several processes on one machine, an index over a million examples, workers of Dask, and where there is
+# an accelerator a language model on it: writes scale.json. Beside: how formulas and projections do.
 scale: .venv/test
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/index.py --out scale.json
 	$(BIN)/python benchmarks/engines.py --out scale.json
+	$(BIN)/python benchmarks/head_to_head.py --out scale.json
+	$(BIN)/python benchmarks/paper_plan.py --check
+	$(BIN)/python benchmarks/projections.py
 
 bench: .venv/test bench-peers
 	$(BIN)/python benchmarks/compare.py $(if $(ONLY),--only $(ONLY)) $(BENCH)

@@ -2,11 +2,14 @@
 
     python benchmarks/scale.py [--rounds 3] [--workload W2]
 
-Scores of every rung by 1, 2 and 4 processes, and how many of them are the same to the last bit; how
-long a run goes on whose second process is killed; then fit and scores of EK-FAC on a workload of
-the comparison, and an index of made examples, by one process without torch.distributed, by one with
-it, and by two, one thread each, in turn: wall-clock seconds from before the fit until the scores or
-the index are there, and the bytes of tensors that all of them handed on.
+Scores of every rung by 1, 2 and 4 processes, and how many of them are the same to the last bit; a
+model that FSDP2 shards over two beside the whole one; how long a run goes on whose second process
+is killed; then fit and scores of EK-FAC on a workload of the comparison, and an index of made
+examples, by one process without torch.distributed, by one with it, and by two, one thread each, in
+turn: wall-clock seconds from before the fit until the scores or the index are there, and the bytes
+of tensors that all of them handed on, those of the fit beside their formula. Last what each process
+holds: EK-FAC of eight equal layers by 1, 2 and 4 processes, each of which is granted that part of
+the memory, by its resident memory at the peak less that before.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +34,7 @@ from merged import merged
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (1, 2, 4)
 INDEXED = 300_000  # made examples that are indexed
+WIDTH = 768  # of the eight layers whose memory is measured
 WAYS = {"alone": 0, "one rank": 1, "two ranks": 2}
 
 
@@ -67,11 +72,23 @@ def killed(folder: Path) -> float:
     return time.monotonic() - start
 
 
-def scored(name: str) -> Callable[[], torch.Tensor]:
-    """EK-FAC's fit and scores."""
+def sharded(folder: Path) -> bool:
+    """Whether scores of a model that FSDP2 shards over two processes are the whole model's, to the
+    bit, on every net of the tests."""
+    out = folder / "sharded.pt"
+    done = launched(2, "-m", "tests.ranked", "sharded", str(out))
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return all(one["same"] for one in torch.load(out, weights_only=False).values())
+
+
+def scored(name: str, said: dict[str, Any]) -> Callable[[], torch.Tensor]:
+    """EK-FAC's fit and scores. What a fit hands on: K times its sums, the factors and then the
+    eigenvalues, and once the bases."""
     import workloads
 
     import curvfluence as cf
+    from curvfluence.runtime import ranks
 
     known = workloads.load(name)
     data = known.data
@@ -82,7 +99,44 @@ def scored(name: str) -> Callable[[], torch.Tensor]:
         (data.query_inputs, data.query_targets),
     )
     at = cf.Absolute(known.workload.damping)
-    return lambda: cf.influence(problem, cf.EKFAC(), damping=at).values
+    sides = [(w.shape[1] + 1, w.shape[0]) for w in problem.theta.values() if w.ndim == 2]
+    factors, values = sum(i**2 + o**2 for i, o in sides), sum(i * o for i, o in sides)
+
+    def run() -> torch.Tensor:
+        curvature = cf.fit(problem, cf.EKFAC())
+        team = ranks.here()
+        said["of the fit"] = ranks.sent()
+        said["by the formula"] = (
+            0
+            if team is None or team.count == 1
+            else 4 * (team.count * (factors + values) + factors)
+        )
+        return cf.influence(problem, curvature, damping=at).values
+
+    return run
+
+
+def within_a_part() -> Callable[[], torch.Tensor]:
+    """EK-FAC of eight layers of one width, in the part of the memory that a process is granted."""
+    import curvfluence as cf
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Tanh()) for _ in range(8)]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(WIDTH, 10))
+    x, y = torch.randn(272, WIDTH), torch.randint(10, (272,))
+    problem = cf.Problem(
+        model, cf.CrossEntropy(), (x[:256], y[:256]), (x[256:], y[256:]), remember=0
+    )
+    rung = cf.EKFAC(cf.Empirical())
+    held = 4 * (rung.elements(problem) + 16 * problem.parameters.count)
+    room = int(1.15 * held / int(os.environ.get("WORLD_SIZE", "1")))
+    return lambda: cf.influence(problem, rung, damping=cf.Relative(0.1), memory=room).values
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def indexed(folder: Path) -> Callable[[], torch.Tensor]:
@@ -103,21 +157,30 @@ def timed(name: str, out: Path) -> None:
     from curvfluence.runtime import ranks
 
     torch.set_num_threads(1)
-    work = indexed(out.with_suffix(".index")) if name == "index" else scored(name)
+    said: dict[str, Any] = {}
+    if name == "index":
+        work = indexed(out.with_suffix(".index"))
+    else:
+        work = within_a_part() if name == "memory" else scored(name, said)
     shared = dist.is_torchelastic_launched()
     if shared:
         dist.init_process_group("gloo")
         dist.barrier()
+    before = resident()
     with cf.together() if shared else nullcontext():
         start = time.perf_counter()
         found = work()
         seconds = time.perf_counter() - start
-    every: list[Any] = [ranks.sent()]
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    own = (ranks.sent(), said.get("of the fit", 0), peak)
+    every: list[Any] = [own]
     if shared:
         every = [None] * dist.get_world_size()
-        dist.all_gather_object(every, ranks.sent())
+        dist.all_gather_object(every, own)
     if not shared or not dist.get_rank():
-        out.write_text(json.dumps({"seconds": seconds, "bytes": sum(every)}))
+        sent, fit, peaks = zip(*every, strict=True)
+        told = {"bytes": sum(sent), "of the fit": sum(fit), "peaks": peaks}
+        out.write_text(json.dumps({**said, **told, "seconds": seconds}))
         torch.save(found, out.with_suffix(".pt"))
     if shared:
         dist.barrier()
@@ -138,6 +201,9 @@ def compared(work: str, rounds: int, folder: Path) -> dict[str, Any]:
             said = json.loads(out.read_text())
             rows[way].append(said["seconds"])
             found[f"bytes, {way}"] = said["bytes"]
+            if "by the formula" in said:
+                held = (said["of the fit"], said["by the formula"])
+                found[f"bytes of the fit, and by the formula, {way}"] = held
             print(f"{work}, {way}: {said['seconds']:.2f} s, {said['bytes']:,} bytes", flush=True)
     last = [folder / f"{work}-{rounds - 1}-{way.replace(' ', '-')}.pt" for way in WAYS]
     tables = [torch.load(file) for file in last]
@@ -148,6 +214,22 @@ def compared(work: str, rounds: int, folder: Path) -> dict[str, Any]:
         "same_bits": bool(torch.equal(tables[1], tables[2])),
         "off_from_alone": float((tables[1] - tables[0]).norm() / tables[0].norm()),
     }
+
+
+def held_by_each(folder: Path) -> dict[str, Any]:
+    """MiB that each process takes at its peak beside what it had before the work, and whether the
+    scores are those of one."""
+    peaks: dict[str, list[int]] = {}
+    tables: list[torch.Tensor] = []
+    for count in COUNTS:
+        out = folder / f"memory-{count}.json"
+        done = launched(count, "benchmarks/scale.py", "--workload", "memory", "--timed", str(out))
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        peaks[str(count)] = [round(peak / 2**20) for peak in json.loads(out.read_text())["peaks"]]
+        tables.append(torch.load(out.with_suffix(".pt")))
+    off = [float((table - tables[0]).norm() / tables[0].norm()) for table in tables[1:]]
+    return {"peak_mib_of_each": peaks, "off_from_one": off}
 
 
 def main() -> None:
@@ -164,7 +246,9 @@ def main() -> None:
         folder = Path(name)
         same, count = identical(folder)
         found |= {"ranks": list(COUNTS), "tables": count, "tables_identical": same}
+        found["fsdp2_same_bits"] = sharded(folder)
         found["killed_rank_seconds"] = round(killed(folder), 1)
+        found["memory"] = held_by_each(folder)
         print(found, flush=True)
         import workloads
 
