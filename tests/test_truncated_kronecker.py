@@ -438,6 +438,28 @@ def test_less_is_held() -> None:
     assert cf.influence(problem, some, damping=cf.Absolute(LAMBDA)).rung == some.name
 
 
+def test_what_is_left_is_told() -> None:
+    """By the trace of the exact block outside of the columns that are held."""
+    found = fitted("chain", cf.EKFAC, "type2", True, 1)
+    exact = cf.fit(problem_of("chain"), cf.BlockGGN(cf.Type2(), True))
+    outside: dict[str, float] = {}
+    for block, operator, _ in truncated(found):
+        (o, i), (out, inp) = operator.shape, operator.held
+        c = named(exact, block).operator.to_dense()
+        best = operator.eigenbasis().diagonal_of(c).reshape(o, i)
+        outside[block.name] = 1 - float(best[:out, :inp].sum() / best.sum())
+        assert operator.outside == pytest.approx(outside[block.name])
+    most = max(outside, key=outside.__getitem__)
+    said = f"{min(outside.values()):.2g} to {outside[most]:.2g} of a block's trace lies there"
+    (note,) = (note for note in found.notes if "eigenvectors held" in note)
+    assert said in note
+    assert note.split("block ")[-1].startswith(f"{most}.")
+    whole = cf.fit(problem_of("chain"), cf.EKFAC())
+    assert not any("eigenvectors held" in note for note in whole.notes)
+    operator = TruncatedKronecker(torch.eye(3)[:, :1], torch.eye(2)[:, :1], torch.zeros(2, 2))
+    assert operator.outside == 0  # of nothing
+
+
 def test_a_certificate_tells_what_it_costs() -> None:
     """Of the solution that the scores were made with, against the exact GGN."""
     problem = problem_of("chain")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -80,8 +80,12 @@ class FisherRung(Rung):
             blocks=blocks,
             decay=problem.decay,
             fisher=self.fisher_name(problem),
-            notes=(*notes, *self._of_default(problem, fisher)),
+            notes=(*notes, *self._of_default(problem, fisher), *self.notes_of(blocks)),
         )
+
+    def notes_of(self, blocks: Sequence[Block]) -> tuple[str, ...]:
+        """What a result must say of its blocks."""
+        return ()
 
     def _of_default(self, problem: Problem, fisher: Fisher) -> tuple[str, ...]:
         columns = problem.loss.columns(problem.n_outputs)

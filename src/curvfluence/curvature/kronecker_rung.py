@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, TypeAlias
@@ -138,6 +138,22 @@ class KroneckerRung(FisherRung):
             rank = self._rank(part, out[0], inp[0], rows.problem)
             made.append(self.block(part, self._operator(part, out, inp, rank)))
         return (*made, *fallback.blocks(sums, rows))
+
+    def notes_of(self, blocks: Sequence[Block]) -> tuple[str, ...]:
+        """How much of the curvature lies outside of the eigenvectors that are held."""
+        outside = {
+            block.name: block.operator.outside
+            for block in blocks
+            if isinstance(block.operator, TruncatedKronecker)
+        }
+        if not outside:
+            return ()
+        most, least = max(outside, key=outside.__getitem__), min(outside.values())
+        return (
+            f"{self.eigenvectors} eigenvectors held of each factor, what is left at its mean: "
+            f"{least:.2g} to {outside[most]:.2g} of a block's trace lies there, the most in block "
+            f"{most}. certificate() tells what that does to scores",
+        )
 
     def _operator(self, part: LayerPart, out: OutBasis, inp: InBasis, rank: int | None) -> Operator:
         if self._is_complete(part):

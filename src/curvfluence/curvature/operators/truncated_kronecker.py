@@ -66,6 +66,13 @@ class TruncatedKronecker(Operator):
         return self.out_basis.shape[1], inputs
 
     @property
+    def outside(self) -> float:
+        """The share of the trace that lies outside of U_B ⊗ U_A as held, where Λ is a mean."""
+        spectrum, (out, inp) = self._spectrum().double(), self.held
+        whole = float(spectrum.sum())
+        return 1 - float(spectrum[:out, :inp].sum()) / whole if whole > 0 else 0.0
+
+    @property
     def nbytes(self) -> int:
         held = 0 if self.in_basis is None else self.in_basis.nbytes
         return self.out_basis.nbytes + held + self.values.nbytes
