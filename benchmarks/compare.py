@@ -1,7 +1,7 @@
 """Curvfluence beside kronfluence, curvlinops, dattri and pyDVL on W1 to W7.
 
     python benchmarks/compare.py [--only W1 W3] [--examples 256] [--rounds 3]
-        [--libraries ours curvlinops] [--fresh]
+        [--libraries ours curvlinops] [--rungs GGN] [--fresh]
     python benchmarks/compare.py --tables [--kinds]     # no timing: only the page, and other layers
 
 Every measurement is a process of its own with one thread. In a round each job of a group runs once,
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import GROUPS, OURS, PEERS, Job
+from jobs import EXACT, GROUPS, OURS, PEERS, TOLERANCE, Job
 from kinds import KINDS
 from question import ask
 from record import Record, Round, middle, read, same_question, write
@@ -181,6 +181,8 @@ def record(job: Job, attempts: list[Attempt]) -> Record:
         note = last.refused or ""
     elif job.fit_only:
         note = "fit only: its pairwise scores take minutes here"
+    elif task.rung == EXACT:
+        note = f"residuals of {TOLERANCE:g} at most"
     else:
         note = ""
     if last.kept:
@@ -245,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="workloads, such as W1")
     parser.add_argument("--libraries", nargs="*", default=[OURS, *PEERS])
+    parser.add_argument("--rungs", nargs="*", default=[], help="only those, such as GGN")
     parser.add_argument("--examples", type=int, help="only jobs on so many training examples")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="measure the peers again")
@@ -259,6 +262,8 @@ def main() -> None:
         ]
         if options.only and group.workload not in options.only:
             continue
+        if options.rungs:
+            jobs = [job for job in jobs if job.task.rung in options.rungs]
         if options.examples is not None:
             jobs = [job for job in jobs if job.task.examples == options.examples]
         new = compare(jobs, rounds=options.rounds, fresh=options.fresh)

@@ -10,6 +10,7 @@ from workloads import WORKLOADS
 
 OURS = "ours"
 ONCE = {("W2", "dattri"), ("W3", "dattri"), ("W4", "pydvl")}  # slow and wrong: one round, no ratio
+EXACT, TOLERANCE = "GGN", 1e-2  # the exact GGN, and its residuals ‖(C + λI) x − g‖/‖g‖ at most
 PEERS = ("kronfluence", "curvlinops", "dattri", "pydvl")
 
 
@@ -66,6 +67,7 @@ GROUPS = (
             ("EKFAC", "mc(1)", (OURS, "kronfluence", "curvlinops")),
             ("KFAC", "empirical", (OURS, "kronfluence", "curvlinops")),
             ("KFAC", "type2", (OURS, "curvlinops", "pydvl")),
+            (EXACT, "type2", (OURS,)),
         ),
     ),
     Group(
@@ -75,6 +77,7 @@ GROUPS = (
         (
             ("EKFAC", "empirical", (OURS, "kronfluence", "curvlinops", "dattri")),
             ("EKFAC", "type2", (OURS, "curvlinops", "pydvl")),
+            (EXACT, "type2", (OURS,)),
         ),
     ),
     Group(
@@ -95,6 +98,7 @@ GROUPS = (
             ("EKFAC", "empirical", (OURS, "kronfluence", "curvlinops", "dattri")),
             ("EKFAC", "mc(1)", (OURS, "kronfluence", "curvlinops")),
             ("EKFAC", "type2", (OURS, "curvlinops", "pydvl")),
+            (EXACT, "type2", (OURS,)),
         ),
     ),
     Group(

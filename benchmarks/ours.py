@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jobs import EXACT, TOLERANCE
 from question import Question
 from torch import Tensor
 
@@ -36,10 +37,17 @@ def fit(question: Question) -> Fitted:
 
 def pairwise(question: Question, fitted: Fitted) -> Tensor:
     damping = cf.Absolute(question.task.damping)
+    if question.task.rung == EXACT:
+        found = cf.influence(fitted.problem, fitted.curvature, damping=damping, tolerance=TOLERANCE)
+        if max(found.residuals or (0.0,)) > TOLERANCE:
+            raise ArithmeticError(f"residuals of up to {max(found.residuals or ()):.1e}")
+        return found.values
     return cf.influence(fitted.problem, fitted.curvature, damping=damping).values
 
 
 def _rung(question: Question) -> cf.Rung:
+    if question.task.rung == EXACT:
+        return cf.GGN()
     rung = {"EKFAC": cf.EKFAC, "KFAC": cf.KFAC}[question.task.rung]
     fishers = {"type2": cf.Type2(), "empirical": cf.Empirical(), "mc(1)": cf.MonteCarlo(1)}
     return rung(fisher=fishers[question.task.fisher])

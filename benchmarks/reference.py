@@ -165,7 +165,9 @@ class _Solved:
 
 def cached(question: Question, trained: Trained, fisher: str) -> Tensor | None:
     """The reference of a task under `fisher`, kept by task and weights; None where it is random,
-    or has a column for each class at each of many positions."""
+    has a column for each class at each of many positions, or is of no factors."""
+    if question.task.rung not in ("EKFAC", "KFAC"):
+        return None
     if fisher not in COLUMNS or (question.positions > 1 and fisher != "empirical"):
         return None
     key = f"{question.task}{fisher}{trained.fingerprint()}"

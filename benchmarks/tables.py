@@ -8,6 +8,7 @@ from pathlib import Path
 
 from conditions import OURS, paired, verdicts
 from floor import fit_operations, pairwise_operations
+from jobs import EXACT
 from question import Task
 from record import RIGHT, Record, middle
 from workloads import WORKLOADS
@@ -98,6 +99,8 @@ def _row(record: Record, records: list[Record]) -> list[str]:
 
 def _share(record: Record) -> str:
     """Operations needed over seconds × sgemm: fit / pairwise; none for one that needs fewer."""
+    if record.rung == EXACT:
+        return ""
     if record.library == "pyDVL":  # one column where the formula counts one for every class
         return ""
     task = Task(

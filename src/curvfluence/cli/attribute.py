@@ -41,8 +41,9 @@ def attribute(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Hold no more than this at a time, such as 8GiB: blocks of parameters one group "
-            "after another, with a pass over the data each."
+            help="Hold matrices and solutions of no more than this at a time, such as 8GiB (a "
+            "pass's activations and the scores come to it): blocks of parameters one group after "
+            "another, with a pass over the data each."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("explorer.html"),
