@@ -323,14 +323,7 @@ def problem_with(loss: cf.CustomLoss) -> cf.Problem:
 
 def refused(what: str) -> str:
     """The error that disagreeing processes get."""
-    rank = dist.get_rank()
     problem = problems()["few" if what == "examples" else "mlp"]
-    rung: cf.Rung = cf.KFAC()
-    damping = 0.1
-    if what == "damping" and rank == 1:
-        damping = 0.2
-    if what == "queries" and rank == 1:
-        problem = problem.asking([1, 0, 2])
     if what == "loss":
         problem = problem_with(cf.CustomLoss(_own))
     if what == "not finite":
@@ -338,16 +331,82 @@ def refused(what: str) -> str:
         x, y = torch.randn(37, 5, dtype=torch.float64), torch.randint(0, 4, (37,))
         x[30] = 0
         problem = cf.Problem(Rooted().double(), cf.CrossEntropy(), (x, y), (x[:3], y[:3]))
-    if what == "weights" and rank == 1:
-        with torch.no_grad():
-            problem.theta["0.weight"].add_(1e-6)
-    if what == "rung" and rank == 1:
-        rung = cf.KFAC(fisher=cf.Empirical())
+    return error_of(problem)
+
+
+def error_of(problem: cf.Problem, rung: cf.Rung | None = None, damping: float = 0.1) -> str:
     try:
-        cf.influence(problem, rung, damping=cf.Absolute(damping))
+        cf.influence(problem, rung or cf.KFAC(), damping=cf.Absolute(damping))
     except cf.errors.CurvfluenceError as error:
         return str(error)
     return "nothing"
+
+
+class Turned(nn.Sequential):
+    """Whose modules are those of another that computes something else."""
+
+    def __init__(self, sign: float, model: nn.Module) -> None:
+        super().__init__(*model.children())
+        self.sign = sign
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sign * super().forward(x)
+
+
+def disagreements() -> dict[str, list[str]]:
+    """The errors of both processes, by what the second was given otherwise."""
+    usual, other = problems()["mlp"], dist.get_rank() == 1
+    (x, y), (asked, answers) = usual.train.tensors, usual.queries.tensors
+
+    def given(loss: Any = usual.loss, **options: Any) -> cf.Problem:
+        options = {"weight_decay": 1e-2, **options}
+        of = [options.pop(name, getattr(usual, name)) for name in ("model", "train", "queries")]
+        return cf.Problem(of[0], loss, *of[1:], **options)
+
+    def scaled(output: Tensor, target: Tensor) -> Tensor:
+        return (1.5 if other else 1.0) * _own(output, target)
+
+    moved = {name: value.clone() for name, value in usual.theta.items()}
+    moved["0.weight"][0, 0] += 1e-6
+    renamed = nn.Sequential()
+    for name, layer in zip("014", usual.model.children(), strict=True):
+        renamed.add_module(name, layer)
+    torch.manual_seed(1)  # of what is built here
+    weights = torch.full((37,), 1.5, dtype=torch.float64)
+    many = asked.repeat(4, 1)
+    many[11, 0] += 1e-6 * other
+    seconds: dict[str, cf.Problem] = {
+        "weights": given(weights=moved),
+        "weight decay": given(weight_decay=0.02),
+        "loss": given(cf.CrossEntropy(label_smoothing=0.1)),
+        "order of the data": given(train=(x.flip(0), y.flip(0))),
+        "weights of examples": given(train=cf.Examples(x, y, weights=weights)),
+        "order of queries": usual.asking([1, 0, 2]),
+        "measurement": given(measurement=cf.LogProbability()),
+        "names of layers": given(model=renamed),
+        "widths": given(model=mlp(5, 8, 4).double()),
+        "dtype": usual.to(torch.float32),
+    }
+    own = cf.CustomMeasurement(scaled, lower_is_better=True)
+    both = {
+        "nothing": given(),
+        "one of many queries": given(queries=(many, answers.repeat(4))),
+        "code of the loss": given(cf.CustomLoss(scaled)),
+        "code of the measurement": given(measurement=own),
+        "class of the measurement": given(measurement=cf.LogProbability(int(other))),
+        "autocast": given(model=mlp(5, 7, 4), autocast=torch.bfloat16 if other else None),
+        "code of the model": given(model=Turned(-1.0 if other else 1.0, usual.model)),
+    }
+    for what, second in seconds.items():
+        both[what] = second if other else given()
+    said = {what: error_of(problem) for what, problem in both.items()}
+    said["rung"] = error_of(given(), cf.KFAC(fisher=cf.Empirical()) if other else cf.KFAC())
+    said["damping"] = error_of(given(), damping=0.2 if other else 0.1)
+    several = given(
+        cf.CrossEntropy(label_smoothing=0.1), weights=moved, queries=(many, answers.repeat(4))
+    )
+    said["several"] = error_of(several if other else given(), damping=0.2 if other else 0.1)
+    return {what: every(one) for what, one in said.items()}
 
 
 def going_on(out: Path, after: int) -> dict[str, Any]:
@@ -419,6 +478,7 @@ def main() -> None:
     works = {
         "everything": everything,
         "sharded": sharded,
+        "disagreements": disagreements,
         "file": lambda: in_a_file(out),
         "bytes": handed_on,
         "memory": divided,

@@ -262,11 +262,11 @@ class TestChanges:
         near = ones.clone()
         near[1] += 1e-6
         for other in (made(nn.ReLU(), ones), made(nn.Tanh(), near)):
-            with pytest.raises(cf.errors.InputError, match="fitted at other"):
+            with pytest.raises(cf.errors.InputError, match="the curvature is of "):
                 cf.influence(other, fitted)
         given = made(nn.Tanh(), ones)
         x.mul_(3)
-        with pytest.raises(cf.errors.InputError, match="fitted at other"):
+        with pytest.raises(cf.errors.InputError, match="the curvature is of "):
             cf.influence(given, fitted)
 
     def test_two_passes_at_once_see_every_example(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,7 @@ class TestFingerprint:
     def test_another_is_refused(self, name: str) -> None:
         fitted = cf.fit(self.made(), cf.KFAC())
         cf.influence(self.made(), fitted)
-        with pytest.raises(cf.errors.InputError, match="fitted at other"):
+        with pytest.raises(cf.errors.InputError, match="the curvature is of "):
             cf.influence(self.made(**self.OTHERS[name]), fitted)
 
     @pytest.mark.parametrize("how", ["data", "numpy"])
@@ -369,7 +369,7 @@ class TestFingerprint:
             held.data[3] *= 3
         else:
             held.numpy()[3] *= 3
-        with pytest.raises(cf.errors.InputError, match="fitted at other"):
+        with pytest.raises(cf.errors.InputError, match="the curvature is of "):
             cf.influence(given, fitted)
         after = cf.influence(given, cf.EKFAC(cf.Empirical())).values
         none = self.made(remember=0)

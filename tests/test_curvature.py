@@ -706,5 +706,5 @@ class TestDecayInInverse:
         x = given.model, given.loss, given.train, given.queries
         fitted = cf.fit(given, cf.EKFAC())
         other = cf.Problem(*x, weight_decay=dict(given.weight_decay), decay_in_inverse=False)
-        with pytest.raises(cf.errors.InputError, match="fitted at other"):
+        with pytest.raises(cf.errors.InputError, match="differs in the weight decay: fit"):
             cf.influence(other, fitted)

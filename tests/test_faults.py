@@ -70,7 +70,8 @@ class TestWhatIsStale:
             tensor.data.mul_(3)
         else:
             tensor.numpy()[:] *= 3
-        with pytest.raises(InputError, match="fitted at other weights"):
+        differs = "the weights" if what == "theta" else "what the loss computes"
+        with pytest.raises(InputError, match=f"which differs in {differs}: fit it"):
             cf.influence(given, fitted)
 
     def test_cached_rows_are_made_anew(self) -> None:

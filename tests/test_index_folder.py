@@ -131,7 +131,7 @@ class TestFolder:
                 cf.index(problem, rung, out=folder, **options)
         with torch.no_grad():
             moved = {k: v + 0.01 for k, v in problem.model.state_dict().items()}
-        with pytest.raises(InputError, match="of other weights"):
+        with pytest.raises(InputError, match="another problem, which differs in the weights: give"):
             cf.load_index(folder, problem.at(moved))
         held(problem.train).tensors[0][0] += 1
         with pytest.raises(InputError, match="data were changed since the index was made"):

@@ -177,10 +177,10 @@ class TestInfluence:
         curvature = cf.fit(problem, cf.EKFAC())
         other = make(problem.model, problem.loss, weight_decay=0.5)
         moved = problem.at({name: value + 0.1 for name, value in problem.theta.items()})
-        for at in (other, moved):
-            with pytest.raises(cf.errors.InputError, match="other weights"):
+        for at, what in ((other, "the weight decay"), (moved, "the weights")):
+            with pytest.raises(cf.errors.InputError, match=f"differs in {what}: fit"):
                 cf.influence(at, curvature)
-            with pytest.raises(cf.errors.InputError, match="other weights"):
+            with pytest.raises(cf.errors.InputError, match=f"differs in {what}: fit"):
                 cf.self_influence(at, curvature)
 
     def test_scores_carry_no_graph(self) -> None:

@@ -126,10 +126,6 @@ def test_scores_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "count", "words"),
     [
-        ("weights", 2, "the weights, loss, data or queries of rank 1 is not that of rank 0"),
-        ("queries", 2, "the weights, loss, data or queries of rank 1 is not that of rank 0"),
-        ("rung", 2, "the rung of rank 1 is not that of rank 0"),
-        ("damping", 2, "the damping of rank 1 is not that of rank 0"),
         ("not finite", 2, "30"),
         ("loss", 2, "nothing"),
         ("examples", 6, "6 ranks are more than the 5 training examples"),
@@ -137,6 +133,41 @@ def test_scores_in_a_file(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_said(what: str, count: int, words: str, tmp_path: Path) -> None:
     assert words in told(count, what, tmp_path)
+
+
+def test_processes_that_disagree_are_told_in_what(tmp_path: Path) -> None:
+    """That and nothing that follows from it, in the same words at both."""
+    told_in = told(2, "disagreements", tmp_path)
+    wanted = {
+        "nothing": None,
+        "weights": "the weights",
+        "weight decay": "the weight decay",
+        "loss": "the loss",
+        "code of the loss": "what the loss computes",
+        "order of the data": "the training data",
+        "weights of examples": "the training data",
+        "order of queries": "the queries",
+        "one of many queries": "the queries",
+        "measurement": "the measurement",
+        "class of the measurement": "the measurement",
+        "code of the measurement": "what the measurement computes",
+        "names of layers": "the model",
+        "widths": "the model and the weights",
+        "code of the model": "what the model computes",
+        "dtype": "the dtype of the weights",
+        "autocast": "autocast",
+        "rung": "the rung",
+        "damping": "the damping",
+        "several": "the weights, the loss, the queries and the damping",
+    }
+    assert told_in.keys() == wanted.keys()
+    for what, names in wanted.items():
+        first, second = told_in[what]
+        assert first == second, what
+        if names is None:
+            assert first == "nothing"
+        else:
+            assert f"rank 1 differs from rank 0 in {names}. Give every rank the same" in first, what
 
 
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
@@ -310,13 +341,13 @@ class TestIndex:
     @pytest.mark.parametrize(
         ("what", "words"),
         [
-            ("folder", "the folder of rank 1 is not that of rank 0"),
-            ("dimension", "the dimension of rank 1 is not that of rank 0"),
-            ("seed", "the seed of rank 1 is not that of rank 0"),
-            ("dtype", "the dtype of rank 1 is not that of rank 0"),
-            ("damping", "the damping of rank 1 is not that of rank 0"),
+            ("folder", "rank 1 differs from rank 0 in the folder. Give"),
+            ("dimension", "rank 1 differs from rank 0 in the dimension. Give"),
+            ("seed", "rank 1 differs from rank 0 in the seed. Give"),
+            ("dtype", "rank 1 differs from rank 0 in the dtype. Give"),
+            ("damping", "rank 1 differs from rank 0 in the damping. Give"),
             ("appended", "the same command without torchrun, or outside of together()"),
-            ("appended by one", "the number of appended sources of rank 1 is not that of rank 0"),
+            ("appended by one", "rank 1 differs from rank 0 in the number of appended sources."),
             ("append", "call append() outside of together()"),
             ("write", "o space left"),
             ("reading", "o space left"),
@@ -360,7 +391,7 @@ class TestSelfInfluence:
     def test_what_does_not_go_together(self, what: str, tmp_path: Path) -> None:
         name = "rung" if what == "curvature" else "damping"
         for said in told(2, f"self {what}", tmp_path):
-            assert f"the {name} of rank 1 is not that of rank 0" in said
+            assert f"rank 1 differs from rank 0 in the {name}. Give" in said
 
 
 class TestSharing:

@@ -112,7 +112,7 @@ def test_faults(tmp_path: Path) -> None:
     curvature.save(folder)
     with pytest.raises(InputError, match="exists: name a new folder"):
         curvature.save(folder)
-    with pytest.raises(InputError, match="at other weights"):
+    with pytest.raises(InputError, match="is of another problem, which differs in"):
         cf.Curvature.load(folder, mixed_problem())
     with pytest.raises(InputError, match="holds no saved curvature"):
         cf.Curvature.load(tmp_path, problem)

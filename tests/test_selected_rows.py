@@ -504,7 +504,7 @@ class TestBounds:
         scores = cf.influence(problem, cf.EKFAC(), damping=cf.Absolute(0.1))
         with torch.no_grad():
             problem.theta["0.weight"].add_(1.0)
-        with pytest.raises(cf.errors.InputError, match="were changed since the scores were made"):
+        with pytest.raises(cf.errors.InputError, match="differs in the weights, and bounds"):
             scores.error_bounds()
 
 

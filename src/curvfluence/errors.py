@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -53,6 +53,11 @@ class SingularError(CurvfluenceError):
 
 class CoverageError(CurvfluenceError):
     """A rung that is asked to be strict has no rule for some parameter."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """As a sentence has them: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def about(example: int, kind: type[CurvfluenceError], text: str) -> CurvfluenceError:

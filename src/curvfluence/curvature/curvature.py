@@ -27,6 +27,7 @@ from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.rows import Rows
 from curvfluence.jacobian.terms import sum_of
 from curvfluence.problem.parameters import Parameters
+from curvfluence.problem.parts import another
 from curvfluence.problem.problem import Problem, require_problem
 
 NO_INVERSES: Mapping[str, LowRankInverse] = MappingProxyType({})
@@ -58,6 +59,7 @@ class Curvature:
     fixed_damping: Absolute | None = None
     notes: tuple[str, ...] = ()
     fitted_on: str = ""  # `Problem.fingerprint`
+    parts: Mapping[str, str] = field(default_factory=dict[str, str])  # of it, to say what differs
     cost: Cost = field(default_factory=lambda: Cost(0.0, 0))
 
     @cached_property
@@ -302,6 +304,7 @@ class Curvature:
             fixed_damping=None if self.fixed_damping is None else self.fixed_damping.value,
             notes=self.notes,
             fitted_on=self.fitted_on,
+            parts=dict(self.parts),
             fit_seconds=self.cost.fit_seconds,
             nbytes=self.cost.nbytes,
         )
@@ -319,11 +322,9 @@ class Curvature:
         require_problem(problem)
         folder = kinds.place(path, "path")
         said, tensors = read_curvature(folder, problem.device, mapped=kinds.flag(mapped, "mapped"))
-        if said.fitted_on != problem.fingerprint:
-            raise InputError(
-                f"the curvature in {folder} was fitted at other weights, weight decay, loss or "
-                "training data: fit it on this problem"
-            )
+        other = another(said.fitted_on, said.parts, problem)
+        if other is not None:
+            raise InputError(f"the curvature in {folder} is of {other}: fit it on this problem")
         try:
             blocks, decay = blocks_of(
                 said, tensors, problem.parameters, discover(problem), problem.dtype
@@ -339,6 +340,7 @@ class Curvature:
             fixed_damping=None if said.fixed_damping is None else Absolute(said.fixed_damping),
             notes=said.notes,
             fitted_on=said.fitted_on,
+            parts=said.parts,
             cost=Cost(said.fit_seconds, said.nbytes),
         )
 

@@ -19,6 +19,7 @@ from curvfluence.jacobian.fisher import Fisher
 from curvfluence.jacobian.fisher_pass import FEW_SURPRISES_NOTE
 from curvfluence.problem.content import content
 from curvfluence.problem.data import Examples
+from curvfluence.problem.parts import WHOLE, differing, parts, parts_of_fit
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import device as machine
 from curvfluence.runtime import journal, precision, ranks
@@ -121,7 +122,9 @@ def fit(problem: Problem, rung: Rung, *, strict: bool = False) -> Curvature:
         if FEW_SURPRISES_NOTE in note:
             warnings.warn(note, CurvfluenceWarning, stacklevel=3)  # past the decorator
     notes = (*built.notes, *said, *_of_decay(problem), *problem.notes)
-    curvature = replace(built, notes=notes, fitted_on=problem.fingerprint)
+    curvature = replace(
+        built, notes=notes, fitted_on=problem.fingerprint, parts=parts_of_fit(problem)
+    )
     return curvature.with_cost(machine.clock(problem.device) - start)
 
 
@@ -141,13 +144,12 @@ def require_together(problem: Problem, **asked: object) -> None:
         raise InputError(
             "data that every pass reads anew are not shared out yet: give the processes tensors"
         )
-    team.require_same(
-        {
-            "the weights, loss, data or queries": content(problem),
-            "the number of torch's threads": str(torch.get_num_threads()),
-            **{name.replace("_", " "): str(value) for name, value in asked.items()},
-        }
-    )
+    told = {name.replace("_", " "): str(value) for name, value in asked.items()}
+    told["the number of torch's threads"] = str(torch.get_num_threads())
+    whole = content(problem)
+    if not team.agree(whole):  # where they differ is looked for only then
+        told = {**parts(problem), WHOLE: whole, **told}
+    team.require_same(told, differing)
 
 
 def _of_decay(problem: Problem) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import field
 from torch import Tensor
 
 from curvfluence._version import __version__
@@ -96,6 +97,8 @@ class SavedCurvature(Record, frozen=True):
     blocks: tuple[SavedBlock, ...]
     decay: str  # the name of w
     arrays: dict[str, StoredArray]
+    # of what `fitted_on` is of, to say what differs; earlier files have none
+    parts: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Arrays:

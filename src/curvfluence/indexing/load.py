@@ -19,6 +19,7 @@ from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import CURVATURE, INDEX, REMEDY, IndexRecord, SavedDamping
 from curvfluence.indexing.shards import Shards
 from curvfluence.jacobian.discovery import discover
+from curvfluence.problem.parts import another
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.problem.source import Source, data_of
 from curvfluence.problem.stream import Data
@@ -59,10 +60,15 @@ def load_index(
             f"the index in {folder} is not finished: {record.held:,} of {record.examples:,} "
             "examples are in it. The call that makes it goes on from there"
         )
-    if (record.fitted_on, record.examples) != (problem.fingerprint, len(problem.train)):
+    other = another(record.fitted_on, record.parts, problem)
+    if other is not None:
         raise InputError(
-            f"the index in {folder} is of other weights, weight decay, loss or training data: give "
-            "the problem that it was made of, or make another index"
+            f"the index in {folder} is of {other}: give the problem that it was made of, or make "
+            "another index"
+        )
+    if record.examples != len(problem.train):
+        raise InputError(
+            f"the index in {folder} is of another number of training examples: {REMEDY}"
         )
     curvature = curvature_in(folder, problem)
     index = opened(folder, problem, record, curvature, verify=verify, memory=room)

@@ -41,6 +41,7 @@ from curvfluence.indexing.shards import Shards, read_ends, write_shard
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.problem.fingerprint import fingerprint
+from curvfluence.problem.parts import parts_of_fit
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.problem.source import Source
 from curvfluence.runtime import precision, ranks
@@ -142,7 +143,8 @@ def index(
     }
     if groups > 1:
         made_of[GROUPS] = str(groups)
-    same = {f"the {name}": value for name, value in made_of.items()}
+    of_problem = {"problem", "queries", "measurement"}  # which are asked for part by part
+    same = {f"the {name}": made_of[name] for name in made_of if name not in of_problem}
     same["the number of appended sources"] = str(len(sources))
     require_together(problem, **same, the_folder=folder)
     with _held_by_one(folder, wait=wait), writing(folder):
@@ -327,6 +329,7 @@ def _begun(
         key=hash_json(made_of),
         made_of=made_of,
         fitted_on=problem.fingerprint,
+        parts=parts_of_fit(problem),
         rung=curvature.name,
         damping=damping_of(damping),
         examples=len(problem.train),

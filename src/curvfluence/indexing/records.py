@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from curvfluence.store.arrays import Size, StoredArray
 from curvfluence.store.records import Record
@@ -94,6 +94,8 @@ class IndexRecord(Record, frozen=True):
     errors: tuple[tuple[Size, float], ...] = ()
     shards: tuple[Shard, ...] = ()
     recall: Recall | None = None
+    # of what `fitted_on` is of, to say what differs; earlier indexes have none
+    parts: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def dimension(self) -> int:

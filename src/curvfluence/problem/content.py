@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-
 from curvfluence.problem.fingerprint import fingerprint
+from curvfluence.problem.parts import of_measurement, tried
 from curvfluence.problem.problem import Problem
-from curvfluence.runtime import generators
-
-TRIED = 8  # queries whose outputs tell one model's code from another's
 
 
 def content(problem: Problem) -> str:
     """A name for all that scores depend on, the same in every process: weights, examples and what
     the model, the loss and the measurement make of a few."""
-    queries = problem.queries.take(slice(0, TRIED))
-    with torch.no_grad(), generators.preserved():
-        outputs = problem.forward(queries.inputs)
-        pull = problem.measurement.gradient(outputs, queries.targets)
+    outputs, pull = tried(problem)
     return fingerprint(
         repr(problem.structure.modules),
         *problem.theta.values(),
@@ -27,7 +20,7 @@ def content(problem: Problem) -> str:
         *problem.queries.tensors,
         problem.loss if problem.loss.closed else type(problem.loss).__qualname__,
         problem.held.said,
-        problem.measurement.name,
+        of_measurement(problem.measurement),
         outputs,
         pull,
         problem.autocast,

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from curvfluence.errors import InputError
+from curvfluence.errors import InputError, listed
 from curvfluence.runtime.said import noted, say
 
 _SENT = [0]  # bytes of tensors that this process handed on
@@ -72,18 +72,33 @@ class Ranks:
         groups = self._groups(rank)
         return bounds(n, groups[0])[0], bounds(n, groups[-1])[1]
 
-    def require_same(self, said: Mapping[str, str]) -> None:
-        """Errors: `InputError` where the processes were not given the same, with what differs."""
+    def agree(self, said: str) -> bool:
+        """Whether all of them say the same."""
+        return len(set(self._of_all(said))) == 1
+
+    def require_same(
+        self,
+        said: Mapping[str, str],
+        differing: Callable[[Mapping[str, str], Mapping[str, str]], Sequence[str]] | None = None,
+    ) -> None:
+        """Errors: `InputError` where the processes were not given the same, with what differs: all
+        of `said` that does, or what `differing` names of process 0's and another's."""
+        every = self._of_all(dict(said))
+        other = next((rank for rank, one in enumerate(every) if one != every[0]), None)
+        if other is None:
+            return
+        first, its = every[0], every[other]
+        names = differing(first, its) if differing else [n for n in first if its.get(n) != first[n]]
+        raise InputError(
+            f"the processes disagree: rank {other} differs from rank 0 in {listed(names)}. Give "
+            "every rank the same (one checkpoint, one seed, as many threads)"
+        )
+
+    def _of_all(self, own: T) -> list[T]:
+        """What each of them has: some small object."""
         every: list[Any] = [None] * self.count
-        dist.all_gather_object(every, dict(said))
-        for name in said:
-            values = [one.get(name) for one in every]
-            if any(value != values[0] for value in values):
-                other = next(r for r, value in enumerate(values) if value != values[0])
-                raise InputError(
-                    f"the processes disagree: {name} of rank {other} is not that of rank 0. Give "
-                    "every rank the same (one checkpoint, one seed, as many threads)"
-                )
+        dist.all_gather_object(every, own)
+        return every
 
     def require_enough(self, examples: int) -> None:
         """Errors: `InputError` for more processes than ranges, or than examples."""
@@ -100,9 +115,7 @@ class Ranks:
 
     def merged(self, own: Mapping[Any, Any]) -> dict[Any, Any]:
         """The union of everyone's, in the order of its keys."""
-        every: list[Any] = [None] * self.count
-        dist.all_gather_object(every, dict(own))
-        union = {key: value for one in every for key, value in one.items()}
+        union = {key: value for one in self._of_all(dict(own)) for key, value in one.items()}
         return {key: union[key] for key in sorted(union)}
 
     def broadcast(self, value: Tensor, of: int) -> Tensor:
@@ -143,11 +156,12 @@ class Ranks:
             error = raised
         finally:
             _ALONE.reset(token)
-        every: list[Any] = [None] * self.count
-        dist.all_gather_object(every, _told(error))
+        every = self._of_all(_told(error))
         first = next((r for r, told in enumerate(every) if told is not None), None)
         if first is not None:
-            raise every[first] if error is None or first != self.rank else error
+            told = every[first]
+            assert told is not None
+            raise told if error is None or first != self.rank else error
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from curvfluence.errors import InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import gradient_rows, query_gradients
 from curvfluence.jacobian.rows import Rows
+from curvfluence.problem.parts import another
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, journal, precision
 
@@ -91,10 +92,11 @@ def error_bounds(
     kinds.count(rows, "rows")
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: it has no error to bound")
-    if curvature.fitted_on != problem.fingerprint:
+    other = another(curvature.fitted_on, curvature.parts, problem)
+    if other is not None:
         raise InputError(
-            "weights, loss or training data were changed since the scores were made: bounds would "
-            "be of another system. Score again"
+            f"the problem was changed since the scores were made: they are of {other}, and bounds "
+            "would be of another system. Score again"
         )
     exact = problem.exact.to(torch.float64)
     shift = curvature.shift(damping).double()

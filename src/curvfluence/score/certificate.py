@@ -17,6 +17,7 @@ from curvfluence.errors import CurvfluenceWarning, InputError
 from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.gradients import query_gradients
 from curvfluence.jacobian.rows import Rows
+from curvfluence.problem.parts import another
 from curvfluence.problem.problem import Problem
 from curvfluence.runtime import budget, journal, precision
 from curvfluence.score.bounds import ErrorBounds, error_bounds
@@ -76,10 +77,11 @@ def certify(
         raise InputError(f"a certificate is against 'GGN' or 'Hessian'; seen {against!r}")
     if curvature.fixed_damping is not None:
         raise InputError(f"{curvature.rung} approximates no curvature: there is nothing to certify")
-    if curvature.fitted_on != problem.fingerprint:
+    other = another(curvature.fitted_on, curvature.parts, problem)
+    if other is not None:
         raise InputError(
-            "weights, loss or training data were changed since the scores were made: a certificate "
-            "would be of another system. Score again"
+            f"the problem was changed since the scores were made: they are of {other}, and a "
+            "certificate would be of another system. Score again"
         )
     queries = query_gradients(problem, discover(problem))
     exact = problem.exact if dtype is None else problem.to(dtype)

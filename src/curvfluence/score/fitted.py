@@ -8,6 +8,7 @@ from curvfluence.curvature.damping import Absolute, Damping, Relative, require_d
 from curvfluence.curvature.rung import Rung, fit, require_together
 from curvfluence.errors import InputError, SingularError
 from curvfluence.problem.fingerprint import fingerprint
+from curvfluence.problem.parts import another
 from curvfluence.problem.problem import Problem, require_problem
 from curvfluence.runtime import ranks
 
@@ -40,11 +41,9 @@ def fitted(
             f"the curvature is on {rung.decay.device}, the problem on {problem.device}: fit it on "
             "this problem, or move the problem with problem.to(device=...)"
         )
-    if rung.fitted_on != problem.fingerprint:
-        raise InputError(
-            "the curvature was fitted at other weights, weight decay, loss or training data: fit "
-            "it on this problem"
-        )
+    other = another(rung.fitted_on, rung.parts, problem)
+    if other is not None:
+        raise InputError(f"the curvature is of {other}: fit it on this problem")
     return rung
 
 
