@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 import curvfluence as cf
-from curvfluence.errors import CurvfluenceWarning, InputError
+from curvfluence.cli import consoles, process
+from curvfluence.errors import CurvfluenceWarning, InputError, ProcessEndedError
 from curvfluence.indexing import encode
 from curvfluence.runtime import ranks
 from curvfluence.runtime.ranks import GROUPS, Ranks, Tree, bounds
+from curvfluence.runtime.unfinished import LONG
 from curvfluence.store.lock import held
 from curvfluence.store.steps import Steps
 from tests import ranked
@@ -175,7 +178,97 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     done = run(2, "killed", tmp_path / "nothing.pt")
     assert done.returncode != 0
     assert time.monotonic() - start < 60
+    assert "ProcessEndedError: another of the processes that work together ended" in done.stderr
     assert not (tmp_path / "nothing.pt").exists()
+
+
+@pytest.mark.parametrize("survivor", ["pass", "time.sleep(50)"])
+def test_a_killed_process_ends_the_command(survivor: str, tmp_path: Path) -> None:
+    """Within a minute, with a sentence in the place of a traceback: gloo's error, or that torchrun
+    ended it, whichever comes first of one that waits for the other."""
+    own = f"""{OWN}
+import os, signal, time
+if os.environ["RANK"] == "1":
+    time.sleep(2)
+    os.kill(os.getpid(), signal.SIGKILL)
+{survivor}
+"""
+    start = time.monotonic()
+    done = commanded(2, tmp_path, "attribute", "own.py", "--threads", "1", own=own)
+    assert done.returncode != 0
+    assert time.monotonic() - start < 60
+    words = " ".join(done.stderr.split())
+    by_torchrun = "stopped by torchrun, as all processes of a run are once another one has ended: "
+    by_gloo = "error: another of the processes that work together ended, or can no longer be"
+    assert by_torchrun in words or (survivor == "pass" and by_gloo in words)
+    assert "; the same command goes on from there" in words
+    assert "RuntimeError" not in words
+    assert not (tmp_path / "explorer.html").exists()
+
+
+def test_the_command_says_that_another_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where torchrun's signal comes before it has spoken."""
+
+    def app(**_: object) -> None:
+        raise ProcessEndedError("another ended")
+
+    def refuse(kind: str, text: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        consoles.refuse(kind, text)
+
+    monkeypatch.setattr(process, "app", app)
+    monkeypatch.setattr(process, "refuse", refuse)
+    monkeypatch.setattr(sys, "argv", ["curvfluence", "attribute", "own.py"])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        process.main()
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"error: another ended; {LONG}"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError(
+                "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection "
+                "closed by peer [127.0.0.1]:22713. This is typically caused by a remote worker "
+                "crashing."
+            ),
+            "(Connection closed by peer [127.0.0.1]:22713)",
+        ),
+        (
+            RuntimeError(
+                "[..\\gloo\\transport\\uv\\unbound_buffer.cc:67] Timed out waiting 1800000ms for "
+                "recv operation to complete"
+            ),
+            "(Timed out waiting 1800000ms for recv operation to complete)",
+        ),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), "(failed to recv, got 0 bytes)"),
+        (
+            dist.DistBackendError("NCCL error: remote process exited or there was a network error"),
+            "(NCCL error: remote process exited or there was a network error)",
+        ),
+        (RuntimeError("ProcessGroupGloo::broadcast: invalid tensor type"), None),
+        (dist.DistBackendError("NCCL error: invalid usage"), None),
+        (RuntimeError("the model's own"), None),
+    ],
+)
+def test_which_errors_tell_that_another_process_ended(error: Exception, told: str | None) -> None:
+    with (
+        pytest.raises(RuntimeError if told is None else ProcessEndedError) as raised,
+        ranks.ends_told(),
+    ):
+        raise error
+    if told is None:
+        assert raised.value is error
+    else:
+        assert told in str(raised.value)
+        assert raised.value.__cause__ is error
 
 
 def test_killed_processes_go_on(tmp_path: Path) -> None:

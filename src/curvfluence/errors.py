@@ -13,6 +13,7 @@ __all__ = [
     "InputError",
     "NonFiniteError",
     "NotKeptError",
+    "ProcessEndedError",
     "SingularError",
 ]
 
@@ -41,6 +42,10 @@ class NotKeptError(InputError):
 
     def __reduce__(self) -> tuple[type, tuple[str, Any]]:  # as a worker sends it
         return type(self), (str(self), self.results)
+
+
+class ProcessEndedError(CurvfluenceError):
+    """Another of the processes that work together ended, or can no longer be reached."""
 
 
 class NonFiniteError(InputError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import warnings
+from contextlib import suppress
 from functools import partial
 
 from curvfluence.cli.consoles import console, refuse, show_warning
 from curvfluence.cli.root import app
 from curvfluence.cli.stop import Stopped, stoppable
-from curvfluence.errors import CurvfluenceError, InputError
+from curvfluence.cli.together import launched
+from curvfluence.errors import CurvfluenceError, InputError, ProcessEndedError
 from curvfluence.runtime.child import is_child
 from curvfluence.runtime.log import logger
 from curvfluence.runtime.unfinished import kept_by
@@ -26,9 +29,19 @@ def main() -> None:
         _run()
 
 
+def _by_torchrun(stopped: Stopped) -> str:
+    if stopped.number != signal.SIGTERM or (launched() or 1) == 1:
+        return ""
+    return " by torchrun, as all processes of a run are once another one has ended"
+
+
 def _run() -> None:
     try:
         app(prog_name="curvfluence")  # python -m would be called otherwise
+    except ProcessEndedError as error:
+        with suppress(ValueError):  # in no main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, before this is said
+        refuse("error", f"{error}; {kept_by(sys.argv[1:])}")
     except CurvfluenceError as error:
         refuse("error" if isinstance(error, InputError) else type(error).__name__, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -52,5 +65,5 @@ def _run() -> None:
         refuse("error", f"{place}{error.strerror or error}")
     except Stopped as stopped:
         if not is_child():  # the supervisor says so
-            console(stderr=True).print(f"stopped: {kept_by(sys.argv[1:])}")
+            console(stderr=True).print(f"stopped{_by_torchrun(stopped)}: {kept_by(sys.argv[1:])}")
         sys.exit(128 + stopped.number)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import re
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from curvfluence.errors import InputError, listed
+from curvfluence.errors import InputError, ProcessEndedError, listed
 from curvfluence.runtime.said import noted, say
 
 _SENT = [0]  # bytes of tensors that this process handed on
@@ -181,7 +182,8 @@ def together() -> Generator[Ranks]:
     """Within it, `cf.fit`, `cf.influence` and what rests on them share their work with the other
     processes of the default group, which must all come here and call the same.
 
-    Errors: `InputError` where torch.distributed is not initialised.
+    Errors: `InputError` where torch.distributed is not initialised; `ProcessEndedError` where
+    another process is gone while this one waits for it.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError(
@@ -191,9 +193,38 @@ def together() -> Generator[Ranks]:
     team = Ranks(dist.get_rank(), dist.get_world_size())
     token = _TEAM.set(team)
     try:
-        yield team
+        with ends_told():
+            yield team
     finally:
         _TEAM.reset(token)
+
+
+@contextmanager
+def ends_told() -> Generator[None]:
+    """Within it, what torch.distributed raises where another process is gone is a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _of_an_end(error):
+            raise
+        said = re.sub(r"^\[[^\]]*\] *", "", str(error)).partition(". ")[
+            0
+        ]  # without gloo's own line
+        raise ProcessEndedError(
+            "another of the processes that work together ended, or can no longer be reached "
+            f"({said}). What it said last, or torchrun, tells which and why"
+        ) from error
+
+
+def _of_an_end(error: RuntimeError) -> bool:
+    """Gloo raises plain RuntimeErrors, which name the place in its own source, and the addresses of
+    processes and not their ranks."""
+    if re.search(r"gloo[/\\]transport", str(error)):
+        return True
+    lost = "remote process exited" in str(error)  # NCCL's
+    return isinstance(error, dist.DistNetworkError) or (
+        lost and isinstance(error, dist.DistBackendError)
+    )
 
 
 def here() -> Ranks | None:
@@ -285,7 +316,13 @@ def leave() -> None:
     that barrier with it, and another waits for it for half an hour. So all of them tell the store,
     which is torchrun's own, before any of them goes.
     """
-    dist.barrier()
+    with ends_told():
+        dist.barrier()
+        _tell_all()
+    destroy()
+
+
+def _tell_all() -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -295,7 +332,6 @@ def leave() -> None:
         if store.add(f"curvfluence/leaving/{again}", 1) == dist.get_world_size():
             store.set(f"curvfluence/left/{again}", "all")
         store.wait([f"curvfluence/left/{again}"])
-    destroy()
 
 
 def destroy() -> None:
