@@ -10,7 +10,9 @@ formulas beside what torch counts on nets that run here, and beside the bytes th
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -121,15 +123,16 @@ def nets(tokens: int) -> list[Net]:
 def table(tokens: int) -> None:
     print(f"T = {tokens} (1 for the MLP); float32; K ranks; P of the linear layers")
     print(
-        "| net | P | factors | bases | eigenvalues | eigendecompositions | fit, N = 10⁴ | "
-        "10² × 10⁴ scores | 10² queries solved | messages of a fit, K ranks |"
+        "| net | P | factors | bases | eigenvalues | eigendecompositions | fit, N = 10⁴ | 10⁶ | "
+        "10⁹ | 10² × 10⁴ scores | 10² queries solved | messages of a fit, K ranks |"
     )
-    print("| --- " * 10 + "|")
+    print("| --- " * 12 + "|")
     for net in nets(tokens):
         print(
             f"| {net.name} | {net.parameters:.3g} | {4 * net.factors / 1e9:.3g} GB | "
             f"{4 * net.factors / 1e9:.3g} GB | {4 * net.parameters / 1e9:.3g} GB | "
-            f"{net.decomposed:.1e} | {net.fit(1e4):.1e} | {net.scored(1e4, 100):.1e} | "
+            f"{net.decomposed:.1e} | {net.fit(1e4):.1e} | {net.fit(1e6):.1e} | "
+            f"{net.fit(1e9):.1e} | {net.scored(1e4, 100):.1e} | "
             f"{net.solved(100):.1e} | "
             f"{4 * net.factors / 1e9:.3g} (K + 1) + {4 * net.parameters / 1e9:.3g} K GB |"
         )
@@ -205,7 +208,14 @@ def check() -> None:
             cf.influence(problem, curvature, damping=cf.Relative(1.0), inverse_error=0.0)
         scored = counter.get_total_flops()
         held = 4 * (net.factors + net.parameters)
+        with tempfile.TemporaryDirectory() as name:
+            out, damping = Path(name) / "index", cf.Relative(1.0)
+            index = cf.index(problem, curvature, out=out, damping=damping, dimension=32)
+            with FlopCounterMode(display=False) as counter:
+                index.append(train)  # as many again: what an index takes for each example
+        appended, d = counter.get_total_flops(), index.record.dimension
         rows = (
+            ("index, operations", net.scored(n, d) + net.solved(d), appended),
             ("fit, operations", net.fit(n), fitted),
             ("scores, operations", net.scored(n, q) + net.solved(q) + net.pass_(q), scored),
             ("curvature, bytes", held, curvature.cost.nbytes),

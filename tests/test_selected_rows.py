@@ -18,6 +18,7 @@ from curvfluence.jacobian.discovery import discover
 from curvfluence.jacobian.fisher_pass import FisherPass
 from curvfluence.jacobian.gradients import training_gradients
 from curvfluence.jacobian.rows import Rows
+from curvfluence.jacobian.terms import Formed
 from tests.problems import seeded
 from tests.zoo import zoo_problem
 
@@ -85,6 +86,20 @@ class TestRows:
         wanted = torch.einsum("rc,rcp->rp", weights, rows.to_dense()[index])
         found = rows.mixed(index, weights).to_dense()[:, 0]
         assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-12)
+
+    def test_shared_positions_are_matrices_where_these_are_smaller(self) -> None:
+        """Of 6 positions: 4 × 3 numbers for 6 (4 + 3), but 60 × 70 beside 6 (60 + 70)."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = nn.Linear(3, 4), nn.Linear(4, 70), nn.Linear(70, 60)
+            model = nn.Sequential(*layers).double()
+            x, y = torch.randn(5, 6, 3).double(), torch.randint(60, (5, 6))
+        problem = cf.Problem(model, cf.Positions(cf.CrossEntropy()), (x, y), (x, y))
+        rows = training_gradients(problem, discover(problem))
+        found = rows.compacted()
+        assert [isinstance(term, Formed) for term in found.terms] == [True, True, False]
+        assert torch.allclose(found.to_dense(), rows.to_dense(), rtol=1e-12, atol=1e-15)
+        assert found.nbytes < rows.nbytes
 
     @pytest.mark.parametrize("count", [1, 5, 10_000])
     @pytest.mark.parametrize("name", ["mlp", "cnn with groups", "tied transformer"])

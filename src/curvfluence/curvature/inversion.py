@@ -340,7 +340,7 @@ class SelectedRows(Form):
     def elements(self, problem: Problem, queries: int) -> float:
         r = min(self.count, len(problem.train) * looked_at(problem, self.count))
         solved = _solved(queries, problem)
-        held = float(r) ** 2 + r * discover(problem).elements(1) + 8.0 * solved
+        held = float(r) ** 2 + r * _row(problem) + 8.0 * solved
         return held + _directions(problem, 10 * solved)  # of ten products
 
     def stages(self, work: Workload) -> list[Stage]:
@@ -394,10 +394,17 @@ def _require_tolerance(tolerance: float) -> None:
 def _most_rows(problem: Problem) -> int:
     """Half of all rows, or as many as take a quarter of the memory in R² numbers and R rows."""
     room = machine.memory(problem.device) / 4 / problem.dtype.itemsize
-    row = discover(problem).elements(1)
+    row = _row(problem)
     by_memory = int((row * row / 4 + room) ** 0.5 - row / 2)
     every = len(problem.train) * _columns(problem)
     return min(by_memory, every // 2)
+
+
+def _row(problem: Problem) -> int:
+    """Numbers of a selected row: a and s, or the matrix of a layer where that is fewer."""
+    layout = discover(problem)
+    others = sum(problem.theta[name].numel() for name in layout.others)
+    return others + sum(min(layer.factored(1), layer.width) for layer in layout.layers)
 
 
 def _positions(problem: Problem) -> int:

@@ -85,6 +85,16 @@ class Rows:
                 terms[k] = replace(whole.formed(*basis, memo), biased=False)
         return replace(self, terms=tuple(terms))
 
+    def compacted(self) -> Rows:
+        """The same rows of a single column, of shared positions as matrices where these are fewer
+        numbers than a and s."""
+        smaller = {
+            k: (None, None)
+            for k, term in enumerate(self.terms)
+            if isinstance(term, SharedOuter) and term.c == 1 and term.smaller_formed
+        }
+        return self.formed(smaller)
+
     @property
     def _parts(self) -> list[tuple[Layer, Term]]:
         return list(zip(self.layers, self.terms, strict=True))

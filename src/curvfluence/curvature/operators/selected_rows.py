@@ -80,7 +80,7 @@ def select(chunks: Iterable[Rows], shift: Tensor, count: int) -> Selection:
         if parts and not len(found):
             continue
         index, column = found // c, found % c
-        parts.append(chunk.mixed(index, vectors[index, :, column]))
+        parts.append(chunk.mixed(index, vectors[index, :, column]).compacted())
         sizes = torch.cat([sizes.to(best.values), best.values[: len(found)]])
         if len(sizes) > 2 * count:
             parts, sizes = _largest(parts, sizes, count)

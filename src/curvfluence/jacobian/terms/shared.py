@@ -129,6 +129,12 @@ class SharedOuter(Factored):
         """Whether the rows, formed, are not much larger than a and s."""
         return self.c == 1 and is_compact(*self.shape, self.a.shape[1])
 
+    @property
+    def smaller_formed(self) -> bool:
+        """Whether a row, formed, is fewer numbers than its a and s."""
+        (o, i), t = self.shape, self.a.shape[1]
+        return o * i <= t * (o + i)
+
     def formed(
         self, out_basis: Tensor | None, in_basis: Tensor | None, memo: Memo | None = None
     ) -> Formed:
