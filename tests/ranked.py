@@ -37,15 +37,37 @@ RUNGS: dict[str, cf.Rung] = {
     "ekfac empirical": cf.EKFAC(fisher=cf.Empirical()),
     "kfac of two": cf.KFAC(eigenvectors=2),
     "ekfac of two": cf.EKFAC(eigenvectors=2),
+    "ekfac apart": cf.EKFAC(joint_bias=False),
+    "kfac apart": cf.KFAC(joint_bias=False),
+    "kfac reduce": cf.KFAC(sharing=cf.Reduce()),
+    "ekfac reduce": cf.EKFAC(sharing=cf.Reduce()),
+    "kfac factored": cf.KFAC(factored_damping=True),
+    "shampoo": cf.Shampoo(),
+    "shampoo mc": cf.Shampoo(fisher=cf.MonteCarlo(2, seed=5)),
+    "tkfac": cf.TKFAC(),
+    "tkfac empirical": cf.TKFAC(fisher=cf.Empirical()),
     "eshampoo": cf.EShampoo(),
+    "eshampoo mc": cf.EShampoo(fisher=cf.MonteCarlo(2, seed=5)),
+    "diagonal mc": cf.Diagonal(fisher=cf.MonteCarlo(2, seed=5)),
+    "block empirical": cf.BlockGGN(fisher=cf.Empirical()),
+    "projected": cf.hybrids.Project(cf.BlockGGN(), cf.KFAC()),
+    "sorted": cf.hybrids.Sorted(cf.BlockGGN(), cf.Shampoo()),
+    "trace matched": cf.hybrids.TraceMatched(cf.KFAC(), cf.BlockGGN()),
     "block": cf.BlockGGN(),
     "ggn": cf.GGN(Matrix()),
     "ggn sample space": cf.GGN(SampleSpace()),
+    "ggn kernel iterated": cf.GGN(SampleSpace(iterate=True, tolerance=1e-8)),
     "ggn selected rows": cf.GGN(SelectedRows(count=5, tolerance=1e-8)),
     "ggn iterated": cf.GGN(ConjugateGradients(tolerance=1e-8)),
     "hessian": cf.Hessian(),
+    "hessian plain": cf.Hessian(cf.hessian.Plain()),
+    "hessian clipped": cf.Hessian(cf.hessian.Clip()),
+    "hessian truncated": cf.Hessian(cf.hessian.Truncate(0.01)),
+    "hessian iterated": cf.Hessian(cf.hessian.Plain(), form=ConjugateGradients(tolerance=1e-8)),
+    "hessian selected rows": cf.Hessian(cf.hessian.Plain(), form=SelectedRows(5, tolerance=1e-8)),
 }
-
+# conjugate gradients ask for a definite Hessian, and MINRES is soon done there
+DAMPINGS = dict.fromkeys(("hessian iterated", "hessian selected rows"), cf.Absolute(3.0))
 
 REFUSED_INDEX = (
     "folder",
@@ -132,7 +154,7 @@ def everything() -> dict[str, Any]:
         for rung_name, rung in RUNGS.items():
             if name not in ("mlp", "shared") and rung_name not in SOME:
                 continue
-            at = cf.Relative(0.1) if name == "wide" else cf.Absolute(0.1)
+            at = cf.Relative(0.1) if name == "wide" else DAMPINGS.get(rung_name, cf.Absolute(0.1))
             scores = cf.influence(problem, rung, damping=at)
             found[f"{name}, {rung_name}"] = scores.values
             found[f"{name}, {rung_name}, notes"] = scores.notes
