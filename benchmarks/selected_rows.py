@@ -43,8 +43,10 @@ def trained(epochs: int, examples: int, queries: int) -> cf.Problem:
     return cf.Problem(model, cf.CrossEntropy(), (x, y), asked)
 
 
-def workload(name: str, epochs: int | None, queries: int) -> cf.Problem:
-    """One of W1 to W4, as it is trained there or for so many epochs."""
+def workload(
+    name: str, epochs: int | None, queries: int, examples: int | None = None
+) -> cf.Problem:
+    """One of W1 to W4, as it is trained there or for so many epochs, with some of its examples."""
     known = WORKLOADS[name]
     made = (
         workloads.load(name)
@@ -57,7 +59,7 @@ def workload(name: str, epochs: int | None, queries: int) -> cf.Problem:
     return cf.Problem(
         made.model(),
         cf.Positions(loss, reduction="sum") if data.targets.ndim > 1 else loss,
-        (data.inputs, data.targets),
+        (data.inputs[:examples], data.targets[:examples]),
         asked,
     )
 

@@ -121,6 +121,8 @@ FILES: dict[str, tuple[str, ...]] = {
         "test_low_rank_inverse",
     ),
     "curvature/low_rank_inverses": ("test_low_rank_inverse",),
+    "curvature/estimate/leading_rows": ("test_selected_rows",),
+    "indexing/inner_products": ("test_index_parts", "test_index"),
     "problem/losses/output_hessian": ("test_many_outputs",),
     "jacobian/layer_columns": ("test_many_outputs",),
     "runtime/paged": ("test_paged",),
@@ -227,6 +229,8 @@ def mutate(name: str, jobs: int) -> tuple[int, list[Survivor]]:
     _mutmut(place, "run", "--max-children", str(jobs))
     rows = [row.split(":") for row in _mutmut(place, "results", "--all", "true").splitlines()]
     found = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
+    if not found:
+        raise SystemExit(f"{name}: no mutant was made, see {place / 'run.log'}")
     if "not checked" in found.values():  # as where the tests fail without a mutant
         raise SystemExit(f"{name}: not every mutant was run, see {place / 'run.log'}")
     alive = [key for key, state in found.items() if state in ("survived", "no tests")]
