@@ -39,9 +39,9 @@ def together() -> Generator[bool]:
         return
     import torch.distributed as dist
 
-    from curvfluence.runtime import ranks
+    from curvfluence.runtime import backend, ranks
 
-    dist.init_process_group("gloo")
+    dist.init_process_group(backend.own())
     try:
         with ranks.together() as team:
             if team.rank:

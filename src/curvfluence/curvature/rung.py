@@ -21,8 +21,8 @@ from curvfluence.problem.content import content
 from curvfluence.problem.data import Examples
 from curvfluence.problem.parts import WHOLE, differing, parts, parts_of_fit
 from curvfluence.problem.problem import Problem, require_problem
+from curvfluence.runtime import backend, journal, precision, ranks
 from curvfluence.runtime import device as machine
-from curvfluence.runtime import journal, precision, ranks
 from curvfluence.runtime.said import noted
 from curvfluence.runtime.stage import Stage
 
@@ -139,6 +139,8 @@ def require_together(problem: Problem, **asked: object) -> None:
     team = ranks.here()
     if team is None:
         return
+    with team.alike():
+        backend.require_device(problem.device)
     team.require_enough(len(problem.train))
     if not isinstance(problem.train, Examples):
         raise InputError(

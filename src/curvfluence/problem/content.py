@@ -24,5 +24,5 @@ def content(problem: Problem) -> str:
         outputs,
         pull,
         problem.autocast,
-        problem.device,
+        problem.device.type,  # of which each process may have another one
     )

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from curvfluence.errors import InputError, ProcessEndedError, listed
+from curvfluence.runtime import backend
 from curvfluence.runtime.said import noted, say
 
 _SENT = [0]  # bytes of tensors that this process handed on
@@ -182,14 +183,18 @@ def together() -> Generator[Ranks]:
     """Within it, `cf.fit`, `cf.influence` and what rests on them share their work with the other
     processes of the default group, which must all come here and call the same.
 
-    Errors: `InputError` where torch.distributed is not initialised; `ProcessEndedError` where
-    another process is gone while this one waits for it.
+    Errors: `InputError` where torch.distributed is not initialised, or by NCCL alone, which hands
+    nothing on from the CPU; `ProcessEndedError` where another process is gone while this one waits
+    for it.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    backend.require_distributed()
+    if not dist.is_initialized():
         raise InputError(
             "no processes work together here: start them by torchrun, and call "
-            'torch.distributed.init_process_group("gloo") first'
+            'torch.distributed.init_process_group("gloo") first, or "cpu:gloo,cuda:nccl" for CUDA '
+            "devices"
         )
+    backend.require_cpu()
     team = Ranks(dist.get_rank(), dist.get_world_size())
     token = _TEAM.set(team)
     try:
