@@ -83,8 +83,9 @@ def sharded(folder: Path) -> bool:
 
 
 def scored(name: str, said: dict[str, Any]) -> Callable[[], torch.Tensor]:
-    """EK-FAC's fit and scores. What a fit hands on: K times its sums, the factors and then the
-    eigenvalues, and once the bases."""
+    """EK-FAC and its scores. What a fit of K processes hands on: K times its sums, the factors with
+    a float64 count of positions a layer and then the eigenvalues, and once the bases with their own
+    eigenvalues."""
     import workloads
 
     import curvfluence as cf
@@ -101,16 +102,14 @@ def scored(name: str, said: dict[str, Any]) -> Callable[[], torch.Tensor]:
     at = cf.Absolute(known.workload.damping)
     sides = [(w.shape[1] + 1, w.shape[0]) for w in problem.theta.values() if w.ndim == 2]
     factors, values = sum(i**2 + o**2 for i, o in sides), sum(i * o for i, o in sides)
+    summed, bases = 4 * (factors + values) + 8 * len(sides), 4 * (factors + sum(map(sum, sides)))
 
     def run() -> torch.Tensor:
         curvature = cf.fit(problem, cf.EKFAC())
         team = ranks.here()
         said["of the fit"] = ranks.sent()
-        said["by the formula"] = (
-            0
-            if team is None or team.count == 1
-            else 4 * (team.count * (factors + values) + factors)
-        )
+        several = team is not None and team.count > 1
+        said["by the formula"] = team.count * summed + bases if team is not None and several else 0
         return cf.influence(problem, curvature, damping=at).values
 
     return run
@@ -130,7 +129,8 @@ def within_a_part() -> Callable[[], torch.Tensor]:
     rung = cf.EKFAC(cf.Empirical())
     held = 4 * (rung.elements(problem) + 16 * problem.parameters.count)
     room = int(1.15 * held / int(os.environ.get("WORLD_SIZE", "1")))
-    return lambda: cf.influence(problem, rung, damping=cf.Relative(0.1), memory=room).values
+    at = cf.Absolute(1e-3)  # gradients vanish in so deep a net, and with them a relative λ
+    return lambda: cf.influence(problem, rung, damping=at, memory=room).values
 
 
 def resident() -> int:

@@ -114,6 +114,16 @@ def test_defaults_count() -> None:
     assert fingerprint(held) == before
 
 
+def test_a_problem_by_its_own_name() -> None:
+    """Not by what it holds: a structure without values, data, functions that were cached."""
+    x = torch.randn(6, 3)
+    problem = cf.Problem(nn.Linear(3, 2), cf.MSE(), (x, x[:, :2]), (x, x[:, :2]))
+    before = fingerprint(Holder(problem))
+    cf.influence(problem, cf.KFAC())
+    assert fingerprint(Holder(problem)) == before
+    assert len(fingerprint(nn.Linear(2, 2, device="meta"))) == 16
+
+
 def test_what_holds_itself_ends() -> None:
     own = Holder(None)
     own.by = own

@@ -33,7 +33,8 @@ def fitted(
         if (team := ranks.here()) is not None:  # fit asks for all else
             team.require_same({"the damping": str(damping)})
         return fit(problem, rung, strict=strict)
-    require_together(problem, the_rung=told_apart(rung), the_damping=damping)
+    if ranks.here() is not None:  # reading all of its matrices
+        require_together(problem, the_rung=told_apart(rung), the_damping=damping)
     if rung.parameters != problem.parameters:
         raise InputError("the curvature was fitted on a model with other parameters")
     if rung.decay.device != problem.device:
