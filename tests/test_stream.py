@@ -16,6 +16,7 @@ import curvfluence as cf
 from curvfluence.problem.source import data_of
 from curvfluence.problem.stream import Stream
 from curvfluence.problem.tree import leaves
+from curvfluence.runtime import ranks
 from tests.problems import mlp, seeded
 
 N, Q = 50, 6
@@ -164,6 +165,13 @@ class TestStream:
         data.read = 0
         cf.influence(made, curvature)
         assert data.read == 0
+
+    def test_processes_do_not_share_it_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Refused before work: each would read all of it, a range at a time."""
+        made, _ = self.streamed()
+        monkeypatch.setattr(ranks, "here", lambda: ranks.Ranks(0, 2))
+        with pytest.raises(cf.errors.InputError, match="reads anew .* give the processes tensors"):
+            cf.fit(made, cf.KFAC())
 
     def test_data_that_change_are_found(self) -> None:
         made, data = self.streamed()
