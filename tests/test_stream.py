@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ class TestStream:
         """Refused before work: each would read all of it, a range at a time."""
         made, _ = self.streamed()
         monkeypatch.setattr(ranks, "here", lambda: ranks.Ranks(0, 2))
-        with pytest.raises(cf.errors.InputError, match="reads anew .* give the processes tensors"):
+        monkeypatch.setattr(ranks.Ranks, "alike", lambda _: nullcontext())  # nobody else is there
+        with pytest.raises(cf.errors.InputError, match="not shared out yet: give the processes"):
             cf.fit(made, cf.KFAC())
 
     def test_data_that_change_are_found(self) -> None:
