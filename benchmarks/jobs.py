@@ -98,7 +98,6 @@ GROUPS = (
             ("EKFAC", "empirical", (OURS, "kronfluence", "curvlinops", "dattri")),
             ("EKFAC", "mc(1)", (OURS, "kronfluence", "curvlinops")),
             ("EKFAC", "type2", (OURS, "curvlinops", "pydvl")),
-            (EXACT, "type2", (OURS,)),
         ),
     ),
     Group(
