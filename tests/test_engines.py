@@ -16,6 +16,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import joblib
@@ -401,6 +402,21 @@ class TestRefused:
         with (
             pytest.raises(InputError, match="no Dask scheduler answers"),
             Engine("dask", address="tcp://127.0.0.1:1").running(),
+        ):
+            pass
+        assert time.monotonic() - start < 20
+
+    @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
+    def test_no_ray_answers(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Told by a connection of ours, before Ray asks for minutes."""
+        for name in ("ray", "ray.util", "ray.util.joblib"):
+            module: Any = ModuleType(name)
+            module.register_ray = None
+            monkeypatch.setitem(sys.modules, name, module)
+        start = time.monotonic()
+        with (
+            pytest.raises(InputError, match="no Ray cluster answers at "),
+            Engine("ray", address=address).running(),
         ):
             pass
         assert time.monotonic() - start < 20

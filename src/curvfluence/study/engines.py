@@ -137,12 +137,12 @@ def _dask(engine: Engine) -> Generator[int]:
             with _interrupts_held():
                 cluster = stack.enter_context(_started(lambda: LocalCluster(**started)))
                 stack.enter_context(_manned(cluster, workers))
-        else:
-            _require_answer(cluster)
         try:
+            if engine.address is not None:
+                _require_answer(engine.address)
             client = stack.enter_context(Client(cluster, timeout=REACHED))
             found: Any = client.scheduler_info()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, OverflowError, ValueError, TypeError) as error:
             raise _unanswered(engine.address, error) from None
         count = sum(one["nthreads"] for one in found["workers"].values())
         if not count:
@@ -199,13 +199,10 @@ def _manned(cluster: Any, count: int) -> Generator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """Before a client is made, which tells of what it cannot reach when it is gone."""
-    host, _, port = address.partition("://")[2].rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED):
-            return
-    except (OSError, OverflowError) as error:
-        raise _unanswered(address, error) from None
+    """Before a client is made: Dask's tells of what it cannot reach when it is gone, and Ray's
+    asks for minutes, each of which it says so. Errors: `OSError`, `OverflowError` for a port."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
 
 
 def _unanswered(address: str | None, error: Exception) -> InputError:
@@ -280,8 +277,10 @@ def _ray(engine: Engine) -> Generator[int]:
     else:
         options |= {"address": engine.address}
     try:
+        if engine.address is not None and ":" in engine.address:  # auto: Ray knows at once
+            _require_answer(engine.address)
         given.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {engine.address} ({error})") from None
     try:
         register_ray()
