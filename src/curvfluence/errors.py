@@ -60,9 +60,11 @@ class CoverageError(CurvfluenceError):
     """A rung that is asked to be strict has no rule for some parameter."""
 
 
-def listed(names: Sequence[str]) -> str:
-    """As a sentence has them: a, b and c."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """a, b and c."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def about(example: int, kind: type[CurvfluenceError], text: str) -> CurvfluenceError:

@@ -278,11 +278,11 @@ class SelectedRows(Form):
 
     In a fitted model few examples hold most of the GGN, and the norms of rows say which: where they
     do, a few products are enough for a residual of 1e-3; where curvature is spread over all rows (a
-    model hardly trained, a language model) it is plain block conjugate gradients with a dear
-    preconditioner. Stops where the residual of every query is below `tolerance`, or after
-    `max_products`; the result says how many there were, and which residuals are left. Needs
-    w + λ > 0. Of an example with more than 64 columns (a sequence has T (V − 1)) 4 to 32 rows that
-    hold much of its own are looked at (`LeadingRows`). Memory: R rows, R² and 6 Q P numbers.
+    model hardly trained, a language model) they spare some of many products. Stops where the
+    residual of every query is below `tolerance`, or after `max_products`; the result says how many
+    there were, and which residuals are left. Needs w + λ > 0. Of an example with more than 64
+    columns (a sequence has T (V − 1)) 4 to 32 rows that hold much of its own are looked at
+    (`LeadingRows`). Memory: R rows, R² and 6 Q P numbers.
     """
 
     count: int = 1000
@@ -432,7 +432,7 @@ def cheapest(problem: Problem, queries: int = 0) -> Form:
     """The form with the fewest operations of those that fit half the memory of the device."""
     queries = queries or len(problem.queries)
     room = machine.memory(problem.device) / 2
-    # of a language model, say, few rows hold little, and EK-FAC is the better preconditioner
+    # of a sequence, say: a sketch of its rows costs as much as many products with a few queries
     selected = () if many(problem) else (SelectedRows(),)
     fits: list[Form] = [
         form

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TypeAlias
 
 import torch
@@ -16,12 +15,10 @@ from curvfluence.errors import NonFiniteError
 from curvfluence.indexing.extremes import Extremes
 from curvfluence.indexing.inner_products import (
     Gradients,
-    at_a_time,
-    in_chunks,
     inner_products,
     parts_of,
     room_of,
-    solved_by,
+    solutions,
 )
 from curvfluence.indexing.landmarks import Landmarks
 from curvfluence.indexing.records import IndexRecord
@@ -65,23 +62,23 @@ class Encoder:
         count = len(rows) + (0 if sample is None else len(sample))
         parts = parts_of(curvature, count, room_of(rows.problem, memory))
         made = Encoder(rows.problem, rows.layout, landmarks, damping, parts, rows, sample, ())
-        return made if made.in_parts else replace(made, held=tuple(made.solved(made.parts[0])))
+        if made.in_parts:
+            return made
+        against = len(rows.problem.train)
+        return replace(made, held=tuple(solutions(parts[0], damping, made.left, against)))
 
     @property
     def in_parts(self) -> bool:
         return len(self.parts) > 1
 
-    def solved(self, part: Curvature) -> Iterator[Solved]:
-        """A⁻¹ g in the blocks of a part, of landmarks and of queries behind them."""
-        most, against = at_a_time(part), len(self.problem.train)
-        rows, sample = self.rows.held, self.sample
-        if rows is not None:
-            every = rows if sample is None else concatenate([rows, sample])
-            given = in_chunks(every, most)
-        else:
-            behind = iter(()) if sample is None else in_chunks(sample, most)
-            given = chain(self.rows.chunks(most), behind)
-        return (solved for _, solved in solved_by(part, given, self.damping, against))
+    @property
+    def left(self) -> tuple[Rows | Gradients, ...]:
+        """Gradients of landmarks and of queries behind them."""
+        if self.sample is None:
+            return (self.rows,)
+        if self.rows.held is None:
+            return (self.rows, self.sample)
+        return (concatenate([self.rows.held, self.sample]),)
 
     def split(self, products: Tensor) -> tuple[Tensor, Tensor]:
         """(those of the landmarks [d, n], of sample queries [S, n])."""
@@ -99,7 +96,7 @@ class Encoder:
         assert self.sample is not None
         if not self.in_parts and self.rows.held is not None:
             return self.products(self.rows.held)[1].T
-        return inner_products(self.parts, self.damping, self.sample, self.rows).T
+        return inner_products(self.parts, self.damping, (self.sample,), self.rows).T
 
 
 def encoded(
@@ -141,21 +138,10 @@ def _in_parts(encoder: Encoder, data: Data, first: int) -> _Chunks:
     """A shard at a time, in as many passes over it as there are parts. Landmarks are solved for in
     each anew, 4 d (i + o) operations for each parameter of an o × i layer, where a pass over a
     shard of 65,536 examples takes 6 T and more of each of them."""
-    columns = of_gradient("training set")
-    sample = 0 if encoder.sample is None else len(encoder.sample)
+    problem, layout = encoder.problem, encoder.layout
     for begin, end in side_by_side(first, len(data)):
-        found = torch.zeros(
-            len(encoder.landmarks) + sample, end - begin, dtype=encoder.problem.dtype
-        )
-        for part in encoder.parts:
-            held = tuple(encoder.solved(part))
-            given = rows_in_chunks(
-                encoder.problem, encoder.layout, data[begin:end], columns, first=begin
-            )
-            for at, rows in given:
-                inner = torch.cat([solved.inner(rows)[..., 0] for solved in held]).cpu()
-                found[:, at - begin : at - begin + len(rows)] += inner
-            del held  # before the next ones are there
+        shard = Gradients(problem, layout, data[begin:end], first=begin)
+        found = inner_products(encoder.parts, encoder.damping, encoder.left, shard)
         yield begin, *encoder.split(found)
 
 

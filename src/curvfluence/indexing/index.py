@@ -228,7 +228,7 @@ class Index:
         g_q = query_gradients(problem, self.layout)
         x_q = self.curvature.solve_rows(g_q, self.damping, against=Against(wanted))
         chunks = self.rows.chunks(len(self.rows))
-        products_qd = torch.cat([x_q.inner(rows)[..., 0] for _, rows in chunks], 1)
+        products_qd = torch.cat([x_q.inner(rows)[..., 0] for rows in chunks], 1)
         phi_qd = self.landmarks.coordinates(products_qd.T.cpu())
         times.append(machine.clock(problem.device))
         first = self.shards.search(phi_qd, wanted)

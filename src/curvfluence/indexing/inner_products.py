@@ -30,12 +30,14 @@ SHARE = 4  # of the memory, one in so many: what solved landmarks may take
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """Of some training examples: held as a and s, or computed anew whenever they are read."""
+    """Of some training examples, the first of number `first`: held as a and s, or computed anew
+    whenever they are read."""
 
     problem: Problem
     layout: Layout
     examples: Data
-    held: Rows | None
+    held: Rows | None = None
+    first: int = 0
 
     @staticmethod
     def of(problem: Problem, layout: Layout, examples: Data, room: int) -> Gradients:
@@ -50,21 +52,33 @@ class Gradients:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def chunks(self, most: int) -> Iterator[tuple[int, Rows]]:
-        """(start, rows) of successive examples, at most so many at a time."""
+    def __getitem__(self, part: slice) -> Gradients:
+        held = None if self.held is None else self.held[part]
+        first = self.first + part.indices(len(self))[0]
+        return replace(self, examples=self.examples[part], held=held, first=first)
+
+    def chunks(self, most: int) -> Iterator[Rows]:
+        """Those of successive examples, at most so many at a time."""
         if self.held is not None:
             yield from in_chunks(self.held, most)
             return
         columns = of_gradient("training set")
-        yield from rows_in_chunks(
-            self.problem, self.layout, self.examples, columns, chunk=most, alone=False
+        given = rows_in_chunks(
+            self.problem,
+            self.layout,
+            self.examples,
+            columns,
+            chunk=most,
+            first=self.first,
+            alone=False,  # as the fit has looked at
         )
+        yield from (rows for _, rows in given)
 
 
-def in_chunks(rows: Rows, most: int) -> Iterator[tuple[int, Rows]]:
-    """(start, rows) of successive ones, at most so many at a time."""
+def in_chunks(rows: Rows, most: int) -> Iterator[Rows]:
+    """Successive ones, at most so many at a time."""
     for start in range(0, len(rows), most):
-        yield start, rows[start : start + most]
+        yield rows[start : start + most]
 
 
 def room_of(problem: Problem, memory: int | None) -> int:
@@ -109,31 +123,31 @@ def parts_of(curvature: Curvature, vectors: int, room: int) -> tuple[Curvature, 
     )
 
 
-def solved_by(
-    part: Curvature, rows: Iterator[tuple[int, Rows]], damping: Damping, against: int
-) -> Iterator[tuple[int, Solved]]:
-    """A⁻¹ g of successive rows in the blocks of a part, to meet so many others."""
-    for start, some in rows:
-        yield start, part.solve_rows(some, damping, against=Against(against))
-
-
-def at_a_time(part: Curvature) -> int:
-    """How many vectors are solved for together."""
-    return max(1, budget.SOLVED // sum(block.size for block in part.blocks))
+def solutions(
+    part: Curvature, damping: Damping, left: Sequence[Rows | Gradients], against: int
+) -> Iterator[Solved]:
+    """A⁻¹ g in the blocks of a part, of all on the left, to meet so many others."""
+    most = max(1, budget.SOLVED // sum(block.size for block in part.blocks))
+    for given in left:
+        for rows in in_chunks(given, most) if isinstance(given, Rows) else given.chunks(most):
+            yield part.solve_rows(rows, damping, against=Against(against))
 
 
 def inner_products(
-    parts: Sequence[Curvature], damping: Damping, left: Rows | Gradients, right: Gradients
+    parts: Sequence[Curvature],
+    damping: Damping,
+    left: Sequence[Rows | Gradients],
+    right: Gradients,
 ) -> Tensor:
-    """⟨g, A⁻¹ g'⟩ of each on the left with each on the right, [L, R]. Cost: the solutions on the
-    left and 2 L R P operations; where gradients are not held, of those on the right once for each
-    part and each batch of solutions."""
-    found = torch.zeros(len(left), len(right), dtype=parts[0].decay.dtype)
+    """⟨g, A⁻¹ g'⟩ of all on the left with each on the right, [L, R]. The solutions of one part of
+    the curvature are held at a time, while the right is read once. Cost: the solutions and 2 L R P
+    operations; gradients that are not held are computed once for each part."""
+    found = torch.zeros(sum(map(len, left)), len(right), dtype=parts[0].decay.dtype)
     for part in parts:
-        most = at_a_time(part)
-        rows = in_chunks(left, most) if isinstance(left, Rows) else left.chunks(most)
-        for at, solved in solved_by(part, rows, damping, len(right)):
-            for start, others in right.chunks(len(right)):
-                inner = solved.inner(others)[..., 0].cpu()
-                found[at : at + inner.shape[0], start : start + inner.shape[1]] += inner
+        held, start = tuple(solutions(part, damping, left, len(right))), 0
+        for rows in right.chunks(len(right)):
+            inner = torch.cat([solved.inner(rows)[..., 0] for solved in held]).cpu()
+            found[:, start : start + len(rows)] += inner
+            start += len(rows)
+        del held  # before the next ones are there
     return found

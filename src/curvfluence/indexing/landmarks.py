@@ -110,11 +110,15 @@ def choose(
     "Embrace rejection", Algorithm 2.
     """
     room = room_of(problem, memory)
-    parts = parts_of(curvature, most if vectors is None else vectors, room)
+    together = most if vectors is None else vectors
+    parts = parts_of(curvature, together, room)
     sample = Gradients.of(problem, layout, problem.train.take(numbers.to(problem.device)), room)
     rows = sample.held
     if rows is None or len(parts) > 1:
-        gram = inner_products(parts, damping, sample, sample).double()
+        starts = range(0, len(sample), together)
+        some = (sample[start : start + together] for start in starts)
+        halves = [inner_products(parts, damping, (each,), sample) for each in some]
+        gram = torch.cat(halves).double()
         gram = (gram + gram.T) / 2
         norms = gram.diagonal().clamp_min(0)
     else:

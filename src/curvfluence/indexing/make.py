@@ -383,7 +383,7 @@ def _of_landmarks(
     counts = [d for d in DIMENSIONS if d < len(chosen.landmarks)] + [len(chosen.landmarks)]
     g_q = query_gradients(_sampled(asked.problem), discover(asked.problem))
     parts = parts_of(curvature, asked.vectors, room_of(asked.problem, asked.memory))
-    exact_qm = inner_products(parts, asked.damping, g_q, chosen.sample)
+    exact_qm = inner_products(parts, asked.damping, (g_q,), chosen.sample)
     errors = chosen.errors(exact_qm, exact_qm[:, chosen.places].T, counts)
     count, notes = len(chosen.landmarks), list(record.notes)
     if count < dimension:

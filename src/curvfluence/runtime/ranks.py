@@ -212,9 +212,8 @@ def ends_told() -> Generator[None]:
     except RuntimeError as error:
         if not _of_an_end(error):
             raise
-        said = re.sub(r"^\[[^\]]*\] *", "", str(error)).partition(". ")[
-            0
-        ]  # without gloo's own line
+        # without the line of gloo's own source, and what torch advises
+        said = re.sub(r"^\[[^\]]*\] *", "", str(error)).partition(". ")[0]
         raise ProcessEndedError(
             "another of the processes that work together ended, or can no longer be reached "
             f"({said}). What it said last, or torchrun, tells which and why"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import floor, log10
 
+from curvfluence.errors import listed as listed
+
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE = "–"
 
@@ -99,13 +101,6 @@ def times(ratio: float) -> str:
 def counted(count: int, noun: str) -> str:
     """1 eigenvalue, 2 eigenvalues."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def listed(names: Sequence[str], last: str = "and") -> str:
-    """a, b and c."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def clipped(text: str, length: int) -> str:
